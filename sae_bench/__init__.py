@@ -1,0 +1,62 @@
+"""Which sparse autoencoder architecture is best: trained, evaluated and ranked on one stream of activations.
+
+This module names what a plugin needs. Importing it is cheap: each name is loaded when it is first used.
+"""
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sae_bench.active import Active as Active
+    from sae_bench.active import decode as decode
+    from sae_bench.active import select as select
+    from sae_bench.active import select_all as select_all
+    from sae_bench.metrics import DocumentSums as DocumentSums
+    from sae_bench.registry import ARCHITECTURES as ARCHITECTURES
+    from sae_bench.registry import TASKS as TASKS
+    from sae_bench.registry import architecture as architecture
+    from sae_bench.registry import task as task
+    from sae_bench.sae import Latents as Latents
+    from sae_bench.sae import Loss as Loss
+    from sae_bench.sae import Options as Options
+    from sae_bench.sae import SAEConfig as SAEConfig
+    from sae_bench.sae import SparseAutoencoder as SparseAutoencoder
+    from sae_bench.sae import Step as Step
+    from sae_bench.sae import active_per_token as active_per_token
+    from sae_bench.sae import count_per_latent as count_per_latent
+    from sae_bench.sae import reconstruction_loss as reconstruction_loss
+    from sae_bench.stats import jackknife_stderr as jackknife_stderr
+    from sae_bench.stats import ratio_stderr as ratio_stderr
+    from sae_bench.task import EvalBatch as EvalBatch
+    from sae_bench.task import EvalSetting as EvalSetting
+    from sae_bench.task import Metric as Metric
+    from sae_bench.task import Result as Result
+    from sae_bench.task import Score as Score
+    from sae_bench.task import Task as Task
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "active": ("Active", "decode", "select", "select_all"),
+    "metrics": ("DocumentSums",),
+    "registry": ("ARCHITECTURES", "TASKS", "architecture", "task"),
+    "sae": (
+        "Latents", "Loss", "Options", "SAEConfig", "SparseAutoencoder", "Step",
+        "active_per_token", "count_per_latent", "reconstruction_loss",
+    ),
+    "stats": ("jackknife_stderr", "ratio_stderr"),
+    "task": ("EvalBatch", "EvalSetting", "Metric", "Result", "Score", "Task"),
+}  # fmt: skip
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+
+# In an uninstalled checkout the plugin folders stand beside this package; an installed package contains them.
+_here = Path(__file__).parent
+if not (_here / "architectures").is_dir() and (_here.parent / "architectures").is_dir():
+    __path__.append(str(_here.parent))
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,251 @@
+"""The command line. Flat for the main job, verbs for the rest; nothing heavy is imported before it is needed."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from sae_bench import __version__
+from sae_bench.errors import UserError
+
+HELP = """Compare sparse autoencoder architectures on one stream of language-model activations.
+
+Trains every requested architecture at every requested sparsity, evaluates every SAE on the same held-out tokens, writes
+one record per SAE and task, and prints the leaderboard. The same command again goes on where it stopped.
+
+    python bench.py --arch all --model demo --l0 16 32 64
+"""
+
+app = App(
+    name="bench.py",
+    help=HELP,
+    version=__version__,
+    default_parameter=Parameter(negative=(), consume_multiple=True),
+    help_format="plaintext",
+)
+
+WHAT, MODEL, SPARSITY, DATA, RUN = (
+    Group(name, sort_key=i) for i, name in enumerate(("What", "Language model", "SAEs", "Data and training", "Run"))
+)
+
+
+@app.default
+def bench(
+    *,
+    arch: Annotated[list[str] | None, Parameter(group=WHAT)] = None,
+    tasks: Annotated[list[str] | None, Parameter(group=WHAT)] = None,
+    config: Annotated[str | None, Parameter(group=WHAT)] = None,
+    preset: Annotated[str | None, Parameter(group=WHAT)] = None,
+    plugin: Annotated[list[str] | None, Parameter(group=WHAT)] = None,
+    model: Annotated[str | None, Parameter(group=MODEL)] = None,
+    layer: Annotated[list[int] | None, Parameter(group=MODEL)] = None,
+    site: Annotated[list[str] | None, Parameter(group=MODEL)] = None,
+    revision: Annotated[str | None, Parameter(group=MODEL)] = None,
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"] | None, Parameter(group=MODEL)] = None,
+    trust_remote_code: Annotated[bool | None, Parameter(group=MODEL)] = None,
+    width: Annotated[list[str] | None, Parameter(group=SPARSITY)] = None,
+    l0: Annotated[list[float] | None, Parameter(group=SPARSITY)] = None,
+    sparsity: Annotated[list[float] | None, Parameter(group=SPARSITY)] = None,
+    seed: Annotated[list[int] | None, Parameter(group=SPARSITY)] = None,
+    dataset: Annotated[str | None, Parameter(group=DATA)] = None,
+    text_column: Annotated[str | None, Parameter(group=DATA)] = None,
+    tokens: Annotated[str | None, Parameter(group=DATA)] = None,
+    reuse: Annotated[str | None, Parameter(group=DATA)] = None,
+    eval_tokens: Annotated[str | None, Parameter(group=DATA)] = None,
+    context_size: Annotated[str | None, Parameter(group=DATA)] = None,
+    batch_size: Annotated[str | None, Parameter(group=DATA)] = None,
+    buffer_tokens: Annotated[str | None, Parameter(group=DATA)] = None,
+    out: Annotated[Path | None, Parameter(group=RUN)] = None,
+    device: Annotated[str | None, Parameter(group=RUN)] = None,
+    limit: Annotated[int | None, Parameter(group=RUN)] = None,
+    dry_run: Annotated[bool, Parameter(group=RUN)] = False,
+    quiet: Annotated[bool, Parameter(group=RUN)] = False,
+) -> int:
+    """Train, evaluate and rank SAEs.
+
+    Parameters
+    ----------
+    arch
+        Architectures, or all; with settings: gated:penalty=ri_l1,lr=5e-4. Default: all.
+    tasks
+        Tasks to evaluate. Default: all.
+    config
+        A suite: name (see `ls suites`) or TOML file; flags override it.
+    preset
+        Training recipe: paper (two million steps) or short. Default: short.
+    plugin
+        Python files with architectures or tasks of your own.
+    model
+        Short name (see `ls models`), Hugging Face name, or folder. Default: demo.
+    layer
+        Decoder layers, from 0. Default: the middle one.
+    site
+        resid_post, mlp_out, attn_out, or path:MODULE. Default: resid_post.
+    revision
+        Branch, tag or commit of the model on the hub.
+    dtype
+        The language model's; SAEs are float32 always.
+    trust_remote_code
+        Run Python code that comes with the model. Only for authors you trust.
+    width
+        Numbers of latents: 4096, 16k.
+    l0
+        Wanted L0s; every architecture is brought to each.
+    sparsity
+        Raw sparsity coefficients (k for topk) instead of --l0.
+    seed
+        Seeds of initial weights and data order. Default: 0.
+    dataset
+        "embedded", a local text, jsonl or parquet file or folder, or a hub dataset NAME or NAME:CONFIG.
+    text_column
+        Column that holds the text. Default: text.
+    tokens
+        Activations captured for training.
+    reuse
+        Times each captured activation is trained on.
+    eval_tokens
+        Held-out tokens, the same for every SAE.
+    context_size
+        Tokens in a context, BOS included.
+    batch_size
+        Activations in a training batch.
+    buffer_tokens
+        Activations in the shuffle buffer: bounds memory.
+    out
+        The run's folder. Default: runs/ and a name made from the settings.
+    device
+        cpu, cuda, cuda:1. Default: cuda where there is one.
+    limit
+        Evaluate on at most this many contexts, for a quick look.
+    dry_run
+        Print the plan - SAEs, steps, memory, disk - and stop.
+    quiet
+        Print the leaderboard alone.
+    """
+    from sae_bench.config import RunConfig, load_suite
+    from sae_bench.models import MODELS
+    from sae_bench.progress import Progress
+    from sae_bench.registry import ARCHITECTURES, load_plugin
+
+    suite = load_suite(config) if config else {}
+    flags: dict[str, Any] = {
+        "archs": arch, "tasks": tasks, "preset": preset, "plugins": plugin, "model": model, "layers": layer,
+        "sites": site, "revision": revision, "dtype": dtype, "trust_remote_code": trust_remote_code, "widths": width,
+        "l0s": l0, "sparsity": sparsity, "seeds": seed, "dataset": dataset, "text_column": text_column,
+        "tokens": tokens, "reuse": reuse, "eval_tokens": eval_tokens, "context_size": context_size,
+        "batch_size": batch_size, "buffer_tokens": buffer_tokens, "device": device, "limit": limit,
+    }  # fmt: skip
+    for path in plugin or suite.get("plugins", ()):
+        load_plugin(path)
+    settings = RunConfig.build(
+        {"archs": ["all"], "model": "demo", "sites": ["resid_post"], "seeds": [0], "layers": []},
+        suite,
+        {name: value for name, value in flags.items() if value is not None},
+        every_arch=tuple(ARCHITECTURES),
+        hub_models=frozenset(MODELS) - {"demo"},
+    )
+    progress = Progress(quiet)
+    quieten_libraries()
+    from sae_bench import leaderboard
+    from sae_bench.plan import print_plan
+    from sae_bench.run import run
+    from sae_bench.store import RunFolder
+
+    if dry_run:
+        print_plan(settings)
+        return 0
+    folder = RunFolder(out or Path("runs") / settings.name)
+    records = run(settings, folder, progress)
+    print(leaderboard.terminal(records))
+    progress.say(f"records and tables: {folder.path}")
+    return 1 if leaderboard.failed(records) else 0
+
+
+@app.command
+def ls(what: Literal["archs", "tasks", "models", "sites", "suites"], *, plugin: list[str] | None = None) -> int:
+    """List what there is: archs, tasks, models, sites or suites.
+
+    Parameters
+    ----------
+    plugin
+        Python files with architectures or tasks of your own.
+    """
+    from sae_bench.config import load_suite, suite_files
+    from sae_bench.models import MODELS
+    from sae_bench.registry import ARCHITECTURES, TASKS, load_plugin
+
+    for path in plugin or ():
+        load_plugin(path)
+    if what in ("archs", "tasks"):
+        registry = ARCHITECTURES if what == "archs" else TASKS
+        rows = [(name, _first_line(registry[name])) for name in registry]
+    elif what == "models":
+        rows = list(MODELS.items())
+    elif what == "sites":
+        rows = list(SITES.items())
+    else:
+        rows = [(path.stem, f"{load_suite(str(path))['model']}: {path}") for path in suite_files()]
+    width = max(len(name) for name, _ in rows)
+    for name, meaning in rows:
+        print(f"{name:<{width}}  {meaning}")
+    return 0
+
+
+@app.command
+def table(runs: Annotated[list[Path], Parameter(required=True)], /) -> int:
+    """Print the leaderboard of one or more runs' folders.
+
+    Parameters
+    ----------
+    runs
+        Folders of runs.
+    """
+    from sae_bench import leaderboard
+
+    print(leaderboard.terminal(leaderboard.gather(runs)))
+    return 0
+
+
+SITES = {
+    "resid_post": "output of the layer: the residual stream after it",
+    "mlp_out": "what the MLP adds to the residual stream (Gemma 2, 3: after the post-MLP norm)",
+    "attn_out": "concatenated head outputs, before the output projection",
+    "path:MODULE": "output of any module; {layer} stands for the number; path:MODULE@input for its input",
+}
+
+
+def _first_line(cls: type) -> str:
+    text = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
+    return text.strip().partition("\n")[0]
+
+
+def quieten_libraries() -> None:
+    """Leave the screen to our own progress; libraries' warnings go to the log."""
+    import transformers
+    from datasets.utils.logging import disable_progress_bar
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    disable_progress_bar()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 something failed, 2 a user's mistake, 130 interrupted."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        code = app(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        code = _complain(str(error))
+    except UserError as error:
+        code = _complain(str(error))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def _complain(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

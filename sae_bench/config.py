@@ -1,0 +1,262 @@
+"""A run as data: frozen, validated, hashed. Flags and suite files both end here, and records repeat it in full.
+
+Two presets fill in what is not said. `paper` is the shared training recipe of the JumpReLU paper (arXiv 2407.14435) and
+Gemma Scope (arXiv 2408.05147), exactly; its constants assume two million steps. `short` trains in hundreds to
+thousands of steps; every departure is explained in docs/presets.md with what was measured.
+"""
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from sae_bench.errors import UserError, did_you_mean
+
+Preset = Literal["paper", "short"]
+
+HUB_DATASET = "monology/pile-uncopyrighted"
+"""What models from the hub are trained on unless told otherwise, as Gemma Scope was trained on the Pile."""
+
+
+def parse_count(text: int | str) -> int:
+    """Read a count as people write it: 4096, 16k (16 x 1024 latents, as in "width 16k"), 2M (million), 1e6."""
+    match = re.fullmatch(r"\s*([\d_.]+(?:e\d+)?)\s*([kKM]?)\s*", str(text))
+    if not match:
+        raise ValueError(f"{text!r} is not a count: write 4096, 16k or 2M")
+    return round(float(match[1]) * {"": 1, "k": 1024, "K": 1024, "M": 1_000_000}[match[2]])
+
+
+Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Recipe(Strict):
+    """How one SAE is optimised. Warm-ups and `dead_after` below 1 are fractions of the run, else steps and tokens."""
+
+    lr: float = Field(gt=0)
+    betas: tuple[float, float]
+    adam_eps: float = Field(gt=0)
+    lr_warmup: float = Field(ge=0)
+    lr_warmup_shape: Literal["cosine", "linear"]
+    lr_decay: float = Field(ge=0, le=1)
+    """Fraction of the run, at its end, over which the learning rate goes linearly to zero."""
+    sparsity_warmup: float = Field(ge=0)
+    grad_clip: float | None
+    """Bound on the norm of the whole gradient."""
+    b_dec_init: Literal["zeros", "mean", "geometric_median"]
+    dead_after: float = Field(gt=0)
+    """A latent that has not fired for this many tokens is dead."""
+    l0_penalty: float = Field(gt=0)
+    """Coefficient of (L0 / target - 1)^2, for architectures with control = "target"."""
+    controller_start: float = Field(gt=0)
+    """First sparsity coefficient of an architecture whose coefficient is adapted to reach an L0."""
+    controller_rate: float = Field(gt=0)
+    controller_until: float = Field(gt=0, le=1)
+
+
+_SHARED: dict[Preset, dict[str, Any]] = {
+    "paper": {
+        "lr": 7e-5, "betas": (0.0, 0.999), "adam_eps": 1e-8, "lr_warmup": 1000, "lr_warmup_shape": "cosine",
+        "lr_decay": 0.0, "sparsity_warmup": 10_000, "grad_clip": None, "b_dec_init": "zeros", "dead_after": 10_000_000,
+        "l0_penalty": 1.0, "controller_start": 1e-5, "controller_rate": 1e-3, "controller_until": 0.5,
+    },
+    "short": {
+        "lr": 1e-3, "betas": (0.9, 0.999), "adam_eps": 1e-8, "lr_warmup": 0.05, "lr_warmup_shape": "linear",
+        "lr_decay": 0.2, "sparsity_warmup": 0.05, "grad_clip": None, "b_dec_init": "mean", "dead_after": 0.1,
+        "l0_penalty": 0.1, "controller_start": 1e-3, "controller_rate": 0.03, "controller_until": 0.8,
+    },
+}  # fmt: skip
+
+_RUN_DEFAULTS: dict[Preset, dict[str, Any]] = {
+    "paper": {
+        "tokens": 8_000_000_000, "eval_tokens": 1_000_000, "context_size": 1024, "batch_size": 4096,
+        "buffer_tokens": 1_000_000, "reuse": 1, "widths": (131_072,), "l0s": (50.0,),
+    },
+    "short": {
+        "tokens": 65_536, "eval_tokens": 4096, "context_size": 128, "batch_size": 1024,
+        "buffer_tokens": 262_144, "reuse": 8, "widths": (2048,), "l0s": (32.0,),
+    },
+}  # fmt: skip
+
+
+def recipe_for(preset: Preset, departures: Mapping[str, Any]) -> Recipe:
+    """The preset's shared recipe with an architecture's, or a user's, departures from it."""
+    return Recipe(**{**_SHARED[preset], **departures})
+
+
+class ArchSpec(Strict):
+    """An architecture as asked for: `gated`, or with settings, `gated:penalty=ri_l1,lr=5e-4`.
+
+    Settings name the architecture's options or fields of the recipe; which is which is found when it is built.
+    """
+
+    name: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: "str | ArchSpec | Mapping[str, Any]") -> "ArchSpec":
+        if not isinstance(text, str):
+            return cls.model_validate(text)
+        name, _, rest = text.partition(":")
+        settings: dict[str, Any] = {}
+        for pair in filter(None, rest.split(",")):
+            key, equals, value = pair.partition("=")
+            if not equals:
+                raise ValueError(f'architecture "{text}": "{pair}" is not key=value; write NAME:key=value,key=value')
+            settings[key.strip()] = _plain_value(value.strip())
+        return cls(name=name, settings=settings)
+
+    @property
+    def label(self) -> str:
+        """How tables call it."""
+        settings = ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+                            for key, value in self.settings.items())  # fmt: skip
+        return f"{self.name}:{settings}" if settings else self.name
+
+
+def _plain_value(text: str) -> Any:
+    try:
+        return json.loads(text.lower())
+    except json.JSONDecodeError:
+        return text
+
+
+class RunConfig(Strict):
+    """Everything that decides the numbers of a run."""
+
+    archs: tuple[Annotated[ArchSpec, BeforeValidator(ArchSpec.parse)], ...] = Field(min_length=1)
+    model: str
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Decoder layers from 0; none named: the middle one."""
+    sites: tuple[str, ...] = Field(min_length=1)
+    widths: tuple[Count, ...] = Field(min_length=1)
+    l0s: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    sparsity: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    """Raw coefficients (k for topk), instead of `l0s`."""
+    tokens: Count
+    """Activations captured for training; each is used `reuse` times."""
+    reuse: Count
+    eval_tokens: Count
+    seeds: tuple[int, ...] = Field(min_length=1)
+    dataset: str
+    text_column: str = "text"
+    tasks: tuple[str, ...] = ()
+    """None named: all built-in ones."""
+    preset: Preset
+    context_size: Count
+    batch_size: Count
+    buffer_tokens: Count
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    plugins: tuple[str, ...] = ()
+    limit: Count | None = None
+    """Evaluate on at most this many contexts; for a quick look."""
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @classmethod
+    def build(
+        cls, *sources: Mapping[str, Any], every_arch: Sequence[str] = (), hub_models: Collection[str] = ()
+    ) -> "RunConfig":
+        """Merge settings, later sources over earlier ones, and fill in the preset's values for what is not said.
+
+        Args:
+            sources: settings by the names of the fields.
+            every_arch: what the architecture "all" stands for.
+            hub_models: models that are trained on `HUB_DATASET` unless told otherwise; others on the embedded corpus.
+
+        Raises:
+            UserError: a setting is unknown, missing or out of range.
+        """
+        given: dict[str, Any] = {}
+        for source in sources:
+            # Wanted L0s and raw coefficients exclude each other: the later source decides.
+            for one, other in (("l0s", "sparsity"), ("sparsity", "l0s")):
+                if source.get(one):
+                    given.pop(other, None)
+            given |= source
+        preset = given.setdefault("preset", "short")
+        if preset not in _RUN_DEFAULTS:
+            raise UserError(f'unknown preset "{preset}"{did_you_mean(preset, _RUN_DEFAULTS)}')
+        defaults = _RUN_DEFAULTS[preset] | {
+            "dataset": HUB_DATASET if given.get("model") in hub_models else "embedded"
+        }
+        if given.get("sparsity"):
+            defaults.pop("l0s")
+        if "all" in given.get("archs", ()):
+            given["archs"] = every_arch
+        try:
+            config = cls(**{**defaults, **given})
+        except ValidationError as error:
+            raise UserError(_one_line(error)) from None
+        config._check()
+        return config
+
+    def _check(self) -> None:
+        if self.tokens * self.reuse < self.batch_size:
+            raise UserError(
+                f"--tokens {self.tokens} x reuse {self.reuse} is less than one batch of {self.batch_size}: raise --tokens"
+            )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the numbers; tasks only add records, so they are left out."""
+        return self.model_dump(mode="json", exclude={"tasks"})
+
+    @property
+    def name(self) -> str:
+        """A folder name that tells runs apart: model, architectures, and the settings' hash."""
+        archs = "+".join(dict.fromkeys(arch.name for arch in self.archs))
+        return f"{Path(self.model).name}.{archs}.{self.hash[:8]}"
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 (hex) of the canonical JSON of `identity`."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+
+def load_suite(name: str) -> dict[str, Any]:
+    """Read a suite: a TOML file, or the name of one that comes with the project.
+
+    Raises:
+        UserError: there is no such suite, it cannot be read, or it holds a setting that does not exist.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        known = {suite.stem: suite for suite in suite_files()}
+        if name not in known:
+            raise UserError(f'unknown suite "{name}"{did_you_mean(name, known)}; or give the path of a .toml file')
+        path = known[name]
+    try:
+        suite = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"suite {path}: {error.strerror}; give the path of a readable TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"suite {path}: not valid TOML: {error}") from None
+    for key in suite:
+        if key not in RunConfig.model_fields:
+            raise UserError(f'suite {path}: unknown setting "{key}"{did_you_mean(key, RunConfig.model_fields)}')
+    return suite
+
+
+def suite_files() -> Iterable[Path]:
+    """The suites that come with the project."""
+    here = Path(__file__).parent
+    return sorted(file for folder in (here / "suites", here.parent / "suites") for file in folder.glob("*.toml"))
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"]) or "configuration"
+    if first["type"] == "extra_forbidden":
+        return f'unknown setting "{place}"{did_you_mean(place, RunConfig.model_fields)}'
+    given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
+    return f"{place}: {first['msg'].removeprefix('Value error, ')}{given}"

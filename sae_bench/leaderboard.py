@@ -1,0 +1,195 @@
+"""The leaderboard: a pure function of records. No torch, no plugin: records say what their metrics mean.
+
+One row per SAE, sorted by model, site, width, architecture and measured L0; one column per headline metric, each value
+with its standard error, an arrow for the better direction, and below the table what was counted.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tabulate import tabulate
+
+from sae_bench.errors import UserError
+from sae_bench.store import RunFolder, write_text
+
+ARROWS = {"up": "↑", "down": "↓", None: ""}
+LATEX_ARROWS = {"up": r" $\uparrow$", "down": r" $\downarrow$", None: ""}
+KEYS = ["model", "site", "width", "architecture", "target", "seed", "sae"]
+
+Record = Mapping[str, Any]
+
+
+def gather(folders: Sequence[Path]) -> list[Record]:
+    """Records of some runs.
+
+    Raises:
+        UserError: a folder holds no records, or the runs measured on different tokens or with different versions of
+            a task, so that their numbers must not share a table.
+    """
+    records: list[Record] = []
+    for folder in folders:
+        found = RunFolder(folder).records()
+        if not found:
+            raise UserError(f"{folder} holds no records: give the folder of a finished run")
+        records += found
+    for what, value in (
+        ("evaluation tokens", lambda record: record["provenance"]["eval_fingerprint"]),
+        ("versions of a task", lambda record: (record["task"], record["task_version"])),
+    ):
+        seen: dict[Any, set[Any]] = {}
+        for record in records:
+            seen.setdefault((record["provenance"]["model"], record["task"]), set()).add(value(record))
+        if any(len(values) > 1 for values in seen.values()):
+            raise UserError(f"the records were made with different {what}: tabulate these runs separately")
+    return records
+
+
+def long_table(records: Iterable[Record]) -> pd.DataFrame:
+    """One row per (SAE, metric), with everything the record says of the value: the CSV."""
+    rows = []
+    for record in records:
+        sae = record["sae"]
+        common = {
+            "model": record["provenance"]["model"],
+            "site": sae["site"]["name"],
+            "width": sae["d_sae"],
+            "architecture": sae["label"],
+            "target": sae["target_l0"] if sae["target_l0"] is not None else sae["coefficient"],
+            "seed": sae["seed"],
+            "sae": sae["id"],
+            "task": record["task"],
+            "task_version": record["task_version"],
+        }
+        for name, metric in record["metrics"].items():
+            score = record["scores"].get(name, {"value": None, "stderr": None, "n": 0, "note": record["failure"]})
+            rows.append(common | {"metric": name} | {key: score.get(key) for key in ("value", "stderr", "n", "note")}
+                        | {key: metric[key] for key in ("better", "unit", "headline")})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def board(table: pd.DataFrame, *, latex: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the headline table, as text."""
+    shown = table[table["headline"]]
+    metrics = list(dict.fromkeys(shown["metric"]))
+    if "l0" in metrics:  # the x-axis of every comparison comes first
+        metrics.insert(0, metrics.pop(metrics.index("l0")))
+    cells = {(row.sae, row.model, row.metric): row for row in shown.itertuples()}
+    saes = shown.drop_duplicates(["model", "sae"])[KEYS].copy()
+    saes["l0"] = [_number(cells.get((sae.sae, sae.model, "l0"))) for sae in saes.itertuples()]
+    saes = saes.sort_values(["model", "site", "width", "architecture", "l0", "target", "seed"])
+    fixed = [key for key in ("model", "site", "width") if saes[key].nunique() > 1] + ["architecture", "target"]
+    fixed += ["seed"] if saes["seed"].nunique() > 1 else []
+    arrows = LATEX_ARROWS if latex else {key: f" {arrow}".rstrip() for key, arrow in ARROWS.items()}
+    directions = dict(zip(shown["metric"], shown["better"].where(shown["better"].notna(), None), strict=True))
+    escape = escape_latex if latex else str
+    header = [escape(name) for name in fixed] + [escape(name) + arrows[directions[name]] for name in metrics]
+    rows = [
+        [escape(f"{getattr(sae, key):g}" if key == "target" else str(getattr(sae, key))) for key in fixed]
+        + [_cell(cells.get((sae.sae, sae.model, metric)), latex) for metric in metrics]
+        for sae in saes.itertuples()
+    ]
+    return header, rows
+
+
+def caption(records: Sequence[Record]) -> str:
+    """What the table was made from, in one sentence per fact."""
+    provenance = records[0]["provenance"]
+    models = sorted({record["provenance"]["model"] for record in records})
+    sites = sorted({record["sae"]["site"]["name"] for record in records})
+    widths = sorted({record["sae"]["d_sae"] for record in records})
+    counts = sorted({score["n"] for record in records for score in record["scores"].values()})
+    trained = sorted({record["sae"]["training"]["tokens_seen"] for record in records if record["sae"].get("training")})
+    seeds = sorted({record["sae"]["seed"] for record in records})
+    versions = sorted({f"{record['task']} {record['task_version']}" for record in records})
+    parts = [
+        f"Model {', '.join(models)}; site {', '.join(sites)}; width {', '.join(map(str, widths))}.",
+        f"Trained on {_range(trained)} activations of {provenance['dataset']} (preset {provenance['preset']});"
+        if trained
+        else f"Dataset {provenance['dataset']};",
+        f"evaluated on {_range(counts)} held-out tokens, fingerprint {provenance['eval_fingerprint'][:12]}.",
+        f"Seeds {', '.join(map(str, seeds))}"
+        + ("; variance between seeds is unknown." if len(seeds) == 1 else ".")
+        + " ± is one standard error, clustered by document.",
+        f"Versions: {', '.join(versions)}; sae-arch-bench {provenance['versions']['sae-arch-bench']}.",
+    ]
+    return " ".join(parts)
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """The board as a Markdown document."""
+    header, rows = board(long_table(records))
+    table = tabulate(rows, header, tablefmt="pipe", disable_numparse=True, colalign=_alignment(header))
+    failures = "".join(f"- {line}\n" for line in failed(records))
+    return f"# Leaderboard\n\n{table}\n\n{caption(records)}\n" + (f"\nFailed:\n\n{failures}" if failures else "")
+
+
+def terminal(records: Sequence[Record]) -> str:
+    """The board as plain text."""
+    header, rows = board(long_table(records))
+    table = tabulate(rows, header, tablefmt="simple", disable_numparse=True, colalign=_alignment(header))
+    failures = "".join(f"FAILED {line}\n" for line in failed(records))
+    return f"{table}\n\n{caption(records)}\n{failures}"
+
+
+def latex(records: Sequence[Record]) -> str:
+    """The board as a LaTeX table; needs the package booktabs."""
+    header, rows = board(long_table(records), latex=True)
+    body = tabulate(rows, header, tablefmt="latex_raw", disable_numparse=True, colalign=_alignment(header))
+    lines = body.splitlines()
+    rules = iter((r"\toprule", r"\midrule", r"\bottomrule"))
+    lines = [next(rules) if line.strip() == r"\hline" else line for line in lines]
+    notes = escape_latex(caption(records))
+    return "\n".join([r"\begin{table}", r"\centering", r"\small", *lines, rf"\caption{{{notes}}}", r"\end{table}", ""])
+
+
+def failed(records: Iterable[Record]) -> list[str]:
+    """One line for every record of a failure."""
+    return [f"{record['sae']['id']}: {record['task']}: {record['failure']}" for record in records if record["failure"]]
+
+
+def write_board(folder: Path, records: Sequence[Record]) -> None:
+    """Write leaderboard.md, .csv and .tex."""
+    write_text(folder / "leaderboard.md", markdown(records))
+    write_text(folder / "leaderboard.csv", long_table(records).to_csv(index=False))
+    write_text(folder / "leaderboard.tex", latex(records))
+
+
+def with_error(value: float, stderr: float | None, plus_minus: str = "±") -> str:
+    """`0.1234 ± 0.0056`: the error to two significant digits and the value to as many places."""
+    if stderr is None or not stderr > 0:
+        return f"{value:.4g}"
+    places = min(8, max(0, 1 - math.floor(math.log10(stderr))))
+    return f"{value:.{places}f} {plus_minus} {stderr:.{places}f}"
+
+
+def escape_latex(text: str) -> str:
+    """Text as LaTeX prints it, whatever it contains."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+    return re.sub(r"[\\~^±#$%&_{}]", lambda found: special.get(found[0], "\\" + found[0]), text)
+
+
+def _cell(row: Any, latex: bool) -> str:
+    if row is None:
+        return "not measured"
+    if _number(row) is None:
+        return "failed" if row.n == 0 else "undefined"
+    stderr = None if pd.isna(row.stderr) else row.stderr
+    return with_error(row.value, stderr, r"$\pm$" if latex else "±")
+
+
+def _number(row: Any) -> float | None:
+    return None if row is None or pd.isna(row.value) else float(row.value)
+
+
+def _alignment(header: Sequence[str]) -> list[str]:
+    return ["left" if name in ("model", "site", "architecture") else "right" for name in header]
+
+
+def _range(numbers: Sequence[int]) -> str:
+    if not numbers:
+        return "no"
+    return f"{numbers[0]:,}" if numbers[0] == numbers[-1] else f"{numbers[0]:,} to {numbers[-1]:,}"

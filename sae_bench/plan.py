@@ -1,0 +1,140 @@
+"""What a run will do: the list of its SAEs, and an estimate of steps, memory and disk, before anything is loaded."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from sae_bench.config import ArchSpec, Recipe, RunConfig, recipe_for
+from sae_bench.errors import UserError, did_you_mean
+from sae_bench.registry import ARCHITECTURES
+from sae_bench.sae import SAEConfig, SparseAutoencoder
+from sae_bench.sites import Site
+
+
+@dataclass(frozen=True)
+class SAEPlan:
+    """One SAE to be trained."""
+
+    arch: ArchSpec
+    site: Site
+    config: SAEConfig
+    recipe: Recipe
+
+    @property
+    def id(self) -> str:
+        """A name that is unique in the run and safe in a path."""
+        label = re.sub(r"[^\w.-]+", "-", self.arch.label)
+        kind = "l0" if self.config.l0 is not None else "c"
+        return f"{label}.{self.site.name}.w{self.config.d_sae}.{kind}_{self.config.sparsity:g}.seed{self.config.seed}"
+
+    def build(self) -> SparseAutoencoder:
+        """The untrained SAE."""
+        return ARCHITECTURES[self.arch.name](self.config)
+
+    def describe(self) -> dict[str, Any]:
+        """What a record says of the SAE."""
+        return {
+            "id": self.id,
+            "arch": self.arch.name,
+            "label": self.arch.label,
+            "arch_version": ARCHITECTURES[self.arch.name].version,
+            "site": asdict(self.site) | {"name": self.site.name},
+            "d_in": self.config.d_in,
+            "d_sae": self.config.d_sae,
+            "target_l0": self.config.l0,
+            "coefficient": self.config.coefficient,
+            "seed": self.config.seed,
+            "options": self.config.options,
+            "recipe": self.recipe.model_dump(mode="json"),
+        }
+
+
+def plan_saes(config: RunConfig, sites: list[Site]) -> list[SAEPlan]:
+    """Every SAE of the run: architectures x sites x widths x sparsities x seeds.
+
+    Raises:
+        UserError: an architecture or one of its settings does not exist, or a setting's value is out of range.
+    """
+    plans = [
+        SAEPlan(arch, site, sae_config, recipe)
+        for arch in config.archs
+        for options, recipe in [_settings(arch, config)]
+        for site in sites
+        for sae_config in _sae_configs(config, site.d_in, options)
+    ]
+    for plan in plans:
+        try:
+            ARCHITECTURES[plan.arch.name].check(plan.config)
+        except ValueError as error:
+            raise UserError(f"{plan.arch.label}: {error}") from None
+    return plans
+
+
+def _sae_configs(config: RunConfig, d_in: int, options: dict[str, Any]) -> Iterator[SAEConfig]:
+    for d_sae in config.widths:
+        for seed in config.seeds:
+            for l0 in config.l0s:
+                yield SAEConfig(d_in=d_in, d_sae=d_sae, l0=l0, seed=seed, options=options)
+            for coefficient in config.sparsity:
+                yield SAEConfig(d_in=d_in, d_sae=d_sae, coefficient=coefficient, seed=seed, options=options)
+
+
+def _settings(arch: ArchSpec, config: RunConfig) -> tuple[dict[str, Any], Recipe]:
+    """Sort an architecture's settings into its options and the recipe, over what it departs from the preset in."""
+    cls = ARCHITECTURES[arch.name]
+    of_options, of_recipe = set(cls.options_type.model_fields), set(Recipe.model_fields)
+    for key in arch.settings:
+        if key not in of_options | of_recipe:
+            raise UserError(f'architecture {arch.name}: unknown setting "{key}"{did_you_mean(key, of_options | of_recipe)}')
+    settings = {**cls.recipes.get(config.preset, {}), **arch.settings}
+    options = {key: value for key, value in settings.items() if key in of_options}
+    departures = {key: value for key, value in settings.items() if key in of_recipe}
+    try:
+        return cls.options_type(**options).model_dump(mode="json"), recipe_for(config.preset, departures)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"architecture {arch.name}: {first['loc'][0]}: {first['msg']} (given: {first['input']!r})") from None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is expected to take."""
+
+    n_steps: int
+    memory_bytes: int
+    disk_bytes: int
+
+
+def estimate(config: RunConfig, plans: list[SAEPlan], lm_bytes: int, activation_bytes: int) -> Estimate:
+    """Steps, peak memory and disk of a run.
+
+    Args:
+        lm_bytes: size of the language model's weights.
+        activation_bytes: size of one number in the activation buffer.
+    """
+    sites = {plan.site for plan in plans}
+    parameters = [4 * sum(p.numel() for p in _on_meta(plan).parameters()) for plan in plans]
+    half = min(-(-config.buffer_tokens // 2), config.tokens)
+    rows = half if half >= config.tokens else 2 * half
+    buffer = rows * activation_bytes * sum(site.d_in for site in sites)
+    # Weights and two Adam moments of every SAE; gradients of one at a time, and as much again in temporaries.
+    saes = 3 * sum(parameters) + 2 * max(parameters)
+    return Estimate(
+        n_steps=config.tokens * config.reuse // config.batch_size,
+        memory_bytes=PROCESS_BYTES + lm_bytes + buffer + saes,
+        disk_bytes=sum(parameters),
+    )
+
+
+PROCESS_BYTES = 700 << 20
+"""Python with torch and transformers loaded, and the working memory of a forward pass."""
+
+
+def _on_meta(plan: SAEPlan) -> SparseAutoencoder:
+    import torch
+
+    with torch.device("meta"):
+        return plan.build()

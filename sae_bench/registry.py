@@ -1,0 +1,110 @@
+"""The only door to plugins: short name -> class, for architectures and for tasks.
+
+A plugin file decorates its class with `@architecture("name")` or `@task("name")`. Built-ins stand in the folders
+`architectures/` and `tasks/` and are found through the same entry points as an installed third-party package; a file
+can also be named on the command line (`--plugin my_sae.py`). Nothing is imported before its name is asked for.
+"""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from sae_bench.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from sae_bench.sae import SparseAutoencoder
+    from sae_bench.task import Task
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Classes of one kind by short name, imported when asked for.
+
+    Args:
+        kind: what the classes are, for messages ("architecture").
+        package: the built-ins' package, which is also the entry-point group ("sae_bench.architectures").
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind, self.package = kind, package
+        self._classes: dict[str, type[T]] = {}
+        self.n_registrations = 0
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Decorator that makes a class known as `name`."""
+
+        def decorate(cls: type[T]) -> type[T]:
+            known = self._classes.get(name)
+            if known is not None and known.__qualname__ != cls.__qualname__:
+                raise UserError(f'{self.kind} "{name}" of {cls.__module__} is taken by {known.__module__}: rename it')
+            cls.name = name  # type: ignore[attr-defined]
+            self._classes[name] = cls
+            self.n_registrations += 1
+            return cls
+
+        return decorate
+
+    def __getitem__(self, name: str) -> type[T]:
+        """The class called `name`.
+
+        Raises:
+            UserError: nothing is called so.
+        """
+        if name not in self._classes:
+            modules = self._modules()
+            if name not in modules:
+                raise UserError(f'unknown {self.kind} "{name}"{did_you_mean(name, self)}')
+            importlib.import_module(modules[name])
+        return self._classes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted({*self._classes, *self._modules()}))
+
+    def __contains__(self, name: object) -> bool:
+        return name in set(self)
+
+    def _modules(self) -> dict[str, str]:
+        """Modules that register a class, by its name: the built-ins' folder, then what is installed."""
+        folder = importlib.import_module(self.package).__path__
+        built_in = {
+            path.stem: f"{self.package}.{path.stem}"
+            for entry in folder
+            for path in Path(entry).glob("*.py")
+            if path.stem != "__init__"
+        }
+        installed = {entry.name: entry.module for entry in entry_points(group=self.package)}
+        return built_in | installed
+
+
+def load_plugin(path: str) -> None:
+    """Run a plugin file, whose decorators then register its classes.
+
+    Raises:
+        UserError: there is no such file, or it registers nothing.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f'--plugin "{path}": no such file; give the path of a Python file')
+    before = ARCHITECTURES.n_registrations + TASKS.n_registrations
+    name = f"sae_bench_plugin_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None, "a .py file has a loader"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    if ARCHITECTURES.n_registrations + TASKS.n_registrations == before:
+        raise UserError(
+            f'--plugin "{path}" registers nothing: decorate a class with @architecture("name") or @task("name")'
+        )
+
+
+ARCHITECTURES: "Registry[SparseAutoencoder]" = Registry("architecture", "sae_bench.architectures")
+TASKS: "Registry[Task]" = Registry("task", "sae_bench.tasks")
+
+architecture = ARCHITECTURES.register
+task = TASKS.register

@@ -1,0 +1,67 @@
+"""How learning rate and sparsity coefficient move over a run, as functions of the step alone."""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def n_warmup_steps(warmup: float, n_steps: int) -> int:
+    """Length of a warm-up given as a number of steps, or, below 1, as a fraction of the run."""
+    return round(warmup * n_steps) if warmup < 1 else int(warmup)
+
+
+def lr_factor(step: int, n_steps: int, *, warmup: float, shape: Literal["cosine", "linear"], decay: float) -> float:
+    """What the learning rate is multiplied by at `step` (from 0).
+
+    Warm-up: cosine from 0.1 (the JumpReLU paper) or linear from 0, over `warmup` steps or fraction of the run. Then
+    constant, then linear to zero over the last `decay` of the run.
+    """
+    n_warmup, n_decay = n_warmup_steps(warmup, n_steps), round(decay * n_steps)
+    factor = 1.0
+    if step < n_warmup:
+        done = step / n_warmup
+        factor = 0.1 + 0.9 * (1 - math.cos(math.pi * done)) / 2 if shape == "cosine" else (step + 1) / n_warmup
+    if step >= n_steps - n_decay:
+        factor *= (n_steps - step) / n_decay
+    return factor
+
+
+def sparsity_factor(step: int, n_steps: int, warmup: float) -> float:
+    """Linear from 0 to 1 over the warm-up."""
+    n_warmup = n_warmup_steps(warmup, n_steps)
+    return min(1.0, step / n_warmup) if n_warmup else 1.0
+
+
+class CoefficientController:
+    """Finds the sparsity coefficient at which a wanted L0 is reached, then lets go.
+
+    During the first `until` of the run the logarithm of the coefficient moves with log(L0 / target), clipped; after
+    that it is frozen at the mean of its last tenth, so that training ends on a fixed objective. It starts low: a
+    coefficient that begins too high kills the gate of a gated SAE before the controller can react (SPEC section 8).
+    State lives on the SAE's device; nothing here waits for it.
+    """
+
+    def __init__(self, target: float, *, start: float, rate: float, until: float, n_steps: int, device: torch.device):
+        self.target, self.rate = target, rate
+        self.n_adapting = int(until * n_steps)
+        self._averaged_from = int(0.9 * self.n_adapting)
+        self._log = torch.tensor(math.log(start), device=device)
+        self._sum = torch.zeros((), device=device)
+
+    @property
+    def coefficient(self) -> Float[Tensor, ""]:
+        return self._log.exp()
+
+    def update(self, step: int, l0: Float[Tensor, ""]) -> None:
+        """Take in the L0 measured at `step`."""
+        if step >= self.n_adapting:
+            return
+        error = (l0.clamp(min=1e-3) / self.target).log().clamp(-1.0, 1.0)
+        self._log = self._log + self.rate * error
+        if step >= self._averaged_from:
+            self._sum = self._sum + self._log
+        if step == self.n_adapting - 1:
+            self._log = self._sum / (self.n_adapting - self._averaged_from)

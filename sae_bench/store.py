@@ -1,0 +1,185 @@
+"""A run's folder: what is in it, and how it gets there whole or not at all.
+
+    runs/<name>/run.json                         configuration, plan, provenance
+                saes/<sae>/sae_weights.safetensors, cfg.json (SAELens v6 where it knows the architecture)
+                           sae_bench.json         what trained it, and how to load it again
+                           metrics.jsonl          its training log
+                records/<sae>.<task>.json         one per (SAE, task)
+                leaderboard.md .csv .tex          a pure function of the records
+
+Stages talk through these files alone. Every file is written beside its name and renamed onto it, so a stage that dies
+leaves what was finished and nothing half-written.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sae_bench import __version__
+from sae_bench.errors import UserError
+from sae_bench.registry import ARCHITECTURES
+from sae_bench.sae import SAEConfig, SparseAutoencoder
+
+WEIGHTS = "sae_weights.safetensors"
+OWN_CONFIG = "sae_bench.json"
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically and durably: a temporary file, fsync, rename, fsync of the folder.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}; free space or choose another --out") from error
+
+
+def write_text(path: Path, content: str) -> None:
+    """`write_bytes` of text in UTF-8."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically; NaN and infinities are refused, for no reader agrees on them."""
+    write_text(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: it is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); delete it and run the same command again") from None
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def open(self, identity: Mapping[str, Any]) -> None:
+        """Begin or continue a run with these settings.
+
+        Raises:
+            UserError: the folder holds a run with other settings, or something else.
+        """
+        manifest = self.path / "run.json"
+        if manifest.exists():
+            before = read_json(manifest)["config"]
+            changed = [key for key in identity if before.get(key) != identity[key]]
+            if changed:
+                difference = "; ".join(f"{key}: {before.get(key)!r} -> {identity[key]!r}" for key in changed)
+                raise UserError(f"--out {self.path} holds a run with other settings ({difference}): choose another --out")
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(f"--out {self.path} is not empty and holds no run: choose another --out")
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        write_json(self.path / "run.json", manifest)
+
+    def sae_path(self, sae_id: str) -> Path:
+        return self.path / "saes" / sae_id
+
+    def record_path(self, sae_id: str, task: str) -> Path:
+        return self.path / "records" / f"{sae_id}.{task}.json"
+
+    def has_sae(self, sae_id: str) -> bool:
+        """Whether the SAE is finished: its configuration is written last."""
+        return (self.sae_path(sae_id) / OWN_CONFIG).exists()
+
+    def records(self) -> list[dict[str, Any]]:
+        """All records, in the order of their names."""
+        return [read_json(path) for path in sorted((self.path / "records").glob("*.json"))]
+
+
+def save_sae(
+    folder: Path, sae: SparseAutoencoder, description: Mapping[str, Any], metadata: Mapping[str, Any], log: Iterable[Any]
+) -> None:
+    """Save a folded SAE with what trained it and its training log."""
+    assert sae.folded, "only folded SAEs, which take raw activations, leave the trainer"
+    names = sae.saelens_names
+    tensors = {names.get(name, name): value.detach().cpu().contiguous() for name, value in sae.named_parameters()}
+    weights = save(tensors)
+    write_bytes(folder / WEIGHTS, weights)
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in log))
+    if sae.saelens_architecture is not None:
+        write_json(folder / "cfg.json", saelens_config(sae, metadata))
+    write_json(
+        folder / OWN_CONFIG,
+        {
+            "version": __version__,
+            "arch": sae.name,
+            "config": sae.config.model_dump(mode="json"),
+            "sha256": hashlib.sha256(weights).hexdigest(),
+            "description": dict(description),
+            "metadata": dict(metadata),
+        },
+    )
+
+
+def load_sae(folder: Path, device: torch.device | str = "cpu") -> SparseAutoencoder:
+    """Load an SAE that `save_sae` wrote; it takes raw activations.
+
+    Raises:
+        UserError: a file is missing, or the weights are not the ones that were saved.
+    """
+    own = read_json(folder / OWN_CONFIG)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"{path} is missing: delete {folder} and run the same command again")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != own["sha256"]:
+        raise UserError(f"{path} is not what was saved (checksum differs): delete {folder} and run the same command again")
+    sae = ARCHITECTURES[own["arch"]](SAEConfig(**own["config"]))
+    ours = {theirs: name for name, theirs in sae.saelens_names.items()}
+    tensors: dict[str, Tensor] = {ours.get(name, name): value for name, value in load_file(path).items()}
+    sae.load_state_dict(tensors)
+    sae.folded = True
+    return sae.to(device).requires_grad_(False)
+
+
+def description_of(folder: Path) -> dict[str, Any]:
+    """What a saved SAE is and what trained it."""
+    return dict(read_json(folder / OWN_CONFIG)["description"])
+
+
+def saelens_config(sae: SparseAutoencoder, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """cfg.json as SAELens v6 reads it (SPEC section 6): scale and pre-encoder bias are folded into the weights."""
+    return {
+        "architecture": sae.saelens_architecture,
+        "d_in": sae.config.d_in,
+        "d_sae": sae.config.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "hook_z" if metadata.get("hook_name", "").endswith("hook_z") else "none",
+        **sae.saelens_settings(),
+        "metadata": {"sae_lens_version": "6.0.0", "sae_lens_training_version": None, **metadata},
+    }

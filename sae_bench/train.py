@@ -1,0 +1,175 @@
+"""The one training loop: for every batch of the stream, one step of every SAE.
+
+Nothing in a step waits for the device: learning rate and warm-ups are functions of the step's number, L0 and the
+coefficient controller stay on the device, and values are read out only at logging steps.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_bench.activations import ActivationStream
+from sae_bench.config import Recipe
+from sae_bench.progress import Progress
+from sae_bench.sae import Loss, SparseAutoencoder, Step, active_per_token, count_per_latent
+from sae_bench.schedules import CoefficientController, lr_factor, sparsity_factor
+from sae_bench.sites import Site
+
+DEAD_EVERY = 10
+"""Steps between updates of the list of dead latents."""
+
+N_LOGGED = 100
+"""Logging steps of a run."""
+
+INIT_SAMPLE = 8192
+"""Activations that data-dependent initial values are taken from."""
+
+
+@dataclass
+class Trainee:
+    """An SAE in training, with everything that is its own: optimiser, coefficient, dead counters, log."""
+
+    id: str
+    sae: SparseAutoencoder
+    site: Site
+    seed: int
+    recipe: Recipe
+    log: list[dict[str, float]] = field(default_factory=list)
+    failure: str | None = None
+    seconds: float = 0.0
+
+    def start(self, stream: ActivationStream) -> None:
+        """Move to the device, take initial values from the data, make the optimiser."""
+        sae, recipe, device = self.sae, self.recipe, stream.lm.device
+        sae.to(device)
+        self.n_steps, self.batch_size = stream.n_steps, stream.batch_size
+        with torch.no_grad():
+            sample = stream.sample(self.site, INIT_SAMPLE)
+            if recipe.b_dec_init == "mean":
+                sae.b_dec.copy_(stream.mean[self.site])
+            elif recipe.b_dec_init == "geometric_median":
+                sae.b_dec.copy_(geometric_median(sample))
+            sae.initialise(sample)
+        self.optimiser = torch.optim.Adam(
+            sae.parameters(), lr=recipe.lr, betas=recipe.betas, eps=recipe.adam_eps, fused=True
+        )
+        self._controller = self._coefficient_control(device)
+        total = self.n_steps * self.batch_size
+        self._dead_after = recipe.dead_after * total if recipe.dead_after < 1 else recipe.dead_after
+        self._idle_tokens = torch.zeros(sae.config.d_sae, device=device)
+        self._dead = torch.empty(0, dtype=torch.long, device=device)
+
+    def _coefficient_control(self, device: torch.device) -> CoefficientController | None:
+        if self.sae.control != "coefficient" or self.sae.config.l0 is None:
+            return None
+        recipe = self.recipe
+        return CoefficientController(
+            self.sae.config.l0,
+            start=recipe.controller_start,
+            rate=recipe.controller_rate,
+            until=recipe.controller_until,
+            n_steps=self.n_steps,
+            device=device,
+        )
+
+    def step(self, x: Float[Tensor, "B D"], step: int, *, logged: bool) -> None:
+        """One optimiser step on a batch of scaled activations."""
+        started = time.perf_counter()
+        sae, recipe = self.sae, self.recipe
+        lr = recipe.lr * lr_factor(
+            step, self.n_steps, warmup=recipe.lr_warmup, shape=recipe.lr_warmup_shape, decay=recipe.lr_decay
+        )
+        self.optimiser.param_groups[0]["lr"] = lr
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
+            loss = sae.loss(x, Step(self._coefficient(step, x.device), self._dead))
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.total.backward()
+        if sae.unit_norm_decoder:
+            sae.project_gradient()
+        if recipe.grad_clip is not None:
+            torch.nn.utils.clip_grad_norm_(sae.parameters(), recipe.grad_clip)
+        self.optimiser.step()
+        with torch.no_grad():
+            if sae.unit_norm_decoder:
+                sae.renormalise()
+            sae.after_step()
+        self._keep_books(loss, step)
+        if logged:
+            self._log(loss, x, step, lr)
+        self.seconds += time.perf_counter() - started
+
+    def _coefficient(self, step: int, device: torch.device) -> Float[Tensor, ""]:
+        config, recipe = self.sae.config, self.recipe
+        warm = sparsity_factor(step, self.n_steps, recipe.sparsity_warmup)
+        if self._controller is not None:
+            return self._controller.coefficient * warm
+        fixed = recipe.l0_penalty if config.l0 is not None else config.sparsity
+        return torch.tensor(fixed * warm, device=device)
+
+    def _keep_books(self, loss: Loss, step: int) -> None:
+        fired = count_per_latent(loss.latents)[0] > 0
+        self._idle_tokens = torch.where(fired, 0.0, self._idle_tokens + self.batch_size)
+        if (step + 1) % DEAD_EVERY == 0:
+            self._dead = (self._idle_tokens >= self._dead_after).nonzero().squeeze(1)
+        if self._controller is not None:
+            self._controller.update(step, _mean_l0(loss))
+
+    @torch.no_grad()
+    def _log(self, loss: Loss, x: Float[Tensor, "B D"], step: int, lr: float) -> None:
+        error, variance = (x - loss.x_hat).square().sum(), (x - x.mean(0)).square().sum()
+        values = {
+            "loss": loss.total,
+            **{f"loss/{name}": term for name, term in loss.terms.items()},
+            "l0": _mean_l0(loss),
+            "fve": 1 - error / variance,
+            "coefficient": self._coefficient(step, x.device),
+        }
+        row = {"step": step, "tokens": (step + 1) * self.batch_size, "lr": lr, "dead_share": len(self._dead) / len(self._idle_tokens)}
+        row |= {name: float(value) for name, value in values.items()}
+        self.log.append(row)
+        if not math.isfinite(row["loss"]):
+            self.failure = f"diverged: loss {row['loss']} at step {step}"
+
+
+def train(trainees: Sequence[Trainee], stream: ActivationStream, progress: Progress) -> None:
+    """Train every SAE on the stream, which has been started, then fold each one's input scale into it."""
+    for trainee in trainees:
+        trainee.start(stream)
+    every = max(1, stream.n_steps // N_LOGGED)
+    for step, batch in enumerate(progress.track("train", stream.batches(), stream.n_steps)):
+        logged = step % every == 0 or step == stream.n_steps - 1
+        alive = [trainee for trainee in trainees if trainee.failure is None]
+        for trainee in alive:
+            trainee.step(batch[trainee.site, trainee.seed], step, logged=logged)
+        if logged and alive:
+            progress.note = _summary(alive)
+    for trainee in trainees:
+        trainee.sae.requires_grad_(False)
+        trainee.sae.fold(stream.scale[trainee.site])
+
+
+def _summary(trainees: Sequence[Trainee]) -> str:
+    rows = [trainee.log[-1] for trainee in trainees]
+    fve = [row["fve"] for row in rows]
+    l0 = [row["l0"] for row in rows]
+    return f"fve {min(fve):.3f}..{max(fve):.3f}  l0 {min(l0):.0f}..{max(l0):.0f}"
+
+
+def _mean_l0(loss: Loss) -> Float[Tensor, ""]:
+    return active_per_token(loss.latents).float().mean()
+
+
+def geometric_median(x: Float[Tensor, "B D"], rounds: int = 100) -> Float[Tensor, "D"]:
+    """The point with the least summed distance to all tokens, by Weiszfeld's iteration."""
+    median = x.mean(0)
+    for _ in range(rounds):
+        weight = 1 / torch.linalg.vector_norm(x - median, dim=1).clamp(min=1e-12)
+        median = weight @ x / weight.sum()
+    return median

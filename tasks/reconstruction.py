@@ -1,0 +1,59 @@
+"""How well x_hat reproduces x, and how many latents it takes."""
+
+from sae_bench import DocumentSums, EvalBatch, EvalSetting, Metric, Result, Task, active_per_token, task
+
+
+@task("reconstruction")
+class Reconstruction(Task):
+    """FVE and its relatives (SPEC section 3), all pooled over tokens."""
+
+    version = "1"
+    metrics = (
+        Metric("fve", "up", "", "fraction of variance explained: 1 - fvu", headline=True),
+        Metric("fvu", "down", "", "sum ||x - x_hat||^2 / sum ||x - mean(x)||^2, mean over the whole evaluation set"),
+        Metric("l0", None, "latents", "mean number of active latents on a token", headline=True),
+        Metric("gamma", None, "", "relative reconstruction bias E||x_hat||^2 / E[x . x_hat]; below 1 is shrinkage", True),
+        Metric("cosine", "up", "", "mean cosine similarity of x and x_hat"),
+        Metric("l2_ratio", None, "", "mean ||x_hat|| / ||x||"),
+        Metric(
+            "explained_variance_legacy", "up", "",
+            "SAEBench's published variance: mean over tokens of 1 - ||x - x_hat||^2 / ||x - batch mean||^2",
+        ),
+    )  # fmt: skip
+
+    def start(self, setting: EvalSetting) -> None:
+        self.mean = setting.mean
+        self.sums = DocumentSums(setting.n_documents, setting.device)
+
+    def update(self, batch: EvalBatch) -> None:
+        x, x_hat = batch.x.double(), batch.x_hat.double()
+        error = (x - x_hat).square().sum(1)
+        norm, norm_hat, inner = x.norm(dim=1), x_hat.norm(dim=1), (x * x_hat).sum(1)
+        self.sums.add_count(batch.document, "tokens")
+        self.sums.add(
+            batch.document,
+            {
+                "squared_error": error,
+                "variance": (x - self.mean).square().sum(1),
+                "active": active_per_token(batch.f),
+                "norm_hat_squared": norm_hat.square(),
+                "inner": inner,
+                # A zero reconstruction has no direction: its cosine counts as 0.
+                "cosine": inner / (norm * norm_hat).clamp(min=1e-300),
+                "norm_ratio": norm_hat / norm,
+                "legacy": 1 - error / (x - x.mean(0)).square().sum(1),
+            },
+        )
+
+    def finish(self) -> Result:
+        ratio = self.sums.ratio
+        scores = {
+            "fve": ratio("squared_error", "variance", "tokens", one_minus=True),
+            "fvu": ratio("squared_error", "variance", "tokens"),
+            "l0": ratio("active", "tokens", "tokens"),
+            "gamma": ratio("norm_hat_squared", "inner", "tokens"),
+            "cosine": ratio("cosine", "tokens", "tokens"),
+            "l2_ratio": ratio("norm_ratio", "tokens", "tokens"),
+            "explained_variance_legacy": ratio("legacy", "tokens", "tokens"),
+        }
+        return Result(scores, by_document=self.sums.by_document())

@@ -1,0 +1,213 @@
+"""Where text comes from: the embedded docstrings, local files, and the hub's data sets (simulated, no network)."""
+
+import logging
+import random
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import pytest
+
+from sae_bench import corpus
+from sae_bench.corpus import describe, docstrings, documents, embedded_documents, extract
+from sae_bench.errors import UserError
+from sae_bench.paths import cache_folder
+
+LONG = "A sentence that is repeated until the docstring is long enough to count. " * 4
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    folder = tmp_path / "package"
+    folder.mkdir()
+    source = f'''
+        """Module. {LONG}"""
+        class C:
+            """Class.
+
+                {LONG}"""
+            async def f(self):
+                """Function. {LONG}"""
+            def g(self):
+                "short"
+            def twin(self):
+                """Module. {LONG}"""
+        raise RuntimeError("the corpus must never run what it reads")
+    '''
+    (folder / "b.py").write_text(textwrap.dedent(source))
+    (folder / "a.py").write_text(f'"""First by path. {LONG} \\d"""\n')
+    (folder / "template.py").write_text("class {{ name }}:\n    pass\n")
+    return folder
+
+
+def test_extract_takes_each_long_docstring_once_in_order(package: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger=corpus.__name__):
+        found = extract([package])
+    assert [text.split(maxsplit=1)[0] for text in found] == ["First", "Module.", "Class.", "Function."]
+    assert "1 files of the embedded corpus are not Python" in caplog.text
+
+
+def test_docstrings_are_dedented() -> None:
+    assert list(docstrings(b'def f():\n    """One.\n\n      Two.\n    """\n')) == ["One.\n\nTwo."]
+
+
+def test_the_embedded_corpus_is_cached_by_the_versions(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "_package_folder", lambda name: package)
+    first = embedded_documents()
+    (package / "a.py").unlink()
+    assert embedded_documents() == first
+    corpus._read.cache_clear()  # as a new process would find it
+    assert embedded_documents() == first
+    assert len(list(cache_folder().iterdir())) == 1, "temporary files were left behind"
+    monkeypatch.setattr(corpus, "version", lambda name: "99")
+    assert len(embedded_documents()) == len(first) - 1
+
+
+def test_a_new_process_reads_the_cache_within_a_second(package: Path) -> None:
+    many = [f"{number} {LONG}" for number in range(20_000)]
+    path = cache_folder() / "corpus.parquet"
+    corpus._write(path, many)
+    started = time.perf_counter()
+    assert corpus._read(path) == many
+    assert time.perf_counter() - started < 1
+
+
+def test_describe_names_every_package_with_its_version() -> None:
+    assert describe().startswith("docstrings of scipy 1.")
+    assert all(f"{name} " in describe() for name in corpus.PACKAGES)
+
+
+def test_finding_a_package_does_not_import_it() -> None:
+    loaded = "scipy" in sys.modules
+    assert (corpus._package_folder("scipy") / "__init__.py").exists()
+    assert ("scipy" in sys.modules) == loaded
+
+
+WORDS = [f"document number {number}" for number in range(50)]
+
+
+def _as_text(folder: Path) -> Path:
+    (folder / "corpus.txt").write_text("\n\n".join(WORDS) + "\n\n\n\n   \n\n")
+    return folder / "corpus.txt"
+
+
+def _as_jsonl(folder: Path) -> Path:
+    pd.DataFrame({"text": WORDS, "other": 1}).to_json(folder / "corpus.jsonl", orient="records", lines=True)
+    return folder / "corpus.jsonl"
+
+
+def _as_parquet(folder: Path) -> Path:
+    pd.DataFrame({"text": [*WORDS, None, "  "], "n": 1}).to_parquet(folder / "corpus.parquet")
+    return folder / "corpus.parquet"
+
+
+def _as_folder(folder: Path) -> Path:
+    _as_jsonl(folder)
+    return folder
+
+
+@pytest.mark.parametrize("write", [_as_text, _as_jsonl, _as_parquet, _as_folder])
+def test_local_documents_are_all_there_in_a_seeded_order(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    folder = tmp_path / "local"
+    folder.mkdir()
+    source = str(write(folder))
+    first = list(documents(source, order_seed=1))
+    assert sorted(first) == sorted(WORDS)
+    assert first != WORDS
+    assert list(documents(source, order_seed=1)) == first
+    assert list(documents(source, order_seed=2)) != first
+
+
+def test_embedded_documents_come_shuffled_and_the_list_stays(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "embedded_documents", lambda: WORDS)
+    expected = list(WORDS)
+    random.Random(3).shuffle(expected)
+    assert list(documents("embedded", order_seed=3)) == expected != WORDS
+
+
+def _first(source: str, column: str = "text") -> str:
+    return next(documents(source, order_seed=0, column=column))
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(UserError, match=r'no file or folder "\./nowhere\.txt"'):
+        _first("./nowhere.txt")
+
+
+def test_a_missing_column_lists_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'no column "texts" in .*did you mean "text"\? known: n, text'):
+        _first(str(_as_parquet(tmp_path)), column="texts")
+
+
+def test_a_column_of_numbers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'column "n" of .* holds int, not text'):
+        _first(str(_as_parquet(tmp_path)), column="n")
+
+
+def test_a_blank_corpus_is_refused(tmp_path: Path) -> None:
+    pd.DataFrame({"text": ["", " \n"]}).to_parquet(tmp_path / "blank.parquet")
+    with pytest.raises(UserError, match="holds no text"):
+        _first(str(tmp_path / "blank.parquet"))
+
+
+def test_a_folder_of_mixed_or_unknown_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"files of one kind among .*it holds: none"):
+        _first(str(tmp_path / "empty"))
+    _as_text(tmp_path)
+    _as_jsonl(tmp_path)
+    with pytest.raises(UserError, match=r"it holds: \.jsonl, \.txt"):
+        _first(str(tmp_path))
+
+
+def test_a_malformed_file_is_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text("this is no json\n")
+    with pytest.raises(UserError, match=r'bad\.jsonl" cannot be read as json: ') as caught:
+        _first(str(tmp_path / "bad.jsonl"))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_hub_is_streamed_with_its_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def load(*args: Any, **options: Any) -> datasets.IterableDataset:
+        calls.append((args, options))
+        return datasets.IterableDataset.from_generator(lambda: ({"body": word, "id": 1} for word in WORDS))
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    found = list(documents("someone/words:english", order_seed=5, column="body"))
+    assert sorted(found) == sorted(WORDS)
+    assert found != WORDS
+    assert calls == [(("someone/words", "english"), {"split": "train", "streaming": True})]
+    with pytest.raises(UserError, match=r'no column "text" in "words".*known: body, id'):
+        _first("words")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (datasets.exceptions.DatasetNotFoundError("x"), 'no data set "someone/words" on the hub'),
+        (ConnectionError("x"), r'"someone/words" cannot be reached \(ConnectionError\); check the network'),
+        (
+            ValueError("Config name is missing.\nPick: ['a']"),
+            r"Config name is missing\. Pick: \['a'\]; write name:conf",
+        ),
+    ],
+)
+def test_trouble_with_the_hub_is_explained(error: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(UserError, match=message):
+        _first("someone/words")

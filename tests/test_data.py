@@ -1,0 +1,213 @@
+"""Contexts: which documents are in them, how they are packed, and that they are the same every time."""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from sae_bench import data
+from sae_bench.data import TokenStream, special_ids, special_mask, split_of
+from sae_bench.errors import UserError
+
+DOCUMENTS = [f"the fox {number} jumps <bos> over <eos> the dog\n{'lazy ' * (number % 23)}" for number in range(700)]
+
+
+@pytest.fixture(autouse=True)
+def _corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    def documents(source: str, *, order_seed: int, column: str) -> Iterator[str]:
+        order = np.random.default_rng(order_seed).permutation(len(DOCUMENTS))
+        return (DOCUMENTS[index] for index in order)
+
+    monkeypatch.setattr(data, "documents", documents)
+
+
+def stream(tokenizer: PreTrainedTokenizerFast, **changes: Any) -> TokenStream:
+    options: dict[str, Any] = {"split": "train", "context_size": 17, "n_tokens": 3000, "order_seed": 7}
+    return TokenStream("words", tokenizer, **options | changes)
+
+
+def contexts(tokens: TokenStream, batch_contexts: int = 10, start_context: int = 0) -> torch.Tensor:
+    return torch.cat([batch.tokens for batch in tokens.batches(batch_contexts, start_context)])
+
+
+def whole_text(tokens: TokenStream, tokenizer: PreTrainedTokenizerFast) -> str:
+    return tokenizer.decode(contexts(tokens)[:, 1:].flatten().tolist())
+
+
+def test_the_split_is_by_content_and_one_in_twenty() -> None:
+    texts = [f"text {number}" for number in range(20_000)]
+    sides = [split_of(text) for text in texts]
+    assert set(sides) == {"train", "eval"}
+    assert sides.count("eval") == pytest.approx(1000, abs=100)
+    assert [split_of(text) for text in reversed(texts)] == sides[::-1]
+    # Pinned: a change would move documents between the sides of published results.
+    digest = hashlib.blake2b(b"text 3", digest_size=8).digest()
+    assert split_of("text 3") == ("eval" if int.from_bytes(digest, "little") % 20 == 0 else "train")
+
+
+def test_train_and_eval_share_no_document(tokenizer: PreTrainedTokenizerFast) -> None:
+    train = whole_text(stream(tokenizer, n_tokens=20_000), tokenizer)
+    held_out = whole_text(stream(tokenizer, split="eval", n_tokens=600, order_seed=1), tokenizer)
+    numbers = {}
+    for side, text in (("train", train), ("eval", held_out)):
+        numbers[side] = {part.split()[0] for part in text.split("the fox ")[1:-1]}
+    assert len(numbers["train"]) > 500
+    assert len(numbers["eval"]) > 10
+    assert not numbers["train"] & numbers["eval"]
+
+
+def test_contexts_are_the_documents_tokens_one_after_another(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokens = stream(tokenizer, n_tokens=160, context_size=11)
+    seed = int(np.random.SeedSequence([7, 0]).generate_state(1)[0])
+    order = np.random.default_rng(seed).permutation(len(DOCUMENTS))
+    texts = [text for text in (DOCUMENTS[index] for index in order) if split_of(text) == "train"][:20]
+    plain = [text.replace("<bos>", "\0").replace("<eos>", "\0").split("\0") for text in texts]
+    ids: list[int] = []
+    for *parts, last in plain:
+        for part in [*parts, last + "\n\n"]:
+            ids += tokenizer.encode(part, add_special_tokens=False)
+    assert contexts(tokens)[:, 1:].flatten().tolist() == ids[:160]
+
+
+def test_each_context_opens_with_bos_and_holds_no_other_special_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    found = contexts(stream(tokenizer))
+    special = special_ids(tokenizer)
+    assert special == {0, 1, 2}
+    assert (found[:, 0] == tokenizer.bos_token_id).all()
+    assert not special_mask(found[:, 1:], special).any()
+
+
+def test_tokens_flagged_as_special_are_removed_too() -> None:
+    tokenizer = make_tokenizer(bos_token="<bos>", eos_token="<eos>")
+    tokenizer.add_special_tokens({"extra_special_tokens": ["fox"]})
+    fox = tokenizer.convert_tokens_to_ids("fox")
+    assert fox in special_ids(tokenizer)
+    assert fox not in contexts(stream(tokenizer))
+
+
+def test_special_mask_knows_that_zero_is_an_id() -> None:
+    tokens = torch.tensor([[0, 5, 7], [7, 0, 1]])
+    assert special_mask(tokens, frozenset({0, 7})).tolist() == [[True, False, True], [True, True, False]]
+    assert not special_mask(tokens, frozenset()).any()
+
+
+@pytest.mark.parametrize(("n_tokens", "n_contexts"), [(0, 0), (1, 1), (16, 1), (17, 2), (3000, 188)])
+def test_whole_contexts_cover_the_tokens_asked_for(
+    tokenizer: PreTrainedTokenizerFast, n_tokens: int, n_contexts: int
+) -> None:
+    tokens = stream(tokenizer, n_tokens=n_tokens)
+    assert tokens.n_contexts == n_contexts
+    assert sum(len(batch.tokens) for batch in tokens.batches(10)) == n_contexts
+    assert tokens.n_delivered == 16 * n_contexts
+
+
+def test_document_numbers_follow_the_documents(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokens = stream(tokenizer)
+    batches = list(tokens.batches(10))
+    found = torch.cat([batch.document for batch in batches])
+    text = found[:, 1:].flatten()
+    assert (found[:, 0] == -1).all()
+    assert text[0] == 0
+    assert set(text.diff().tolist()) == {0, 1}
+    assert tokens.n_documents == text[-1] + 1
+    first = torch.cat([batch.tokens for batch in batches])[:, 1:].flatten()[text == 0]
+    assert tokenizer.decode(first.tolist()).endswith("\n\n")
+    assert tokenizer.decode(first.tolist()).count("fox") == 1
+
+
+def test_the_batch_size_changes_nothing(tokenizer: PreTrainedTokenizerFast) -> None:
+    expected = stream(tokenizer)
+    all_at_once = contexts(expected, 1000)
+    for size in (1, 7, 188):
+        tokens = stream(tokenizer)
+        assert torch.equal(contexts(tokens, size), all_at_once)
+        assert tokens.fingerprint == expected.fingerprint
+    assert [len(batch.tokens) for batch in stream(tokenizer).batches(100)] == [100, 88]
+
+
+def test_the_fingerprint_is_the_hash_of_what_was_delivered(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokens = stream(tokenizer)
+    assert tokens.fingerprint == hashlib.sha256().hexdigest()
+    delivered = b""
+    for batch in tokens.batches(10):
+        delivered += batch.tokens.numpy().astype("<i8").tobytes()
+        assert tokens.fingerprint == hashlib.sha256(delivered).hexdigest()
+    other = stream(tokenizer, order_seed=8)
+    contexts(other)
+    assert other.fingerprint != tokens.fingerprint
+
+
+def test_iterating_again_starts_afresh(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokens = stream(tokenizer)
+    interrupted = tokens.batches(10)
+    next(interrupted)
+    first = contexts(tokens)
+    state = (tokens.fingerprint, tokens.n_delivered, tokens.n_documents, tokens.passes)
+    assert torch.equal(contexts(tokens), first)
+    assert (tokens.fingerprint, tokens.n_delivered, tokens.n_documents, tokens.passes) == state
+
+
+def test_a_resumed_stream_goes_on_where_it_stopped(tokenizer: PreTrainedTokenizerFast) -> None:
+    whole, resumed = stream(tokenizer), stream(tokenizer)
+    expected = contexts(whole)
+    assert torch.equal(contexts(resumed, 10, start_context=33), expected[33:])
+    assert resumed.fingerprint == whole.fingerprint
+    assert resumed.n_delivered == whole.n_delivered
+    assert not list(resumed.batches(10, start_context=188))
+
+
+def test_training_reads_a_short_corpus_again_in_another_order(
+    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokens = stream(tokenizer, n_tokens=100_000)
+    with caplog.at_level(logging.WARNING, logger=data.__name__):
+        text = whole_text(tokens, tokenizer)
+        whole_text(tokens, tokenizer)
+    assert tokens.passes >= 3
+    (warning,) = caplog.messages
+    n_unique = int(warning.split("holds ")[1].split()[0])
+    assert 100_000 / tokens.passes < n_unique < 100_000 / (tokens.passes - 1)
+    numbers = [part.split()[0] for part in text.split("the fox ")[1:]]
+    n_train = sum(split_of(document) == "train" for document in DOCUMENTS)
+    first, second = numbers[:n_train], numbers[n_train : 2 * n_train]
+    assert first != second
+    assert sorted(first) == sorted(second)
+
+
+def test_evaluation_never_repeats_a_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(UserError, match=r"holds \d+ evaluation tokens.* use --eval-tokens \d+ or less") as caught:
+        contexts(stream(tokenizer, split="eval", n_tokens=100_000))
+    most = int(str(caught.value).split("--eval-tokens ")[1].split()[0])
+    assert most % 16 == 0
+    assert len(contexts(stream(tokenizer, split="eval", n_tokens=most))) == most // 16
+    with pytest.raises(UserError):
+        contexts(stream(tokenizer, split="eval", n_tokens=most + 1))
+
+
+def test_a_corpus_without_training_text_is_refused(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "documents", lambda source, *, order_seed, column: iter(()))
+    with pytest.raises(UserError, match='"words" has no text to train on'):
+        contexts(stream(tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("size", "message"), [(1, "size 1 leaves no room.* at least 2"), (65, "size 65 exceeds.* at most 64")]
+)
+def test_impossible_context_sizes_are_refused(tokenizer: PreTrainedTokenizerFast, size: int, message: str) -> None:
+    assert stream(tokenizer, context_size=64, max_context=64).context_size == 64
+    with pytest.raises(UserError, match=message):
+        stream(tokenizer, context_size=size, max_context=64)
+
+
+def test_eos_opens_contexts_where_there_is_no_bos() -> None:
+    assert (contexts(stream(make_tokenizer(pad_token="<pad>", eos_token="<end>")))[:, 0] == 1).all()
+    with pytest.raises(UserError, match="has no BOS and no EOS"):
+        stream(make_tokenizer(pad_token="<pad>"))

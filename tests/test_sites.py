@@ -1,0 +1,174 @@
+"""Each site is the module that Gemma Scope's definition means, in every family, shown by arithmetic on its values."""
+
+import pytest
+import torch
+from tiny import D_MODEL, FAMILIES, HEADS_WIDTH, N_LAYERS, tiny_gemma2, tiny_gpt_neox, tiny_llama
+from torch import Tensor
+from transformers import OPTConfig, OPTForCausalLM
+
+from sae_bench.errors import UserError
+from sae_bench.sites import SITE_KINDS, Site, find_backbone, find_site, run_until_seen
+
+TOKENS = torch.arange(30).reshape(2, 15) + 5
+
+MODULES = {  # family: (the residual before the MLP is what enters this module, output projection of attention)
+    "gemma2": ("pre_feedforward_layernorm", "self_attn.o_proj"),
+    "gemma3": ("pre_feedforward_layernorm", "self_attn.o_proj"),
+    "llama": ("post_attention_layernorm", "self_attn.o_proj"),
+    "qwen3": ("post_attention_layernorm", "self_attn.o_proj"),
+    "mistral": ("post_attention_layernorm", "self_attn.o_proj"),
+    "gpt_neox": ("post_attention_layernorm", "attention.dense"),
+    "gpt2": ("ln_2", "attn.c_proj"),
+}
+
+
+def read(model, **points):
+    """Activations by name, of a Site or of a pair (module, side)."""
+    modules = {
+        name: (model.get_submodule(point.path), point.side) if isinstance(point, Site) else point
+        for name, point in points.items()
+    }
+    with torch.no_grad():
+        return run_until_seen(model, TOKENS, modules)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sites_are_what_their_definitions_say(family):
+    model, layer = FAMILIES[family](), 2
+    before_mlp, out_proj = MODULES[family]
+    block = find_backbone(model).layers[layer]
+    project = block.get_submodule(out_proj)
+    seen = read(
+        model,
+        **{kind: find_site(model, kind, layer) for kind in SITE_KINDS},
+        resid_pre=(block, "input"),
+        resid_mid=(block.get_submodule(before_mlp), "input"),
+        projected=(project, "output"),
+    )
+    # The model's own list of hidden states: entry i + 1 leaves layer i.
+    with torch.no_grad():
+        hidden_states = model(TOKENS, output_hidden_states=True).hidden_states
+    assert torch.equal(seen["resid_post"], hidden_states[layer + 1])
+
+    weight = project.weight if family == "gpt2" else project.weight.T
+    bias = 0 if project.bias is None else project.bias
+    torch.testing.assert_close(seen["attn_out"] @ weight + bias, seen["projected"])
+
+    added = seen["projected"]
+    if family.startswith("gemma"):
+        added = block.post_attention_layernorm(added)
+    if family == "gpt_neox":  # attention and MLP side by side: both read, and add to, the residual that enters
+        torch.testing.assert_close(seen["resid_mid"], seen["resid_pre"])
+        seen["resid_mid"] = seen["resid_pre"] + added
+    torch.testing.assert_close(seen["resid_mid"], seen["resid_pre"] + added)
+    torch.testing.assert_close(seen["resid_post"], seen["resid_mid"] + seen["mlp_out"])
+
+
+def test_attn_out_is_the_heads_side_by_side():
+    """Gemma 2's attention by hand: soft-capped scores, a causal window, heads concatenated."""
+    model = tiny_gemma2(attn_logit_softcapping=0.5)
+    attention = model.model.layers[0].self_attn  # layer 0 sees a window of 4 tokens
+    seen = read(
+        model,
+        attn_out=find_site(model, "attn_out", 0),
+        **{name: (getattr(attention, name), "output") for name in ("q_proj", "k_proj", "v_proj")},
+    )
+    n = TOKENS.shape[1]
+    cos, sin = model.model.rotary_emb(seen["q_proj"], torch.arange(n)[None])
+
+    def rotate(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+    age = torch.arange(n)[:, None] - torch.arange(n)
+    heads = []
+    for q in seen["q_proj"].chunk(2, dim=-1):  # two heads share one key and one value
+        scores = rotate(q) @ rotate(seen["k_proj"]).mT / 16**0.5
+        scores = 0.5 * torch.tanh(scores / 0.5)
+        scores = scores.masked_fill((age < 0) | (age >= 4), -torch.inf)
+        heads.append(scores.softmax(dim=-1) @ seen["v_proj"])
+    torch.testing.assert_close(seen["attn_out"], torch.cat(heads, dim=-1))
+
+
+def test_serial_gpt_neox_adds_its_mlp_after_attention():
+    model = tiny_gpt_neox(use_parallel_residual=False)
+    block = model.gpt_neox.layers[1]
+    seen = read(
+        model,
+        mid=(block.post_attention_layernorm, "input"),
+        mlp_out=find_site(model, "mlp_out", 1),
+        post=find_site(model, "resid_post", 1),
+    )
+    torch.testing.assert_close(seen["post"], seen["mid"] + seen["mlp_out"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_widths_are_measured(family):
+    model = FAMILIES[family]()
+    widths = {kind: find_site(model, kind, 1).d_in for kind in SITE_KINDS}
+    heads = D_MODEL if family.startswith("gpt") else HEADS_WIDTH
+    assert widths == {"resid_post": D_MODEL, "mlp_out": D_MODEL, "attn_out": heads}
+
+
+def test_gemma_reads_the_norm_after_its_mlp_and_llama_the_mlp():
+    assert find_site(tiny_gemma2(), "mlp_out", 3).path == "model.layers.3.post_feedforward_layernorm"
+    assert find_site(tiny_llama(), "mlp_out", 3).path == "model.layers.3.mlp"
+
+
+def test_path_sites():
+    model = tiny_llama()
+    site = find_site(model, "path:model.layers.{layer}.mlp.down_proj@input", 1)
+    assert site == Site(1, "path:model.layers.{layer}.mlp.down_proj@input", "model.layers.1.mlp.down_proj", "input", 56)
+    assert site.name == "path.model.layers.1.mlp.down_proj.input"
+    assert find_site(model, "path:model.layers.3.mlp.up_proj", 0).layer == 3  # the module's own number counts
+    attention = find_site(model, "path:model.layers.1.self_attn@input", 1)  # its hidden states come by keyword
+    normed = read(model, x=attention, y=(model.model.layers[1].input_layernorm, "output"))
+    assert torch.equal(normed["x"], normed["y"])
+    assert find_site(model, "path:model.layers.1.self_attn", 1).d_in == D_MODEL  # a module that returns a tuple
+    assert find_site(model, "path:model.embed_tokens", 0).name == "path.model.embed_tokens"
+
+
+def test_names_are_safe_for_folders():
+    site = find_site(tiny_llama(), "resid_post", 2)
+    assert site.name == "layer_2.resid_post"
+    assert len({site, find_site(tiny_llama(), "resid_post", 2)}) == 1
+
+
+def test_a_family_outside_the_table_is_reached_by_path():
+    sizes = {"vocab_size": 64, "hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    opt = OPTForCausalLM(OPTConfig(**sizes)).eval()
+    with pytest.raises(UserError, match=r"OPTForCausalLM: no known place for resid_post .* --site path:MODULE"):
+        find_site(opt, "resid_post", 0)
+    assert find_site(opt, "path:model.decoder.layers.{layer}.self_attn.out_proj@input", 1).d_in == 16
+    with pytest.raises(UserError, match=r"has shape \(2, 24\) for two tokens"):  # OPT merges batch and sequence here
+        find_site(opt, "path:model.decoder.layers.1.fc1", 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "message"),
+    [
+        ("resid_pst", 1, r'unknown site "resid_pst" \(did you mean "resid_post"\?'),
+        ("resid_post", 30, r"layer 30: LlamaForCausalLM has layers 0\.\.3"),
+        ("attn_out", -1, r"layer -1: LlamaForCausalLM has layers 0\.\.3"),
+        ("path:model.layers.1.mlq", 1, r'model\.layers\.1 has no module "mlq" \(did you mean "mlp"\?'),
+        ("path:mdel", 1, r'LlamaForCausalLM has no module "mdel" \(did you mean "model"\?'),
+        ("path:model.layers.{layer}.mlp", 4, r'model\.layers has no module "4"'),
+        ("path:model.layers.1.mlp@inputs", 1, r'after @ comes input or output, not "inputs"'),
+        ("path:model.layers", 1, r"model\.layers takes no part in a forward pass"),
+        ("path:model", 1, r"the output of LlamaModel is a BaseModelOutputWithPast, not a tensor"),
+        ("path:model.embed_tokens@input", 1, r"the input of model\.embed_tokens has shape \(1, 2\) for two tokens"),
+    ],
+)
+def test_mistakes_are_explained_in_one_line(kind, layer, message):
+    with pytest.raises(UserError, match=message) as error:
+        find_site(tiny_llama(), kind, layer)
+    assert "\n" not in str(error.value)
+    assert N_LAYERS == 4
+
+
+def test_hooks_do_not_outlive_a_pass():
+    model = tiny_llama()
+    find_site(model, "attn_out", 1)
+    with pytest.raises(UserError):
+        find_site(model, "path:model", 1)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
