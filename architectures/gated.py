@@ -16,14 +16,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sae_bench import Active, Loss, Options, SAEConfig, SparseAutoencoder, Step, architecture, decode, reconstruction_loss
+from sae_bench import (
+    Active,
+    Loss,
+    Options,
+    SAEConfig,
+    SparseAutoencoder,
+    Step,
+    decode,
+    reconstruction_loss,
+    register_architecture,
+)
 
 
 class GatedOptions(Options):
     penalty: Literal["l1", "ri_l1"] = "l1"
 
 
-@architecture("gated")
+@register_architecture("gated")
 class Gated(SparseAutoencoder):
     options_type = GatedOptions
     options: GatedOptions

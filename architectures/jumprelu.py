@@ -19,7 +19,16 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from sae_bench import Active, Loss, Options, SAEConfig, SparseAutoencoder, Step, architecture, reconstruction_loss
+from sae_bench import (
+    Active,
+    Loss,
+    Options,
+    SAEConfig,
+    SparseAutoencoder,
+    Step,
+    reconstruction_loss,
+    register_architecture,
+)
 
 
 class JumpReLUOptions(Options):
@@ -30,7 +39,7 @@ class JumpReLUOptions(Options):
     """The paper's parametrisation theta = exp(log_theta); False trains theta itself."""
 
 
-@architecture("jumprelu")
+@register_architecture("jumprelu")
 class JumpReLU(SparseAutoencoder):
     control = "target"
     options_type = JumpReLUOptions
@@ -91,12 +100,12 @@ class JumpReLU(SparseAutoencoder):
 
 def jump_relu(z: Float[Tensor, "P"], theta: Float[Tensor, "P"], eps: float) -> Float[Tensor, "P"]:
     """z H(z - theta), with the pseudo-derivative -(theta / eps) K((z - theta) / eps) for theta (Eq. 11)."""
-    return _JumpReLU.apply(z, theta, eps)  # type: ignore[no-any-return]
+    return _JumpReLU.apply(z, theta, eps)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def heaviside(z: Float[Tensor, "P"], theta: Float[Tensor, "P"], eps: float) -> Float[Tensor, "P"]:
     """H(z - theta), with the pseudo-derivative -(1 / eps) K((z - theta) / eps) for theta and none for z (Eq. 12)."""
-    return _Heaviside.apply(z, theta, eps)  # type: ignore[no-any-return]
+    return _Heaviside.apply(z, theta, eps)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _in_window(z: Tensor, theta: Tensor, eps: float) -> Tensor:

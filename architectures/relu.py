@@ -13,14 +13,23 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from sae_bench import Active, Loss, Options, SAEConfig, SparseAutoencoder, Step, architecture, reconstruction_loss
+from sae_bench import (
+    Active,
+    Loss,
+    Options,
+    SAEConfig,
+    SparseAutoencoder,
+    Step,
+    reconstruction_loss,
+    register_architecture,
+)
 
 
 class ReLUOptions(Options):
     decoder_init_norm: float = Field(default=0.1, gt=0)
 
 
-@architecture("relu")
+@register_architecture("relu")
 class ReLU(SparseAutoencoder):
     options_type = ReLUOptions
     options: ReLUOptions

@@ -15,7 +15,17 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from sae_bench import Active, Loss, Options, SAEConfig, SparseAutoencoder, Step, architecture, decode, reconstruction_loss
+from sae_bench import (
+    Active,
+    Loss,
+    Options,
+    SAEConfig,
+    SparseAutoencoder,
+    Step,
+    decode,
+    reconstruction_loss,
+    register_architecture,
+)
 
 
 class TopKOptions(Options):
@@ -24,7 +34,7 @@ class TopKOptions(Options):
     """Dead latents a token may use; None: the power of two nearest d_in / 2."""
 
 
-@architecture("topk")
+@register_architecture("topk")
 class TopK(SparseAutoencoder):
     control = "k"
     options_type = TopKOptions

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from sae_bench.metrics import DocumentSums as DocumentSums
     from sae_bench.registry import ARCHITECTURES as ARCHITECTURES
     from sae_bench.registry import TASKS as TASKS
-    from sae_bench.registry import architecture as architecture
-    from sae_bench.registry import task as task
+    from sae_bench.registry import register_architecture as register_architecture
+    from sae_bench.registry import register_task as register_task
     from sae_bench.sae import Latents as Latents
     from sae_bench.sae import Loss as Loss
     from sae_bench.sae import Options as Options
@@ -40,7 +40,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "active": ("Active", "decode", "select", "select_all"),
     "metrics": ("DocumentSums",),
-    "registry": ("ARCHITECTURES", "TASKS", "architecture", "task"),
+    "registry": ("ARCHITECTURES", "TASKS", "register_architecture", "register_task"),
     "sae": (
         "Latents", "Loss", "Options", "SAEConfig", "SparseAutoencoder", "Step",
         "active_per_token", "count_per_latent", "reconstruction_loss",

@@ -49,7 +49,7 @@ class ActivationStream:
         self.batch_size, self.reuse = batch_size, reuse
         self.half = min(math.ceil(buffer_tokens / 2), tokens.n_tokens)
         self.scale: dict[Site, float] = {}
-        self.mean: dict[Site, Float[Tensor, "D"]] = {}
+        self.mean: dict[Site, Float[Tensor, D]] = {}
         self.n_captured = 0
 
     @property

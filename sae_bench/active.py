@@ -93,7 +93,8 @@ class Active:
 
     def per_latent(self, parameter: Float[Tensor, "F"]) -> Float[Tensor, "P"]:
         """Look up a per-latent parameter (a threshold, a norm) for every pair; differentiable."""
-        return _Gather.apply(parameter, self.pairs.latent)  # type: ignore[no-any-return]
+        gathered: Tensor = _apply(_Gather, parameter, self.pairs.latent)
+        return gathered
 
     def sum_per_token(self, values: Float[Tensor, "P"]) -> Float[Tensor, ""]:
         """Sum of `values` over the active latents, mean over ALL tokens of the batch (those without any included)."""
@@ -140,14 +141,18 @@ def select_all(
     b_pre: Float[Tensor, "D"] | None = None,
 ) -> tuple[Active, ...]:
     """`select` with several rules at once: one encoder product, one active set for each rule."""
-    out = _Select.apply(x, W_enc, b_enc, b_pre, keeps)
+    out = _apply(_Select, x, W_enc, b_enc, b_pre, keeps)
     return tuple(Active(pairs, z) for pairs, z in zip(out[: len(keeps)], out[len(keeps) :], strict=True))
 
 
 def decode(f: Active, W_dec: Float[Tensor, "F D"], b_dec: Float[Tensor, "D"] | None = None) -> Float[Tensor, "B D"]:
     """Return x_hat = f W_dec + b_dec (without b_dec when None), with gradients to f, W_dec and b_dec."""
-    product: Tensor = _Decode.apply(f.values, W_dec, f.pairs)
+    product: Tensor = _apply(_Decode, f.values, W_dec, f.pairs)
     return product if b_dec is None else product + b_dec
+
+
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    return function.apply(*arguments)
 
 
 class _Select(torch.autograd.Function):
@@ -345,8 +350,9 @@ def calibrate(d_in: int, d_sae: int, n_tokens: int, device: torch.device, densit
     token, latent = keep.nonzero(as_tuple=True)
     offsets = functional.pad(torch.bincount(token, minlength=n_tokens).cumsum(0), (1, 0))
     seconds: dict[str, float] = {}
-    for choice in ("dense", "sparse"):
-        with kernels(choice):  # type: ignore[arg-type]
+    choices: tuple[Kernels, Kernels] = ("dense", "sparse")
+    for choice in choices:
+        with kernels(choice):
             pairs = Pairs(latent, offsets, d_sae)
         values = torch.ones(len(latent), device=device)
         for _ in range(2):  # the first round warms up

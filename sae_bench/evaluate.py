@@ -93,9 +93,7 @@ def _losses(
     sites = list(means)
     zero = [hidden_with(site, torch.zeros_like(means[site])) for site in sites]
     mean = [hidden_with(site, means[site]) for site in sites]
-    spliced = [
-        hidden_with(candidate.site, x_hat) for candidate, (_, _, x_hat) in zip(candidates, replies, strict=True)
-    ]
+    spliced = [hidden_with(candidate.site, x_hat) for candidate, (_, _, x_hat) in zip(candidates, replies, strict=True)]
     scored = token_losses(
         clean.lm.logits, clean.lm.n_vocab, clean.hidden[:, :-1][predicts], [*zero, *mean, *spliced], targets
     )

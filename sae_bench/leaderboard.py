@@ -84,9 +84,9 @@ def board(table: pd.DataFrame, *, latex: bool = False) -> tuple[list[str], list[
     fixed = [key for key in ("model", "site", "width") if saes[key].nunique() > 1] + ["architecture", "target"]
     fixed += ["seed"] if saes["seed"].nunique() > 1 else []
     arrows = LATEX_ARROWS if latex else {key: f" {arrow}".rstrip() for key, arrow in ARROWS.items()}
-    directions = dict(zip(shown["metric"], shown["better"].where(shown["better"].notna(), None), strict=True))
     escape = escape_latex if latex else str
-    header = [escape(name) for name in fixed] + [escape(name) + arrows[directions[name]] for name in metrics]
+    better = {name: next(iter(found.dropna()), None) for name, found in shown.groupby("metric")["better"]}
+    header = [escape(name) for name in fixed] + [escape(name) + arrows[better[name]] for name in metrics]
     rows = [
         [escape(f"{getattr(sae, key):g}" if key == "target" else str(getattr(sae, key))) for key in fixed]
         + [_cell(cells.get((sae.sae, sae.model, metric)), latex) for metric in metrics]

@@ -143,13 +143,16 @@ class LanguageModel:
         return clean
 
     @property
+    def n_bytes(self) -> int:
+        """Size of the weights; tied ones count once."""
+        return sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
+
+    @property
     def n_vocab(self) -> int:
         """Number of words that the LM head scores."""
         return len(self.model.get_output_embeddings().weight)
 
-    def logits(
-        self, hidden: Float[Tensor, "*n d_model"], words: slice = slice(None)
-    ) -> Float[Tensor, "*n vocab"]:
+    def logits(self, hidden: Float[Tensor, "*n d_model"], words: slice = slice(None)) -> Float[Tensor, "*n vocab"]:
         """Return the logits, in float32, of final hidden states: the LM head in the model's dtype, then soft-capped.
 
         `words` asks for a part of the vocabulary alone.
@@ -158,7 +161,11 @@ class LanguageModel:
         bias = getattr(head, "bias", None)
         logits = functional.linear(hidden, head.weight[words], None if bias is None else bias[words]).float()
         cap: float | None = getattr(self.config, "final_logit_softcapping", None)
-        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+        if cap is None:
+            return logits
+        if logits.requires_grad:
+            return cap * torch.tanh(logits / cap)
+        return logits.div_(cap).tanh_().mul_(cap)  # in place: the largest tensor of an evaluation
 
     @torch.no_grad()
     def check_logits(self) -> None:
@@ -252,23 +259,28 @@ def load_language_model(
     dtype: torch.dtype,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    weights: bool = True,
 ) -> LanguageModel:
     """Load a causal language model and its tokenizer by short name (`models.MODELS`), folder or hub name.
+
+    Without `weights` the model is built from its configuration alone; under torch's FakeTensorMode that takes no
+    memory, and the shapes are enough to plan a run.
 
     Raises UserError for a name that means nothing, for a model that cannot be had (gated, missing, no network,
     unreadable), and for one whose logits are not its LM head's output, soft-capped or not.
     """
     name, source = resolve_model(name_or_path)
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with explained_load_errors(source, revision):
         config = AutoConfig.from_pretrained(source, **options)
         # The scaled-dot-product kernel cannot soft-cap attention scores.
         capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-        attention = "eager" if capped else None
+        how: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager" if capped else None}
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, attn_implementation=attention, **options
-        )
+        if not weights:
+            skeleton: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **how)
+            return LanguageModel(skeleton, tokenizer, name, hub_commit(source, revision))
+        model: Any = AutoModelForCausalLM.from_pretrained(source, config=config, **how, **options)
     lm = LanguageModel(model.to(device), tokenizer, name, hub_commit(source, revision))
     lm.check_logits()
     return lm

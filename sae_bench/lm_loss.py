@@ -21,7 +21,7 @@ from torch import Tensor
 Logits = Callable[[Float[Tensor, "m d_model"], slice], Float[Tensor, "m v"]]
 """Final hidden states and a slice of the vocabulary -> float32 logits, soft-capping included."""
 
-TILE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+TILE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
 TOKENS_AT_ONCE = 512
 """Enough rows for a matrix product at full speed: the head's weights are read once for that many tokens."""
 
@@ -63,18 +63,18 @@ def _losses_of_some(
     for words in _slices(n_vocab, width):
         here = (targets >= words.start) & (targets < words.stop)
         column = (targets - words.start).clamp(0, words.stop - words.start - 1)[:, None]
-        l = logits(clean, words)
-        tile_log_z = [l.logsumexp(1)]
-        target_logit[0] += torch.where(here, l.gather(1, column)[:, 0], 0.0)
-        p = (l - tile_log_z[0][:, None]).exp_()
+        own = logits(clean, words)
+        tile_log_z = [own.logsumexp(1)]
+        target_logit[0] += torch.where(here, own.gather(1, column)[:, 0], 0.0)
+        p = (own - tile_log_z[0][:, None]).exp_()
         tile_gap = []
         for i, hidden in enumerate(changed, start=1):
             s = logits(hidden, words)
             tile_log_z.append(s.logsumexp(1))
             target_logit[i] += torch.where(here, s.gather(1, column)[:, 0], 0.0)
-            tile_gap.append(torch.linalg.vecdot(p, torch.sub(l, s, out=s)))
+            tile_gap.append(torch.linalg.vecdot(p, torch.sub(own, s, out=s)))
         log_z.append(torch.stack(tile_log_z))
-        gap.append(torch.stack(tile_gap) if tile_gap else l.new_zeros(0, len(l)))
+        gap.append(torch.stack(tile_gap) if tile_gap else own.new_zeros(0, len(own)))
     tiles = torch.stack(log_z)  # [tiles, models, m]
     total = tiles.logsumexp(0)
     weight = (tiles[:, :1] - total[:1]).exp()

@@ -1,10 +1,11 @@
-"""What a run will do: the list of its SAEs, and an estimate of steps, memory and disk, before anything is loaded."""
+"""What a run will train: every SAE of it, named and checked before anything long begins."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from sae_bench.config import ArchSpec, Recipe, RunConfig, recipe_for
@@ -33,6 +34,12 @@ class SAEPlan:
     def build(self) -> SparseAutoencoder:
         """The untrained SAE."""
         return ARCHITECTURES[self.arch.name](self.config)
+
+    @property
+    def n_parameters(self) -> int:
+        """Numbers to train, counted without allocating any."""
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in self.build().parameters())
 
     def describe(self) -> dict[str, Any]:
         """What a record says of the SAE."""
@@ -88,7 +95,8 @@ def _settings(arch: ArchSpec, config: RunConfig) -> tuple[dict[str, Any], Recipe
     of_options, of_recipe = set(cls.options_type.model_fields), set(Recipe.model_fields)
     for key in arch.settings:
         if key not in of_options | of_recipe:
-            raise UserError(f'architecture {arch.name}: unknown setting "{key}"{did_you_mean(key, of_options | of_recipe)}')
+            meant = did_you_mean(key, of_options | of_recipe)
+            raise UserError(f'architecture {arch.name}: unknown setting "{key}"{meant}')
     settings = {**cls.recipes.get(config.preset, {}), **arch.settings}
     options = {key: value for key, value in settings.items() if key in of_options}
     departures = {key: value for key, value in settings.items() if key in of_recipe}
@@ -96,45 +104,5 @@ def _settings(arch: ArchSpec, config: RunConfig) -> tuple[dict[str, Any], Recipe
         return cls.options_type(**options).model_dump(mode="json"), recipe_for(config.preset, departures)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"architecture {arch.name}: {first['loc'][0]}: {first['msg']} (given: {first['input']!r})") from None
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run is expected to take."""
-
-    n_steps: int
-    memory_bytes: int
-    disk_bytes: int
-
-
-def estimate(config: RunConfig, plans: list[SAEPlan], lm_bytes: int, activation_bytes: int) -> Estimate:
-    """Steps, peak memory and disk of a run.
-
-    Args:
-        lm_bytes: size of the language model's weights.
-        activation_bytes: size of one number in the activation buffer.
-    """
-    sites = {plan.site for plan in plans}
-    parameters = [4 * sum(p.numel() for p in _on_meta(plan).parameters()) for plan in plans]
-    half = min(-(-config.buffer_tokens // 2), config.tokens)
-    rows = half if half >= config.tokens else 2 * half
-    buffer = rows * activation_bytes * sum(site.d_in for site in sites)
-    # Weights and two Adam moments of every SAE; gradients of one at a time, and as much again in temporaries.
-    saes = 3 * sum(parameters) + 2 * max(parameters)
-    return Estimate(
-        n_steps=config.tokens * config.reuse // config.batch_size,
-        memory_bytes=PROCESS_BYTES + lm_bytes + buffer + saes,
-        disk_bytes=sum(parameters),
-    )
-
-
-PROCESS_BYTES = 700 << 20
-"""Python with torch and transformers loaded, and the working memory of a forward pass."""
-
-
-def _on_meta(plan: SAEPlan) -> SparseAutoencoder:
-    import torch
-
-    with torch.device("meta"):
-        return plan.build()
+        setting = f"{first['loc'][0]}: {first['msg']} (given: {first['input']!r})"
+        raise UserError(f"architecture {arch.name}: {setting}") from None

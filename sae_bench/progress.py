@@ -30,9 +30,7 @@ class Progress:
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
-    def track(
-        self, stage: str, items: Iterable[T], total: int, size: Callable[[T], int] = lambda _: 1
-    ) -> Iterator[T]:
+    def track(self, stage: str, items: Iterable[T], total: int, size: Callable[[T], int] = lambda _: 1) -> Iterator[T]:
         """Yield the items of a stage; `size` says how far each one gets towards `total`."""
         self.note = ""
         if self.quiet:

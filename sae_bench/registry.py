@@ -1,7 +1,7 @@
 """The only door to plugins: short name -> class, for architectures and for tasks.
 
-A plugin file decorates its class with `@architecture("name")` or `@task("name")`. Built-ins stand in the folders
-`architectures/` and `tasks/` and are found through the same entry points as an installed third-party package; a file
+A plugin file decorates its class with `@register_architecture("name")` or `@register_task("name")`.
+Built-ins stand in the folders `architectures/` and `tasks/` and are found through the same entry points as an installed third-party package; a file
 can also be named on the command line (`--plugin my_sae.py`). Nothing is imported before its name is asked for.
 """
 
@@ -93,18 +93,19 @@ def load_plugin(path: str) -> None:
     before = ARCHITECTURES.n_registrations + TASKS.n_registrations
     name = f"sae_bench_plugin_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None, "a .py file has a loader"
+    assert spec is not None, "a .py file has a loader"
+    assert spec.loader is not None, "a .py file has a loader"
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
     if ARCHITECTURES.n_registrations + TASKS.n_registrations == before:
         raise UserError(
-            f'--plugin "{path}" registers nothing: decorate a class with @architecture("name") or @task("name")'
+            f'--plugin "{path}" registers nothing: decorate a class with @register_architecture or @register_task'
         )
 
 
 ARCHITECTURES: "Registry[SparseAutoencoder]" = Registry("architecture", "sae_bench.architectures")
 TASKS: "Registry[Task]" = Registry("task", "sae_bench.tasks")
 
-architecture = ARCHITECTURES.register
-task = TASKS.register
+register_architecture = ARCHITECTURES.register
+register_task = TASKS.register

@@ -8,7 +8,6 @@ import dataclasses
 import datetime
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ ORDER_SEED = 0
 """Documents come in one order for every run, so that runs on one corpus evaluate on the same tokens."""
 
 
-def run(config: RunConfig, folder: RunFolder, progress: Progress) -> list[leaderboard.Record]:
+def run(config: RunConfig, folder: RunFolder, progress: Progress) -> Sequence[leaderboard.Record]:
     """Do the main job and return the run's records.
 
     Raises:
@@ -82,7 +81,9 @@ def choose_device(config: RunConfig) -> tuple[torch.device, torch.dtype]:
 
 def find_sites(lm: LanguageModel, config: RunConfig) -> list[Site]:
     """Every requested site, each once: a `path:` without {layer} is the same one for every layer."""
-    sites = (find_site(lm.model, kind, layer) for layer in config.layers or (lm.n_layers // 2,) for kind in config.sites)
+    sites = (
+        find_site(lm.model, kind, layer) for layer in config.layers or (lm.n_layers // 2,) for kind in config.sites
+    )
     return list(dict.fromkeys(sites))
 
 
@@ -157,9 +158,7 @@ def evaluate_saes(
     progress: Progress,
 ) -> None:
     """Write the records that are missing: one pass over the held-out tokens for all of them."""
-    missing = {
-        plan.id: [name for name in tasks if not folder.record_path(plan.id, name).exists()] for plan in plans
-    }
+    missing = {plan.id: [name for name in tasks if not folder.record_path(plan.id, name).exists()] for plan in plans}
     todo = [plan for plan in plans if missing[plan.id]]
     if not todo:
         return

@@ -164,7 +164,9 @@ class SparseAutoencoder(nn.Module, ABC):
 
     def decode(self, f: Latents) -> Float[Tensor, "B D"]:
         """x_hat = f W_dec + b_dec."""
-        return f @ self.W_dec + self.b_dec if isinstance(f, Tensor) else decode(f, self.W_dec, self.b_dec)
+        if isinstance(f, Tensor):
+            return f @ self.W_dec + self.b_dec
+        return decode(f, self.W_dec, self.b_dec)
 
     @torch.no_grad()
     def project_gradient(self) -> None:
@@ -201,10 +203,11 @@ class SparseAutoencoder(nn.Module, ABC):
 
 def initial_decoder(d_in: int, d_sae: int, seed: int) -> Float[Tensor, "F D"]:
     """He-uniform rows brought to norm one; the same for every architecture with this shape and seed."""
+    W_dec = torch.empty(d_sae, d_in)
     generator = torch.Generator().manual_seed(seed)
     bound = math.sqrt(6.0 / d_in)
-    W_dec = torch.empty(d_sae, d_in).uniform_(-bound, bound, generator=generator)
-    return W_dec / torch.linalg.vector_norm(W_dec, dim=1, keepdim=True)
+    W_dec.uniform_(-bound, bound, generator=generator)
+    return nn.functional.normalize(W_dec, dim=1)
 
 
 def active_per_token(f: Latents) -> Int[Tensor, "B"]:

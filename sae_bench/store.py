@@ -97,7 +97,9 @@ class RunFolder:
             changed = [key for key in identity if before.get(key) != identity[key]]
             if changed:
                 difference = "; ".join(f"{key}: {before.get(key)!r} -> {identity[key]!r}" for key in changed)
-                raise UserError(f"--out {self.path} holds a run with other settings ({difference}): choose another --out")
+                raise UserError(
+                    f"--out {self.path} holds a run with other settings ({difference}): choose another --out"
+                )
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise UserError(f"--out {self.path} is not empty and holds no run: choose another --out")
 
@@ -120,7 +122,11 @@ class RunFolder:
 
 
 def save_sae(
-    folder: Path, sae: SparseAutoencoder, description: Mapping[str, Any], metadata: Mapping[str, Any], log: Iterable[Any]
+    folder: Path,
+    sae: SparseAutoencoder,
+    description: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    log: Iterable[Any],
 ) -> None:
     """Save a folded SAE with what trained it and its training log."""
     assert sae.folded, "only folded SAEs, which take raw activations, leave the trainer"
@@ -155,7 +161,9 @@ def load_sae(folder: Path, device: torch.device | str = "cpu") -> SparseAutoenco
     if not path.is_file():
         raise UserError(f"{path} is missing: delete {folder} and run the same command again")
     if hashlib.sha256(path.read_bytes()).hexdigest() != own["sha256"]:
-        raise UserError(f"{path} is not what was saved (checksum differs): delete {folder} and run the same command again")
+        raise UserError(
+            f"{path} is not what was saved (checksum differs): delete {folder} and run the same command again"
+        )
     sae = ARCHITECTURES[own["arch"]](SAEConfig(**own["config"]))
     ours = {theirs: name for name, theirs in sae.saelens_names.items()}
     tensors: dict[str, Tensor] = {ours.get(name, name): value for name, value in load_file(path).items()}

@@ -4,12 +4,10 @@ Nothing in a step waits for the device: learning rate and warm-ups are functions
 coefficient controller stay on the device, and values are read out only at logging steps.
 """
 
-import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -131,7 +129,12 @@ class Trainee:
             "fve": 1 - error / variance,
             "coefficient": self._coefficient(step, x.device),
         }
-        row = {"step": step, "tokens": (step + 1) * self.batch_size, "lr": lr, "dead_share": len(self._dead) / len(self._idle_tokens)}
+        row = {
+            "step": step,
+            "tokens": (step + 1) * self.batch_size,
+            "lr": lr,
+            "dead_share": len(self._dead) / len(self._idle_tokens),
+        }
         row |= {name: float(value) for name, value in values.items()}
         self.log.append(row)
         if not math.isfinite(row["loss"]):

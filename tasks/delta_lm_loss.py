@@ -1,9 +1,9 @@
 """What splicing the SAE into the language model costs: the primary metric."""
 
-from sae_bench import DocumentSums, EvalBatch, EvalSetting, Metric, Result, Score, Task, task
+from sae_bench import DocumentSums, EvalBatch, EvalSetting, Metric, Result, Score, Task, register_task
 
 
-@task("delta_lm_loss")
+@register_task("delta_lm_loss")
 class DeltaLMLoss(Task):
     """Cross-entropy of the spliced model against the clean one, in nats per predicted token (SPEC section 3).
 
@@ -15,7 +15,9 @@ class DeltaLMLoss(Task):
     needs_lm_loss = True
     metrics = (
         Metric("delta_lm_loss", "down", "nats", "CE(spliced) - CE(clean)", headline=True),
-        Metric("loss_recovered", "up", "", "1 - (CE(spliced) - CE(clean)) / (CE(zero-ablated) - CE(clean))", headline=True),
+        Metric(
+            "loss_recovered", "up", "", "1 - (CE(spliced) - CE(clean)) / (CE(zero-ablated) - CE(clean))", headline=True
+        ),
         Metric("loss_recovered_mean", "up", "", "the same with mean ablation"),
         Metric("kl", "down", "nats", "KL(clean || spliced) between next-token distributions", headline=True),
         Metric("ce_clean", None, "nats", "cross-entropy of the clean model"),

@@ -3,7 +3,17 @@
 import numpy as np
 import torch
 
-from sae_bench import EvalBatch, EvalSetting, Metric, Result, Score, Task, count_per_latent, jackknife_stderr, task
+from sae_bench import (
+    EvalBatch,
+    EvalSetting,
+    Metric,
+    Result,
+    Score,
+    Task,
+    count_per_latent,
+    jackknife_stderr,
+    register_task,
+)
 
 N_GROUPS = 20
 """Documents are dealt into this many groups; leaving one out at a time gives the shares' standard errors."""
@@ -12,7 +22,7 @@ HISTOGRAM_EDGES = np.arange(-7.0, 0.25, 0.25)
 """Bin edges in log10 of the frequency."""
 
 
-@task("feature_density")
+@register_task("feature_density")
 class FeatureDensity(Task):
     """Per-latent frequency, the share of counted tokens with f_i > 0 (SPEC section 3)."""
 

@@ -1,9 +1,9 @@
 """How well x_hat reproduces x, and how many latents it takes."""
 
-from sae_bench import DocumentSums, EvalBatch, EvalSetting, Metric, Result, Task, active_per_token, task
+from sae_bench import DocumentSums, EvalBatch, EvalSetting, Metric, Result, Task, active_per_token, register_task
 
 
-@task("reconstruction")
+@register_task("reconstruction")
 class Reconstruction(Task):
     """FVE and its relatives (SPEC section 3), all pooled over tokens."""
 
@@ -12,7 +12,7 @@ class Reconstruction(Task):
         Metric("fve", "up", "", "fraction of variance explained: 1 - fvu", headline=True),
         Metric("fvu", "down", "", "sum ||x - x_hat||^2 / sum ||x - mean(x)||^2, mean over the whole evaluation set"),
         Metric("l0", None, "latents", "mean number of active latents on a token", headline=True),
-        Metric("gamma", None, "", "relative reconstruction bias E||x_hat||^2 / E[x . x_hat]; below 1 is shrinkage", True),
+        Metric("gamma", None, "", "reconstruction bias E||x_hat||^2 / E[x . x_hat]; below 1 is shrinkage", headline=True),
         Metric("cosine", "up", "", "mean cosine similarity of x and x_hat"),
         Metric("l2_ratio", None, "", "mean ||x_hat|| / ||x||"),
         Metric(

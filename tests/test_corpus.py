@@ -93,7 +93,7 @@ def test_finding_a_package_does_not_import_it() -> None:
     assert ("scipy" in sys.modules) == loaded
 
 
-WORDS = [f"document number {number}" for number in range(50)]
+WORDS = [f"document\nnumber {number}" for number in range(50)]
 
 
 def _as_text(folder: Path) -> Path:

@@ -52,8 +52,8 @@ def test_the_split_is_by_content_and_one_in_twenty() -> None:
 
 
 def test_train_and_eval_share_no_document(tokenizer: PreTrainedTokenizerFast) -> None:
-    train = whole_text(stream(tokenizer, n_tokens=20_000), tokenizer)
-    held_out = whole_text(stream(tokenizer, split="eval", n_tokens=600, order_seed=1), tokenizer)
+    train = whole_text(stream(tokenizer, n_tokens=36_000), tokenizer)
+    held_out = whole_text(stream(tokenizer, split="eval", n_tokens=1000, order_seed=1), tokenizer)
     numbers = {}
     for side, text in (("train", train), ("eval", held_out)):
         numbers[side] = {part.split()[0] for part in text.split("the fox ")[1:-1]}

@@ -65,6 +65,8 @@ def test_hidden_and_logits_are_the_models_own(lm):
         expected = lm.model(TOKENS).logits
     assert torch.equal(lm.logits(hidden), expected)
     torch.testing.assert_close(lm.logits(hidden[1, 3:10]), expected[1, 3:10])
+    torch.testing.assert_close(lm.logits(hidden, slice(7, 50)), expected[..., 7:50])
+    assert lm.n_vocab == expected.shape[-1]
     lm.check_logits()
 
 
@@ -137,8 +139,9 @@ def test_replay_at_the_last_layer_and_in_another_dtype():
     assert torch.equal(hidden, clean.hidden)
 
 
-def test_gradients_flow_through_a_replay():
-    lm = wrap(tiny_llama())
+@pytest.mark.parametrize("family", ["gemma2", "llama"])  # with soft-capped logits and without
+def test_gradients_flow_through_a_replay(family):
+    lm = wrap(FAMILIES[family](), family)
     site = find_site(lm.model, "mlp_out", LAYER)
     clean = lm.clean_pass(TOKENS, [site])
     assert not clean.replay(site, clean.activations[site]).requires_grad

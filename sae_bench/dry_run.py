@@ -1,0 +1,86 @@
+"""`--dry-run`: the plan of a run with its steps, memory and disk, found without loading a weight.
+
+The language model is built from its configuration out of fake tensors, which have shapes but no memory; its sites and
+their widths are found in it exactly as in the real run.
+"""
+
+from dataclasses import dataclass
+
+from tabulate import tabulate
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sae_bench.config import RunConfig
+from sae_bench.evaluate import HIDDEN_BYTES, contexts_per_batch
+from sae_bench.lm import load_language_model
+from sae_bench.plan import SAEPlan, plan_saes
+from sae_bench.run import choose_device, find_sites
+from sae_bench.store import RunFolder
+
+PROCESS_BYTES = 700 << 20
+"""Python with torch and transformers imported, and the working memory of a forward pass."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is expected to take; memory is the device's, the process included."""
+
+    n_steps: int
+    memory_bytes: int
+    disk_bytes: int
+
+
+def estimate(config: RunConfig, plans: list[SAEPlan], lm_bytes: int, activation_bytes: int) -> Estimate:
+    """Steps, peak memory and disk of a run.
+
+    Args:
+        config: the run.
+        plans: its SAEs.
+        lm_bytes: size of the language model's weights.
+        activation_bytes: size of one number in the activation buffer.
+    """
+    sites = {plan.site for plan in plans}
+    parameters = [4 * plan.n_parameters for plan in plans]
+    half = min(-(-config.buffer_tokens // 2), config.tokens)
+    rows = half if half == config.tokens else 2 * half
+    buffer = rows * activation_bytes * sum(site.d_in for site in sites)
+    # Weights and two Adam moments of every SAE; the gradients of one at a time, and as much again in temporaries.
+    saes = 3 * sum(parameters) + 2 * max(parameters)
+    return Estimate(
+        n_steps=config.tokens * config.reuse // config.batch_size,
+        memory_bytes=PROCESS_BYTES + lm_bytes + max(buffer + saes, sum(parameters) + HIDDEN_BYTES // 4),
+        disk_bytes=sum(parameters),
+    )
+
+
+def describe_plan(config: RunConfig, folder: RunFolder) -> str:
+    """The plan as text: what is new, what is finished already, and what it takes."""
+    device, dtype = choose_device(config)
+    with FakeTensorMode():
+        lm = load_language_model(
+            config.model,
+            device=device,
+            dtype=dtype,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            weights=False,
+        )
+        plans = plan_saes(config, find_sites(lm, config))
+    takes = estimate(config, plans, lm.n_bytes, dtype.itemsize)
+    rows = [
+        [plan.id, plan.site.path, plan.config.d_in, "finished" if folder.has_sae(plan.id) else "to train"]
+        for plan in plans
+    ]
+    n_sites = len({plan.site for plan in plans})
+    n_contexts = contexts_per_batch(lm, config.context_size, len(plans) + 2 * n_sites)
+    return "\n".join(
+        [
+            tabulate(rows, ["SAE", "module", "d_in", "state"], tablefmt="simple", disable_numparse=True),
+            "",
+            f"model      {lm.name} ({lm.n_bytes / 1e9:.2f} GB in {str(dtype).removeprefix('torch.')} on {device})",
+            f"data       {config.dataset}: {config.tokens:,} activations, each used {config.reuse} times;"
+            f" {config.eval_tokens:,} held-out tokens, {n_contexts} contexts of {config.context_size} at a time",
+            f"training   {len(plans)} SAEs, {takes.n_steps:,} steps of {config.batch_size:,}, preset {config.preset}",
+            f"memory     about {takes.memory_bytes / 1e9:.1f} GB at the peak",
+            f"disk       about {takes.disk_bytes / 1e9:.2f} GB in {folder.path}",
+        ]
+    )
