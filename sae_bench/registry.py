@@ -1,8 +1,9 @@
 """The only door to plugins: short name -> class, for architectures and for tasks.
 
-A plugin file decorates its class with `@register_architecture("name")` or `@register_task("name")`.
-Built-ins stand in the folders `architectures/` and `tasks/` and are found through the same entry points as an installed third-party package; a file
-can also be named on the command line (`--plugin my_sae.py`). Nothing is imported before its name is asked for.
+A plugin file decorates its class with `@register_architecture("name")` or `@register_task("name")`. Built-ins stand in
+the folders `architectures/` and `tasks/` and are found through the same entry points as an installed third-party
+package; a file can also be named on the command line (`--plugin my_sae.py`). Nothing is imported before its name is
+asked for.
 """
 
 import importlib

@@ -12,7 +12,7 @@ class Reconstruction(Task):
         Metric("fve", "up", "", "fraction of variance explained: 1 - fvu", headline=True),
         Metric("fvu", "down", "", "sum ||x - x_hat||^2 / sum ||x - mean(x)||^2, mean over the whole evaluation set"),
         Metric("l0", None, "latents", "mean number of active latents on a token", headline=True),
-        Metric("gamma", None, "", "reconstruction bias E||x_hat||^2 / E[x . x_hat]; below 1 is shrinkage", headline=True),
+        Metric("gamma", None, "", "E||x_hat||^2 / E[x . x_hat]; below 1 is shrinkage", headline=True),
         Metric("cosine", "up", "", "mean cosine similarity of x and x_hat"),
         Metric("l2_ratio", None, "", "mean ||x_hat|| / ||x||"),
         Metric(
