@@ -12,7 +12,7 @@ projection: below it the window would contain z = 0, that is every inactive late
 """
 
 import math
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -28,15 +28,18 @@ from sae_bench import (
     Step,
     reconstruction_loss,
     register_architecture,
+    upper_quantile,
 )
 
 
 class JumpReLUOptions(Options):
     bandwidth: float = Field(default=1e-3, gt=0)
     theta_init: float | Literal["quantile"] = 1e-3
-    """A value, or "quantile": per latent, the threshold that a sample of the data passes three times the target."""
+    """A value, or "quantile": per latent, the one that all latents start with firing equally often at."""
     train_log_theta: bool = True
     """The paper's parametrisation theta = exp(log_theta); False trains theta itself."""
+    dead_relaxation: float = Field(default=1.0, gt=0, le=1)
+    """What the thresholds of dead latents are multiplied by at each step until they fire again; 1: left alone."""
 
 
 @register_architecture("jumprelu")
@@ -46,7 +49,12 @@ class JumpReLU(SparseAutoencoder):
     options: JumpReLUOptions
     saelens_architecture = "jumprelu"
     saelens_names: ClassVar[dict[str, str]] = {"theta_parameter": "threshold"}
-    recipes: ClassVar[dict[str, dict[str, Any]]] = {}
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        "short": {
+            "bandwidth": 3e-3, "theta_init": "quantile", "train_log_theta": False, "dead_relaxation": 0.95,
+            "b_enc_init": "zeros",
+        },
+    }  # fmt: skip
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)
@@ -66,19 +74,21 @@ class JumpReLU(SparseAutoencoder):
 
     def initialise(self, x: Float[Tensor, "B D"]) -> None:
         if self.options.theta_init == "quantile":
-            wanted = 3 * (self.config.l0 or 0.01 * self.config.d_sae)
-            theta = upper_quantile(x - self.b_dec, self.W_enc, share=min(wanted / self.config.d_sae, 0.5))
+            theta = upper_quantile(x - self.b_dec, self.W_enc, self.starting_density)
             theta.clamp_(min=self.least_theta)
             self.theta_parameter.copy_(theta.log() if self.options.train_log_theta else theta)
 
-    def after_step(self) -> None:
-        least = math.log(self.least_theta) if self.options.train_log_theta else self.least_theta
-        self.theta_parameter.clamp_(min=least)
+    def after_step(self, step: Step) -> None:
+        in_logs, relax = self.options.train_log_theta, self.options.dead_relaxation
+        if relax < 1 and len(step.dead):
+            dead = self.theta_parameter[step.dead]
+            self.theta_parameter[step.dead] = dead + math.log(relax) if in_logs else dead * relax
+        self.theta_parameter.clamp_(min=math.log(self.least_theta) if in_logs else self.least_theta)
 
     def biases(self) -> list[Float[Tensor, "F"]]:
         return [self.b_enc, self.theta_parameter]
 
-    def fold(self, scale: float) -> Self:
+    def fold(self, scale: float) -> "SparseAutoencoder":
         with torch.no_grad():
             self.theta_parameter.copy_(self.theta)
         return super().fold(scale)
@@ -137,12 +147,3 @@ class _Heaviside(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
         z, theta = ctx.saved_tensors
         return None, -grad / ctx.eps * _in_window(z, theta, ctx.eps), None
-
-
-def upper_quantile(
-    x: Float[Tensor, "B D"], W_enc: Float[Tensor, "D F"], share: float, latents_at_once: int = 4096
-) -> Float[Tensor, "F"]:
-    """Per latent, the value of x W_enc that the given share of the tokens exceeds."""
-    n_above = max(1, round(share * len(x)))
-    blocks = W_enc.split(latents_at_once, dim=1)
-    return torch.cat([(x @ block).topk(n_above, dim=0, sorted=False).values.amin(0) for block in blocks])

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sae_bench.sae import active_per_token as active_per_token
     from sae_bench.sae import count_per_latent as count_per_latent
     from sae_bench.sae import reconstruction_loss as reconstruction_loss
+    from sae_bench.sae import upper_quantile as upper_quantile
     from sae_bench.stats import jackknife_stderr as jackknife_stderr
     from sae_bench.stats import ratio_stderr as ratio_stderr
     from sae_bench.task import EvalBatch as EvalBatch
@@ -43,7 +44,7 @@ _NAMES = {
     "registry": ("ARCHITECTURES", "TASKS", "register_architecture", "register_task"),
     "sae": (
         "Latents", "Loss", "Options", "SAEConfig", "SparseAutoencoder", "Step",
-        "active_per_token", "count_per_latent", "reconstruction_loss",
+        "active_per_token", "count_per_latent", "reconstruction_loss", "upper_quantile",
     ),
     "stats": ("jackknife_stderr", "ratio_stderr"),
     "task": ("EvalBatch", "EvalSetting", "Metric", "Result", "Score", "Task"),

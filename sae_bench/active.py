@@ -44,7 +44,7 @@ _dense_above: ContextVar[float] = ContextVar("dense_above", default=0.1)
 class Pairs:
     """The pattern of an active set: which latents are active on which token, sorted by token."""
 
-    def __init__(self, latent: Int[Tensor, "P"], offsets: Int[Tensor, "B+1"], n_latents: int) -> None:
+    def __init__(self, latent: Int[Tensor, "P"], offsets: Int[Tensor, "B_plus_1"], n_latents: int) -> None:
         self.latent, self.offsets, self.n_latents = latent, offsets, n_latents
         self.n_tokens = len(offsets) - 1
         self.dense = len(latent) > _dense_above.get() * self.n_tokens * n_latents
@@ -56,7 +56,7 @@ class Pairs:
         return tokens.repeat_interleave(self.offsets.diff(), output_size=len(self.latent))
 
     @functools.cached_property
-    def by_latent(self) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"], Int[Tensor, "F+1"]]:
+    def by_latent(self) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"], Int[Tensor, "F_plus_1"]]:
         """The transposed pattern: the order that sorts the pairs by latent, their tokens in it, offsets per latent."""
         latent, order = self.latent.sort(stable=True)
         offsets = torch.searchsorted(latent, torch.arange(self.n_latents + 1, device=latent.device))
@@ -176,7 +176,7 @@ class _Select(torch.autograd.Function):
         return *patterns, *values
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         centred, W_enc = ctx.saved_tensors
         needs_x, needs_W, _, needs_pre, _ = ctx.needs_input_grad
         dx = dW_enc = db_enc = None
@@ -322,8 +322,8 @@ def chunk_size(n_latents: int, device: torch.device) -> int:
 
 
 def latent_major(W: Float[Tensor, "D F"]) -> Float[Tensor, "D F"]:
-    """The same matrix, stored latent by latent."""
-    return W.T.contiguous().T
+    """A copy of the matrix, stored latent by latent."""
+    return W.T.clone(memory_format=torch.contiguous_format).T
 
 
 @contextmanager

@@ -1,14 +1,15 @@
 """The command line. Flat for the main job, verbs for the rest; nothing heavy is imported before it is needed."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 from sae_bench import __version__
-from sae_bench.errors import UserError
+from sae_bench.errors import UserError, did_you_mean
 
 HELP = """Compare sparse autoencoder architectures on one stream of language-model activations.
 
@@ -17,6 +18,8 @@ one record per SAE and task, and prints the leaderboard. The same command again 
 
     python bench.py --arch all --model demo --l0 16 32 64
 """
+
+VERBS = ("ls", "table")
 
 app = App(
     name="bench.py",
@@ -60,6 +63,7 @@ def bench(
     out: Annotated[Path | None, Parameter(group=RUN)] = None,
     device: Annotated[str | None, Parameter(group=RUN)] = None,
     limit: Annotated[int | None, Parameter(group=RUN)] = None,
+    log_to: Annotated[Literal["tensorboard", "wandb"] | None, Parameter(group=RUN)] = None,
     dry_run: Annotated[bool, Parameter(group=RUN)] = False,
     quiet: Annotated[bool, Parameter(group=RUN)] = False,
 ) -> int:
@@ -119,6 +123,8 @@ def bench(
         cpu, cuda, cuda:1. Default: cuda where there is one.
     limit
         Evaluate on at most this many contexts, for a quick look.
+    log_to
+        Show the training log there too; needs the extra of that name.
     dry_run
         Print the plan - SAEs, steps, memory, disk - and stop.
     quiet
@@ -149,7 +155,7 @@ def bench(
     progress = Progress(quiet)
     quieten_libraries()
     from sae_bench import leaderboard
-    from sae_bench.dry_run import describe_plan
+    from sae_bench.log_sinks import log_sink
     from sae_bench.run import run
     from sae_bench.store import RunFolder
 
@@ -159,7 +165,8 @@ def bench(
 
         print(describe_plan(settings, folder))
         return 0
-    records = run(settings, folder, progress)
+    with log_sink(log_to, folder.path) as sink:
+        records = run(settings, folder, progress, sink)
     print(leaderboard.terminal(records))
     progress.say(f"records and tables: {folder.path}")
     return 1 if leaderboard.failed(records) else 0
@@ -234,14 +241,20 @@ def quieten_libraries() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 something failed, 2 a user's mistake, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 something failed, 2 a user's mistake, 130 and 141 stopped from outside."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         code = app(arguments, exit_on_error=False, print_error=False)
+    except UnusedCliTokensError as error:
+        word = (error.unused_tokens or [""])[0]
+        code = _complain(f'unknown verb "{word}"{did_you_mean(word, VERBS)}')
     except CycloptsError as error:
         code = _complain(str(error))
     except UserError as error:
         code = _complain(str(error))
+    except BrokenPipeError:  # whoever read our output, as `head` does, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
         code = 130

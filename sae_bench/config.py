@@ -42,6 +42,8 @@ class Recipe(Strict):
     """How one SAE is optimised. Warm-ups and `dead_after` below 1 are fractions of the run, else steps and tokens."""
 
     lr: float = Field(gt=0)
+    bias_lr: float = Field(gt=0)
+    """Factor on the learning rate of everything that is not a matrix: biases, thresholds, scales."""
     betas: tuple[float, float]
     adam_eps: float = Field(gt=0)
     lr_warmup: float = Field(ge=0)
@@ -52,6 +54,8 @@ class Recipe(Strict):
     grad_clip: float | None
     """Bound on the norm of the whole gradient."""
     b_dec_init: Literal["zeros", "mean", "geometric_median"]
+    b_enc_init: Literal["zeros", "quantile"]
+    """"quantile": every latent starts by firing on the same share of the data, START_OVER times the wanted L0 in all."""
     dead_after: float = Field(gt=0)
     """A latent that has not fired for this many tokens is dead."""
     l0_penalty: float = Field(gt=0)
@@ -64,14 +68,16 @@ class Recipe(Strict):
 
 _SHARED: dict[Preset, dict[str, Any]] = {
     "paper": {
-        "lr": 7e-5, "betas": (0.0, 0.999), "adam_eps": 1e-8, "lr_warmup": 1000, "lr_warmup_shape": "cosine",
-        "lr_decay": 0.0, "sparsity_warmup": 10_000, "grad_clip": None, "b_dec_init": "zeros", "dead_after": 10_000_000,
+        "lr": 7e-5, "bias_lr": 1.0, "betas": (0.0, 0.999), "adam_eps": 1e-8, "lr_warmup": 1000,
+        "lr_warmup_shape": "cosine", "lr_decay": 0.0, "sparsity_warmup": 10_000, "grad_clip": None,
+        "b_dec_init": "zeros", "b_enc_init": "zeros", "dead_after": 10_000_000,
         "l0_penalty": 1.0, "controller_start": 1e-5, "controller_rate": 1e-3, "controller_until": 0.5,
     },
     "short": {
-        "lr": 1e-3, "betas": (0.9, 0.999), "adam_eps": 1e-8, "lr_warmup": 0.05, "lr_warmup_shape": "linear",
-        "lr_decay": 0.2, "sparsity_warmup": 0.05, "grad_clip": None, "b_dec_init": "mean", "dead_after": 0.1,
-        "l0_penalty": 0.1, "controller_start": 1e-3, "controller_rate": 0.03, "controller_until": 0.8,
+        "lr": 2e-3, "bias_lr": 0.3, "betas": (0.9, 0.999), "adam_eps": 1e-8, "lr_warmup": 0.05,
+        "lr_warmup_shape": "linear", "lr_decay": 0.2, "sparsity_warmup": 0.05, "grad_clip": None,
+        "b_dec_init": "mean", "b_enc_init": "quantile", "dead_after": 0.05,
+        "l0_penalty": 0.1, "controller_start": 5e-3, "controller_rate": 0.03, "controller_until": 0.9,
     },
 }  # fmt: skip
 
@@ -204,6 +210,13 @@ class RunConfig(Strict):
             raise UserError(f"{served} is less than one batch of {self.batch_size}: raise --tokens")
 
     @property
+    def n_held_out(self) -> int:
+        """Tokens to evaluate on: `eval_tokens`, or those of `limit` contexts if they are fewer."""
+        if self.limit is None:
+            return self.eval_tokens
+        return min(self.eval_tokens, self.limit * (self.context_size - 1))
+
+    @property
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers; tasks only add records, so they are left out."""
         return self.model_dump(mode="json", exclude={"tasks"})
@@ -252,8 +265,8 @@ def suite_files() -> Iterable[Path]:
 
 def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"]) or "configuration"
+    place = str(first["loc"][0]) if first["loc"] else "configuration"
     if first["type"] == "extra_forbidden":
         return f'unknown setting "{place}"{did_you_mean(place, RunConfig.model_fields)}'
     given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
-    return f"{place}: {first['msg'].removeprefix('Value error, ')}{given}"
+    return f"{place}: {first['msg'].removeprefix('Value error, ').removeprefix('Input ')}{given}"

@@ -139,6 +139,11 @@ class TokenStream:
             tokens, document = torch.from_numpy(np.stack(rows, axis=1))
             yield TokenBatch(tokens, document)
 
+    def read(self) -> None:
+        """Go through the whole stream once: UserError if the corpus is too small, and every count is final."""
+        for _ in self._contexts():
+            pass
+
     def _restart(self) -> None:
         self.n_delivered = self.n_documents = self.passes = 0
         self._digest = hashlib.sha256()

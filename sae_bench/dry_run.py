@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sae_bench.config import RunConfig
 from sae_bench.evaluate import HIDDEN_BYTES, contexts_per_batch
 from sae_bench.lm import load_language_model
-from sae_bench.plan import SAEPlan, plan_saes
-from sae_bench.run import choose_device, find_sites
+from sae_bench.plan import SAEPlan, check_names, plan_saes
+from sae_bench.run import choose_device, find_sites, token_stream
 from sae_bench.store import RunFolder
 
 PROCESS_BYTES = 700 << 20
@@ -54,6 +54,7 @@ def estimate(config: RunConfig, plans: list[SAEPlan], lm_bytes: int, activation_
 
 def describe_plan(config: RunConfig, folder: RunFolder) -> str:
     """The plan as text: what is new, what is finished already, and what it takes."""
+    check_names(config)
     device, dtype = choose_device(config)
     with FakeTensorMode():
         lm = load_language_model(
@@ -65,6 +66,7 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
             weights=False,
         )
         plans = plan_saes(config, find_sites(lm, config))
+        token_stream(lm, config, "eval", config.n_held_out)  # checks the context size
     takes = estimate(config, plans, lm.n_bytes, dtype.itemsize)
     rows = [
         [plan.id, plan.site.path, plan.config.d_in, "finished" if folder.has_sae(plan.id) else "to train"]

@@ -162,7 +162,9 @@ def with_error(value: float, stderr: float | None, plus_minus: str = "±") -> st
     """`0.1234 ± 0.0056`: the error to two significant digits and the value to as many places."""
     if stderr is None or not stderr > 0:
         return f"{value:.4g}"
-    places = min(8, max(0, 1 - math.floor(math.log10(stderr))))
+    places = max(0, 1 - math.floor(math.log10(stderr)))
+    if places > 8:
+        return f"{value:.3g} {plus_minus} {stderr:.2g}"
     return f"{value:.{places}f} {plus_minus} {stderr:.{places}f}"
 
 

@@ -48,6 +48,8 @@ from sae_bench.sites import Side, Site, find_backbone, intercept, run_until_seen
 
 log = logging.getLogger(__name__)
 
+REMEDY = "try float32, or check the weights"
+
 # What the two kinds of pass look at: a site, the input of a decoder layer (its number), or the input of the LM head.
 Key = Site | int | str
 _HIDDEN = "hidden"
@@ -173,6 +175,8 @@ class LanguageModel:
         tokens = torch.arange(4, device=self.device)[None]
         ours = self.logits(self.clean_pass(tokens).hidden[0])
         theirs = self.model(input_ids=tokens, use_cache=False).logits[0].float()
+        if not torch.isfinite(theirs).all():
+            raise UserError(f'model "{self.name}": logits in {self.dtype} are not all finite: {REMEDY}')
         # They agree to rounding, which soft-capping in bfloat16 makes coarse; a forgotten factor is far larger.
         if not (ours - theirs).norm() <= 0.03 * theirs.norm():
             kind = type(self.model).__name__
@@ -249,7 +253,7 @@ def _check_activations(site: Site, x: Tensor) -> None:
     if x.shape[-1] != site.d_in:
         raise UserError(f"{site.name}: {site.path} is {x.shape[-1]} wide, not {site.d_in}: is it another model's site?")
     if not torch.isfinite(x).all():
-        raise UserError(f"{site.name}: activations in {x.dtype} are not all finite: try float32, or check the weights")
+        raise UserError(f"{site.name}: activations in {x.dtype} are not all finite: {REMEDY}")
 
 
 def load_language_model(

@@ -7,7 +7,7 @@ is clustered by document, and a later paired comparison between SAEs needs nothi
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from sae_bench.stats import ratio_stderr
@@ -21,7 +21,7 @@ class DocumentSums:
         self.n_documents, self.device = n_documents, device
         self._sums: dict[str, Float[Tensor, G]] = {}
 
-    def add(self, document: Int[Tensor, "n"], values: Mapping[str, Float[Tensor, "n"]]) -> None:
+    def add(self, document: Int[Tensor, "n"], values: Mapping[str, Shaped[Tensor, "n"]]) -> None:
         """Add each token's value of each quantity to the token's document."""
         for name, value in values.items():
             if name not in self._sums:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from sae_bench.config import ArchSpec, Recipe, RunConfig, recipe_for
+from sae_bench.config import ArchSpec, Preset, Recipe, RunConfig, recipe_for
 from sae_bench.errors import UserError, did_you_mean
-from sae_bench.registry import ARCHITECTURES
+from sae_bench.registry import ARCHITECTURES, TASKS
 from sae_bench.sae import SAEConfig, SparseAutoencoder
 from sae_bench.sites import Site
 
@@ -59,6 +59,14 @@ class SAEPlan:
         }
 
 
+def check_names(config: RunConfig) -> None:
+    """Raise UserError if an architecture or a task of the run does not exist; nothing slow has happened before."""
+    for arch in config.archs:
+        ARCHITECTURES[arch.name]
+    for task in config.tasks:
+        TASKS[task]
+
+
 def plan_saes(config: RunConfig, sites: list[Site]) -> list[SAEPlan]:
     """Every SAE of the run: architectures x sites x widths x sparsities x seeds.
 
@@ -68,13 +76,15 @@ def plan_saes(config: RunConfig, sites: list[Site]) -> list[SAEPlan]:
     plans = [
         SAEPlan(arch, site, sae_config, recipe)
         for arch in config.archs
-        for options, recipe in [_settings(arch, config)]
+        for options, recipe in [settle(arch, config.preset)]
         for site in sites
         for sae_config in _sae_configs(config, site.d_in, options)
     ]
     for plan in plans:
         try:
             ARCHITECTURES[plan.arch.name].check(plan.config)
+            if (plan.config.l0 or 0) > plan.config.d_sae:
+                raise ValueError(f"l0 {plan.config.l0:g} is more than the width, {plan.config.d_sae}: lower --l0")
         except ValueError as error:
             raise UserError(f"{plan.arch.label}: {error}") from None
     return plans
@@ -89,19 +99,23 @@ def _sae_configs(config: RunConfig, d_in: int, options: dict[str, Any]) -> Itera
                 yield SAEConfig(d_in=d_in, d_sae=d_sae, coefficient=coefficient, seed=seed, options=options)
 
 
-def _settings(arch: ArchSpec, config: RunConfig) -> tuple[dict[str, Any], Recipe]:
-    """Sort an architecture's settings into its options and the recipe, over what it departs from the preset in."""
+def settle(arch: ArchSpec, preset: Preset) -> tuple[dict[str, Any], Recipe]:
+    """An architecture's options and recipe: the preset, what the architecture departs from it in, the user's settings.
+
+    Raises:
+        UserError: a setting is neither an option of the architecture nor a field of the recipe, or out of range.
+    """
     cls = ARCHITECTURES[arch.name]
     of_options, of_recipe = set(cls.options_type.model_fields), set(Recipe.model_fields)
-    for key in arch.settings:
+    settings = {**cls.recipes.get(preset, {}), **arch.settings}
+    for key in settings:
         if key not in of_options | of_recipe:
             meant = did_you_mean(key, of_options | of_recipe)
             raise UserError(f'architecture {arch.name}: unknown setting "{key}"{meant}')
-    settings = {**cls.recipes.get(config.preset, {}), **arch.settings}
     options = {key: value for key, value in settings.items() if key in of_options}
     departures = {key: value for key, value in settings.items() if key in of_recipe}
     try:
-        return cls.options_type(**options).model_dump(mode="json"), recipe_for(config.preset, departures)
+        return cls.options_type(**options).model_dump(mode="json"), recipe_for(preset, departures)
     except ValidationError as error:
         first = error.errors()[0]
         setting = f"{first['loc'][0]}: {first['msg']} (given: {first['input']!r})"

@@ -21,41 +21,47 @@ from sae_bench.data import TokenStream
 from sae_bench.errors import UserError
 from sae_bench.evaluate import Candidate, evaluate
 from sae_bench.lm import LanguageModel, load_language_model
-from sae_bench.plan import SAEPlan, plan_saes
+from sae_bench.log_sinks import LogSink
+from sae_bench.plan import SAEPlan, check_names, plan_saes
 from sae_bench.progress import Progress
 from sae_bench.provenance import environment
-from sae_bench.registry import ARCHITECTURES, TASKS
+from sae_bench.registry import TASKS
 from sae_bench.sites import Site, find_site
-from sae_bench.store import RunFolder, description_of, load_sae, save_sae, write_json
+from sae_bench.store import RunFolder, write_json
 from sae_bench.train import Trainee, train
+from sae_bench.weights import description_of, load_sae, save_sae
 
 ORDER_SEED = 0
 """Documents come in one order for every run, so that runs on one corpus evaluate on the same tokens."""
 
 
-def run(config: RunConfig, folder: RunFolder, progress: Progress) -> Sequence[leaderboard.Record]:
+def run(
+    config: RunConfig, folder: RunFolder, progress: Progress, sink: LogSink = lambda sae_id, row: None
+) -> Sequence[leaderboard.Record]:
     """Do the main job and return the run's records.
 
     Raises:
         UserError: something asked for cannot be done; what was finished before stays.
     """
     folder.open(config.identity)
+    check_names(config)
     tasks = config.tasks or tuple(TASKS)
-    for name in tasks:
-        TASKS[name]
-    for arch in config.archs:
-        ARCHITECTURES[arch.name]
     device, dtype = choose_device(config)
     progress.say(f"loading {config.model} ({str(dtype).removeprefix('torch.')} on {device})")
     lm = load_language_model(
         config.model, device=device, dtype=dtype, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
     plans = plan_saes(config, find_sites(lm, config))
-    write_manifest(folder, config, plans)
+    held_out = token_stream(lm, config, "eval", config.n_held_out)
     to_train = [plan for plan in plans if not folder.has_sae(plan.id)]
     if to_train:
-        train_saes(lm, config, to_train, folder, progress)
-    evaluate_saes(lm, config, plans, tasks, folder, progress)
+        # What can be wrong with data or activations shows before the first file is written and the first step is made.
+        progress.say(f"reading {config.dataset}")
+        held_out.read()
+        stream = start_stream(lm, config, to_train, progress)
+        write_manifest(folder, config, plans)
+        train_saes(lm, config, to_train, stream, folder, progress, sink)
+    evaluate_saes(lm, config, plans, tasks, held_out, folder, progress)
     records = folder.records()
     leaderboard.write_board(folder.path, records)
     return records
@@ -101,24 +107,35 @@ def token_stream(lm: LanguageModel, config: RunConfig, split: str, n_tokens: int
     )
 
 
-def train_saes(
-    lm: LanguageModel, config: RunConfig, plans: Sequence[SAEPlan], folder: RunFolder, progress: Progress
-) -> None:
-    """Train some SAEs on one stream and save them."""
-    tokens = token_stream(lm, config, "train", config.tokens)
-    sites = list(dict.fromkeys(plan.site for plan in plans))
+def start_stream(
+    lm: LanguageModel, config: RunConfig, plans: Sequence[SAEPlan], progress: Progress
+) -> ActivationStream:
+    """The one stream of activations for some SAEs, its buffer filled."""
     stream = ActivationStream(
         lm,
-        tokens,
-        sites,
+        token_stream(lm, config, "train", config.tokens),
+        list(dict.fromkeys(plan.site for plan in plans)),
         batch_size=config.batch_size,
         buffer_tokens=config.buffer_tokens,
         reuse=config.reuse,
         seeds=config.seeds,
     )
     stream.start(progress)
+    return stream
+
+
+def train_saes(
+    lm: LanguageModel,
+    config: RunConfig,
+    plans: Sequence[SAEPlan],
+    stream: ActivationStream,
+    folder: RunFolder,
+    progress: Progress,
+    sink: LogSink,
+) -> None:
+    """Train some SAEs on one stream and save them."""
     trainees = [Trainee(plan.id, plan.build(), plan.site, plan.config.seed, plan.recipe) for plan in plans]
-    train(trainees, stream, progress)
+    train(trainees, stream, progress, sink)
     for plan, trainee in zip(plans, trainees, strict=True):
         description = plan.describe() | {
             "training": {
@@ -126,8 +143,8 @@ def train_saes(
                 "activations_captured": stream.n_captured,
                 "n_steps": stream.n_steps,
                 "input_scale": stream.scale[plan.site],
-                "fingerprint": tokens.fingerprint,
-                "passes_over_corpus": tokens.passes,
+                "fingerprint": stream.tokens.fingerprint,
+                "passes_over_corpus": stream.tokens.passes,
                 "seconds": round(trainee.seconds, 3),
                 "failure": trainee.failure,
             }
@@ -154,6 +171,7 @@ def evaluate_saes(
     config: RunConfig,
     plans: Sequence[SAEPlan],
     tasks: Sequence[str],
+    stream: TokenStream,
     folder: RunFolder,
     progress: Progress,
 ) -> None:
@@ -162,10 +180,6 @@ def evaluate_saes(
     todo = [plan for plan in plans if missing[plan.id]]
     if not todo:
         return
-    n_tokens = config.eval_tokens
-    if config.limit is not None:
-        n_tokens = min(n_tokens, config.limit * (config.context_size - 1))
-    stream = token_stream(lm, config, "eval", n_tokens)
     candidates, descriptions = [], []
     for plan in todo:
         sae = load_sae(folder.sae_path(plan.id), lm.device)

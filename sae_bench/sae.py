@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +21,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from sae_bench.active import Active, KeepRule, decode, latent_major, select_all
+
+START_OVER = 1.5
+"""L0, as a multiple of the wanted one, that an SAE starts at where initial values are quantiles of the data."""
+
+START_DENSITY = 0.02
+"""Share of latents active at such a start where no L0 is wanted."""
 
 Latents = Active | Tensor
 """Latents' activations f >= 0: an active set, or a plain [B, F] tensor from an architecture written densely."""
@@ -133,7 +139,7 @@ class SparseAutoencoder(nn.Module, ABC):
     def initialise(self, x: Float[Tensor, "B D"]) -> None:
         """Set data-dependent starting values from a sample of scaled activations; b_dec is set already."""
 
-    def after_step(self) -> None:
+    def after_step(self, step: Step) -> None:
         """Project parameters onto their constraints, after the optimiser's step and the decoder's renormalisation."""
 
     def biases(self) -> list[Float[Tensor, "F"]]:
@@ -147,6 +153,12 @@ class SparseAutoencoder(nn.Module, ABC):
     def saelens_settings(self) -> dict[str, Any]:
         """What SAELens's configuration needs besides the common fields."""
         return {}
+
+    @property
+    def starting_density(self) -> float:
+        """Share of the tokens that a latent fires on where initial biases or thresholds are quantiles of the data."""
+        wanted = START_OVER * self.config.l0 / self.config.d_sae if self.config.l0 is not None else START_DENSITY
+        return min(wanted, 0.5)
 
     # --- what every architecture gets --------------------------------------------------------------------------
 
@@ -182,10 +194,10 @@ class SparseAutoencoder(nn.Module, ABC):
         self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True))
 
     @torch.no_grad()
-    def fold(self, scale: float) -> Self:
+    def fold(self, scale: float) -> "SparseAutoencoder":
         """Absorb the input scale C, the pre-encoder bias and the decoder's norms: afterwards it takes raw x.
 
-        f' = C ||W_dec,i|| f and x_hat' = C x_hat on raw x (SPEC section 1, "release").
+        f' = C ||W_dec,i|| f and x_hat' = C x_hat on raw x.
         """
         assert not self.folded, "an SAE is folded once"
         if self.pre_encoder_bias:
@@ -208,6 +220,15 @@ def initial_decoder(d_in: int, d_sae: int, seed: int) -> Float[Tensor, "F D"]:
     bound = math.sqrt(6.0 / d_in)
     W_dec.uniform_(-bound, bound, generator=generator)
     return nn.functional.normalize(W_dec, dim=1)
+
+
+def upper_quantile(
+    x: Float[Tensor, "B D"], W_enc: Float[Tensor, "D F"], share: float, latents_at_once: int = 4096
+) -> Float[Tensor, "F"]:
+    """Per latent, the value of x W_enc that the given share of the tokens exceeds."""
+    n_above = max(1, round(share * len(x)))
+    blocks = W_enc.split(latents_at_once, dim=1)
+    return torch.cat([(x @ block).topk(n_above, dim=0, sorted=False).values.amin(0) for block in blocks])
 
 
 def active_per_token(f: Latents) -> Int[Tensor, "B"]:

@@ -35,12 +35,18 @@ def sparsity_factor(step: int, n_steps: int, warmup: float) -> float:
     return min(1.0, step / n_warmup) if n_warmup else 1.0
 
 
+PROPORTIONAL_GAIN = 0.5
+"""How far log(coefficient) is pushed at once for an error of log(L0 / target) = 1."""
+
+
 class CoefficientController:
     """Finds the sparsity coefficient at which a wanted L0 is reached, then lets go.
 
-    During the first `until` of the run the logarithm of the coefficient moves with log(L0 / target), clipped; after
-    that it is frozen at the mean of its last tenth, so that training ends on a fixed objective. It starts low: a
-    coefficient that begins too high kills the gate of a gated SAE before the controller can react (SPEC section 8).
+    During the first `until` of the run the logarithm of the coefficient follows log(L0 / target), clipped, as a
+    proportional-integral controller: the integral finds the level, the proportional part damps the overshoot that comes
+    of L0 answering late. After that it is frozen at the mean integral of its last tenth, so that training ends on a
+    fixed objective. It starts low: a
+    coefficient that begins too high kills the gate of a gated SAE before the controller can react.
     State lives on the SAE's device; nothing here waits for it.
     """
 
@@ -48,20 +54,23 @@ class CoefficientController:
         self.target, self.rate = target, rate
         self.n_adapting = int(until * n_steps)
         self._averaged_from = int(0.9 * self.n_adapting)
-        self._log = torch.tensor(math.log(start), device=device)
+        self._integral = torch.tensor(math.log(start), device=device)
+        self._proportional = torch.zeros((), device=device)
         self._sum = torch.zeros((), device=device)
 
     @property
     def coefficient(self) -> Float[Tensor, ""]:
-        return self._log.exp()
+        return (self._integral + self._proportional).exp()
 
     def update(self, step: int, l0: Float[Tensor, ""]) -> None:
         """Take in the L0 measured at `step`."""
         if step >= self.n_adapting:
             return
         error = (l0.clamp(min=1e-3) / self.target).log().clamp(-1.0, 1.0)
-        self._log = self._log + self.rate * error
+        self._integral = self._integral + self.rate * error
+        self._proportional = PROPORTIONAL_GAIN * error
         if step >= self._averaged_from:
-            self._sum = self._sum + self._log
+            self._sum = self._sum + self._integral
         if step == self.n_adapting - 1:
-            self._log = self._sum / (self.n_adapting - self._averaged_from)
+            self._integral = self._sum / (self.n_adapting - self._averaged_from)
+            self._proportional = torch.zeros_like(self._proportional)

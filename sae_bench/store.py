@@ -11,24 +11,16 @@ Stages talk through these files alone. Every file is written beside its name and
 leaves what was finished and nothing half-written.
 """
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save
-from torch import Tensor
-
-from sae_bench import __version__
 from sae_bench.errors import UserError
-from sae_bench.registry import ARCHITECTURES
-from sae_bench.sae import SAEConfig, SparseAutoencoder
 
-WEIGHTS = "sae_weights.safetensors"
-OWN_CONFIG = "sae_bench.json"
+SAE_DESCRIPTION = "sae_bench.json"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -51,7 +43,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where no file could be made there is none to remove
+            temporary.unlink()
         raise UserError(f"cannot write {path}: {error.strerror}; free space or choose another --out") from error
 
 
@@ -100,6 +93,8 @@ class RunFolder:
                 raise UserError(
                     f"--out {self.path} holds a run with other settings ({difference}): choose another --out"
                 )
+        elif self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out {self.path} is a file: choose a folder")
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise UserError(f"--out {self.path} is not empty and holds no run: choose another --out")
 
@@ -114,80 +109,8 @@ class RunFolder:
 
     def has_sae(self, sae_id: str) -> bool:
         """Whether the SAE is finished: its configuration is written last."""
-        return (self.sae_path(sae_id) / OWN_CONFIG).exists()
+        return (self.sae_path(sae_id) / SAE_DESCRIPTION).exists()
 
     def records(self) -> list[dict[str, Any]]:
         """All records, in the order of their names."""
         return [read_json(path) for path in sorted((self.path / "records").glob("*.json"))]
-
-
-def save_sae(
-    folder: Path,
-    sae: SparseAutoencoder,
-    description: Mapping[str, Any],
-    metadata: Mapping[str, Any],
-    log: Iterable[Any],
-) -> None:
-    """Save a folded SAE with what trained it and its training log."""
-    assert sae.folded, "only folded SAEs, which take raw activations, leave the trainer"
-    names = sae.saelens_names
-    tensors = {names.get(name, name): value.detach().cpu().contiguous() for name, value in sae.named_parameters()}
-    weights = save(tensors)
-    write_bytes(folder / WEIGHTS, weights)
-    write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in log))
-    if sae.saelens_architecture is not None:
-        write_json(folder / "cfg.json", saelens_config(sae, metadata))
-    write_json(
-        folder / OWN_CONFIG,
-        {
-            "version": __version__,
-            "arch": sae.name,
-            "config": sae.config.model_dump(mode="json"),
-            "sha256": hashlib.sha256(weights).hexdigest(),
-            "description": dict(description),
-            "metadata": dict(metadata),
-        },
-    )
-
-
-def load_sae(folder: Path, device: torch.device | str = "cpu") -> SparseAutoencoder:
-    """Load an SAE that `save_sae` wrote; it takes raw activations.
-
-    Raises:
-        UserError: a file is missing, or the weights are not the ones that were saved.
-    """
-    own = read_json(folder / OWN_CONFIG)
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"{path} is missing: delete {folder} and run the same command again")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != own["sha256"]:
-        raise UserError(
-            f"{path} is not what was saved (checksum differs): delete {folder} and run the same command again"
-        )
-    sae = ARCHITECTURES[own["arch"]](SAEConfig(**own["config"]))
-    ours = {theirs: name for name, theirs in sae.saelens_names.items()}
-    tensors: dict[str, Tensor] = {ours.get(name, name): value for name, value in load_file(path).items()}
-    sae.load_state_dict(tensors)
-    sae.folded = True
-    return sae.to(device).requires_grad_(False)
-
-
-def description_of(folder: Path) -> dict[str, Any]:
-    """What a saved SAE is and what trained it."""
-    return dict(read_json(folder / OWN_CONFIG)["description"])
-
-
-def saelens_config(sae: SparseAutoencoder, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """cfg.json as SAELens v6 reads it (SPEC section 6): scale and pre-encoder bias are folded into the weights."""
-    return {
-        "architecture": sae.saelens_architecture,
-        "d_in": sae.config.d_in,
-        "d_sae": sae.config.d_sae,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": False,
-        "normalize_activations": "none",
-        "reshape_activations": "hook_z" if metadata.get("hook_name", "").endswith("hook_z") else "none",
-        **sae.saelens_settings(),
-        "metadata": {"sae_lens_version": "6.0.0", "sae_lens_training_version": None, **metadata},
-    }

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from sae_bench.activations import ActivationStream
 from sae_bench.config import Recipe
+from sae_bench.log_sinks import LogSink
 from sae_bench.progress import Progress
-from sae_bench.sae import Loss, SparseAutoencoder, Step, active_per_token, count_per_latent
+from sae_bench.sae import Loss, SparseAutoencoder, Step, active_per_token, count_per_latent, upper_quantile
 from sae_bench.schedules import CoefficientController, lr_factor, sparsity_factor
 from sae_bench.sites import Site
 
@@ -55,8 +56,17 @@ class Trainee:
             elif recipe.b_dec_init == "geometric_median":
                 sae.b_dec.copy_(geometric_median(sample))
             sae.initialise(sample)
+            if recipe.b_enc_init == "quantile":
+                sae.b_enc.sub_(upper_quantile(sample - sae.b_dec, sae.W_enc, sae.starting_density))
         self.optimiser = torch.optim.Adam(
-            sae.parameters(), lr=recipe.lr, betas=recipe.betas, eps=recipe.adam_eps, fused=True
+            [
+                {"params": [p for p in sae.parameters() if p.ndim > 1], "factor": 1.0},
+                {"params": [p for p in sae.parameters() if p.ndim <= 1], "factor": recipe.bias_lr},
+            ],
+            lr=recipe.lr,
+            betas=recipe.betas,
+            eps=recipe.adam_eps,
+            fused=True,
         )
         self._controller = self._coefficient_control(device)
         total = self.n_steps * self.batch_size
@@ -84,9 +94,11 @@ class Trainee:
         lr = recipe.lr * lr_factor(
             step, self.n_steps, warmup=recipe.lr_warmup, shape=recipe.lr_warmup_shape, decay=recipe.lr_decay
         )
-        self.optimiser.param_groups[0]["lr"] = lr
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr * group["factor"]
+        at = Step(self._coefficient(step, x.device), self._dead)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
-            loss = sae.loss(x, Step(self._coefficient(step, x.device), self._dead))
+            loss = sae.loss(x, at)
         self.optimiser.zero_grad(set_to_none=True)
         loss.total.backward()
         if sae.unit_norm_decoder:
@@ -97,7 +109,7 @@ class Trainee:
         with torch.no_grad():
             if sae.unit_norm_decoder:
                 sae.renormalise()
-            sae.after_step()
+            sae.after_step(at)
         self._keep_books(loss, step)
         if logged:
             self._log(loss, x, step, lr)
@@ -141,8 +153,13 @@ class Trainee:
             self.failure = f"diverged: loss {row['loss']} at step {step}"
 
 
-def train(trainees: Sequence[Trainee], stream: ActivationStream, progress: Progress) -> None:
-    """Train every SAE on the stream, which has been started, then fold each one's input scale into it."""
+def train(
+    trainees: Sequence[Trainee], stream: ActivationStream, progress: Progress, sink: LogSink = lambda sae_id, row: None
+) -> None:
+    """Train every SAE on the stream, which has been started, then fold each one's input scale into it.
+
+    Every row of a training log also goes to `sink`.
+    """
     for trainee in trainees:
         trainee.start(stream)
     every = max(1, stream.n_steps // N_LOGGED)
@@ -151,6 +168,8 @@ def train(trainees: Sequence[Trainee], stream: ActivationStream, progress: Progr
         alive = [trainee for trainee in trainees if trainee.failure is None]
         for trainee in alive:
             trainee.step(batch[trainee.site, trainee.seed], step, logged=logged)
+            if logged:
+                sink(trainee.id, trainee.log[-1])
         if logged and alive:
             progress.note = _summary(alive)
     for trainee in trainees:

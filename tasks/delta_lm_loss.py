@@ -5,7 +5,7 @@ from sae_bench import DocumentSums, EvalBatch, EvalSetting, Metric, Result, Scor
 
 @register_task("delta_lm_loss")
 class DeltaLMLoss(Task):
-    """Cross-entropy of the spliced model against the clean one, in nats per predicted token (SPEC section 3).
+    """Cross-entropy of the spliced model against the clean one, in nats per predicted token (docs/formulas.md).
 
     Special positions keep the clean activation and are not counted. `loss_recovered` compares with zero ablation,
     which costs 12-30 nats at a residual site and so flatters everybody: the difference itself leads.

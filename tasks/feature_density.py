@@ -24,7 +24,7 @@ HISTOGRAM_EDGES = np.arange(-7.0, 0.25, 0.25)
 
 @register_task("feature_density")
 class FeatureDensity(Task):
-    """Per-latent frequency, the share of counted tokens with f_i > 0 (SPEC section 3)."""
+    """Per-latent frequency, the share of counted tokens with f_i > 0 (docs/formulas.md)."""
 
     version = "1"
     metrics = (

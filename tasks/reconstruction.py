@@ -1,11 +1,13 @@
 """How well x_hat reproduces x, and how many latents it takes."""
 
+import torch
+
 from sae_bench import DocumentSums, EvalBatch, EvalSetting, Metric, Result, Task, active_per_token, register_task
 
 
 @register_task("reconstruction")
 class Reconstruction(Task):
-    """FVE and its relatives (SPEC section 3), all pooled over tokens."""
+    """FVE and its relatives (docs/formulas.md), all pooled over tokens."""
 
     version = "1"
     metrics = (
@@ -20,6 +22,7 @@ class Reconstruction(Task):
             "SAEBench's published variance: mean over tokens of 1 - ||x - x_hat||^2 / ||x - batch mean||^2",
         ),
     )  # fmt: skip
+    depends_on_batching = frozenset({"explained_variance_legacy"})
 
     def start(self, setting: EvalSetting) -> None:
         self.mean = setting.mean
@@ -29,6 +32,8 @@ class Reconstruction(Task):
         x, x_hat = batch.x.double(), batch.x_hat.double()
         error = (x - x_hat).square().sum(1)
         norm, norm_hat, inner = x.norm(dim=1), x_hat.norm(dim=1), (x * x_hat).sum(1)
+        about_batch_mean = (x - x.mean(0)).square().sum(1)
+        has_legacy = about_batch_mean > 0  # a batch of one token has no variance, so its token has no legacy value
         self.sums.add_count(batch.document, "tokens")
         self.sums.add(
             batch.document,
@@ -41,7 +46,8 @@ class Reconstruction(Task):
                 # A zero reconstruction has no direction: its cosine counts as 0.
                 "cosine": inner / (norm * norm_hat).clamp(min=1e-300),
                 "norm_ratio": norm_hat / norm,
-                "legacy": 1 - error / (x - x.mean(0)).square().sum(1),
+                "legacy": torch.where(has_legacy, 1 - error / about_batch_mean, 0.0),
+                "legacy_tokens": has_legacy,
             },
         )
 
@@ -54,6 +60,6 @@ class Reconstruction(Task):
             "gamma": ratio("norm_hat_squared", "inner", "tokens"),
             "cosine": ratio("cosine", "tokens", "tokens"),
             "l2_ratio": ratio("norm_ratio", "tokens", "tokens"),
-            "explained_variance_legacy": ratio("legacy", "tokens", "tokens"),
+            "explained_variance_legacy": ratio("legacy", "legacy_tokens", "legacy_tokens"),
         }
         return Result(scores, by_document=self.sums.by_document())

@@ -1,8 +1,23 @@
 """Fixtures shared by the tests: everything is tiny, made on the spot, and stays in a temporary folder."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxtyping
 import pytest
+import torch
+from beartype import BeartypeConf, beartype
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+# Shapes written in annotations are checked in tests and free in production. A float may be an int, as mypy has it.
+typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))
+jaxtyping.install_import_hook("sae_bench", "conftest.typechecker")
+
+from command import write_corpus  # noqa: E402  (after the hook)
+from tiny import save_tiny  # noqa: E402
+
+torch.set_num_threads(1)  # everything is tiny, and machines are shared
 
 SENTENCES = [
     "the quick brown fox jumps over the lazy dog",
@@ -29,3 +44,24 @@ def make_tokenizer(**special: str) -> PreTrainedTokenizerFast:
 def tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer whose BOS has the id 0, which any test on truthiness mistakes for none."""
     return make_tokenizer(bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+
+
+@pytest.fixture(scope="session")
+def gemma2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Gemma 2, saved as a downloaded model is."""
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny-gemma2")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus in words that the tiny models know."""
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl")
+
+
+@pytest.fixture(scope="module")
+def at_work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A module's tests run in a folder of their own, and nothing they make enters the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAE_BENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.chdir(folder := tmp_path_factory.mktemp("work"))
+        yield folder

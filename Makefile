@@ -1,0 +1,34 @@
+# Two commands for a fresh machine: `make demo` (a leaderboard in minutes) and `make test` (what CI runs).
+
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
+	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && command -v $(name))))
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test clean
+
+demo: .venv/demo.stamp
+	$(BIN)/python bench.py --config demo
+
+test: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv
+
+# A stamp is as old as the installation: newer project files mean that it is made again.
+.venv/dev.stamp: .venv/demo.stamp
+	$(INSTALL) --editable '.[demo,dev]'
+	touch $@
+
+.venv/demo.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) --editable '.[demo]'
+	touch $@
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found: install one, or run make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv .venv

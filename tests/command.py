@@ -1,0 +1,38 @@
+"""The command line as tests run it: in this process, on a tiny model and a corpus in words that the model knows."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from tiny import TEXT
+
+from sae_bench.cli import main
+
+
+def bench(*arguments: object) -> int:
+    """Run the command line and return its exit code."""
+    with pytest.raises(SystemExit) as exit_:
+        main([str(argument) for argument in arguments])
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code
+
+
+def flags(settings: dict[str, object]) -> list[object]:
+    """Settings by flag as arguments; a tuple is several values."""
+    return [
+        part for flag, value in settings.items() for part in (flag, *(value if isinstance(value, tuple) else (value,)))
+    ]
+
+
+def write_corpus(path: Path, n_documents: int = 400) -> Path:
+    """Short documents, at 400 some 20,000 tokens, one in twenty held out."""
+    words, draw = TEXT.split(), random.Random(0)
+    texts = (" ".join(draw.choices(words, k=draw.randint(30, 70))) for _ in range(n_documents))
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder by its relative path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -1,0 +1,266 @@
+"""The contract: every built-in passes it, and each way of breaking it is called by its name."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sae_bench import ARCHITECTURES, TASKS, Loss, Metric, Result, Score, Task, active_per_token
+from sae_bench.checks import check_architecture, check_task
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in ARCHITECTURES),
+    ("gated", {"penalty": "ri_l1"}),
+    ("jumprelu", {"theta_init": "quantile"}),
+    ("jumprelu", {"train_log_theta": False}),
+    ("jumprelu", {"theta_init": "quantile", "train_log_theta": False, "bandwidth": 0.1}),
+    ("topk", {"k_aux": 2}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+def test_every_architecture_passes(name: str, options: dict[str, Any]) -> None:
+    check_architecture(name, **options)
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_every_task_passes(name: str) -> None:
+    check_task(name)
+
+
+@pytest.fixture(autouse=True)
+def _broken_ones_are_forgotten() -> Iterator[None]:
+    yield
+    for registry in (ARCHITECTURES, TASKS):
+        registry._classes.pop("broken", None)
+
+
+ReLU: Any = ARCHITECTURES["relu"]
+JumpReLU: Any = ARCHITECTURES["jumprelu"]
+Reconstruction: Any = TASKS["reconstruction"]
+
+
+class Unseeded(ReLU):
+    def __init__(self, config):
+        super().__init__(config)
+        self.W_dec.data = torch.randn(config.d_sae, config.d_in)
+
+
+class OwnStart(ReLU):
+    def __init__(self, config):
+        super().__init__(config)
+        self.W_dec.data = self.W_dec.data.flip(0)
+
+
+class SharedMemory(ReLU):
+    def __init__(self, config):
+        super().__init__(config)
+        self.W_enc = nn.Parameter(self.W_dec.data.T)
+
+
+class HalfPrecision(JumpReLU):
+    def __init__(self, config):
+        super().__init__(config)
+        self.theta_parameter.data = self.theta_parameter.data.bfloat16()
+
+
+class NegativeLatents(ReLU):
+    def encode(self, x):
+        return self.select(x, keep=lambda z: z < 0)
+
+
+class BatchTopK(ReLU):
+    """Selects over the batch, at inference too."""
+
+    def encode(self, x):
+        return self.select(x, keep=lambda z: (z > 0) & (z >= z.flatten().topk(2 * len(z)).values[-1]))
+
+
+class OtherLatents(ReLU):
+    """Trains on other latents than it infers with."""
+
+    def loss(self, x, step):
+        loss = super().loss(x, step)
+        return Loss(loss.total, loss.x_hat, loss.latents.with_values(2 * loss.latents.values))
+
+
+class NoEncoderGradient(ReLU):
+    def loss(self, x, step):
+        f = self.encode(x)
+        x_hat = self.decode(f.with_values(f.values.detach()))
+        return Loss((x - x_hat).square().sum(1).mean(), x_hat, f)
+
+
+class UnboundedLoss(ReLU):
+    """Divides by the number of active latents, of which there may be none."""
+
+    def loss(self, x, step):
+        loss = super().loss(x, step)
+        return Loss(loss.total / active_per_token(loss.latents).sum(), loss.x_hat, loss.latents)
+
+
+class DriftingDecoder(ReLU):
+    """Says that its rows are of norm one, and undoes it."""
+
+    unit_norm_decoder = True
+
+    def after_step(self, step):
+        self.W_dec.mul_(1.5)
+
+
+class UnfoldedThreshold(JumpReLU):
+    def biases(self):
+        return [self.b_enc]
+
+
+class ForgottenState(ReLU):
+    """Keeps a number outside of parameters and configuration."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.gain = 1.0
+
+    def initialise(self, x):
+        self.gain = 1.25
+
+    def encode(self, x):
+        f = super().encode(x)
+        return f.with_values(self.gain * f.values)
+
+
+class UnknownRecipe(ReLU):
+    recipes = {"short": {"learning_rate": 0.1}}  # noqa: RUF012
+
+
+class LooseOptions(ReLU):
+    class options_type(ReLU.options_type):
+        model_config = {"extra": "ignore"}  # noqa: RUF012
+
+
+class RefusesAll(ReLU):
+    @classmethod
+    def check(cls, config):
+        raise ValueError("never")
+
+
+BROKEN_ARCHITECTURES = {
+    Unseeded: "one seed gives two different SAEs",
+    OwnStart: "does not start at `initial_decoder`",
+    SharedMemory: "two parameters share memory",
+    HalfPrecision: "not float32",
+    NegativeLatents: "negative latents",
+    BatchTopK: "depend on the rest of its batch",
+    OtherLatents: "Loss.latents are not what encode returns",
+    NoEncoderGradient: "no gradient reaches W_enc",
+    UnboundedLoss: "not a finite scalar",
+    DriftingDecoder: "not of norm one after training",
+    UnfoldedThreshold: "after fold.C., x_hat",
+    ForgottenState: "a loaded SAE is not the saved one",
+    UnknownRecipe: "learning_rate",
+    LooseOptions: "misspelt names",
+    RefusesAll: "refuses every configuration",
+}
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"), BROKEN_ARCHITECTURES.items(), ids=lambda value: getattr(value, "__name__", "")
+)
+def test_a_broken_architecture_is_told_what_is_wrong(broken: type, message: str) -> None:
+    ARCHITECTURES.register("broken")(broken)
+    with pytest.raises(AssertionError, match=f'(?s)architecture "broken".*{message}'):
+        check_architecture("broken")
+
+
+class MissingScore(Reconstruction):
+    def finish(self):
+        found = super().finish()
+        return Result({name: score for name, score in found.scores.items() if name != "l0"})
+
+
+class NotANumber(Reconstruction):
+    def finish(self):
+        found = super().finish()
+        return Result(found.scores | {"l0": Score(float("nan"), None, 5)})
+
+
+class SilentlyUndefined(Reconstruction):
+    def finish(self):
+        found = super().finish()
+        return Result(found.scores | {"l0": Score(None, None, 5)})
+
+
+class MeanOfBatches(Task):
+    """Averages over batches instead of tokens."""
+
+    version = "1"
+    metrics = (Metric("l0", None, "latents", "mean number of active latents"),)
+
+    def start(self, setting):
+        self.means = []
+
+    def update(self, batch):
+        self.means.append(active_per_token(batch.f).float().mean().item())
+
+    def finish(self):
+        return Result({"l0": Score(sum(self.means) / len(self.means), None, 70)})
+
+
+class SharedState(MeanOfBatches):
+    """All instances add to one list; a batch weighs what its tokens do."""
+
+    tokens: list = []  # noqa: RUF012
+
+    def start(self, setting):
+        pass
+
+    def update(self, batch):
+        self.tokens.extend(active_per_token(batch.f).tolist())
+
+    def finish(self):
+        return Result({"l0": Score(sum(self.tokens) / len(self.tokens), None, len(self.tokens))})
+
+
+class SetsOnly(Reconstruction):
+    """Understands active sets and forgets plain tensors."""
+
+    def update(self, batch):
+        super().update(batch)
+        if isinstance(batch.f, torch.Tensor):
+            self.sums._sums["active"] *= 0
+
+
+class NotJSON(Reconstruction):
+    def finish(self):
+        return Result(super().finish().scores, details={"edges": torch.zeros(2)})
+
+
+class WrongLength(Reconstruction):
+    def finish(self):
+        return Result(super().finish().scores, per_latent={"count": [1, 2]})
+
+
+class Unversioned(Task):
+    metrics = MeanOfBatches.metrics
+    start = update = finish = MeanOfBatches.finish
+
+
+BROKEN_TASKS = {
+    MissingScore: "lacks {'l0'}",
+    NotANumber: "what cannot be had is None",
+    SilentlyUndefined: "None without a note",
+    MeanOfBatches: "serving 2 batches turns l0's value",
+    SharedState: "turns l0's",
+    SetsOnly: "a plain tensor of latents .* turns l0's value",
+    NotJSON: "no JSON",
+    WrongLength: "2 values instead of 24",
+    Unversioned: "declares no version",
+}
+
+
+@pytest.mark.parametrize(("broken", "message"), BROKEN_TASKS.items(), ids=lambda value: getattr(value, "__name__", ""))
+def test_a_broken_task_is_told_what_is_wrong(broken: type, message: str) -> None:
+    TASKS.register("broken")(broken)
+    with pytest.raises(AssertionError, match=f'(?s)task "broken".*{message}'):
+        check_task("broken")

@@ -1,0 +1,88 @@
+"""Who may import whom, read from the source: each module only from the levels below its own."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "sae_bench"
+
+LEVELS = [
+    {"__init__", "errors", "paths"},
+    {"demo_model"},
+    {"active", "stats", "config", "progress", "schedules", "store", "log_sinks", "models", "sites"},
+    {"sae"},
+    {"task"},
+    {"metrics", "registry", "corpus"},
+    {"lm", "data", "weights", "leaderboard", "lm_loss"},
+    {"activations", "plan", "provenance"},
+    {"train", "evaluate"},
+    {"run", "checks"},
+    {"dry_run"},
+    {"cli"},
+]
+LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
+OUTSIDE_OF_PLUGINS = {"torch", "jaxtyping", "pydantic", "numpy", "scipy"}
+PLUGINS = sorted([*ROOT.glob("architectures/*.py"), *ROOT.glob("tasks/*.py")])
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it, except for type checkers alone."""
+    found = set()
+    tree = ast.parse(path.read_text())
+    for_types = {
+        id(below)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for below in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = {alias.name for alias in node.names}
+            inside = {f"sae_bench.{name}" for name in names if (PACKAGE / f"{name}.py").exists()}
+            found |= inside if node.module == "sae_bench" and inside else {str(node.module)}
+    return found
+
+
+def own(path: Path) -> set[str]:
+    """The modules of the package that a file imports."""
+    return {name.partition("sae_bench.")[2] for name in imports(path) if name.startswith("sae_bench.")}
+
+
+MODULES = sorted(PACKAGE.glob("*.py"))
+
+
+def test_every_module_has_a_level():
+    assert {path.stem for path in MODULES} == set(LEVEL)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_a_module_imports_from_below(path):
+    if path.stem == "__init__":
+        return  # lazy: it names what plugins need, wherever it stands
+    for name in own(path):
+        assert name in LEVEL, f"{path.stem} imports a plugin: {name}"
+        assert LEVEL[name] < LEVEL[path.stem], f"{path.stem} imports {name}, which does not stand below it"
+
+
+@pytest.mark.parametrize("path", PLUGINS, ids=lambda path: path.stem)
+def test_a_plugin_imports_the_public_names_alone(path):
+    assert {name.partition(".")[0] for name in imports(path)} <= OUTSIDE_OF_PLUGINS | {"sae_bench", "typing", "math"}
+    assert own(path) == set()
+
+
+@pytest.mark.parametrize("module", ["leaderboard", "store", "config", "errors", "paths", "cli", "registry"])
+def test_some_modules_do_not_import_torch(module):
+    assert not {name.partition(".")[0] for name in imports(PACKAGE / f"{module}.py")} & {"torch", "safetensors"}
+
+
+def test_no_file_imports_a_plugin_by_its_name():
+    for path in [*MODULES, ROOT / "bench.py"]:
+        assert not [name for name in imports(path) if name.startswith(("sae_bench.architectures", "sae_bench.tasks"))]
+        assert not imports(path) & {"architectures", "tasks"}

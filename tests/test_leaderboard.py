@@ -1,0 +1,162 @@
+"""The board from records made by hand: what a cell says, what is refused, what is escaped."""
+
+import copy
+import json
+
+import pytest
+
+from sae_bench import leaderboard
+from sae_bench.errors import UserError
+from sae_bench.leaderboard import escape_latex, gather, with_error
+
+METRICS = {
+    "fve": {"name": "fve", "better": "up", "unit": "", "description": "", "headline": True},
+    "l0": {"name": "l0", "better": None, "unit": "latents", "description": "", "headline": True},
+    "cosine": {"name": "cosine", "better": "up", "unit": "", "description": "", "headline": False},
+}
+
+
+def record(label="topk", l0=32.0, *, target=32.0, seed=0, task="reconstruction", failure=None, **fve):
+    score = {"value": 0.91234, "stderr": 0.00567, "n": 4096, "formula": None, "note": None}
+    scores = {"fve": score | fve, "l0": score | {"value": l0, "stderr": 0.25}, "cosine": score}
+    return {
+        "task": task,
+        "task_version": "1",
+        "failure": failure,
+        "metrics": METRICS,
+        "scores": {} if failure else scores,
+        "sae": {
+            "id": f"{label}.{target}.seed{seed}", "label": label, "site": {"name": "layer_9.resid_post"}, "d_sae": 2048,
+            "target_l0": target, "coefficient": None, "seed": seed, "training": {"tokens_seen": 524_288},
+        },
+        "provenance": {
+            "model": "tiny", "dataset": "corpus", "preset": "short", "eval_fingerprint": "f" * 64,
+            "versions": {"sae-arch-bench": "0.1.0"},
+        },
+    }  # fmt: skip
+
+
+def cells(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+
+
+def save(folder, *records):
+    (folder / "records").mkdir(parents=True)
+    for i, one in enumerate(records):
+        (folder / "records" / f"{i}.json").write_text(json.dumps(one))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "text"),
+    [
+        (0.91234, 0.00567, "0.9123 ± 0.0057"),
+        (31.72, 0.25, "31.72 ± 0.25"),
+        (1234.5, 21.0, "1234 ± 21"),
+        (0.5, None, "0.5"),
+        (0.123456, 0.0, "0.1235"),
+        (-2e-7, 3e-9, "-2e-07 ± 3e-09"),
+    ],
+)
+def test_a_value_has_the_places_that_its_error_leaves_it(value, stderr, text):
+    assert with_error(value, stderr) == text
+
+
+def test_rows_are_sorted_by_architecture_and_measured_l0():
+    records = [record("topk", 64, target=64), record("jumprelu", 33), record("topk", 8.5, target=8)]
+    header, _, *body = cells(leaderboard.markdown(records))
+    assert header == ["architecture", "target", "l0", "fve ↑"]
+    assert body == [
+        ["jumprelu", "32", "33.00 ± 0.25", "0.9123 ± 0.0057"],
+        ["topk", "8", "8.50 ± 0.25", "0.9123 ± 0.0057"],
+        ["topk", "64", "64.00 ± 0.25", "0.9123 ± 0.0057"],
+    ]
+
+
+def test_what_varies_gets_a_column():
+    other = record(seed=1)
+    other["sae"]["d_sae"] = 4096
+    header, _, *body = cells(leaderboard.markdown([record(), other]))
+    assert header[:4] == ["width", "architecture", "target", "seed"]
+    assert [row[:4] for row in body] == [["2048", "topk", "32", "0"], ["4096", "topk", "32", "1"]]
+
+
+def test_undefined_failed_and_unmeasured_cells_say_so():
+    undefined = record("a", value=None, stderr=None)
+    failed = record("b", failure="diverged: loss nan at step 3")
+    unmeasured = record("c")
+    unmeasured["metrics"] = {name: METRICS[name] for name in ("l0", "cosine")}
+    text = leaderboard.markdown([undefined, failed, unmeasured])
+    _, _, *body = cells(text)
+    assert [row[-1] for row in body] == ["undefined", "failed", "not measured"]
+    assert body[1][2] == "failed"
+    assert "- b.32.0.seed0: reconstruction: diverged: loss nan at step 3" in text
+    assert "FAILED b.32.0.seed0: reconstruction" in leaderboard.terminal([undefined, failed, unmeasured])
+    assert "nan" not in leaderboard.latex([undefined, failed, unmeasured])
+
+
+def test_the_caption_says_what_was_counted():
+    text = leaderboard.caption([record(), record("relu")])
+    for fact in ("Model tiny", "width 2048", "524,288 activations of corpus", "4,096 held-out tokens", "f" * 12):
+        assert fact in text
+    assert "variance between seeds is unknown" in text
+    assert "variance between seeds" not in leaderboard.caption([record(), record(seed=1)])
+
+
+def test_the_board_is_a_pure_function_of_the_records(tmp_path):
+    records = [record("relu", 30), record("topk", 32)]
+    before = copy.deepcopy(records)
+    written = []
+    for run in (tmp_path / "a", tmp_path / "b"):
+        leaderboard.write_board(run, records)
+        written.append({path.name: path.read_bytes() for path in run.iterdir()})
+    assert set(written[0]) == {"leaderboard.md", "leaderboard.csv", "leaderboard.tex"}
+    assert written[0] == written[1]
+    assert records == before
+
+
+def test_the_csv_has_every_metric_with_its_error_and_count():
+    table = leaderboard.long_table([record()])
+    assert list(table["metric"]) == ["fve", "l0", "cosine"]
+    assert set(table["n"]) == {4096}
+    assert list(table["stderr"]) == [0.00567, 0.25, 0.00567]
+
+
+def test_runs_on_one_set_of_tokens_share_a_table(tmp_path):
+    runs = [save(tmp_path / "a", record()), save(tmp_path / "b", record("relu"))]
+    assert [one["sae"]["label"] for one in gather(runs)] == ["topk", "relu"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda one: one["provenance"].update(eval_fingerprint="0" * 64), "different evaluation tokens"),
+        (lambda one: one.update(task_version="2"), "different versions of a task"),
+    ],
+)
+def test_what_was_measured_differently_is_refused_a_common_table(tmp_path, change, words):
+    other = record("relu")
+    change(other)
+    runs = [save(tmp_path / "a", record()), save(tmp_path / "b", other)]
+    with pytest.raises(UserError, match=words):
+        gather(runs)
+
+
+def test_a_folder_without_records_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no records"):
+        gather([tmp_path])
+
+
+def test_hostile_text_is_printed_and_not_run_by_latex():
+    label = r"a_b:x=50%&$\input{/etc/passwd}#~^"
+    tex = leaderboard.latex([record(label)])
+    assert r"a\_b:x=50\%\&\$\textbackslash{}input\{/etc/passwd\}\#\textasciitilde{}\textasciicircum{}" in tex
+    assert r"\input" not in tex
+    assert r"32.00 $\pm$ 0.25" in tex
+
+
+def test_every_special_character_of_latex_is_escaped():
+    assert escape_latex(r"# $ % & _ { } ~ ^ \ ±").split() == [
+        r"\#", r"\$", r"\%", r"\&", r"\_", r"\{", r"\}", r"\textasciitilde{}", r"\textasciicircum{}",
+        r"\textbackslash{}", r"$\pm$",
+    ]  # fmt: skip

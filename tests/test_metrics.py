@@ -1,0 +1,302 @@
+"""Metrics on SAEs whose answers are known, and errors worked out by hand."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sae_bench import ARCHITECTURES, TASKS, EvalBatch, EvalSetting, Result, SAEConfig
+from sae_bench.metrics import DocumentSums
+from sae_bench.stats import jackknife_stderr, ratio_stderr
+from sae_bench.task import LMLosses
+
+CPU = torch.device("cpu")
+N = 60
+DOCUMENT = torch.arange(N) // 13  # five documents, the last of 8 tokens
+
+
+def tokens(scale: float = 1.0) -> Tensor:
+    """Tokens with a mean of 5 in every coordinate, as float32."""
+    return scale * (5 + torch.randn(N, 4, generator=torch.Generator().manual_seed(0)))
+
+
+def run(
+    task_name: str,
+    x: Tensor,
+    x_hat: Tensor,
+    f: Any = None,
+    losses: LMLosses | None = None,
+    document: Tensor | None = None,
+    sizes: Sequence[int] | None = None,
+) -> Result:
+    """Feed a task batches of these sizes (default: everything at once)."""
+    f = torch.zeros(len(x), 3) if f is None else f
+    document = torch.zeros(len(x), dtype=torch.long) if document is None else document
+    sae = ARCHITECTURES["relu"](SAEConfig(d_in=x.shape[1], d_sae=f.shape[1], coefficient=1.0))
+    task = TASKS[task_name]()
+    task.start(EvalSetting(sae, x.double().mean(0), int(document.max()) + 1, CPU))
+    for rows in torch.arange(len(x)).split(list(sizes or [len(x)])):
+        task.update(EvalBatch(x[rows], f[rows], x_hat[rows], document[rows], losses))
+    return task.finish()
+
+
+def reconstruction(x: Tensor, x_hat: Tensor, **more: Any) -> dict[str, float | None]:
+    scores = run("reconstruction", x, x_hat, **more).scores
+    return {name: score.value for name, score in scores.items()}
+
+
+# --- reconstruction: SAEs with known answers --------------------------------------------------------------------
+
+
+def test_identity_leaves_nothing_unexplained() -> None:
+    found = reconstruction(tokens(), tokens(), document=DOCUMENT)
+    assert (found["fvu"], found["fve"], found["gamma"]) == (0, 1, 1)
+    assert found["cosine"] == pytest.approx(1)
+    assert found["l2_ratio"] == 1
+    assert found["explained_variance_legacy"] == 1
+
+
+def test_predicting_the_mean_explains_nothing() -> None:
+    """Although the mean holds 96% of the tokens' squared norm."""
+    x = tokens()
+    found = reconstruction(x, x.mean(0).expand(N, -1), document=DOCUMENT)
+    assert found["fvu"] == pytest.approx(1, abs=1e-6)
+    assert found["fve"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_mean_is_the_evaluation_sets_not_the_batches() -> None:
+    x = tokens()
+    found = reconstruction(x, x.mean(0).expand(N, -1), sizes=[7, 7, 46])
+    assert found["fvu"] == pytest.approx(1, abs=1e-6)
+    assert found["explained_variance_legacy"] < -0.01
+
+
+def test_a_constant_added_is_paid_for() -> None:
+    """sum ||c||^2 / sum ||x - mean||^2, for x = (1, 9) and c = 2: 8 / 32."""
+    x = torch.tensor([[1.0], [9.0]])
+    assert reconstruction(x, x + 2)["fvu"] == 0.25
+
+
+@pytest.mark.parametrize("c", [0.5, 4.0])
+def test_gamma_of_a_shrunken_reconstruction_is_the_factor(c: float) -> None:
+    found = reconstruction(tokens(), c * tokens(), document=DOCUMENT)
+    assert found["gamma"] == c  # exact: multiplying by a power of two does not round
+    assert found["l2_ratio"] == pytest.approx(c)
+    assert found["cosine"] == pytest.approx(1)
+
+
+def test_a_zero_reconstruction_has_no_gamma_and_says_why() -> None:
+    scores = run("reconstruction", tokens(), 0 * tokens()).scores
+    assert scores["gamma"].value is None
+    assert scores["gamma"].stderr is None
+    assert scores["gamma"].note == "undefined: the sum of inner is zero"
+    assert scores["cosine"].value == 0
+    assert scores["l2_ratio"].value == 0
+
+
+def test_cosine_and_l2_ratio_are_means_over_tokens() -> None:
+    """(3, 4) -> (3, 0): cosine .6, ratio .6; (0, 2) -> (0, 6): 1 and 3."""
+    found = reconstruction(torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[3.0, 0.0], [0.0, 6.0]]))
+    assert found["cosine"] == pytest.approx(0.8)
+    assert found["l2_ratio"] == pytest.approx(1.8)
+
+
+def test_l0_counts_values_above_zero() -> None:
+    f = torch.tensor([[1.0, 0.0, 3.0], [0.0, 0.0, 0.0], [0.0, 2.0, 1e-20]])
+    assert reconstruction(torch.ones(3, 1), torch.ones(3, 1), f=f)["l0"] == 4 / 3
+
+
+@given(st.floats(1e-3, 1e3), st.permutations(range(N)), st.integers(1, N - 1))
+def test_scaling_ordering_and_batching_leave_values_unchanged(scale: float, order: list[int], cut: int) -> None:
+    x = tokens()
+    x_hat = 0.9 * x + 0.1 * torch.randn(N, 4, generator=torch.Generator().manual_seed(1))
+    before = run("reconstruction", x, x_hat, document=DOCUMENT).scores
+    after = run(
+        "reconstruction", scale * x[order], scale * x_hat[order], document=DOCUMENT[order], sizes=[cut, N - cut]
+    ).scores
+    for name in before.keys() - {"explained_variance_legacy"}:
+        assert after[name].value == pytest.approx(before[name].value, rel=1e-5, abs=1e-5)
+        assert after[name].stderr == pytest.approx(before[name].stderr, rel=1e-4, abs=1e-5)
+
+
+def test_legacy_variance_by_hand() -> None:
+    """Batch (0, 3, 9), mean 4: errors (4, .25, 0) over (16, 1, 25); batch (1, 5), mean 3: (0, 4) over (4, 4)."""
+    x, x_hat = torch.tensor([[0.0], [3], [9], [1], [5]]), torch.tensor([[2.0], [3.5], [9], [1], [3]])
+    assert reconstruction(x, x_hat, sizes=[3, 2])["explained_variance_legacy"] == pytest.approx((2.5 + 1) / 5)
+
+
+def test_a_batch_of_one_token_has_no_legacy_variance() -> None:
+    x, x_hat = torch.tensor([[1.0], [5], [2]]), torch.tensor([[1.0], [3], [0]])
+    mixed = run("reconstruction", x, x_hat, sizes=[2, 1]).scores["explained_variance_legacy"]
+    assert (mixed.value, mixed.n) == (0.5, 2)
+    alone = run("reconstruction", x, x_hat, sizes=[1, 1, 1]).scores["explained_variance_legacy"]
+    assert (alone.value, alone.n) == (None, 0)
+    assert alone.note
+
+
+# --- standard errors --------------------------------------------------------------------------------------------
+
+
+def test_ratio_error_by_hand() -> None:
+    """15 / 5 = 3, residuals (-1, -2, 3), sqrt(3 / 2 * 14) / 5."""
+    assert ratio_stderr(np.array([2.0, 4, 9]), np.array([1.0, 2, 2])) == pytest.approx(21**0.5 / 5)
+
+
+def test_where_each_token_is_a_document_the_error_is_the_ordinary_one() -> None:
+    values = np.random.default_rng(0).normal(5, 2, size=37)
+    assert ratio_stderr(values, np.ones(37)) == pytest.approx(scipy.stats.sem(values))
+
+
+def test_repeating_a_documents_tokens_brings_no_precision() -> None:
+    values = np.random.default_rng(0).normal(5, 2, size=37)
+    assert ratio_stderr(10 * values, np.full(37, 10.0)) == pytest.approx(scipy.stats.sem(values))
+
+
+def test_ratio_error_agrees_with_a_bootstrap_of_documents() -> None:
+    rng = np.random.default_rng(1)
+    denominator = rng.gamma(4, 2, size=400)
+    numerator = denominator * rng.normal(3, 0.5, size=400) + rng.normal(0, 2, size=400)
+    drawn = rng.integers(0, 400, size=(4000, 400))
+    bootstrap = (numerator[drawn].sum(1) / denominator[drawn].sum(1)).std()
+    assert ratio_stderr(numerator, denominator) == pytest.approx(bootstrap, rel=0.05)  # its own error: 1%
+
+
+def test_jackknife_by_hand() -> None:
+    """(1, 2, 6): mean 3, squares 4 + 1 + 9, times 2 / 3."""
+    assert jackknife_stderr(np.array([1.0, 2, 6])) == pytest.approx((28 / 3) ** 0.5)
+
+
+def test_jackknife_of_a_mean_is_its_ordinary_error() -> None:
+    values = np.random.default_rng(2).normal(5, 2, size=23)
+    left_out = (values.sum() - values) / 22
+    assert jackknife_stderr(left_out) == pytest.approx(scipy.stats.sem(values))
+
+
+def test_one_document_has_no_error() -> None:
+    assert ratio_stderr(np.array([3.0]), np.array([2.0])) is None
+    assert jackknife_stderr(np.array([3.0])) is None
+
+
+def test_sums_are_kept_per_document() -> None:
+    """Documents 0 and 2 of three; document 1 is not seen and does not enter the error."""
+    sums = DocumentSums(3, CPU)
+    for document, value in ((torch.tensor([2, 0]), [4.0, 1.0]), (torch.tensor([0]), [2.0])):
+        sums.add_count(document, "tokens")
+        sums.add(document, {"value": torch.tensor(value)})
+    assert sums.by_document() == {"tokens": [2, 0, 1], "value": [3, 0, 4]}
+    score = sums.ratio("value", "tokens", "tokens")
+    assert (score.value, score.n, score.formula) == (7 / 3, 3, "value / tokens")
+    assert score.stderr == pytest.approx(ratio_stderr(np.array([3.0, 4]), np.array([2.0, 1])))
+    assert score.stderr == pytest.approx(10 / 9)  # residuals -+ 5/3: sqrt(2 * 50 / 9) / 3
+    rest = sums.ratio("value", "tokens", "tokens", one_minus=True)
+    assert (rest.value, rest.stderr, rest.formula) == (1 - 7 / 3, score.stderr, "1 - value / tokens")
+
+
+def test_sums_are_exact_beyond_float32() -> None:
+    sums = DocumentSums(1, CPU)
+    for value in (2.0**25, 1.0, 1.0):
+        sums.add(torch.tensor([0]), {"value": torch.tensor([value])})
+    assert sums.total("value") == 2**25 + 2
+
+
+# --- feature density --------------------------------------------------------------------------------------------
+
+
+def density(document: Tensor, counts_by_document: list[list[int]]) -> Result:
+    """Latent i fires on the first counts_by_document[i][d] tokens of document d."""
+    place = torch.cat([torch.arange(int((document == d).sum())) for d in document.unique()])
+    f = torch.stack([place < torch.tensor(counts)[document] for counts in counts_by_document], dim=1).float()
+    x = torch.zeros(len(document), 1)
+    return run("feature_density", x, x, f=7 * f, document=document, sizes=[33, len(document) - 33])
+
+
+def test_feature_density_by_hand() -> None:
+    """200 tokens in documents of 50, 100, 50; shares are strict: exactly 1% or 10% is not above it."""
+    document = torch.arange(3).repeat_interleave(torch.tensor([50, 100, 50]))
+    counts = [[0, 0, 0], [1, 0, 0], [0, 1, 1], [1, 1, 1], [5, 10, 5], [5, 11, 5], [50, 100, 50]]
+    result = density(document, counts)
+    assert result.per_latent["count"] == [0, 1, 2, 3, 20, 21, 200]
+    values = {name: score.value for name, score in result.scores.items()}
+    assert values == pytest.approx({"dead_share": 1 / 7, "dense_1pct_share": 4 / 7, "dense_10pct_share": 2 / 7})
+    assert result.scores["dead_share"].n == 200
+    # Without document 0, 1, 2 in turn there are 2, 1, 1 dead ones: sqrt(2 / 3 * 6 / 9) / 7.
+    assert result.scores["dead_share"].stderr == pytest.approx(2 / 21)
+    # Above 10% are 2, 1, 2: latent 5 fires on 16 of 150, 10 of 100 (just not), 16 of 150.
+    assert result.scores["dense_10pct_share"].stderr == pytest.approx(2 / 21)
+    # Above 1% are latents 3 to 6, and latent 2 without document 0 (2 of 150): 5, 4, 4.
+    assert result.scores["dense_1pct_share"].stderr == pytest.approx(2 / 21)
+    assert sum(result.details["histogram"]) == 6
+
+
+def test_the_histogram_counts_by_order_of_magnitude() -> None:
+    """1 of 200 is 10^-2.30, in the bin from -2.5; all of 200 is 10^0, in the last bin."""
+    result = density(torch.zeros(200, dtype=torch.long), [[1], [200], [200], [0]])
+    edges, histogram = result.details["log10_frequency_edges"], result.details["histogram"]
+    filled = {edges[i]: count for i, count in enumerate(histogram) if count}
+    assert filled == {-2.5: 1, -0.25: 2}
+
+
+def test_documents_of_one_group_bear_no_error() -> None:
+    """Documents are dealt into 20 groups: 3 and 23 fall into one."""
+    document = torch.tensor([3] * 50 + [23] * 50)
+    f = torch.ones(100, 2)
+    scores = run("feature_density", torch.zeros(100, 1), torch.zeros(100, 1), f=f, document=document).scores
+    assert scores["dead_share"].stderr is None
+
+
+# --- loss of the language model ---------------------------------------------------------------------------------
+
+
+def lm_scores(spliced: list[float], zero: list[float] | None = None, kl: list[float] | None = None) -> Any:
+    """Three predictions, two in document 0 and one in document 2; clean losses are 1, 2, 3."""
+    losses = LMLosses(
+        torch.tensor([0, 0, 2]),
+        clean=torch.tensor([1.0, 2.0, 3.0]),
+        spliced=torch.tensor(spliced),
+        zero_ablated=torch.tensor(zero or [11.0, 12.0, 13.0]),
+        mean_ablated=torch.tensor([4.0, 8.0, 6.0]),
+        kl=torch.tensor(kl or [0.0, 0.0, 0.0]),
+    )
+    x = torch.zeros(5, 1)
+    return run("delta_lm_loss", x, x, losses=losses, document=torch.tensor([0, 0, 1, 2, 2])).scores
+
+
+def test_delta_lm_loss_by_hand() -> None:
+    scores = lm_scores([1.5, 2.0, 4.0], kl=[0.125, 0.25, 1.125])
+    values = {name: score.value for name, score in scores.items()}
+    assert values == pytest.approx(
+        {
+            "delta_lm_loss": 0.5,
+            "loss_recovered": 1 - 1.5 / 30,
+            "loss_recovered_mean": 1 - 1.5 / 12,
+            "kl": 0.5,
+            "ce_clean": 2,
+            "ce_spliced": 2.5,
+            "ce_zero": 12,
+            "ce_mean": 6,
+        }
+    )
+    assert scores["delta_lm_loss"].n == 3
+    # Documents add (.5, 1) over (2, 1) predictions: residuals -+ .5, sqrt(2 * .5) / 3.
+    assert scores["delta_lm_loss"].stderr == pytest.approx(1 / 3)
+
+
+def test_identity_costs_exactly_nothing() -> None:
+    scores = lm_scores([1.0, 2.0, 3.0])
+    assert [scores[name].value for name in ("delta_lm_loss", "loss_recovered", "kl")] == [0, 1, 0]
+
+
+def test_the_zero_sae_recovers_exactly_nothing() -> None:
+    assert lm_scores([11.0, 12.0, 13.0])["loss_recovered"].value == 0
+
+
+def test_loss_recovered_is_undefined_where_ablation_costs_nothing() -> None:
+    score = lm_scores([1.5, 2.0, 4.0], zero=[1.0, 2.0, 3.0])["loss_recovered"]
+    assert (score.value, score.stderr) == (None, None)
+    assert score.note == "undefined: the sum of added_by_zero is zero"
