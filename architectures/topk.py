@@ -42,7 +42,7 @@ class TopK(SparseAutoencoder):
     saelens_architecture = "topk"
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {"b_dec_init": "geometric_median", "dead_after": 10_000_000},
-        "short": {"b_enc_init": "zeros", "bias_lr": 0.1},
+        "short": {"b_enc_init": "zeros"},
     }
 
     def __init__(self, config: SAEConfig) -> None:

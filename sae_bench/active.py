@@ -16,7 +16,6 @@ transpose is contiguous), so that the gradient of a latent's weights is one cont
 """
 
 import functools
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +36,7 @@ Kernels = Literal["auto", "dense", "sparse"]
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}
 """Size of the [chunk, F] buffer: small enough for a CPU's cache, large enough to fill a GPU."""
 
-# Share of active pairs above which dense products are used; `calibrate` measures a better one for the machine at hand.
+# Share of active pairs above which dense products are used; `crossover` measures the one of the machine at hand.
 _dense_above: ContextVar[float] = ContextVar("dense_above", default=0.1)
 
 
@@ -183,8 +182,8 @@ class _Select(torch.autograd.Function):
         for pairs, dz in zip(ctx.patterns, grads[len(ctx.patterns) :], strict=True):
             dz = dz.contiguous()
             db_enc = _add(db_enc, dz.new_zeros(pairs.n_latents).index_add_(0, pairs.latent, dz))
-            dW_enc = _add(dW_enc, _rows_transposed(pairs, dz, centred).T) if needs_W else None
-            dx = _add(dx, _rows(pairs, dz, W_enc.T)) if needs_x else None
+            dW_enc = _add(dW_enc, rows_transposed(pairs, dz, centred).T) if needs_W else None
+            dx = _add(dx, rows(pairs, dz, W_enc.T)) if needs_x else None
         # Every token subtracts the same b_pre, so its gradient needs only the sums over tokens.
         db_pre = -(W_enc @ db_enc) if needs_pre else None
         return dx, dW_enc, db_enc, db_pre, None
@@ -199,7 +198,7 @@ class _Decode(torch.autograd.Function):
     def forward(ctx: Any, f: Tensor, W_dec: Tensor, pairs: Pairs) -> Tensor:
         ctx.save_for_backward(f, W_dec)
         ctx.pairs = pairs
-        return _rows(pairs, f, W_dec)
+        return rows(pairs, f, W_dec)
 
     @staticmethod
     def backward(ctx: Any, dx_hat: Tensor) -> tuple[Tensor | None, ...]:
@@ -207,8 +206,8 @@ class _Decode(torch.autograd.Function):
         dx_hat = dx_hat.contiguous()
         needs_f, needs_W, _ = ctx.needs_input_grad
         return (
-            _inner_products(ctx.pairs, dx_hat, W_dec) if needs_f else None,
-            _rows_transposed(ctx.pairs, f, dx_hat) if needs_W else None,
+            inner_products(ctx.pairs, dx_hat, W_dec) if needs_f else None,
+            rows_transposed(ctx.pairs, f, dx_hat) if needs_W else None,
             None,
         )
 
@@ -251,32 +250,32 @@ def _kept(kept: Tensor) -> tuple[Tensor, Tensor]:
     return tokens, kept.reshape(-1)
 
 
-def _rows(pairs: Pairs, values: Tensor, rows: Float[Tensor, "F D"]) -> Float[Tensor, "B D"]:
-    """sum_i values[t, i] rows[i] for every token t."""
+def rows(pairs: Pairs, values: Tensor, W: Float[Tensor, "F D"]) -> Float[Tensor, "B D"]:
+    """sum_i values[t, i] W[i] for every token t."""
     if not pairs.dense:
         return functional.embedding_bag(
-            pairs.latent, rows, pairs.offsets, mode="sum", per_sample_weights=values, include_last_offset=True
+            pairs.latent, W, pairs.offsets, mode="sum", per_sample_weights=values, include_last_offset=True
         )
-    out = rows.new_empty(pairs.n_tokens, rows.shape[1])
+    out = W.new_empty(pairs.n_tokens, W.shape[1])
     for tokens, matrix in _dense_chunks(pairs, values):
-        torch.mm(matrix, rows, out=out[tokens])
+        torch.mm(matrix, W, out=out[tokens])
     return out
 
 
-def _rows_transposed(pairs: Pairs, values: Tensor, rows: Float[Tensor, "B D"]) -> Float[Tensor, "F D"]:
-    """sum_t values[t, i] rows[t] for every latent i."""
+def rows_transposed(pairs: Pairs, values: Tensor, x: Float[Tensor, "B D"]) -> Float[Tensor, "F D"]:
+    """sum_t values[t, i] x[t] for every latent i."""
     if not pairs.dense:
         order, token, offsets = pairs.by_latent
         return functional.embedding_bag(
-            token, rows, offsets, mode="sum", per_sample_weights=values[order], include_last_offset=True
+            token, x, offsets, mode="sum", per_sample_weights=values[order], include_last_offset=True
         )
-    out = rows.new_zeros(pairs.n_latents, rows.shape[1])
+    out = x.new_zeros(pairs.n_latents, x.shape[1])
     for tokens, matrix in _dense_chunks(pairs, values):
-        out.addmm_(matrix.T, rows[tokens])
+        out.addmm_(matrix.T, x[tokens])
     return out
 
 
-def _inner_products(pairs: Pairs, left: Float[Tensor, "B D"], right: Float[Tensor, "F D"]) -> Float[Tensor, "P"]:
+def inner_products(pairs: Pairs, left: Float[Tensor, "B D"], right: Float[Tensor, "F D"]) -> Float[Tensor, "P"]:
     """left[t] . right[i] for every pair (t, i)."""
     if not pairs.dense:
         return _sampled_product(pairs, left, right)
@@ -335,37 +334,3 @@ def kernels(choice: Kernels, measured: float | None = None) -> Iterator[None]:
         yield
     finally:
         _dense_above.reset(token)
-
-
-def calibrate(d_in: int, d_sae: int, n_tokens: int, device: torch.device, density: float = 0.02) -> float:
-    """Measure at which share of active pairs dense products become the faster ones on this device.
-
-    One decode, forward and backward, is timed both ways at `density`; the sparse time grows with the number of pairs
-    and the dense time hardly does, so the two meet at density * dense time / sparse time.
-    """
-    generator = torch.Generator(device).manual_seed(0)
-    x = torch.randn(n_tokens, d_in, device=device, generator=generator)
-    W = torch.randn(d_sae, d_in, device=device, generator=generator)
-    keep = torch.rand(n_tokens, d_sae, device=device, generator=generator) < density
-    token, latent = keep.nonzero(as_tuple=True)
-    offsets = functional.pad(torch.bincount(token, minlength=n_tokens).cumsum(0), (1, 0))
-    seconds: dict[str, float] = {}
-    choices: tuple[Kernels, Kernels] = ("dense", "sparse")
-    for choice in choices:
-        with kernels(choice):
-            pairs = Pairs(latent, offsets, d_sae)
-        values = torch.ones(len(latent), device=device)
-        for _ in range(2):  # the first round warms up
-            _synchronise(device)
-            start = time.perf_counter()
-            _rows(pairs, values, W)
-            _inner_products(pairs, x, W)
-            _rows_transposed(pairs, values, x)
-            _synchronise(device)
-            seconds[choice] = time.perf_counter() - start
-    return min(1.0, density * seconds["dense"] / seconds["sparse"])
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

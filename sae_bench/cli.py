@@ -62,6 +62,7 @@ def bench(
     buffer_tokens: Annotated[str | None, Parameter(group=DATA)] = None,
     out: Annotated[Path | None, Parameter(group=RUN)] = None,
     device: Annotated[str | None, Parameter(group=RUN)] = None,
+    kernels: Annotated[Literal["auto", "dense", "sparse"] | None, Parameter(group=RUN)] = None,
     limit: Annotated[int | None, Parameter(group=RUN)] = None,
     log_to: Annotated[Literal["tensorboard", "wandb"] | None, Parameter(group=RUN)] = None,
     dry_run: Annotated[bool, Parameter(group=RUN)] = False,
@@ -121,6 +122,8 @@ def bench(
         The run's folder. Default: runs/ and a name made from the settings.
     device
         cpu, cuda, cuda:1. Default: cuda where there is one.
+    kernels
+        Training on active pairs (sparse), on everything (dense), or whichever is measured to be faster (auto).
     limit
         Evaluate on at most this many contexts, for a quick look.
     log_to
@@ -141,7 +144,7 @@ def bench(
         "sites": site, "revision": revision, "dtype": dtype, "trust_remote_code": trust_remote_code, "widths": width,
         "l0s": l0, "sparsity": sparsity, "seeds": seed, "dataset": dataset, "text_column": text_column,
         "tokens": tokens, "reuse": reuse, "eval_tokens": eval_tokens, "context_size": context_size,
-        "batch_size": batch_size, "buffer_tokens": buffer_tokens, "device": device, "limit": limit,
+        "batch_size": batch_size, "buffer_tokens": buffer_tokens, "device": device, "kernels": kernels, "limit": limit,
     }  # fmt: skip
     for path in plugin or suite.get("plugins", ()):
         load_plugin(path)
@@ -241,7 +244,7 @@ def quieten_libraries() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 something failed, 2 a user's mistake, 130 and 141 stopped from outside."""
+    """Run the command line and exit: 0 done, 1 something failed, 2 a user's mistake, 130 interrupted, 141 unread."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         code = app(arguments, exit_on_error=False, print_error=False)

@@ -55,7 +55,7 @@ class Recipe(Strict):
     """Bound on the norm of the whole gradient."""
     b_dec_init: Literal["zeros", "mean", "geometric_median"]
     b_enc_init: Literal["zeros", "quantile"]
-    """"quantile": every latent starts by firing on the same share of the data, START_OVER times the wanted L0 in all."""
+    """"quantile": every latent starts by firing on the same share of the data, START_OVER times the wanted L0."""
     dead_after: float = Field(gt=0)
     """A latent that has not fired for this many tokens is dead."""
     l0_penalty: float = Field(gt=0)
@@ -74,10 +74,10 @@ _SHARED: dict[Preset, dict[str, Any]] = {
         "l0_penalty": 1.0, "controller_start": 1e-5, "controller_rate": 1e-3, "controller_until": 0.5,
     },
     "short": {
-        "lr": 2e-3, "bias_lr": 0.3, "betas": (0.9, 0.999), "adam_eps": 1e-8, "lr_warmup": 0.05,
+        "lr": 2e-3, "bias_lr": 0.1, "betas": (0.9, 0.999), "adam_eps": 1e-8, "lr_warmup": 0.05,
         "lr_warmup_shape": "linear", "lr_decay": 0.2, "sparsity_warmup": 0.05, "grad_clip": None,
         "b_dec_init": "mean", "b_enc_init": "quantile", "dead_after": 0.05,
-        "l0_penalty": 0.1, "controller_start": 5e-3, "controller_rate": 0.03, "controller_until": 0.9,
+        "l0_penalty": 0.1, "controller_start": 5e-3, "controller_rate": 0.03, "controller_until": 0.95,
     },
 }  # fmt: skip
 
@@ -163,6 +163,8 @@ class RunConfig(Strict):
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     plugins: tuple[str, ...] = ()
+    kernels: Literal["auto", "dense", "sparse"] = "auto"
+    """Products in training: on the active pairs, on everything, or whichever is faster at the measured density."""
     limit: Count | None = None
     """Evaluate on at most this many contexts; for a quick look."""
     revision: str | None = None

@@ -16,8 +16,10 @@ import random
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -93,18 +95,24 @@ def extract(folders: Iterable[Path], min_characters: int = MIN_CHARACTERS) -> li
     """
     documents: dict[str, None] = {}  # a dict, because a set would lose the order
     n_skipped = 0
-    for folder in folders:
-        for path in sorted(folder.rglob("*.py")):
-            try:
-                found = list(docstrings(path.read_bytes()))
-            except SyntaxError as error:
+    paths = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:  # parsing is all CPU: one process a core
+        for path, found in zip(paths, pool.map(_docstrings_in, paths, chunksize=64), strict=True):
+            if found is None:
                 n_skipped += 1
-                log.debug("%s is not Python: %s", path, error)
-                continue
-            documents.update(dict.fromkeys(text for text in found if len(text) >= min_characters))
+                log.debug("%s is not Python", path)
+            else:
+                documents.update(dict.fromkeys(text for text in found if len(text) >= min_characters))
     if n_skipped:
         log.info("%d files of the embedded corpus are not Python and were skipped", n_skipped)
     return list(documents)
+
+
+def _docstrings_in(path: Path) -> list[str] | None:
+    try:
+        return list(docstrings(path.read_bytes()))
+    except SyntaxError:
+        return None
 
 
 def docstrings(source: bytes) -> Iterator[str]:

@@ -17,6 +17,7 @@ from sae_bench.activations import ActivationStream
 from sae_bench.config import RunConfig
 from sae_bench.corpus import EMBEDDED
 from sae_bench.corpus import describe as describe_embedded
+from sae_bench.crossover import dense_above
 from sae_bench.data import TokenStream
 from sae_bench.errors import UserError
 from sae_bench.evaluate import Candidate, evaluate
@@ -134,7 +135,19 @@ def train_saes(
     sink: LogSink,
 ) -> None:
     """Train some SAEs on one stream and save them."""
-    trainees = [Trainee(plan.id, plan.build(), plan.site, plan.config.seed, plan.recipe) for plan in plans]
+    above = crossovers(config, plans, lm.device, progress)
+    trainees = [
+        Trainee(
+            plan.id,
+            plan.build(),
+            plan.site,
+            plan.config.seed,
+            plan.recipe,
+            kernels=config.kernels,
+            dense_above=above.get((plan.config.d_in, plan.config.d_sae)),
+        )
+        for plan in plans
+    ]
     train(trainees, stream, progress, sink)
     for plan, trainee in zip(plans, trainees, strict=True):
         description = plan.describe() | {
@@ -146,10 +159,25 @@ def train_saes(
                 "fingerprint": stream.tokens.fingerprint,
                 "passes_over_corpus": stream.tokens.passes,
                 "seconds": round(trainee.seconds, 3),
+                "kernels": config.kernels,
+                "dense_above": trainee.dense_above,
                 "failure": trainee.failure,
             }
         }
         save_sae(folder.sae_path(plan.id), trainee.sae, description, sae_metadata(lm, config, plan.site), trainee.log)
+
+
+def crossovers(
+    config: RunConfig, plans: Sequence[SAEPlan], device: torch.device, progress: Progress
+) -> dict[tuple[int, int], float]:
+    """For each shape (d_in, d_sae), the density above which dense products are faster; empty unless it is asked for."""
+    if config.kernels != "auto":
+        return {}
+    shapes = dict.fromkeys((plan.config.d_in, plan.config.d_sae) for plan in plans)
+    found = {shape: dense_above(*shape, config.batch_size, device) for shape in shapes}
+    for (d_in, d_sae), density in found.items():
+        progress.say(f"kernels: dense products above {density:.0%} active pairs at {d_in} x {d_sae}")
+    return found
 
 
 def sae_metadata(lm: LanguageModel, config: RunConfig, site: Site) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_bench.activations import ActivationStream
+from sae_bench.active import Kernels, kernels
 from sae_bench.config import Recipe
 from sae_bench.log_sinks import LogSink
 from sae_bench.progress import Progress
@@ -41,6 +42,9 @@ class Trainee:
     seed: int
     recipe: Recipe
     log: list[dict[str, float]] = field(default_factory=list)
+    kernels: Kernels = "auto"
+    dense_above: float | None = None
+    """Share of active pairs above which "auto" uses dense products; None: a typical one."""
     failure: str | None = None
     seconds: float = 0.0
 
@@ -97,7 +101,8 @@ class Trainee:
         for group in self.optimiser.param_groups:
             group["lr"] = lr * group["factor"]
         at = Step(self._coefficient(step, x.device), self._dead)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
+        half = torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda")
+        with half, kernels(self.kernels, self.dense_above):
             loss = sae.loss(x, at)
         self.optimiser.zero_grad(set_to_none=True)
         loss.total.backward()

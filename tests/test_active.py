@@ -4,6 +4,7 @@ Shapes: B tokens, D = d_in, F = d_sae. The twins are three lines of plain torch 
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae_bench import active
-from sae_bench.active import Active, Pairs, calibrate, decode, kernels, latent_major, select, select_all
+from sae_bench.active import Active, Pairs, decode, kernels, latent_major, select, select_all
+from sae_bench.crossover import dense_above, measure
 
 B, D, F, CHUNK = 23, 6, 40, 7  # 7 does not divide 23
 
@@ -295,5 +297,14 @@ def test_the_gradient_of_W_enc_is_stored_as_W_enc_is() -> None:
         assert gradient.T.is_contiguous()
 
 
-def test_calibrate_finds_a_share() -> None:
-    assert 0 < calibrate(8, 64, 32, torch.device("cpu")) <= 1
+def test_the_crossover_is_a_share() -> None:
+    assert 0 < measure(8, 64, 32, torch.device("cpu")) <= 1
+
+
+def test_the_crossover_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A run that is repeated must round as it did before, so it must not choose its kernels anew."""
+    monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path))
+    timings = iter([0.25, 0.5])
+    monkeypatch.setattr("sae_bench.crossover.measure", lambda *shape: next(timings))
+    asked = [dense_above(8, d_sae, 32, torch.device("cpu")) for d_sae in (64, 64, 128, 64)]
+    assert asked == [0.25, 0.25, 0.5, 0.25]

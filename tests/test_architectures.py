@@ -69,6 +69,27 @@ def assert_twins_agree(sae: SparseAutoencoder, twin: Callable[[Parameters, Tenso
             torch.testing.assert_close(value.grad, expected, msg=f"{choice}: gradient of {name}")
 
 
+# --- what all share ---------------------------------------------------------------------------------------------
+
+
+def test_the_decoder_gradient_loses_its_part_along_each_row() -> None:
+    """Row (.6, .8) and gradient (5, 0): 3 lie along the row, which leaves (5, 0) - 3 (.6, .8)."""
+    sae = ARCHITECTURES["topk"](SAEConfig(d_in=2, d_sae=2, l0=1))
+    with torch.no_grad():
+        sae.W_dec.copy_(torch.tensor([[0.6, 0.8], [0.0, -1.0]]))
+    sae.W_dec.grad = torch.tensor([[5.0, 0.0], [2.0, 7.0]])
+    sae.project_gradient()
+    torch.testing.assert_close(sae.W_dec.grad, torch.tensor([[3.2, -2.4], [2.0, 0.0]]))
+
+
+def test_renormalising_keeps_directions() -> None:
+    sae = ARCHITECTURES["topk"](SAEConfig(d_in=2, d_sae=2, l0=1))
+    with torch.no_grad():
+        sae.W_dec.copy_(torch.tensor([[3.0, 4.0], [0.0, -0.1]]))
+    sae.renormalise()
+    torch.testing.assert_close(sae.W_dec, torch.nn.Parameter(torch.tensor([[0.6, 0.8], [0.0, -1.0]])))
+
+
 # --- relu -------------------------------------------------------------------------------------------------------
 
 

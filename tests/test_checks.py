@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sae_bench import ARCHITECTURES, TASKS, Loss, Metric, Result, Score, Task, active_per_token
+from sae_bench import ARCHITECTURES, TASKS, Loss, Metric, Result, Score, SparseAutoencoder, Task, active_per_token
 from sae_bench.checks import check_architecture, check_task
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -31,15 +31,33 @@ def test_every_task_passes(name: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _broken_ones_are_forgotten() -> Iterator[None]:
+def _classes_under_test_are_forgotten() -> Iterator[None]:
     yield
     for registry in (ARCHITECTURES, TASKS):
-        registry._classes.pop("broken", None)
+        registry._classes.pop("under test", None)
 
 
 ReLU: Any = ARCHITECTURES["relu"]
 JumpReLU: Any = ARCHITECTURES["jumprelu"]
 Reconstruction: Any = TASKS["reconstruction"]
+
+
+class Dense(SparseAutoencoder):
+    """ReLU with plain tensors and an unweighted L1 penalty; decoder rows of norm one."""
+
+    def encode(self, x):
+        x = x if self.folded else x - self.b_dec
+        return torch.relu(x @ self.W_enc + self.b_enc)
+
+    def loss(self, x, step):
+        f = self.encode(x)
+        x_hat = self.decode(f)
+        return Loss((x - x_hat).square().sum(1).mean() + step.coefficient * f.sum(1).mean(), x_hat, f)
+
+
+def test_an_architecture_may_be_written_densely() -> None:
+    ARCHITECTURES.register("under test")(Dense)
+    check_architecture("under test")
 
 
 class Unseeded(ReLU):
@@ -168,9 +186,9 @@ BROKEN_ARCHITECTURES = {
     ("broken", "message"), BROKEN_ARCHITECTURES.items(), ids=lambda value: getattr(value, "__name__", "")
 )
 def test_a_broken_architecture_is_told_what_is_wrong(broken: type, message: str) -> None:
-    ARCHITECTURES.register("broken")(broken)
-    with pytest.raises(AssertionError, match=f'(?s)architecture "broken".*{message}'):
-        check_architecture("broken")
+    ARCHITECTURES.register("under test")(broken)
+    with pytest.raises(AssertionError, match=f'(?s)architecture "under test".*{message}'):
+        check_architecture("under test")
 
 
 class MissingScore(Reconstruction):
@@ -261,6 +279,6 @@ BROKEN_TASKS = {
 
 @pytest.mark.parametrize(("broken", "message"), BROKEN_TASKS.items(), ids=lambda value: getattr(value, "__name__", ""))
 def test_a_broken_task_is_told_what_is_wrong(broken: type, message: str) -> None:
-    TASKS.register("broken")(broken)
-    with pytest.raises(AssertionError, match=f'(?s)task "broken".*{message}'):
-        check_task("broken")
+    TASKS.register("under test")(broken)
+    with pytest.raises(AssertionError, match=f'(?s)task "under test".*{message}'):
+        check_task("under test")

@@ -9,7 +9,7 @@ from torch.nn import functional
 import sae_bench.evaluate
 from sae_bench import TASKS, SAEConfig, SparseAutoencoder
 from sae_bench.data import TokenStream
-from sae_bench.evaluate import Candidate, evaluate, site_means
+from sae_bench.evaluate import Candidate, evaluate
 from sae_bench.lm import LanguageModel
 from sae_bench.progress import Progress
 from sae_bench.sites import find_site, intercept
@@ -71,6 +71,12 @@ def scores_of(lm, stream, site, *saes):
     ]
 
 
+def mean_of(lm, stream, site):
+    """Mean activation over all tokens but the BOS of each context."""
+    rows = [lm.capture(batch.tokens, [site])[site][:, 1:].flatten(0, 1) for batch in stream.batches(4)]
+    return torch.cat(rows).double().mean(0).float()
+
+
 def test_an_identity_costs_exactly_nothing(lm, site, stream):
     (scores,) = scores_of(lm, stream, site, Known(site.d_in))
     assert scores["delta_lm_loss"].value == 0
@@ -94,8 +100,8 @@ def test_a_zero_sae_recovers_nothing(lm, site, stream):
 
 
 def test_predicting_the_mean_explains_no_variance(lm, site, stream):
-    mean = site_means(lm, stream, [site], 4, QUIET)[site]
-    (scores,) = scores_of(lm, stream, site, Known(site.d_in, c=0.0, shift=mean.float()))
+    mean = mean_of(lm, stream, site)
+    (scores,) = scores_of(lm, stream, site, Known(site.d_in, c=0.0, shift=mean))
     assert scores["fvu"].value == pytest.approx(1, abs=1e-6)
     assert scores["fve"].value == pytest.approx(0, abs=1e-6)
     assert scores["loss_recovered_mean"].value == pytest.approx(0, abs=1e-5)
@@ -188,7 +194,7 @@ def plain_losses(lm, stream, site, change):
 
 @torch.no_grad()
 def test_losses_are_those_of_a_plain_implementation(lm, site, stream):
-    mean = site_means(lm, stream, [site], 4, QUIET)[site].float()
+    mean = mean_of(lm, stream, site)
     (scores,) = scores_of(lm, stream, site, Known(site.d_in, c=0.8, shift=0.3))
     clean, spliced, kl = plain_losses(lm, stream, site, lambda x: 0.8 * x + 0.3)
     _, zero, _ = plain_losses(lm, stream, site, torch.zeros_like)

@@ -12,7 +12,7 @@ LEVELS = [
     {"__init__", "errors", "paths"},
     {"demo_model"},
     {"active", "stats", "config", "progress", "schedules", "store", "log_sinks", "models", "sites"},
-    {"sae"},
+    {"sae", "crossover"},
     {"task"},
     {"metrics", "registry", "corpus"},
     {"lm", "data", "weights", "leaderboard", "lm_loss"},
