@@ -53,7 +53,7 @@ class TopK(SparseAutoencoder):
     @classmethod
     def check(cls, config: SAEConfig) -> None:
         if config.sparsity != int(config.sparsity) or not 0 < config.sparsity <= config.d_sae:
-            raise ValueError(f"k = {config.sparsity:g} is not a whole number from 1 to the width, {config.d_sae}")
+            raise ValueError(f"k = {config.sparsity:g}: give a whole number from 1 to the width, {config.d_sae}")
 
     def saelens_settings(self) -> dict[str, Any]:
         return {"k": self.k}

@@ -132,7 +132,7 @@ def _named_module(model: nn.Module, kind: str, layer: int) -> tuple[str, Side]:
         raise UserError(f"{name}: no known place for {kind} in this kind of model: name one with --site path:MODULE")
     n_layers = len(list(model.get_submodule(family.layers).children()))
     if not 0 <= layer < n_layers:
-        raise UserError(f"layer {layer}: {name} has layers 0..{n_layers - 1}")
+        raise UserError(f"layer {layer}: {name} has layers 0..{n_layers - 1}; choose one of them")
     block = f"{family.layers}.{layer}"
     if kind == "resid_post":
         return block, "output"
