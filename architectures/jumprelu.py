@@ -45,6 +45,7 @@ class JumpReLUOptions(Options):
 @register_architecture("jumprelu")
 class JumpReLU(SparseAutoencoder):
     control = "target"
+    autocast = False  # bfloat16 numbers lie further apart than the bandwidth: the window would hold one of them or none
     options_type = JumpReLUOptions
     options: JumpReLUOptions
     saelens_architecture = "jumprelu"

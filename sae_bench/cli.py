@@ -153,10 +153,12 @@ def bench(
         suite,
         {name: value for name, value in flags.items() if value is not None},
         every_arch=tuple(ARCHITECTURES),
-        hub_models=frozenset(MODELS) - {"demo"},
+        hub_models=(set(MODELS) | set(MODELS.values())) - {"demo"},
     )
     progress = Progress(quiet)
     quieten_libraries()
+    if not quiet:  # what is done once, and under which licence, is news
+        logging.getLogger("sae_bench").setLevel(logging.INFO)
     from sae_bench import leaderboard
     from sae_bench.log_sinks import log_sink
     from sae_bench.run import run
@@ -245,7 +247,7 @@ def quieten_libraries() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 something failed, 2 a user's mistake, 130 interrupted, 141 unread."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         code = app(arguments, exit_on_error=False, print_error=False)
     except UnusedCliTokensError as error:
@@ -259,7 +261,9 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        print(
+            "interrupted; finished SAEs and records are kept, and the same command goes on from them", file=sys.stderr
+        )
         code = 130
     sys.exit(code)
 

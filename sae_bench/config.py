@@ -28,7 +28,10 @@ def parse_count(text: int | str) -> int:
     match = re.fullmatch(r"\s*([\d_.]+(?:e\d+)?)\s*([kKM]?)\s*", str(text))
     if not match:
         raise ValueError(f"{text!r} is not a count: write 4096, 16k or 2M")
-    return round(float(match[1]) * {"": 1, "k": 1024, "K": 1024, "M": 1_000_000}[match[2]])
+    count = float(match[1]) * {"": 1, "k": 1024, "K": 1024, "M": 1_000_000}[match[2]]
+    if not count < 1e18:
+        raise ValueError(f"{text!r} is more than any machine holds: write a smaller count")
+    return round(count)
 
 
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
@@ -52,7 +55,7 @@ class Recipe(Strict):
     """Fraction of the run, at its end, over which the learning rate goes linearly to zero."""
     sparsity_warmup: float = Field(ge=0)
     grad_clip: float | None
-    """Bound on the norm of the whole gradient."""
+    """Bound on the norm of the whole gradient, for data scaled to E||x||^2 = d_in; ours, at 1, has it d_in times smaller."""
     b_dec_init: Literal["zeros", "mean", "geometric_median"]
     b_enc_init: Literal["zeros", "quantile"]
     """"quantile": every latent starts by firing on the same share of the data, START_OVER times the wanted L0."""
@@ -144,8 +147,8 @@ class RunConfig(Strict):
     """Decoder layers from 0; none named: the middle one."""
     sites: tuple[str, ...] = Field(min_length=1)
     widths: tuple[Count, ...] = Field(min_length=1)
-    l0s: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    sparsity: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    l0s: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
+    sparsity: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = ()
     """Raw coefficients (k for topk), instead of `l0s`."""
     tokens: Count
     """Activations captured for training; each is used `reuse` times."""
@@ -157,7 +160,7 @@ class RunConfig(Strict):
     tasks: tuple[str, ...] = ()
     """None named: all built-in ones."""
     preset: Preset
-    context_size: Count
+    context_size: Annotated[Count, Field(ge=3)]
     batch_size: Count
     buffer_tokens: Count
     device: str = "auto"
@@ -187,18 +190,22 @@ class RunConfig(Strict):
         given: dict[str, Any] = {}
         for source in sources:
             # Wanted L0s and raw coefficients exclude each other: the later source decides.
+            if source.get("l0s") and source.get("sparsity"):
+                raise UserError("--l0 and --sparsity are two ways to say the same: give one of them")
             for one, other in (("l0s", "sparsity"), ("sparsity", "l0s")):
                 if source.get(one):
                     given.pop(other, None)
             given |= source
         preset = given.setdefault("preset", "short")
         if preset not in _RUN_DEFAULTS:
-            raise UserError(f'unknown preset "{preset}"{did_you_mean(preset, _RUN_DEFAULTS)}')
+            raise UserError(f'unknown preset "{preset}"{did_you_mean(str(preset), _RUN_DEFAULTS)}')
         defaults = _RUN_DEFAULTS[preset] | {"dataset": HUB_DATASET if given.get("model") in hub_models else "embedded"}
         if given.get("sparsity"):
             defaults.pop("l0s")
-        if "all" in given.get("archs", ()):
-            given["archs"] = every_arch
+        archs = given.get("archs", ())
+        if isinstance(archs, Sequence) and not isinstance(archs, str):
+            expanded = [name for arch in archs for name in (every_arch if arch == "all" else (arch,))]
+            given["archs"] = [arch for i, arch in enumerate(expanded) if arch not in expanded[:i]]
         try:
             config = cls(**{**defaults, **given})
         except ValidationError as error:

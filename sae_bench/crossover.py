@@ -5,15 +5,19 @@ same choice each time. That is why the measurement is kept, in the cache folder,
 """
 
 import json
+import logging
 import os
 import platform
 import time
+from pathlib import Path
 
 import torch
 from torch.nn import functional
 
 from sae_bench.active import Kernels, Pairs, inner_products, kernels, rows, rows_transposed
 from sae_bench.paths import cache_folder
+
+log = logging.getLogger(__name__)
 
 DENSITY = 0.02
 """Share of active pairs that both kinds of product are timed at."""
@@ -27,14 +31,23 @@ def dense_above(d_in: int, d_sae: int, n_tokens: int, device: torch.device) -> f
     shape = f"{d_in}x{d_sae}x{n_tokens}"
     key = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {shape}"
     path = cache_folder() / "crossover.json"
-    known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    known = _remembered(path)
     if key not in known:
-        known[key] = measure(d_in, d_sae, n_tokens, device)
+        found = measure(d_in, d_sae, n_tokens, device)
+        known = {key: found} | _remembered(path)  # read again: another run may have been faster, and then it decides
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_text(json.dumps(known, indent=1, sort_keys=True))
         os.replace(temporary, path)
     return known[key]
+
+
+def _remembered(path: Path) -> dict[str, float]:
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except json.JSONDecodeError:
+        log.warning("%s is damaged: measuring again", path)
+        return {}
 
 
 def measure(d_in: int, d_sae: int, n_tokens: int, device: torch.device) -> float:

@@ -200,9 +200,10 @@ class TokenStream:
         """Allow another pass over the `n_tokens` just read, or raise UserError."""
         if self.split == "eval":
             n_whole = n_tokens // (self.context_size - 1) * (self.context_size - 1)
+            remedy = f"use --eval-tokens {n_whole} or less" if n_whole else "choose a larger corpus"
             raise UserError(
                 f'the corpus "{self.source}" holds {n_tokens} evaluation tokens, fewer than the {self.n_tokens} asked '
-                f"for in contexts of {self.context_size}; use --eval-tokens {n_whole} or less"
+                f"for in contexts of {self.context_size}; {remedy}"
             )
         if n_tokens == 0:
             raise UserError(f'the corpus "{self.source}" has no text to train on; choose a larger one')

@@ -10,7 +10,7 @@ from tabulate import tabulate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sae_bench.config import RunConfig
-from sae_bench.evaluate import HIDDEN_BYTES, contexts_per_batch
+from sae_bench.evaluate import contexts_per_batch
 from sae_bench.lm import load_language_model
 from sae_bench.plan import SAEPlan, check_names, plan_saes
 from sae_bench.run import choose_device, find_sites, token_stream
@@ -29,7 +29,9 @@ class Estimate:
     disk_bytes: int
 
 
-def estimate(config: RunConfig, plans: list[SAEPlan], lm_bytes: int, activation_bytes: int) -> Estimate:
+def estimate(
+    config: RunConfig, plans: list[SAEPlan], lm_bytes: int, activation_bytes: int, evaluation_bytes: int
+) -> Estimate:
     """Steps, peak memory and disk of a run.
 
     Args:
@@ -37,6 +39,7 @@ def estimate(config: RunConfig, plans: list[SAEPlan], lm_bytes: int, activation_
         plans: its SAEs.
         lm_bytes: size of the language model's weights.
         activation_bytes: size of one number in the activation buffer.
+        evaluation_bytes: size of what one evaluation batch holds for all SAEs.
     """
     sites = {plan.site for plan in plans}
     parameters = [4 * plan.n_parameters for plan in plans]
@@ -47,7 +50,7 @@ def estimate(config: RunConfig, plans: list[SAEPlan], lm_bytes: int, activation_
     saes = 3 * sum(parameters) + 2 * max(parameters)
     return Estimate(
         n_steps=config.tokens * config.reuse // config.batch_size,
-        memory_bytes=PROCESS_BYTES + lm_bytes + max(buffer + saes, sum(parameters) + HIDDEN_BYTES // 4),
+        memory_bytes=PROCESS_BYTES + lm_bytes + max(buffer + saes, sum(parameters) + evaluation_bytes),
         disk_bytes=sum(parameters),
     )
 
@@ -55,6 +58,7 @@ def estimate(config: RunConfig, plans: list[SAEPlan], lm_bytes: int, activation_
 def describe_plan(config: RunConfig, folder: RunFolder) -> str:
     """The plan as text: what is new, what is finished already, and what it takes."""
     check_names(config)
+    folder.open(config.identity)
     device, dtype = choose_device(config)
     with FakeTensorMode():
         lm = load_language_model(
@@ -67,13 +71,15 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
         )
         plans = plan_saes(config, find_sites(lm, config))
         token_stream(lm, config, "eval", config.n_held_out)  # checks the context size
-    takes = estimate(config, plans, lm.n_bytes, dtype.itemsize)
     rows = [
         [plan.id, plan.site.path, plan.config.d_in, "finished" if folder.has_sae(plan.id) else "to train"]
         for plan in plans
     ]
-    n_sites = len({plan.site for plan in plans})
-    n_contexts = contexts_per_batch(lm, config.context_size, len(plans) + 2 * n_sites)
+    n_models = len(plans) + 2 * len({plan.site for plan in plans})
+    n_contexts = contexts_per_batch(lm, config.context_size, n_models)
+    # Of every SAE: its activations, its reconstruction, and the final hidden states with it.
+    replies = 3 * 4 * lm.d_model * n_contexts * config.context_size * (n_models + 1)
+    takes = estimate(config, plans, lm.n_bytes, dtype.itemsize, replies)
     return "\n".join(
         [
             tabulate(rows, ["SAE", "module", "d_in", "state"], tablefmt="simple", disable_numparse=True),

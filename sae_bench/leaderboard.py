@@ -18,7 +18,7 @@ from sae_bench.store import RunFolder, write_text
 
 ARROWS = {"up": "↑", "down": "↓", None: ""}
 LATEX_ARROWS = {"up": r" $\uparrow$", "down": r" $\downarrow$", None: ""}
-KEYS = ["model", "site", "width", "architecture", "target", "seed", "sae"]
+KEYS = ["model", "site", "width", "architecture", "target", "seed", "run", "sae"]
 
 Record = Mapping[str, Any]
 
@@ -36,6 +36,12 @@ def gather(folders: Sequence[Path]) -> list[Record]:
         if not found:
             raise UserError(f"{folder} holds no records: give the folder of a finished run")
         records += found
+    check_comparable(records)
+    return records
+
+
+def check_comparable(records: Sequence[Record]) -> None:
+    """Raise UserError unless records of one model and task share their evaluation tokens and the task's version."""
     for what, value in (
         ("evaluation tokens", lambda record: record["provenance"]["eval_fingerprint"]),
         ("versions of a task", lambda record: (record["task"], record["task_version"])),
@@ -45,7 +51,6 @@ def gather(folders: Sequence[Path]) -> list[Record]:
             seen.setdefault((record["provenance"]["model"], record["task"]), set()).add(value(record))
         if any(len(values) > 1 for values in seen.values()):
             raise UserError(f"the records were made with different {what}: tabulate these runs separately")
-    return records
 
 
 def long_table(records: Iterable[Record]) -> pd.DataFrame:
@@ -60,6 +65,7 @@ def long_table(records: Iterable[Record]) -> pd.DataFrame:
             "architecture": sae["label"],
             "target": sae["target_l0"] if sae["target_l0"] is not None else sae["coefficient"],
             "seed": sae["seed"],
+            "run": record["provenance"]["config_hash"][:8],
             "sae": sae["id"],
             "task": record["task"],
             "task_version": record["task_version"],
@@ -77,19 +83,19 @@ def board(table: pd.DataFrame, *, latex: bool = False) -> tuple[list[str], list[
     metrics = list(dict.fromkeys(shown["metric"]))
     if "l0" in metrics:  # the x-axis of every comparison comes first
         metrics.insert(0, metrics.pop(metrics.index("l0")))
-    cells = {(row.sae, row.model, row.metric): row for row in shown.itertuples()}
-    saes = shown.drop_duplicates(["model", "sae"])[KEYS].copy()
-    saes["l0"] = [_number(cells.get((sae.sae, sae.model, "l0"))) for sae in saes.itertuples()]
-    saes = saes.sort_values(["model", "site", "width", "architecture", "l0", "target", "seed"])
+    cells = {(row.run, row.sae, row.metric): row for row in shown.itertuples()}
+    saes = shown.drop_duplicates(["run", "sae"])[KEYS].copy()
+    saes["l0"] = [_number(cells.get((sae.run, sae.sae, "l0"))) for sae in saes.itertuples()]
+    saes = saes.sort_values(["model", "site", "width", "architecture", "l0", "target", "seed", "run"])
     fixed = [key for key in ("model", "site", "width") if saes[key].nunique() > 1] + ["architecture", "target"]
-    fixed += ["seed"] if saes["seed"].nunique() > 1 else []
+    fixed += [key for key in ("seed", "run") if saes[key].nunique() > 1]
     arrows = LATEX_ARROWS if latex else {key: f" {arrow}".rstrip() for key, arrow in ARROWS.items()}
     escape = escape_latex if latex else str
     better = {name: next(iter(found.dropna()), None) for name, found in shown.groupby("metric")["better"]}
     header = [escape(name) for name in fixed] + [escape(name) + arrows[better[name]] for name in metrics]
     rows = [
         [escape(f"{getattr(sae, key):g}" if key == "target" else str(getattr(sae, key))) for key in fixed]
-        + [_cell(cells.get((sae.sae, sae.model, metric)), latex) for metric in metrics]
+        + [_cell(cells.get((sae.run, sae.sae, metric)), latex) for metric in metrics]
         for sae in saes.itertuples()
     ]
     return header, rows
@@ -103,13 +109,15 @@ def caption(records: Sequence[Record]) -> str:
     widths = sorted({record["sae"]["d_sae"] for record in records})
     counts = sorted({score["n"] for record in records for score in record["scores"].values()})
     trained = sorted({record["sae"]["training"]["tokens_seen"] for record in records if record["sae"].get("training")})
+    datasets = sorted({record["provenance"]["dataset"] for record in records})
+    presets = sorted({record["provenance"]["preset"] for record in records})
     seeds = sorted({record["sae"]["seed"] for record in records})
     versions = sorted({f"{record['task']} {record['task_version']}" for record in records})
     parts = [
         f"Model {', '.join(models)}; site {', '.join(sites)}; width {', '.join(map(str, widths))}.",
-        f"Trained on {_range(trained)} activations of {provenance['dataset']} (preset {provenance['preset']});"
+        f"Trained on {_range(trained)} activations of {', '.join(datasets)} (preset {', '.join(presets)});"
         if trained
-        else f"Dataset {provenance['dataset']};",
+        else f"Dataset {', '.join(datasets)};",
         f"evaluated on {_range(counts)} held-out tokens, fingerprint {provenance['eval_fingerprint'][:12]}.",
         f"Seeds {', '.join(map(str, seeds))}"
         + ("; variance between seeds is unknown." if len(seeds) == 1 else ".")

@@ -57,7 +57,7 @@ def token_losses(
 def _losses_of_some(
     logits: Logits, n_vocab: int, clean: Tensor, changed: Sequence[Tensor], targets: Tensor
 ) -> TokenLosses:
-    width = max(1, TILE_BYTES.get(clean.device.type, TILE_BYTES["cuda"]) // (4 * len(clean)))
+    width = max(1, TILE_BYTES.get(clean.device.type, TILE_BYTES["cuda"]) // (4 * max(1, len(clean))))
     models = [clean, *changed]
     log_z, target_logit, gap = [], torch.zeros(len(models), len(clean), device=clean.device), []
     for words in _slices(n_vocab, width):
@@ -84,4 +84,4 @@ def _losses_of_some(
 
 
 def _slices(length: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+    return [slice(start, min(start + size, length)) for start in range(0, max(1, length), size)]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors import SafetensorError
 
 from sae_bench.errors import UserError, did_you_mean
 
@@ -63,7 +64,11 @@ def explained_load_errors(source: str, revision: str | None) -> Iterator[None]:
     """Turn what transformers and the hub raise while loading `source` into a UserError of one line with a remedy."""
     try:
         yield
-    except (OSError, ValueError) as error:  # transformers raises these two for everything that it cannot find or read
+    except (
+        OSError,
+        ValueError,
+        SafetensorError,
+    ) as error:  # transformers raises these two for everything that it cannot find or read
         raise UserError(_explanation(source, revision, error)) from error
 
 

@@ -41,8 +41,9 @@ class Registry(Generic[T]):
 
         def decorate(cls: type[T]) -> type[T]:
             known = self._classes.get(name)
-            if known is not None and known.__qualname__ != cls.__qualname__:
-                raise UserError(f'{self.kind} "{name}" of {cls.__module__} is taken by {known.__module__}: rename it')
+            owner = known.__module__ if known is not None else self._built_in().get(name, cls.__module__)
+            if owner != cls.__module__:
+                raise UserError(f'{self.kind} "{name}" of {cls.__module__} is taken by {owner}: rename it')
             cls.name = name  # type: ignore[attr-defined]
             self._classes[name] = cls
             self.n_registrations += 1
@@ -70,16 +71,13 @@ class Registry(Generic[T]):
         return name in set(self)
 
     def _modules(self) -> dict[str, str]:
-        """Modules that register a class, by its name: the built-ins' folder, then what is installed."""
-        folder = importlib.import_module(self.package).__path__
-        built_in = {
-            path.stem: f"{self.package}.{path.stem}"
-            for entry in folder
-            for path in Path(entry).glob("*.py")
-            if path.stem != "__init__"
-        }
+        """Modules that register a class, by its name: what is installed, and the built-ins' folder."""
         installed = {entry.name: entry.module for entry in entry_points(group=self.package)}
-        return built_in | installed
+        return installed | self._built_in()
+
+    def _built_in(self) -> dict[str, str]:
+        folder = importlib.import_module(self.package).__path__
+        return {path.stem: f"{self.package}.{path.stem}" for entry in folder for path in Path(entry).glob("*.py")}
 
 
 def load_plugin(path: str) -> None:
@@ -89,8 +87,8 @@ def load_plugin(path: str) -> None:
         UserError: there is no such file, or it registers nothing.
     """
     file = Path(path)
-    if not file.is_file():
-        raise UserError(f'--plugin "{path}": no such file; give the path of a Python file')
+    if not file.is_file() or file.suffix != ".py":
+        raise UserError(f'--plugin "{path}": no such Python file; give the path of a .py file')
     before = ARCHITECTURES.n_registrations + TASKS.n_registrations
     name = f"sae_bench_plugin_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
@@ -98,7 +96,10 @@ def load_plugin(path: str) -> None:
     assert spec.loader is not None, "a .py file has a loader"
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError) as error:
+        raise UserError(f'--plugin "{path}" does not load: {error}; mend the file') from error
     if ARCHITECTURES.n_registrations + TASKS.n_registrations == before:
         raise UserError(
             f'--plugin "{path}" registers nothing: decorate a class with @register_architecture or @register_task'

@@ -62,8 +62,10 @@ def run(
         stream = start_stream(lm, config, to_train, progress)
         write_manifest(folder, config, plans)
         train_saes(lm, config, to_train, stream, folder, progress, sink)
+        del stream  # and its buffer
     evaluate_saes(lm, config, plans, tasks, held_out, folder, progress)
     records = folder.records()
+    leaderboard.check_comparable(records)
     leaderboard.write_board(folder.path, records)
     return records
 

@@ -63,7 +63,7 @@ class SAEConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Step:
-    """What the trainer tells a loss about the moment: everything is a tensor on the SAE's device, nothing syncs."""
+    """What the trainer tells a loss about the moment, as tensors on the SAE's device."""
 
     coefficient: Float[Tensor, ""]
     """Sparsity coefficient lambda, warm-up and control included."""
@@ -93,6 +93,8 @@ class SparseAutoencoder(nn.Module, ABC):
     version: ClassVar[str] = "1"
     """Raised when a change alters what the architecture learns."""
     control: ClassVar[SparsityControl] = "coefficient"
+    autocast: ClassVar[bool] = True
+    """Whether the encoder product may be in bfloat16 where the device has it, in training."""
     options_type: ClassVar[type[Options]] = Options
     options: Options
     saelens_architecture: ClassVar[str | None] = None

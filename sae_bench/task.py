@@ -98,8 +98,6 @@ class Task(ABC):
     """Raised when a change alters a value; boards refuse to mix versions."""
     metrics: ClassVar[Sequence[Metric]]
     needs_lm_loss: ClassVar[bool] = False
-    depends_on_batching: ClassVar[frozenset[str]] = frozenset()
-    """Metrics that depend, by definition, on how tokens were batched; all others must not."""
 
     @abstractmethod
     def start(self, setting: EvalSetting) -> None:

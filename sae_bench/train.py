@@ -1,7 +1,8 @@
 """The one training loop: for every batch of the stream, one step of every SAE.
 
-Nothing in a step waits for the device: learning rate and warm-ups are functions of the step's number, L0 and the
-coefficient controller stay on the device, and values are read out only at logging steps.
+The trainer itself waits for the device only at logging steps and when it lists the dead: learning rate and warm-ups are
+functions of the step's number, L0 and the coefficient controller stay on the device. (Selecting active pairs by a mask
+waits, for their number is not known before.)
 """
 
 import math
@@ -101,7 +102,7 @@ class Trainee:
         for group in self.optimiser.param_groups:
             group["lr"] = lr * group["factor"]
         at = Step(self._coefficient(step, x.device), self._dead)
-        half = torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda")
+        half = torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda" and sae.autocast)
         with half, kernels(self.kernels, self.dense_above):
             loss = sae.loss(x, at)
         self.optimiser.zero_grad(set_to_none=True)
@@ -109,7 +110,7 @@ class Trainee:
         if sae.unit_norm_decoder:
             sae.project_gradient()
         if recipe.grad_clip is not None:
-            torch.nn.utils.clip_grad_norm_(sae.parameters(), recipe.grad_clip)
+            torch.nn.utils.clip_grad_norm_(sae.parameters(), recipe.grad_clip / sae.config.d_in)
         self.optimiser.step()
         with torch.no_grad():
             if sae.unit_norm_decoder:

@@ -19,10 +19,9 @@ class Reconstruction(Task):
         Metric("l2_ratio", None, "", "mean ||x_hat|| / ||x||"),
         Metric(
             "explained_variance_legacy", "up", "",
-            "SAEBench's published variance: mean over tokens of 1 - ||x - x_hat||^2 / ||x - batch mean||^2",
+            "SAEBench's published variance: mean over tokens of 1 - ||x - x_hat||^2 / ||x - mean(x)||^2",
         ),
     )  # fmt: skip
-    depends_on_batching = frozenset({"explained_variance_legacy"})
 
     def start(self, setting: EvalSetting) -> None:
         self.mean = setting.mean
@@ -32,22 +31,23 @@ class Reconstruction(Task):
         x, x_hat = batch.x.double(), batch.x_hat.double()
         error = (x - x_hat).square().sum(1)
         norm, norm_hat, inner = x.norm(dim=1), x_hat.norm(dim=1), (x * x_hat).sum(1)
-        about_batch_mean = (x - x.mean(0)).square().sum(1)
-        has_legacy = about_batch_mean > 0  # a batch of one token has no variance, so its token has no legacy value
+        variance = (x - self.mean).square().sum(1)
+        varies = variance > 0  # a token at the mean has no legacy value
         self.sums.add_count(batch.document, "tokens")
         self.sums.add(
             batch.document,
             {
                 "squared_error": error,
-                "variance": (x - self.mean).square().sum(1),
+                "variance": variance,
                 "active": active_per_token(batch.f),
                 "norm_hat_squared": norm_hat.square(),
                 "inner": inner,
                 # A zero reconstruction has no direction: its cosine counts as 0.
                 "cosine": inner / (norm * norm_hat).clamp(min=1e-300),
-                "norm_ratio": norm_hat / norm,
-                "legacy": torch.where(has_legacy, 1 - error / about_batch_mean, 0.0),
-                "legacy_tokens": has_legacy,
+                "norm_ratio": norm_hat / norm.clamp(min=1e-300),
+                # SAEBench takes the mean over its batch; the whole set is the one batch that no memory limit decides.
+                "legacy": torch.where(varies, 1 - error / variance, 0.0),
+                "legacy_tokens": varies,
             },
         )
 
