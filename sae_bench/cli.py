@@ -261,9 +261,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except KeyboardInterrupt:
-        print(
-            "interrupted; finished SAEs and records are kept, and the same command goes on from them", file=sys.stderr
-        )
+        print("interrupted; finished SAEs and records are kept, the same command goes on from them", file=sys.stderr)
         code = 130
     sys.exit(code)
 

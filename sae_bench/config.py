@@ -55,7 +55,7 @@ class Recipe(Strict):
     """Fraction of the run, at its end, over which the learning rate goes linearly to zero."""
     sparsity_warmup: float = Field(ge=0)
     grad_clip: float | None
-    """Bound on the norm of the whole gradient, for data scaled to E||x||^2 = d_in; ours, at 1, has it d_in times smaller."""
+    """Bound on the whole gradient's norm for data scaled to E||x||^2 = d_in; at our scale it is d_in times smaller."""
     b_dec_init: Literal["zeros", "mean", "geometric_median"]
     b_enc_init: Literal["zeros", "quantile"]
     """"quantile": every latent starts by firing on the same share of the data, START_OVER times the wanted L0."""

@@ -64,11 +64,7 @@ def explained_load_errors(source: str, revision: str | None) -> Iterator[None]:
     """Turn what transformers and the hub raise while loading `source` into a UserError of one line with a remedy."""
     try:
         yield
-    except (
-        OSError,
-        ValueError,
-        SafetensorError,
-    ) as error:  # transformers raises these two for everything that it cannot find or read
+    except (OSError, ValueError, SafetensorError) as error:  # all that a loader raises
         raise UserError(_explanation(source, revision, error)) from error
 
 

@@ -11,6 +11,7 @@ from command import bench, files, flags
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_bench.cli import app
+from sae_bench.config import RunConfig
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "datasets", "pandas", "pydantic", "numpy")
@@ -110,7 +111,12 @@ MISTAKES = {
     "held-out tokens": ({"--eval-tokens": 50_000}, ["50000", "--eval-tokens"]),
     "no corpus": ({"--dataset": "./nothing.jsonl"}, ['"./nothing.jsonl"', "check the path"]),
     "column": ({"--text-column": "body"}, ['column "body"', "known: text"]),
-    "plugin": ({"--plugin": "nothing.py"}, ['--plugin "nothing.py"', "no such file"]),
+    "plugin": ({"--plugin": "nothing.py"}, ['--plugin "nothing.py"', "no such Python file"]),
+    "no plugin": ({"--plugin": "README.md"}, ['--plugin "README.md"', ".py file"]),
+    "both sparsities": ({"--l0": 8, "--sparsity": 8}, ["--l0 and --sparsity", "give one"]),
+    "endless": ({"--l0": "inf"}, ["l0s", "inf"]),
+    "astronomical": ({"--tokens": "1e400"}, ["tokens", "1e400", "smaller"]),
+    "short context": ({"--context-size": 2}, ["context", "2", "greater than or equal to 3"]),
     "sink": ({"--log-to": "wandb"}, ["--log-to wandb", "pip install", "[wandb]"]),
 }
 
@@ -331,3 +337,19 @@ def test_wandb_gets_a_run_for_every_sae(monkeypatch, settings):
     assert len(names) == 2
     assert {name for name, step in seen if step == "finished"} == names
     assert {step for _, step in seen} == {*range(7), "finished"}
+
+
+def test_all_stands_for_every_architecture_beside_those_named():
+    config = RunConfig.build(
+        {"archs": ["all", "gated:penalty=ri_l1"], "model": "demo", "sites": ["resid_post"], "seeds": [0]},
+        every_arch=("relu", "gated"),
+    )
+    assert [arch.label for arch in config.archs] == ["relu", "gated", "gated:penalty=ri_l1"]
+
+
+def test_a_plugin_cannot_take_the_name_of_a_built_in(capsys, settings, tmp_path):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(PLUGIN.replace('register_architecture("mine")', 'register_architecture("topk")'))
+    line = complaint(capsys, settings | {"--plugin": plugin}, settings["--out"])
+    assert '"topk"' in line
+    assert "rename it" in line

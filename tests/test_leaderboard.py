@@ -16,7 +16,7 @@ METRICS = {
 }
 
 
-def record(label="topk", l0=32.0, *, target=32.0, seed=0, task="reconstruction", failure=None, **fve):
+def record(label="topk", l0=32.0, *, target=32.0, seed=0, task="reconstruction", failure=None, run="a", **fve):
     score = {"value": 0.91234, "stderr": 0.00567, "n": 4096, "formula": None, "note": None}
     scores = {"fve": score | fve, "l0": score | {"value": l0, "stderr": 0.25}, "cosine": score}
     return {
@@ -31,6 +31,7 @@ def record(label="topk", l0=32.0, *, target=32.0, seed=0, task="reconstruction",
         },
         "provenance": {
             "model": "tiny", "dataset": "corpus", "preset": "short", "eval_fingerprint": "f" * 64,
+            "config_hash": run * 64,
             "versions": {"sae-arch-bench": "0.1.0"},
         },
     }  # fmt: skip
@@ -160,3 +161,12 @@ def test_every_special_character_of_latex_is_escaped():
         r"\#", r"\$", r"\%", r"\&", r"\_", r"\{", r"\}", r"\textasciitilde{}", r"\textasciicircum{}",
         r"\textbackslash{}", r"$\pm$",
     ]  # fmt: skip
+
+
+def test_the_same_sae_of_two_runs_is_two_rows(tmp_path):
+    """Runs may differ in what an SAE's name does not say: tokens, preset, data."""
+    folders = [save(tmp_path / run, record(run=run, value=value)) for run, value in (("a", 0.5), ("b", 0.9))]
+    header, *_, one, other = cells(leaderboard.markdown(gather(folders)))
+    assert header.index("run") < header.index("l0")
+    fve = header.index("fve ↑")
+    assert {one[fve][:3], other[fve][:3]} == {"0.5", "0.9"}
