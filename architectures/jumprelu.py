@@ -39,7 +39,7 @@ class JumpReLUOptions(Options):
     train_log_theta: bool = True
     """The paper's parametrisation theta = exp(log_theta); False trains theta itself."""
     dead_relaxation: float = Field(default=1.0, gt=0, le=1)
-    """What the thresholds of dead latents are multiplied by at each step while they are listed as dead; 1: left alone."""
+    """What the thresholds of dead latents are multiplied by at each step while they are listed; 1: left alone."""
 
 
 @register_architecture("jumprelu")
