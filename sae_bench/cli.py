@@ -14,7 +14,7 @@ from sae_bench.errors import UserError, did_you_mean
 HELP = """Compare sparse autoencoder architectures on one stream of language-model activations.
 
 Trains every requested architecture at every requested sparsity, evaluates every SAE on the same held-out tokens, writes
-one record per SAE and task, and prints the leaderboard. The same command again goes on where it stopped.
+one record per SAE and task, and prints the leaderboard. The same command again does only what is missing.
 
     python bench.py --arch all --model demo --l0 16 32 64
 """
@@ -103,7 +103,8 @@ def bench(
     seed
         Seeds of initial weights and data order. Default: 0.
     dataset
-        "embedded", a local text, jsonl or parquet file or folder, or a hub dataset NAME or NAME:CONFIG.
+        "embedded", a local text, jsonl or parquet file or folder, or a hub dataset NAME or NAME:CONFIG. Default: the
+        Pile for models of `ls models`, else embedded.
     text_column
         Column that holds the text. Default: text.
     tokens

@@ -1,7 +1,7 @@
 """The main job: load the language model, train what is missing, evaluate what is missing, draw the board.
 
-Every stage reads and writes the run's folder, so the same command goes on where an earlier one stopped: finished SAEs
-are loaded instead of trained, existing records are kept.
+Every stage reads and writes the run's folder, so the same command does only what is missing: finished SAEs are loaded
+instead of trained, existing records are kept.
 """
 
 import dataclasses
