@@ -308,3 +308,14 @@ def test_the_crossover_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr("sae_bench.crossover.measure", lambda *shape: next(timings))
     asked = [dense_above(8, d_sae, 32, torch.device("cpu")) for d_sae in (64, 64, 128, 64)]
     assert asked == [0.25, 0.25, 0.5, 0.25]
+
+
+def test_a_damaged_crossover_file_is_measured_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr("sae_bench.crossover.measure", lambda *shape: 0.25)
+    (tmp_path / "crossover.json").write_text('{"cut o')
+    assert dense_above(8, 64, 32, torch.device("cpu")) == 0.25
+    assert "damaged" in caplog.text
+    assert "0.25" in (tmp_path / "crossover.json").read_text()
