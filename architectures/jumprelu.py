@@ -109,12 +109,12 @@ class JumpReLU(SparseAutoencoder):
         return Loss(error + step.coefficient * sparsity, x_hat, f, {"reconstruction": error, "l0": l0})
 
 
-def jump_relu(z: Float[Tensor, "P"], theta: Float[Tensor, "P"], eps: float) -> Float[Tensor, "P"]:
+def jump_relu(z: Float[Tensor, "..."], theta: Float[Tensor, "..."], eps: float) -> Float[Tensor, "..."]:
     """z H(z - theta), with the pseudo-derivative -(theta / eps) K((z - theta) / eps) for theta (Eq. 11)."""
     return _JumpReLU.apply(z, theta, eps)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def heaviside(z: Float[Tensor, "P"], theta: Float[Tensor, "P"], eps: float) -> Float[Tensor, "P"]:
+def heaviside(z: Float[Tensor, "..."], theta: Float[Tensor, "..."], eps: float) -> Float[Tensor, "..."]:
     """H(z - theta), with the pseudo-derivative -(1 / eps) K((z - theta) / eps) for theta and none for z (Eq. 12)."""
     return _Heaviside.apply(z, theta, eps)  # type: ignore[no-any-return, no-untyped-call]
 

@@ -14,6 +14,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sae_bench.activations import ActivationStream
-from sae_bench.active import Active
+from sae_bench.active import Active, Room, kernels
 from sae_bench.config import ArchSpec, Preset
 from sae_bench.errors import UserError
 from sae_bench.plan import settle
@@ -138,6 +139,23 @@ def _check_loss(sae: SparseAutoencoder, x: Float[Tensor, "B D"], dead: Int[Tenso
         for name in ("W_enc", "W_dec"):
             reached = name in gradients and bool(gradients[name].any())
             _require(reached, f"no gradient reaches {name}; a detach or a step function cuts it off")
+    for layout in _LAYOUTS:
+        with layout():
+            other = sae.loss(x, Step(torch.tensor(0.05), dead)).total
+        advice = "take sums over the active latents with sum_per_token, not values.sum(), which counts padding"
+        _require_close(other, loss.total, f"the loss depends on how the active set is stored; {advice}")
+        found = torch.autograd.grad(other, [sae.get_parameter(name) for name in gradients])
+        for (name, expected), gradient in zip(gradients.items(), found, strict=True):
+            complaint = f"the gradient of {name} depends on how the active set is stored; {advice}"
+            _require_close(gradient, expected, complaint)
+
+
+_LAYOUTS: tuple[Callable[[], AbstractContextManager[None]], ...] = (
+    lambda: kernels("sparse"),
+    lambda: kernels("dense"),
+    lambda: kernels("sparse", room=Room(1.0, torch.zeros(()), torch.tensor(False))),
+)
+"""The ways in which an active set is stored: pairs, the whole matrix, pairs with padding as on a GPU."""
 
 
 @torch.no_grad()
@@ -175,6 +193,7 @@ def _trained(sae: SparseAutoencoder, x: Float[Tensor, "B D"]) -> SparseAutoencod
     trainee.start(stream)
     for step in range(stream.n_steps):
         trainee.step(x, step, logged=True)
+    trainee.books.close()
     _require(trainee.failure is None, f"training breaks down: {trainee.failure}")
     return sae
 

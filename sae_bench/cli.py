@@ -63,6 +63,7 @@ def bench(
     out: Annotated[Path | None, Parameter(group=RUN)] = None,
     device: Annotated[str | None, Parameter(group=RUN)] = None,
     kernels: Annotated[Literal["auto", "dense", "sparse"] | None, Parameter(group=RUN)] = None,
+    compile: Annotated[bool | None, Parameter(group=RUN)] = None,
     limit: Annotated[int | None, Parameter(group=RUN)] = None,
     log_to: Annotated[Literal["tensorboard", "wandb"] | None, Parameter(group=RUN)] = None,
     dry_run: Annotated[bool, Parameter(group=RUN)] = False,
@@ -125,6 +126,8 @@ def bench(
         cpu, cuda, cuda:1. Default: cuda where there is one.
     kernels
         Training on active pairs (sparse), on everything (dense), or whichever is measured to be faster (auto).
+    compile
+        Compile the losses with torch.compile: slow to start, needs a C++ compiler.
     limit
         Evaluate on at most this many contexts, for a quick look.
     log_to
@@ -145,7 +148,8 @@ def bench(
         "sites": site, "revision": revision, "dtype": dtype, "trust_remote_code": trust_remote_code, "widths": width,
         "l0s": l0, "sparsity": sparsity, "seeds": seed, "dataset": dataset, "text_column": text_column,
         "tokens": tokens, "reuse": reuse, "eval_tokens": eval_tokens, "context_size": context_size,
-        "batch_size": batch_size, "buffer_tokens": buffer_tokens, "device": device, "kernels": kernels, "limit": limit,
+        "batch_size": batch_size, "buffer_tokens": buffer_tokens, "device": device, "kernels": kernels,
+        "compile": compile, "limit": limit,
     }  # fmt: skip
     for path in plugin or suite.get("plugins", ()):
         load_plugin(path)

@@ -167,6 +167,7 @@ class RunConfig(Strict):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     plugins: tuple[str, ...] = ()
     kernels: Literal["auto", "dense", "sparse"] = "auto"
+    compile: bool = False
     """Products in training: on the active pairs, on everything, or whichever is faster at the measured density."""
     limit: Count | None = None
     """Evaluate on at most this many contexts; for a quick look."""

@@ -6,23 +6,24 @@ same choice each time. That is why the measurement is kept, in the cache folder,
 
 import json
 import logging
+import math
 import os
 import platform
 import time
 from pathlib import Path
+from statistics import NormalDist
 
 import torch
-from torch.nn import functional
 
-from sae_bench.active import Kernels, Pairs, inner_products, kernels, rows, rows_transposed
+from sae_bench.active import Kernels, decode, kernels, latent_major, select
 from sae_bench.paths import cache_folder
 
 log = logging.getLogger(__name__)
 
-DENSITY = 0.02
-"""Share of active pairs that both kinds of product are timed at."""
+DENSITIES = (0.01, 0.03)
+"""Shares of active pairs that sparse products are timed at; their time grows linearly with the share."""
 
-N_ROUNDS = 3
+N_ROUNDS = 4
 
 
 def dense_above(d_in: int, d_sae: int, n_tokens: int, device: torch.device) -> float:
@@ -51,34 +52,34 @@ def _remembered(path: Path) -> dict[str, float]:
 
 
 def measure(d_in: int, d_sae: int, n_tokens: int, device: torch.device) -> float:
-    """Time one decode, forward and backward, both ways.
+    """Time what a training step does with an active set, forward and backward, both ways.
 
-    Sparse time grows with the number of pairs and dense time hardly does, so the two meet at DENSITY times the ratio
-    of the dense to the sparse time.
+    Sparse time grows with the number of pairs and dense time does not: they meet where the line through two sparse
+    times reaches the dense one.
     """
     generator = torch.Generator(device).manual_seed(0)
     x = torch.randn(n_tokens, d_in, device=device, generator=generator)
-    W = torch.randn(d_sae, d_in, device=device, generator=generator)
-    keep = torch.rand(n_tokens, d_sae, device=device, generator=generator) < DENSITY
-    token, latent = keep.nonzero(as_tuple=True)
-    offsets = functional.pad(torch.bincount(token, minlength=n_tokens).cumsum(0), (1, 0))
-    values = torch.ones(len(latent), device=device)
+    W_dec = torch.randn(d_sae, d_in, device=device, generator=generator).requires_grad_()
+    W_enc = latent_major(W_dec.detach().T / math.sqrt(d_in)).requires_grad_()  # z is standard normal
+    b_enc = torch.zeros(d_sae, device=device, requires_grad=True)
 
-    def seconds(choice: Kernels) -> float:
-        times = []
-        for _ in range(N_ROUNDS):  # the first round warms up, the best one counts
-            with kernels(choice):
-                pairs = Pairs(latent, offsets, d_sae)
-            _wait_for(device)
-            start = time.perf_counter()
-            rows(pairs, values, W)
-            inner_products(pairs, x, W)
-            rows_transposed(pairs, values, x)
-            _wait_for(device)
-            times.append(time.perf_counter() - start)
-        return min(times)
+    def seconds(choice: Kernels, density: float) -> float:
+        """How long forward and backward take."""
+        cut = NormalDist().inv_cdf(1 - density)
+        _wait_for(device)
+        start = time.perf_counter()
+        with kernels(choice):
+            decode(select(x, W_enc, b_enc, lambda z: z > cut), W_dec).square().sum().backward()
+        _wait_for(device)
+        return time.perf_counter() - start
 
-    return min(1.0, DENSITY * seconds("dense") / seconds("sparse"))
+    cases: list[tuple[Kernels, float]] = [("sparse", DENSITIES[0]), ("sparse", DENSITIES[1]), ("dense", DENSITIES[1])]
+    rounds = [[seconds(*case) for case in cases] for _ in range(N_ROUNDS)]
+    low, high, dense = (min(times[i] for times in rounds[1:]) for i in range(len(cases)))  # the first round warms up
+    slope = (high - low) / (DENSITIES[1] - DENSITIES[0])
+    if slope <= 0 or dense <= low:  # too small, or too noisy, to tell
+        return DENSITIES[0] if dense <= low else 1.0
+    return min(1.0, DENSITIES[0] + (dense - low) / slope)
 
 
 def _wait_for(device: torch.device) -> None:

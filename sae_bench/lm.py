@@ -10,7 +10,7 @@ captured gives the clean result bit for bit. That is not assumed but checked at 
 a site that fails is replayed by whole forward passes instead.
 
 Neither ever computes logits: over 262,144 words they would be larger than everything else together. `logits` turns any
-chunk of final hidden states into them.
+chunk of final hidden states into them, `logit_of` into those of one word each.
 
     lm = load_language_model("gemma-2-2b", device="cuda", dtype=torch.bfloat16)
     site = find_site(lm.model, "resid_post", 12)
@@ -23,14 +23,14 @@ Shape letters: batch contexts, seq tokens in each, d_in width of a site, d_model
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
@@ -97,24 +97,28 @@ class LanguageModel:
         return self._weight_hash
 
     @torch.no_grad()
-    def capture(self, tokens: Int[Tensor, "batch seq"], sites: Iterable[Site]) -> dict[Site, Tensor]:
+    def capture(
+        self, tokens: Int[Tensor, "batch seq"], sites: Iterable[Site], *, check: bool = True
+    ) -> dict[Site, Tensor]:
         """Return the activations, (batch, seq, d_in) each, at one or more `sites` from one pass that ends at the last.
 
-        Raises UserError where activations are not finite.
+        Raises UserError where activations are not finite. That waits for the device; a caller of many passes may look
+        once, in the end: `check=False`, then `check_finite`.
         """
         points = {site: self._point(site) for site in sites}
         assert points, "nothing to capture"
         activations = run_until_seen(self.model, tokens.to(self.device), points)
-        for site, x in activations.items():
-            _check_activations(site, x)
+        _check_activations(activations, check)
         return activations
 
     @torch.no_grad()
-    def clean_pass(self, tokens: Int[Tensor, "batch seq"], sites: Iterable[Site] = ()) -> "CleanPass":
+    def clean_pass(
+        self, tokens: Int[Tensor, "batch seq"], sites: Iterable[Site] = (), *, check: bool = True
+    ) -> "CleanPass":
         """Run the model without logits and return the activations at `sites`, with all that a replay from them needs.
 
         The first clean pass for a site also checks that its replay is exact, and warns where it is not. Raises
-        UserError where activations are not finite.
+        UserError where activations are not finite; `check` as in `capture`.
         """
         tokens, sites = tokens.to(self.device), list(dict.fromkeys(sites))
         starts = {site: start for site in sites if (start := self._first_replayed_layer(site)) is not None}
@@ -136,8 +140,7 @@ class LanguageModel:
             seen = run_until_seen(self.model, tokens, points)
 
         activations = {site: seen[site] for site in sites}
-        for site, x in activations.items():
-            _check_activations(site, x)
+        _check_activations(activations, check)
         clean = CleanPass(self, tokens, activations, seen[_HIDDEN], {i: seen[i] for i in entered}, calls)
         for site in sites:
             if site not in self._replayable:
@@ -161,7 +164,17 @@ class LanguageModel:
         """
         head = self.model.get_output_embeddings()
         bias = getattr(head, "bias", None)
-        logits = functional.linear(hidden, head.weight[words], None if bias is None else bias[words]).float()
+        return self._cap(functional.linear(hidden, head.weight[words], None if bias is None else bias[words]).float())
+
+    def logit_of(self, hidden: Float[Tensor, "n d_model"], word: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """Return the logit of one word for each final hidden state: what `logits` has in its column."""
+        head = self.model.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        logit = torch.linalg.vecdot(hidden.float(), head.weight[word].float())
+        logit = logit if bias is None else logit + bias[word]
+        return self._cap(logit.to(self.dtype).float())  # rounded as the head rounds it
+
+    def _cap(self, logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         cap: float | None = getattr(self.config, "final_logit_softcapping", None)
         if cap is None:
             return logits
@@ -248,12 +261,24 @@ class CleanPass:
             result: Tensor = lm._backbone.final_norm(hidden)
             return result
 
+    def splice(self, site: Site, at: Int[Tensor, "n"], x_new: Float[Tensor, "n d_in"]) -> Float[Tensor, "m d_model"]:
+        """`replay` with `x_new` at some positions, clean activations elsewhere; all contexts' m positions in a row."""
+        x = self.activations[site]
+        return self.replay(site, x.flatten(0, 1).index_copy(0, at, x_new.to(x.dtype)).view_as(x)).flatten(0, 1)
 
-def _check_activations(site: Site, x: Tensor) -> None:
-    if x.shape[-1] != site.d_in:
-        raise UserError(f"{site.name}: {site.path} is {x.shape[-1]} wide, not {site.d_in}: is it another model's site?")
-    if not torch.isfinite(x).all():
-        raise UserError(f"{site.name}: activations in {x.dtype} are not all finite: {REMEDY}")
+
+def _check_activations(activations: Mapping[Site, Tensor], values: bool) -> None:
+    for site, x in activations.items():
+        if (d := x.shape[-1]) != site.d_in:
+            raise UserError(f"{site.name}: {site.path} is {d} wide, not {site.d_in}: is it another model's site?")
+        if values:
+            check_finite(site, torch.isfinite(x).all(), x.dtype)
+
+
+def check_finite(site: Site, finite: Bool[Tensor, ""], dtype: torch.dtype) -> None:
+    """Raise UserError unless `finite`, which says whether all activations at `site` are; this waits for the device."""
+    if not finite:
+        raise UserError(f"{site.name}: activations in {dtype} are not all finite: {REMEDY}")
 
 
 def load_language_model(

@@ -2,28 +2,43 @@
 
 Logits of 262,144 words for a batch of tokens are larger than everything else together. Here each tile of the
 vocabulary is computed for the clean model once and for every spliced one in turn, reduced while it is in cache, and
-forgotten. With l the clean and s the spliced logits, Z = logsumexp(l) and a tile's Z_tile = logsumexp(l over the tile):
+forgotten. What remains of a tile is its normaliser and one sum. With p and q the clean and the spliced distribution, P
+and Q their masses in a tile, and p_t, q_t the distributions within it:
 
-    CE = logsumexp(s) - s[target]
-    KL = sum_v p_v (l_v - s_v) - logsumexp(l) + logsumexp(s),  p_v = exp(l_v - Z) = exp(l_v - Z_tile) exp(Z_tile - Z)
+    log Z = logsumexp of the tiles' log Z_t            CE = log Z - logit of the target
+    KL(p || q) = sum over tiles of P (KL(p_t || q_t) + log P - log Q),    log P = log Z_t - log Z
 
-so both need from each tile only its logsumexp and its part of the sum. Equal logits give exactly equal cross-entropies
-and a KL of exactly 0. Everything is float32; log(softmax), which underflows to -inf, occurs nowhere.
+Within a tile there is nothing but log-softmax, which torch does in one go, and no logit is too large for it. Equal
+hidden states give exactly equal cross-entropies and a KL of exactly 0. Tiles are float32, sums over tiles float64.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Logits = Callable[[Float[Tensor, "m d_model"], slice], Float[Tensor, "m v"]]
-"""Final hidden states and a slice of the vocabulary -> float32 logits, soft-capping included."""
-
-TILE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
+TILE_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
+"""Size of a tile: on a CPU two of them stay in cache; on a GPU they fill it."""
 TOKENS_AT_ONCE = 512
 """Enough rows for a matrix product at full speed: the head's weights are read once for that many tokens."""
+
+
+@runtime_checkable
+class Head(Protocol):
+    """What turns final hidden states into float32 logits, soft-capping included: a LanguageModel."""
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of words."""
+
+    def logits(self, hidden: Float[Tensor, "m d_model"], words: slice) -> Float[Tensor, "m v"]:
+        """The logits of some words."""
+
+    def logit_of(self, hidden: Float[Tensor, "m d_model"], word: Int[Tensor, "m"]) -> Float[Tensor, "m"]:
+        """The logit of one word for each hidden state."""
 
 
 @dataclass(frozen=True)
@@ -36,52 +51,64 @@ class TokenLosses:
 
 
 def token_losses(
-    logits: Logits,
-    n_vocab: int,
+    head: Head,
     clean: Float[Tensor, "m d_model"],
     changed: Sequence[Float[Tensor, "m d_model"]],
     targets: Int[Tensor, "m"],
 ) -> TokenLosses:
     """Score the predictions from final hidden states, `clean` and `changed`, of the same m tokens."""
+    models = (clean, *changed)
+    n_parts = max(1, -(-len(targets) // TOKENS_AT_ONCE))
     parts = [
-        _losses_of_some(logits, n_vocab, clean[rows], [hidden[rows] for hidden in changed], targets[rows])
-        for rows in _slices(len(targets), TOKENS_AT_ONCE)
+        _losses_of_some(head, rows, words)
+        for words, *rows in zip(*(x.tensor_split(n_parts) for x in (targets, *models)), strict=True)
     ]
-    return TokenLosses(
-        torch.cat([part.ce_clean for part in parts]),
-        torch.cat([part.ce for part in parts], dim=1),
-        torch.cat([part.kl for part in parts], dim=1),
-    )
+    ce, kl = (torch.cat(values, dim=1) for values in zip(*parts, strict=True))
+    return TokenLosses(ce[0], ce[1:], kl[1:])
 
 
-def _losses_of_some(
-    logits: Logits, n_vocab: int, clean: Tensor, changed: Sequence[Tensor], targets: Tensor
-) -> TokenLosses:
-    width = max(1, TILE_BYTES.get(clean.device.type, TILE_BYTES["cuda"]) // (4 * max(1, len(clean))))
-    models = [clean, *changed]
-    log_z, target_logit, gap = [], torch.zeros(len(models), len(clean), device=clean.device), []
-    for words in _slices(n_vocab, width):
-        here = (targets >= words.start) & (targets < words.stop)
-        column = (targets - words.start).clamp(0, words.stop - words.start - 1)[:, None]
-        own = logits(clean, words)
-        tile_log_z = [own.logsumexp(1)]
-        target_logit[0] += torch.where(here, own.gather(1, column)[:, 0], 0.0)
-        p = (own - tile_log_z[0][:, None]).exp_()
-        tile_gap = []
-        for i, hidden in enumerate(changed, start=1):
-            s = logits(hidden, words)
-            tile_log_z.append(s.logsumexp(1))
-            target_logit[i] += torch.where(here, s.gather(1, column)[:, 0], 0.0)
-            tile_gap.append(torch.linalg.vecdot(p, torch.sub(own, s, out=s)))
-        log_z.append(torch.stack(tile_log_z))
-        gap.append(torch.stack(tile_gap) if tile_gap else own.new_zeros(0, len(own)))
-    tiles = torch.stack(log_z)  # [tiles, models, m]
-    total = tiles.logsumexp(0)
-    weight = (tiles[:, :1] - total[:1]).exp()
-    kl = (weight * torch.stack(gap)).sum(0) - total[:1] + total[1:]
-    ce = total - target_logit
-    return TokenLosses(ce[0], ce[1:], kl)
+def log_normaliser(head: Head, hidden: Float[Tensor, "m d_model"]) -> Float[Tensor, "m"]:
+    """log Z: logsumexp over the vocabulary for each final hidden state."""
+
+    def of(rows: Tensor) -> Tensor:
+        log_z = _log_of_nothing(len(rows), device=rows.device)
+        for words in _tiles(head, rows):
+            log_z = log_z.logaddexp(_log_softmax(head.logits(rows, words))[1])
+        return log_z
+
+    return torch.cat([of(rows) for rows in hidden.split(TOKENS_AT_ONCE)])
 
 
-def _slices(length: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, length)) for start in range(0, max(1, length), size)]
+def _losses_of_some(head: Head, models: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and KL, [models, m], of final hidden states; the first model is the clean one."""
+    log_z = _log_of_nothing(len(models), len(targets), device=targets.device)
+    kl = torch.zeros_like(log_z)  # the sum over the tiles so far, relative to their share of the mass
+    for words in _tiles(head, models[0]):
+        p, normalisers, cross = None, [], []
+        for hidden in models:
+            log_q, normaliser = _log_softmax(head.logits(hidden, words))
+            p = log_q.exp() if p is None else p
+            normalisers.append(normaliser)
+            cross.append(log_q.mul_(p).sum(1))
+        tile, within = torch.stack(normalisers).double(), cross[0] - torch.stack(cross)
+        before, log_z = log_z, log_z.logaddexp(tile)
+        kl = kl * (before[0] - log_z[0]).exp() + (tile[0] - log_z[0]).exp() * (within + tile[0] - tile)
+    ce = log_z - torch.stack([head.logit_of(hidden, targets) for hidden in models])
+    return ce, kl - log_z[0] + log_z
+
+
+def _log_of_nothing(*shape: int, device: torch.device) -> Tensor:
+    """Where a sum over tiles starts: in float64, so that many tiles cost no digit."""
+    return torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
+
+
+def _log_softmax(logits: Float[Tensor, "m v"]) -> tuple[Float[Tensor, "m v"], Float[Tensor, "m"]]:
+    """log softmax, and the log normaliser that it took off: read at the largest logit, where it is most exact."""
+    log_p = logits.log_softmax(1)
+    return log_p, logits.amax(1) - log_p.amax(1)
+
+
+def _tiles(head: Head, hidden: Tensor) -> list[slice]:
+    n_bytes = TILE_BYTES.get(hidden.device.type, TILE_BYTES["cuda"])
+    width = max(1, n_bytes // (4 * max(1, len(hidden))))
+    return [slice(start, min(start + width, head.n_vocab)) for start in range(0, head.n_vocab, width)]

@@ -146,6 +146,7 @@ def train_saes(
             plan.config.seed,
             plan.recipe,
             kernels=config.kernels,
+            compile=config.compile,
             dense_above=above.get((plan.config.d_in, plan.config.d_sae)),
         )
         for plan in plans
@@ -163,6 +164,7 @@ def train_saes(
                 "seconds": round(trainee.seconds, 3),
                 "kernels": config.kernels,
                 "dense_above": trainee.dense_above,
+                "steps_skipped": trainee.books.n_skipped,
                 "failure": trainee.failure,
             }
         }

@@ -1,11 +1,11 @@
 """The one training loop: for every batch of the stream, one step of every SAE.
 
-The trainer itself waits for the device only at logging steps and when it lists the dead: learning rate and warm-ups are
-functions of the step's number, L0 and the coefficient controller stay on the device. (Selecting active pairs by a mask
-waits, for their number is not known before.)
+Nothing in it waits for the device but the log: learning rate and warm-ups are functions of the step's number, L0 and
+the coefficient controller stay on the device, `books` are read a few steps late. On a GPU there is room for a stated
+number of active pairs, half as many again as were last seen; a step that needed more, or whose loss is not finite,
+leaves the weights as they are.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,22 +15,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_bench.activations import ActivationStream
-from sae_bench.active import Kernels, kernels
+from sae_bench.active import Kernels, Room, kernels
+from sae_bench.books import Books, room_for
 from sae_bench.config import Recipe
 from sae_bench.log_sinks import LogSink
+from sae_bench.patterns import Dense
 from sae_bench.progress import Progress
-from sae_bench.sae import Loss, SparseAutoencoder, Step, active_per_token, count_per_latent, upper_quantile
+from sae_bench.sae import Latents, Loss, SparseAutoencoder, Step, active_per_token, count_per_latent, upper_quantile
 from sae_bench.schedules import CoefficientController, lr_factor, sparsity_factor
 from sae_bench.sites import Site
-
-DEAD_EVERY = 10
-"""Steps between updates of the list of dead latents."""
 
 N_LOGGED = 100
 """Logging steps of a run."""
 
 INIT_SAMPLE = 8192
 """Activations that data-dependent initial values are taken from."""
+
+ROOM_SAMPLE = 512
+"""Activations that the first room for active pairs is measured on."""
 
 
 @dataclass
@@ -46,7 +48,8 @@ class Trainee:
     kernels: Kernels = "auto"
     dense_above: float | None = None
     """Share of active pairs above which "auto" uses dense products; None: a typical one."""
-    failure: str | None = None
+    compile: bool = False
+    """Whether torch.compile fuses the elementwise part of the loss."""
     seconds: float = 0.0
 
     def start(self, stream: ActivationStream) -> None:
@@ -74,10 +77,22 @@ class Trainee:
             fused=True,
         )
         self._controller = self._coefficient_control(device)
+        self._loss = torch.compile(sae.loss, dynamic=True) if self.compile else sae.loss
         total = self.n_steps * self.batch_size
-        self._dead_after = recipe.dead_after * total if recipe.dead_after < 1 else recipe.dead_after
-        self._idle_tokens = torch.zeros(sae.config.d_sae, device=device)
-        self._dead = torch.empty(0, dtype=torch.long, device=device)
+        dead_after = recipe.dead_after * total if recipe.dead_after < 1 else recipe.dead_after
+        room = self._first_room(sample[:ROOM_SAMPLE]) if waiting_costs(device) else None
+        self.books = Books(sae.config.d_sae, dead_after, device, room)
+
+    @torch.no_grad()
+    def _first_room(self, sample: Float[Tensor, "B D"]) -> Room:
+        """Room for the active pairs of the first steps, from how many a sample has."""
+        device = sample.device
+        room = Room(1.0, torch.zeros((), device=device), torch.zeros((), dtype=torch.bool, device=device))
+        none_dead = torch.empty(0, dtype=torch.long, device=device)
+        with kernels("dense", room=room):
+            self.sae.loss(sample, Step(self._coefficient(0, device), none_dead))
+        room.share = room_for(float(room.most))
+        return room
 
     def _coefficient_control(self, device: torch.device) -> CoefficientController | None:
         if self.sae.control != "coefficient" or self.sae.config.l0 is None:
@@ -101,25 +116,35 @@ class Trainee:
         )
         for group in self.optimiser.param_groups:
             group["lr"] = lr * group["factor"]
-        at = Step(self._coefficient(step, x.device), self._dead)
+        at = Step(self._coefficient(step, x.device), self.books.dead)
         half = torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda" and sae.autocast)
-        with half, kernels(self.kernels, self.dense_above):
-            loss = sae.loss(x, at)
+        with half, kernels(self.kernels, self.dense_above, self.books.room):
+            loss = self._loss(x, at)
         self.optimiser.zero_grad(set_to_none=True)
         loss.total.backward()
         if sae.unit_norm_decoder:
             sae.project_gradient()
         if recipe.grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(sae.parameters(), recipe.grad_clip / sae.config.d_in)
+        # The fused optimiser looks at this before it moves a weight; loss scaling uses it in the same way.
+        self.optimiser.found_inf = (~self.books.usable(loss.total, step)).float()  # type: ignore[attr-defined]
         self.optimiser.step()
         with torch.no_grad():
             if sae.unit_norm_decoder:
                 sae.renormalise()
             sae.after_step(at)
-        self._keep_books(loss, step)
+        if self._controller is not None:
+            self._controller.update(step, _mean_l0(loss))
+        self.books.note(count_per_latent(loss.latents)[0] > 0, self.batch_size, step)
         if logged:
             self._log(loss, x, step, lr)
         self.seconds += time.perf_counter() - started
+
+    @property
+    def failure(self) -> str | None:
+        """Why the training failed, as far as the books are read; None if it did not."""
+        at = self.books.diverged_at
+        return None if at is None else f"diverged: the loss at step {at} is not finite"
 
     def _coefficient(self, step: int, device: torch.device) -> Float[Tensor, ""]:
         config, recipe = self.sae.config, self.recipe
@@ -127,15 +152,7 @@ class Trainee:
         if self._controller is not None:
             return self._controller.coefficient * warm
         fixed = recipe.l0_penalty if config.l0 is not None else config.sparsity
-        return torch.tensor(fixed * warm, device=device)
-
-    def _keep_books(self, loss: Loss, step: int) -> None:
-        fired = count_per_latent(loss.latents)[0] > 0
-        self._idle_tokens = torch.where(fired, 0.0, self._idle_tokens + self.batch_size)
-        if (step + 1) % DEAD_EVERY == 0:
-            self._dead = (self._idle_tokens >= self._dead_after).nonzero().squeeze(1)
-        if self._controller is not None:
-            self._controller.update(step, _mean_l0(loss))
+        return torch.full((), fixed * warm, device=device)  # a copy from the host would wait
 
     @torch.no_grad()
     def _log(self, loss: Loss, x: Float[Tensor, "B D"], step: int, lr: float) -> None:
@@ -151,12 +168,17 @@ class Trainee:
             "step": step,
             "tokens": (step + 1) * self.batch_size,
             "lr": lr,
-            "dead_share": len(self._dead) / len(self._idle_tokens),
+            "dead_share": len(self.books.dead) / self.sae.config.d_sae,
+            "dense_products": float(is_dense(loss.latents)),
         }
         row |= {name: float(value) for name, value in values.items()}
         self.log.append(row)
-        if not math.isfinite(row["loss"]):
-            self.failure = f"diverged: loss {row['loss']} at step {step}"
+
+    def finish(self, scale: float) -> None:
+        """After the last step: read the books to the end, and fold the input scale in."""
+        self.books.close()
+        self.sae.requires_grad_(False)
+        self.sae.fold(scale)
 
 
 def train(
@@ -179,8 +201,7 @@ def train(
         if logged and alive:
             progress.note = _summary(alive)
     for trainee in trainees:
-        trainee.sae.requires_grad_(False)
-        trainee.sae.fold(stream.scale[trainee.site])
+        trainee.finish(stream.scale[trainee.site])
 
 
 def _summary(trainees: Sequence[Trainee]) -> str:
@@ -192,6 +213,16 @@ def _summary(trainees: Sequence[Trainee]) -> str:
 
 def _mean_l0(loss: Loss) -> Float[Tensor, ""]:
     return active_per_token(loss.latents).float().mean()
+
+
+def is_dense(f: Latents) -> bool:
+    """Whether dense products work on these latents."""
+    return isinstance(f, Tensor) or isinstance(f.pattern, Dense)
+
+
+def waiting_costs(device: torch.device) -> bool:
+    """Whether the host runs ahead of the device, so that asking it for a number stops both."""
+    return device.type == "cuda"
 
 
 def geometric_median(x: Float[Tensor, "B D"], rounds: int = 100) -> Float[Tensor, "D"]:

@@ -11,10 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from twins import no_wait
 
-from sae_bench import active
-from sae_bench.active import Active, Pairs, decode, kernels, latent_major, select, select_all
+from sae_bench import patterns
+from sae_bench.active import Active, Room, decode, kernels, latent_major, select, select_all
 from sae_bench.crossover import dense_above, measure
+from sae_bench.patterns import Dense, Sparse
 
 B, D, F, CHUNK = 23, 6, 40, 7  # 7 does not divide 23
 
@@ -23,12 +25,13 @@ Keep = Callable[[Tensor], Tensor]
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(active.CHUNK_BYTES, "cpu", 4 * F * CHUNK)
+    monkeypatch.setitem(patterns.CHUNK_BYTES, "cpu", 4 * F * CHUNK)
 
 
-@pytest.fixture(params=["sparse", "dense"])
+@pytest.fixture(params=["sparse", "dense", "sparse with room"])
 def either_kernel(request: pytest.FixtureRequest) -> Iterator[None]:
-    with kernels(request.param):
+    kind = request.param.partition(" ")[0]
+    with kernels(kind, room=no_wait() if "room" in request.param else None):
         yield
 
 
@@ -138,7 +141,8 @@ def test_any_pattern_equals_its_dense_twin(data: st.DataObject) -> None:
             return rows
 
     p = inputs(2, n_tokens)
-    with kernels(data.draw(st.sampled_from(["sparse", "dense", "auto"]), "kernels")):
+    room = data.draw(st.sampled_from([None, no_wait()]), "room")
+    with kernels(data.draw(st.sampled_from(["sparse", "dense", "auto"]), "kernels"), room=room):
         ours = sparse_path(p, [Rule()])
     theirs = dense_twin(p, [Rule()])
     torch.testing.assert_close(ours, theirs)
@@ -188,13 +192,13 @@ def test_only_gradients_asked_for_are_computed() -> None:
 
 def hand_made() -> Active:
     """Tokens 0, 1, 2, 3 of 3 latents; token 1 has no pair, and the pair (2, 0) is not above zero."""
-    pairs = Pairs(torch.tensor([2, 0, 0, 1, 2]), torch.tensor([0, 2, 2, 4, 5]), 3)
+    pairs = Sparse(torch.tensor([0, 0, 2, 2, 3]), torch.tensor([2, 0, 0, 1, 2]), 4, 3)
     return Active(pairs, torch.tensor([5.0, 3.0, 0.0, 2.0, 7.0]))
 
 
 def test_counts_by_hand() -> None:
     f = hand_made()
-    assert f.pairs.token.tolist() == [0, 0, 2, 2, 3]
+    assert f.pattern.offsets.tolist() == [0, 2, 2, 4, 5]
     assert f.active_per_token().tolist() == [2, 0, 1, 1]
     assert f.count_per_latent().tolist() == [[1, 1, 2]]
     assert f.to_dense().tolist() == [[3, 0, 5], [0, 0, 0], [0, 2, 0], [0, 0, 7]]
@@ -222,7 +226,7 @@ def test_per_latent_looks_up_and_gathers_the_gradient() -> None:
 def test_an_empty_set_reconstructs_the_decoder_bias() -> None:
     p = inputs()
     f = select(p["x"], p["W_enc"], p["b_enc"], above(1e9), p["b_pre"])
-    assert len(f.values) == 0
+    assert [len(part) for part in f.pairs()] == [0, 0, 0]
     assert f.count_per_latent().tolist() == [[0] * F]
     assert torch.equal(decode(f, p["W_dec"], p["b_dec"]), p["b_dec"].expand(B, D))
 
@@ -238,8 +242,8 @@ def test_decode_without_bias_adds_none() -> None:
 
 def dense_at(density: float) -> bool:
     """Whether a set of this density is worked on with dense products."""
-    n = round(density * 1000)
-    return Pairs(torch.arange(n), torch.tensor([0, n]), 1000).dense
+    x, W = torch.ones(1, 1), torch.arange(1000.0)[None]
+    return isinstance(select(x, W, torch.zeros(1000), above(999.5 - 1000 * density)).pattern, Dense)
 
 
 def test_kernels_chooses_within_the_block_and_restores_after_it() -> None:
@@ -260,22 +264,15 @@ def test_kernels_restores_after_an_error() -> None:
     assert not dense_at(0.05)
 
 
-def test_both_kernels_are_really_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    used = []
-    monkeypatch.setattr(
-        torch.nn.functional, "embedding_bag", lambda *a, **k: used.append("sparse") or torch.zeros(4, 2)
-    )
-    for choice in ("sparse", "dense"):
-        with kernels(choice):
-            f = hand_made()
-        decode(f, torch.ones(3, 2))
-        used.append(choice)
-    assert used == ["sparse", "sparse", "dense"]
+def test_indices_choose_the_layout_as_masks_do() -> None:
+    p = inputs()
+    for k, layout in ((F // 10, Sparse), (F // 10 + 1, Dense)):
+        assert isinstance(select(p["x"], p["W_enc"], p["b_enc"], largest(k)).pattern, layout)
 
 
 def test_chunks_keep_the_buffer_within_its_bytes() -> None:
-    assert active.chunk_size(F, torch.device("cpu")) == CHUNK
-    assert active.chunk_size(10**9, torch.device("cpu")) == 1
+    assert patterns.chunk_size(F, torch.device("cpu")) == CHUNK
+    assert patterns.chunk_size(10**9, torch.device("cpu")) == 1
 
 
 def test_latent_major_is_a_copy_stored_latent_by_latent() -> None:
@@ -319,3 +316,48 @@ def test_a_damaged_crossover_file_is_measured_again(
     assert dense_above(8, 64, 32, torch.device("cpu")) == 0.25
     assert "damaged" in caplog.text
     assert "0.25" in (tmp_path / "crossover.json").read_text()
+
+
+# --- room: where the number of pairs is not asked for ------------------------------------------------------------
+
+
+def padded(keep: Keep, share: float) -> tuple[Active, Room, dict[str, Tensor]]:
+    p, room = inputs(), no_wait(share)
+    with kernels("sparse", room=room):
+        return select(p["x"], p["W_enc"], p["b_enc"], keep, p["b_pre"]), room, p
+
+
+def test_padding_counts_nowhere() -> None:
+    z, room, p = padded(share(0.1), 0.5)
+    with kernels("sparse"):
+        exact = select(p["x"], p["W_enc"], p["b_enc"], share(0.1), p["b_pre"])
+    ones, exact_ones = z.with_values(torch.ones_like(z.values)), exact.with_values(torch.ones_like(exact.values))
+    group = torch.arange(B) % 3
+    assert (len(z.values), len(exact.values)) == (B * F // 2, B * F // 10)
+    assert z.sum_per_token(ones.values).item() == pytest.approx(len(exact.values) / B)
+    assert torch.equal(ones.active_per_token(), exact_ones.active_per_token())
+    assert torch.equal(ones.count_per_latent(group, 3), exact_ones.count_per_latent(group, 3))
+    for mine, his in zip(ones.pairs(), exact_ones.pairs(), strict=True):
+        assert torch.equal(mine, his)
+    assert room.most.item() > 0.1  # the fullest chunk has more than the whole
+    assert not room.short
+
+
+def test_too_little_room_is_noticed() -> None:
+    """The mask keeps half of all places, in every chunk."""
+    half = lambda z: torch.arange(z.numel()).reshape(z.shape) % 2 == 0  # noqa: E731
+    for room_for, short in ((0.5, False), (0.49, True), (0.0, True)):
+        _, room, _ = padded(half, room_for)
+        assert bool(room.short) is short
+        assert room.most.item() == pytest.approx(0.5)
+
+
+def test_gathered_products_are_the_sampled_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is used on GPUs, the second on CPUs."""
+    p = inputs()
+    with kernels("sparse"):
+        pattern = select(p["x"], p["W_enc"], p["b_enc"], share(0.2), p["b_pre"]).pattern
+    assert isinstance(pattern, Sparse)
+    monkeypatch.setitem(patterns.CHUNK_BYTES, "cpu", 4 * D * 50)  # 184 pairs, 50 at a time
+    x, W = p["x"].detach(), p["W_dec"].detach()
+    torch.testing.assert_close(pattern._gathered(x, W), pattern._sampled_product(x, W))

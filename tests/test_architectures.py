@@ -12,15 +12,22 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from twins import (
+    LAMBDA,
+    Parameters,
+    assert_twins_agree_on,
+    gated_ri_l1_twin,
+    gated_twin,
+    jumprelu_twin,
+    relu_twin,
+    step,
+    topk_twin,
+)
 
 from sae_bench import ARCHITECTURES, SAEConfig, SparseAutoencoder, Step
-from sae_bench.active import kernels
 from sae_bench.sae import START_OVER
 
 B, D, F = 29, 5, 16
-LAMBDA = 0.3
-
-Parameters = dict[str, Tensor]
 
 
 def build(name: str, *, l0: float | None = 3.0, coefficient: float | None = None, d_in: int = D, **options: Any) -> Any:
@@ -44,29 +51,8 @@ def activations(n: int = B, d_in: int = D) -> Tensor:
     return torch.randn(n, d_in, generator=draw, dtype=torch.float64) + 2
 
 
-def step(coefficient: float = LAMBDA, dead: tuple[int, ...] = ()) -> Step:
-    return Step(torch.tensor(coefficient, dtype=torch.float64), torch.tensor(dead, dtype=torch.long))
-
-
-def error(x: Tensor, x_hat: Tensor) -> Tensor:
-    return (x - x_hat).pow(2).sum(1).mean()
-
-
 def assert_twins_agree(sae: SparseAutoencoder, twin: Callable[[Parameters, Tensor], Tensor], when: Step) -> None:
-    x = activations()
-    parameters = {name: value.detach().clone().requires_grad_() for name, value in sae.named_parameters()}
-    theirs = twin(parameters, x)
-    theirs.backward()
-    for choice in ("sparse", "dense"):
-        sae.zero_grad()
-        with kernels(choice):
-            ours = sae.loss(x, when).total
-        ours.backward()
-        torch.testing.assert_close(ours, theirs, msg=f"{choice}: loss")
-        for name, value in sae.named_parameters():
-            expected = parameters[name].grad
-            assert expected.abs().max() > 1e-6, f"{name}: the twin's gradient is zero, which shows nothing"
-            torch.testing.assert_close(value.grad, expected, msg=f"{choice}: gradient of {name}")
+    assert_twins_agree_on(activations(), sae, twin, when)
 
 
 # --- what all share ---------------------------------------------------------------------------------------------
@@ -94,11 +80,7 @@ def test_renormalising_keeps_directions() -> None:
 
 
 def test_relu_equals_its_dense_twin() -> None:
-    def twin(p: Parameters, x: Tensor) -> Tensor:
-        f = torch.relu(x @ p["W_enc"] + p["b_enc"])
-        return error(x, f @ p["W_dec"] + p["b_dec"]) + LAMBDA * (f * p["W_dec"].norm(dim=1)).sum(1).mean()
-
-    assert_twins_agree(randomise(build("relu")), twin, step())
+    assert_twins_agree(randomise(build("relu")), relu_twin, step())
 
 
 def test_relu_starts_with_the_common_decoder_at_norm_a_tenth() -> None:
@@ -119,34 +101,15 @@ def test_relu_starts_centred_on_the_decoder_bias() -> None:
 # --- gated ------------------------------------------------------------------------------------------------------
 
 
-def gated_twin(p: Parameters, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(f, ReLU(pi_gate)); b_enc is b_gate."""
-    pi = (x - p["b_dec"]) @ p["W_enc"]
-    f = (pi + p["b_enc"] > 0) * torch.relu(p["r_mag"].exp() * pi + p["b_mag"])
-    return f, torch.relu(pi + p["b_enc"])
-
-
 def test_gated_equals_its_dense_twin() -> None:
-    def twin(p: Parameters, x: Tensor) -> Tensor:
-        f, gate = gated_twin(p, x)
-        frozen = gate @ p["W_dec"].detach() + p["b_dec"].detach()
-        return error(x, f @ p["W_dec"] + p["b_dec"]) + LAMBDA * gate.sum(1).mean() + error(x, frozen)
-
-    assert_twins_agree(randomise(build("gated")), twin, step())
+    assert_twins_agree(randomise(build("gated")), gated_twin, step())
 
 
 def test_gated_ri_l1_equals_its_dense_twin() -> None:
     """Penalty weighted by decoder norms, and an auxiliary decoder that is not frozen."""
-
-    def twin(p: Parameters, x: Tensor) -> Tensor:
-        f, gate = gated_twin(p, x)
-        penalty = (gate * p["W_dec"].norm(dim=1)).sum(1).mean()
-        x_hat, x_gate = f @ p["W_dec"] + p["b_dec"], gate @ p["W_dec"] + p["b_dec"]
-        return error(x, x_hat) + LAMBDA * penalty + error(x, x_gate)
-
     sae = randomise(build("gated", penalty="ri_l1"))
     assert not sae.unit_norm_decoder
-    assert_twins_agree(sae, twin, step())
+    assert_twins_agree(sae, gated_ri_l1_twin, step())
 
 
 def test_gated_auxiliary_decoder_is_frozen_bias_included() -> None:
@@ -209,17 +172,6 @@ def test_a_jumprelu_sae_is_a_gated_sae() -> None:
 
 
 # --- topk -------------------------------------------------------------------------------------------------------
-
-
-def topk_twin(p: Parameters, x: Tensor, k: int, dead: tuple[int, ...] = (), k_aux: int = 0) -> Tensor:
-    z = (x - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
-    kept = torch.zeros_like(z).scatter(1, z.topk(k).indices, 1.0)
-    x_hat = torch.relu(z * kept) @ p["W_dec"] + p["b_dec"]
-    if not dead:
-        return error(x, x_hat)
-    z_dead, chosen = z[:, list(dead)].topk(min(k_aux, len(dead)))
-    f_dead = torch.zeros_like(z).scatter(1, torch.tensor(dead)[chosen], torch.relu(z_dead))
-    return error(x, x_hat) + error((x - x_hat).detach(), f_dead @ p["W_dec"]) / 32
 
 
 @pytest.mark.parametrize("dead", [(), (9,), (1, 4, 9), (0, 1, 2, 5, 8, 11, 15)], ids=lambda dead: f"{len(dead)} dead")
@@ -323,34 +275,6 @@ def test_at_the_threshold_the_output_is_zero() -> None:
     z = theta = torch.tensor([2.0])
     assert JUMPRELU.jump_relu(z, theta, 0.1).item() == 0
     assert JUMPRELU.heaviside(z, theta, 0.1).item() == 0
-
-
-class DenseJump(torch.autograd.Function):
-    """(z H(z - theta), H(z - theta)) on a [B, F] matrix of z = ReLU(pre), with the paper's pseudo-derivatives."""
-
-    @staticmethod
-    def forward(ctx, z, theta, eps):
-        ctx.save_for_backward(z, theta)
-        ctx.eps = eps
-        return z * (z > theta), (z > theta).to(z.dtype)
-
-    @staticmethod
-    def backward(ctx, df, dgate):
-        z, theta = ctx.saved_tensors
-        window = (((z - theta) / ctx.eps).abs() < 0.5) / ctx.eps
-        return df * (z > theta), (-(theta * df + dgate) * window).sum(0), None
-
-
-def jumprelu_twin(eps: float, target: float | None, *, log: bool) -> Callable[[Parameters, Tensor], Tensor]:
-    def twin(p: Parameters, x: Tensor) -> Tensor:
-        z = torch.relu((x - p["b_dec"]) @ p["W_enc"] + p["b_enc"])
-        theta = p["theta_parameter"].exp() if log else p["theta_parameter"]
-        f, gate = DenseJump.apply(z, theta, eps)
-        l0 = gate.sum(1).mean()
-        penalty = l0 if target is None else (l0 / target - 1) ** 2
-        return error(x, f @ p["W_dec"] + p["b_dec"]) + LAMBDA * penalty
-
-    return twin
 
 
 def build_jumprelu(theta: float, spread: float = 0.2, **options: Any) -> Any:

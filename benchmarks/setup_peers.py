@@ -1,0 +1,52 @@
+"""Make the peers' virtual environments: one for each list of requirements in `peers/`.
+
+    python benchmarks/setup_peers.py
+
+`NAME.txt` is installed, then `NAME.no-deps.txt` without its dependencies, then `NAME.remove.txt` is uninstalled. An
+environment whose lists have not changed since is left alone. The peers' own packages never enter ours: SAEBench's is
+called sae_bench, as ours is.
+"""
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+from common import SCRATCH, application, peer_python, scratch
+
+LISTS = Path(__file__).parent / "peers"
+
+app = application(__doc__)
+
+
+@app.default
+def main(*, folder: Path = SCRATCH) -> None:
+    """Make what is missing or out of date.
+
+    Parameters
+    ----------
+    folder
+        Where the environments go.
+    """
+    scratch()
+    for name in sorted(path.stem for path in LISTS.glob("*.txt") if "." not in path.stem):
+        lists = sorted(LISTS.glob(f"{name}.*txt"))
+        wanted = "".join(path.read_text() for path in lists)
+        made = folder / name / "made_from.txt"
+        if made.exists() and made.read_text() == wanted:
+            print(f"{name}: up to date")
+            continue
+        print(f"{name}: installing", flush=True)
+        if not (folder / name).exists():
+            venv.create(folder / name, with_pip=True)
+        pip = [str(peer_python(name, folder)), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", "--requirement", LISTS / f"{name}.txt"], check=True)
+        if (extra := LISTS / f"{name}.no-deps.txt") in lists:
+            subprocess.run([*pip, "install", "--no-deps", "--requirement", extra], check=True)
+        if (unwanted := LISTS / f"{name}.remove.txt") in lists:
+            subprocess.run([*pip, "uninstall", "--yes", "--requirement", unwanted], check=True)
+        made.write_text(wanted)
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,68 @@
+"""What a CUDA device offers beside arithmetic: copies that nobody waits for, a second stream, a count of free memory.
+
+Where there is no CUDA the same calls do the same work in turn. That holds for the CPU, and for a fake CUDA device in a
+process without a real one, so that tests walk through the very code that a GPU runs.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+SPARE_SHARE = 0.1
+"""Part of a device's memory that `has_room` never gives away."""
+
+
+def has_cuda(device: torch.device) -> bool:
+    """Whether `device` is a CUDA device, and a real one."""
+    return device.type == "cuda" and torch.cuda.is_available()
+
+
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """Return a CPU tensor on the device, without waiting for the copy.
+
+    Only page-locked memory is copied behind the host's back; torch keeps it until the copy is done.
+    """
+    return x.pin_memory().to(device, non_blocking=True) if has_cuda(device) else x.to(device)
+
+
+def has_room(device: torch.device, n_bytes: int) -> bool:
+    """Whether a CUDA device has so many bytes free and some to spare; False for any other device."""
+    if not has_cuda(device):
+        return False
+    free, total = torch.cuda.mem_get_info(device)
+    return n_bytes <= free - SPARE_SHARE * total
+
+
+class SideStream:
+    """A second queue of work on a CUDA device; what is given to it runs beside the main one.
+
+        with side.work():               # neither waits for the other
+            y = f(x)
+        side.join()                     # what the main stream is given from now on comes after that
+
+    Do not yield within `work`: whoever is yielded to would work on the side as well.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if has_cuda(device) else None
+
+    def work(self) -> AbstractContextManager[object]:
+        """Return a context in which work goes to the side."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def wait(self) -> None:
+        """Let what the side is given from now on come after what the main stream was given so far."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+
+    def join(self) -> None:
+        """Let what the main stream is given from now on come after what the side was given so far."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+    def uses(self, x: Tensor) -> None:
+        """Keep the memory of `x`, which the main stream made, until the side has done with it, even if `x` is gone."""
+        if self._stream is not None:
+            x.record_stream(self._stream)

@@ -1,0 +1,283 @@
+"""Which latents are active on which token, in two layouts, and the three products that layouts differ in.
+
+`Sparse` lists the active (token, latent) pairs; its products touch nothing else. `Dense` is the whole [B, F] matrix
+with a mask; its products are ordinary matrix products, a chunk of tokens at a time. Both give the same values; a caller
+cannot tell them apart as long as it lets the pattern do the sums.
+
+A place of a pattern that is not active is padding: every place of `Dense` outside its mask, and, in a `Sparse` made
+where the number of pairs is not known to the host, the places that were left over. Padding counts nowhere and gets no
+gradient.
+
+Shapes: B tokens, D = d_in, F = d_sae. V, the shape of values: [P] pairs of a sparse pattern, [B, F] of a dense one.
+"""
+
+import functools
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}
+"""Size of a [chunk, F] buffer: small enough for a CPU's cache, large enough to fill a GPU."""
+
+
+class Pattern(ABC):
+    """The active places of a batch: `n_tokens` B, `n_latents` F."""
+
+    n_tokens: int
+    n_latents: int
+
+    @abstractmethod
+    def fill(self, values: Float[Tensor, "*V"]) -> Float[Tensor, "*V"]:
+        """Values that may depend on the latent alone, written out for every place."""
+
+    @abstractmethod
+    def per_latent(self, parameter: Float[Tensor, "F"]) -> Float[Tensor, "..."]:
+        """A parameter's value for every place, or what broadcasts to it; differentiable."""
+
+    @abstractmethod
+    def total(self, values: Float[Tensor, "*V"]) -> Float[Tensor, ""]:
+        """The sum over active places; differentiable."""
+
+    @abstractmethod
+    def per_token(self, fired: Bool[Tensor, "*V"]) -> Int[Tensor, "B"]:
+        """How many active places of each token hold True."""
+
+    @abstractmethod
+    def by_group(self, fired: Bool[Tensor, "*V"], group: Int[Tensor, "B"] | None, n: int) -> Float[Tensor, "n F"]:
+        """How many active places of each latent hold True, for each of n groups of tokens."""
+
+    @abstractmethod
+    def pairs(self) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"], Any]:
+        """Token and latent of every active place, sorted by token, and the index that takes them out of values."""
+
+    # --- products: values are zero wherever they are padding, or count as it ------------------------------------
+
+    @abstractmethod
+    def rows(self, values: Float[Tensor, "*V"], W: Float[Tensor, "F D"]) -> Float[Tensor, "B D"]:
+        """sum_i values[t, i] W[i] for every token t."""
+
+    @abstractmethod
+    def rows_transposed(self, values: Float[Tensor, "*V"], x: Float[Tensor, "B D"]) -> Float[Tensor, "F D"]:
+        """sum_t values[t, i] x[t] for every latent i."""
+
+    @abstractmethod
+    def sums(self, values: Float[Tensor, "*V"]) -> Float[Tensor, "F"]:
+        """sum_t values[t, i] for every latent i."""
+
+    @abstractmethod
+    def inner_products(self, left: Float[Tensor, "B D"], right: Float[Tensor, "F D"]) -> Float[Tensor, "*V"]:
+        """left[t] . right[i] for every active place (t, i), zero for padding."""
+
+
+@dataclass(eq=False)
+class Sparse(Pattern):
+    """Pairs sorted by token. `valid` says which are pairs and which are padding; None: all are pairs."""
+
+    token: Int[Tensor, "P"]
+    latent: Int[Tensor, "P"]
+    n_tokens: int
+    n_latents: int
+    valid: Bool[Tensor, "P"] | None = None
+
+    @functools.cached_property
+    def offsets(self) -> Int[Tensor, "B_plus_1"]:
+        """Where the pairs of each token begin."""
+        return torch.searchsorted(self.token, torch.arange(self.n_tokens + 1, device=self.token.device))
+
+    @functools.cached_property
+    def by_latent(self) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"], Int[Tensor, "F_plus_1"]]:
+        """The transposed pattern: the order that sorts the pairs by latent, their tokens in it, offsets per latent."""
+        latent, order = self.latent.sort(stable=True)
+        offsets = torch.searchsorted(latent, torch.arange(self.n_latents + 1, device=latent.device))
+        return order, self.token[order], offsets
+
+    def _clean(self, values: Tensor) -> Tensor:
+        return values if self.valid is None else torch.where(self.valid, values, 0)
+
+    def fill(self, values: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
+        return values
+
+    def per_latent(self, parameter: Float[Tensor, "F"]) -> Float[Tensor, "P"]:
+        gathered: Tensor = _apply(_Gather, parameter, self.latent)
+        return gathered
+
+    def total(self, values: Float[Tensor, "P"]) -> Float[Tensor, ""]:
+        return self._clean(values).sum()
+
+    def per_token(self, fired: Bool[Tensor, "P"]) -> Int[Tensor, "B"]:
+        counts = self._clean(fired).long()
+        return counts.new_zeros(self.n_tokens).index_add_(0, self.token, counts)
+
+    def by_group(self, fired: Bool[Tensor, "P"], group: Int[Tensor, "B"] | None, n: int) -> Float[Tensor, "n F"]:
+        cell = self.latent if group is None else group[self.token] * self.n_latents + self.latent
+        counts = self._clean(fired).float()
+        return counts.new_zeros(n * self.n_latents).index_add_(0, cell, counts).view(n, -1)
+
+    def pairs(self) -> tuple[Int[Tensor, "p"], Int[Tensor, "p"], Any]:
+        if self.valid is None:
+            return self.token, self.latent, slice(None)
+        return self.token[self.valid], self.latent[self.valid], self.valid
+
+    def rows(self, values: Float[Tensor, "P"], W: Float[Tensor, "F D"]) -> Float[Tensor, "B D"]:
+        return _bags(self.latent, W, self.offsets, self._clean(values))
+
+    def rows_transposed(self, values: Float[Tensor, "P"], x: Float[Tensor, "B D"]) -> Float[Tensor, "F D"]:
+        order, token, offsets = self.by_latent
+        return _bags(token, x, offsets, self._clean(values)[order])
+
+    def sums(self, values: Float[Tensor, "P"]) -> Float[Tensor, "F"]:
+        return values.new_zeros(self.n_latents).index_add_(0, self.latent, self._clean(values))
+
+    def inner_products(self, left: Float[Tensor, "B D"], right: Float[Tensor, "F D"]) -> Float[Tensor, "P"]:
+        product = self._sampled_product(left, right) if left.device.type == "cpu" else self._gathered(left, right)
+        return self._clean(product)
+
+    def _sampled_product(self, left: Tensor, right: Tensor) -> Tensor:
+        with warnings.catch_warnings():  # torch announces once per process that its CSR support is in beta
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
+            pattern = torch.sparse_csr_tensor(
+                self.offsets,
+                self.latent,
+                left.new_zeros(len(self.latent)),
+                (self.n_tokens, self.n_latents),
+                check_invariants=False,  # `select` made them
+            )
+        product: Tensor = torch.sparse.sampled_addmm(pattern, left, right.T, beta=0.0)
+        return product.values()
+
+    def _gathered(self, left: Tensor, right: Tensor) -> Tensor:
+        """The same from gathered rows, some pairs at a time: bounded memory, and one order of additions."""
+        at_once = chunk_size(left.shape[1], left.device)
+        parts = zip(self.token.split(at_once), self.latent.split(at_once), strict=True)
+        return torch.cat([torch.linalg.vecdot(left[token], right[latent]) for token, latent in parts])
+
+
+@dataclass(eq=False)
+class Dense(Pattern):
+    """The whole matrix with a mask, for sets that are not sparse."""
+
+    mask: Bool[Tensor, "B F"]
+
+    def __post_init__(self) -> None:
+        self.n_tokens, self.n_latents = self.mask.shape
+
+    def fill(self, values: Float[Tensor, "..."]) -> Float[Tensor, "B F"]:
+        return values.expand(self.mask.shape)
+
+    def per_latent(self, parameter: Float[Tensor, "F"]) -> Float[Tensor, "F"]:
+        return parameter  # broadcasts over the tokens
+
+    def total(self, values: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+        total: Tensor = _apply(_MaskedSum, self.fill(values), self.mask)
+        return total
+
+    def per_token(self, fired: Bool[Tensor, "B F"]) -> Int[Tensor, "B"]:
+        return (fired & self.mask).sum(1)
+
+    def by_group(self, fired: Bool[Tensor, "B F"], group: Int[Tensor, "B"] | None, n: int) -> Float[Tensor, "n F"]:
+        counts = torch.zeros(n, self.n_latents, device=fired.device)
+        for tokens in self._chunks():
+            some = (fired[tokens] & self.mask[tokens]).float()
+            if group is None:
+                counts += some.sum(0, keepdim=True)
+            else:
+                counts.index_add_(0, group[tokens], some)
+        return counts
+
+    def pairs(self) -> tuple[Int[Tensor, "p"], Int[Tensor, "p"], Any]:
+        token, latent = self.mask.nonzero(as_tuple=True)
+        return token, latent, (token, latent)
+
+    def rows(self, values: Float[Tensor, "B F"], W: Float[Tensor, "F D"]) -> Float[Tensor, "B D"]:
+        out = W.new_empty(self.n_tokens, W.shape[1])
+        for tokens, matrix in self._masked(values):
+            torch.mm(matrix, W, out=out[tokens])
+        return out
+
+    def rows_transposed(self, values: Float[Tensor, "B F"], x: Float[Tensor, "B D"]) -> Float[Tensor, "F D"]:
+        out = x.new_zeros(self.n_latents, x.shape[1])
+        for tokens, matrix in self._masked(values):
+            out.addmm_(matrix.T, x[tokens])
+        return out
+
+    def sums(self, values: Float[Tensor, "B F"]) -> Float[Tensor, "F"]:
+        out = values.new_zeros(self.n_latents)
+        for _, matrix in self._masked(values):
+            out += matrix.sum(0)
+        return out
+
+    def inner_products(self, left: Float[Tensor, "B D"], right: Float[Tensor, "F D"]) -> Float[Tensor, "B F"]:
+        out = left.new_empty(self.mask.shape)
+        for tokens in self._chunks():
+            out[tokens].copy_(self.mask[tokens]).mul_(left[tokens] @ right.T)
+        return out
+
+    def _chunks(self) -> Iterator[slice]:
+        return slices(self.n_tokens, chunk_size(self.n_latents, self.mask.device))
+
+    def _masked(self, values: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield a chunk of tokens' values with zeros in the places of padding; each chunk overwrites the last."""
+        buffer: Tensor | None = None
+        for tokens in self._chunks():
+            some = values[tokens]
+            if buffer is None:
+                buffer = torch.empty_like(some, memory_format=torch.contiguous_format)
+            # In two steps: three times as fast as a product of two types.
+            yield tokens, buffer[: len(some)].copy_(self.mask[tokens]).mul_(some)
+
+
+class _Gather(torch.autograd.Function):
+    """parameter[latent]; its backward is one accumulation instead of indexing's general scatter."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, latent: Tensor) -> Tensor:
+        ctx.save_for_backward(latent)
+        ctx.n_latents = len(parameter)
+        return parameter[latent]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (latent,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.n_latents).index_add_(0, latent, grad), None
+
+
+class _MaskedSum(torch.autograd.Function):
+    """(values * mask).sum() without that product in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(mask)
+        size = chunk_size(mask.shape[1], mask.device)
+        parts = zip(values.split(size), mask.split(size), strict=True)
+        return torch.stack([(some * kept).sum() for some, kept in parts]).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return mask * grad, None
+
+
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    return function.apply(*arguments)
+
+
+def _bags(index: Tensor, W: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """For each bag, a stretch of `index`, the weighted sum of W's rows."""
+    return functional.embedding_bag(index, W, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
+
+
+def chunk_size(width: int, device: torch.device) -> int:
+    """Rows of a chunk, so that a float32 [chunk, width] buffer stays within CHUNK_BYTES of the device."""
+    return max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (4 * width))
+
+
+def slices(length: int, size: int) -> Iterator[slice]:
+    """Cut range(length) into slices of `size`; the last may be shorter."""
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))

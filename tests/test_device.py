@@ -1,0 +1,101 @@
+"""What is asked of CUDA, on a machine without it: by what is called, and by what is answered where it is missing."""
+
+import pytest
+import torch
+
+from sae_bench.device import SPARE_SHARE, SideStream, has_room, send
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+GIB = 1 << 30
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """CUDA as far as this module uses it, and a list of the calls."""
+    calls: list[object] = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            calls.append(f"{self.name} waits for {other.name}")
+
+    class Context:
+        def __init__(self, stream):
+            self.name = stream.name
+
+        def __enter__(self):
+            calls.append(f"enter {self.name}")
+
+        def __exit__(self, *error):
+            calls.append(f"leave {self.name}")
+
+    main = Stream("main")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream(f"side on {device}"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    monkeypatch.setattr(torch.cuda, "stream", Context)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, stream: calls.append(f"recorded for {stream.name}"))
+    return calls
+
+
+def test_a_side_stream_is_cudas(calls):
+    side = SideStream(CUDA)
+    with side.work():
+        calls.append("work")
+    side.wait()
+    side.join()
+    side.uses(torch.ones(3))
+    name = "side on cuda:0"
+    assert calls == [
+        f"enter {name}", "work", f"leave {name}", f"{name} waits for main", f"main waits for {name}",
+        f"recorded for {name}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_without_cuda_a_side_stream_does_its_work_in_turn(device):
+    side = SideStream(device)
+    with side.work():
+        x = torch.ones(3)
+    side.wait()
+    side.join()
+    side.uses(x)
+    assert x.sum() == 3
+
+
+def test_a_side_stream_on_the_cpu_is_none_even_where_there_is_cuda(calls):
+    with SideStream(CPU).work():
+        pass
+    assert not calls
+
+
+def test_a_copy_to_cuda_leaves_from_pinned_memory_and_is_not_waited_for(calls, monkeypatch):
+    x, pinned, sent = (torch.arange(n) for n in (3, 4, 5))
+
+    def to(x, *args, **options):
+        calls.append((x, args, options))
+        return sent
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    assert send(x, CUDA) is sent
+    assert calls == [(pinned, (CUDA,), {"non_blocking": True})]
+
+
+def test_a_tensor_sent_to_the_cpu_is_there():
+    x = torch.arange(3)
+    assert send(x, CPU) is x
+
+
+def test_room_is_what_is_free_less_a_share_of_the_device(calls):
+    left = 60 * GIB - round(SPARE_SHARE * 80 * GIB)
+    assert has_room(CUDA, left - 1)
+    assert not has_room(CUDA, left + 1)
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_there_is_no_room_without_cuda(device):
+    assert not has_room(device, 0)

@@ -1,0 +1,121 @@
+"""The built-in architectures written out densely, each loss as its paper has it; autograd does the rest.
+
+Shapes: B tokens, D = d_in, F = d_sae. A twin takes an SAE's parameters by name and returns the loss; the built-in must
+have the same loss and the same gradient for every parameter, however its active set is stored.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from sae_bench import SparseAutoencoder, Step
+from sae_bench.active import Room, kernels
+
+LAMBDA = 0.3
+
+Parameters = dict[str, Tensor]
+Twin = Callable[[Parameters, Tensor], Tensor]
+
+
+def step(coefficient: float = LAMBDA, dead: tuple[int, ...] = ()) -> Step:
+    return Step(torch.tensor(coefficient, dtype=torch.float64), torch.tensor(dead, dtype=torch.long))
+
+
+def error(x: Tensor, x_hat: Tensor) -> Tensor:
+    return (x - x_hat).pow(2).sum(1).mean()
+
+
+def no_wait(share: float = 1.0) -> Room:
+    """Room for this share of all places, as where the device is not asked how many pairs there are."""
+    return Room(share, torch.zeros(()), torch.tensor(False))
+
+
+def layouts(share: float = 1.0) -> dict[str, AbstractContextManager[None]]:
+    """The ways in which an active set is stored, by name."""
+    return {
+        "sparse": kernels("sparse"),
+        "dense": kernels("dense"),
+        "sparse with room": kernels("sparse", room=no_wait(share)),
+    }
+
+
+def assert_twins_agree_on(x: Tensor, sae: SparseAutoencoder, twin: Twin, when: Step) -> None:
+    parameters = {name: value.detach().clone().requires_grad_() for name, value in sae.named_parameters()}
+    theirs = twin(parameters, x)
+    theirs.backward()
+    for layout, stored in layouts().items():
+        sae.zero_grad()
+        with stored:
+            ours = sae.loss(x, when).total
+        ours.backward()
+        torch.testing.assert_close(ours, theirs, msg=f"{layout}: loss")
+        for name, value in sae.named_parameters():
+            expected = parameters[name].grad
+            assert expected.abs().max() > 1e-6, f"{name}: the twin's gradient is zero, which shows nothing"
+            torch.testing.assert_close(value.grad, expected, msg=f"{layout}: gradient of {name}")
+
+
+def relu_twin(p: Parameters, x: Tensor) -> Tensor:
+    f = torch.relu(x @ p["W_enc"] + p["b_enc"])
+    return error(x, f @ p["W_dec"] + p["b_dec"]) + LAMBDA * (f * p["W_dec"].norm(dim=1)).sum(1).mean()
+
+
+def _gated_latents(p: Parameters, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(f, ReLU(pi_gate)); b_enc is b_gate."""
+    pi = (x - p["b_dec"]) @ p["W_enc"]
+    f = (pi + p["b_enc"] > 0) * torch.relu(p["r_mag"].exp() * pi + p["b_mag"])
+    return f, torch.relu(pi + p["b_enc"])
+
+
+def gated_twin(p: Parameters, x: Tensor) -> Tensor:
+    f, gate = _gated_latents(p, x)
+    frozen = gate @ p["W_dec"].detach() + p["b_dec"].detach()
+    return error(x, f @ p["W_dec"] + p["b_dec"]) + LAMBDA * gate.sum(1).mean() + error(x, frozen)
+
+
+def gated_ri_l1_twin(p: Parameters, x: Tensor) -> Tensor:
+    f, gate = _gated_latents(p, x)
+    penalty = (gate * p["W_dec"].norm(dim=1)).sum(1).mean()
+    x_hat, x_gate = f @ p["W_dec"] + p["b_dec"], gate @ p["W_dec"] + p["b_dec"]
+    return error(x, x_hat) + LAMBDA * penalty + error(x, x_gate)
+
+
+def topk_twin(p: Parameters, x: Tensor, k: int, dead: tuple[int, ...] = (), k_aux: int = 0) -> Tensor:
+    z = (x - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
+    kept = torch.zeros_like(z).scatter(1, z.topk(k).indices, 1.0)
+    x_hat = torch.relu(z * kept) @ p["W_dec"] + p["b_dec"]
+    if not dead:
+        return error(x, x_hat)
+    z_dead, chosen = z[:, list(dead)].topk(min(k_aux, len(dead)))
+    f_dead = torch.zeros_like(z).scatter(1, torch.tensor(dead)[chosen], torch.relu(z_dead))
+    return error(x, x_hat) + error((x - x_hat).detach(), f_dead @ p["W_dec"]) / 32
+
+
+class DenseJump(torch.autograd.Function):
+    """(z H(z - theta), H(z - theta)) on a [B, F] matrix of z = ReLU(pre), with the paper's pseudo-derivatives."""
+
+    @staticmethod
+    def forward(ctx, z, theta, eps):
+        ctx.save_for_backward(z, theta)
+        ctx.eps = eps
+        return z * (z > theta), (z > theta).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx, df, dgate):
+        z, theta = ctx.saved_tensors
+        window = (((z - theta) / ctx.eps).abs() < 0.5) / ctx.eps
+        return df * (z > theta), (-(theta * df + dgate) * window).sum(0), None
+
+
+def jumprelu_twin(eps: float, target: float | None, *, log: bool) -> Callable[[Parameters, Tensor], Tensor]:
+    def twin(p: Parameters, x: Tensor) -> Tensor:
+        z = torch.relu((x - p["b_dec"]) @ p["W_enc"] + p["b_enc"])
+        theta = p["theta_parameter"].exp() if log else p["theta_parameter"]
+        f, gate = DenseJump.apply(z, theta, eps)
+        l0 = gate.sum(1).mean()
+        penalty = l0 if target is None else (l0 / target - 1) ** 2
+        return error(x, f @ p["W_dec"] + p["b_dec"]) + LAMBDA * penalty
+
+    return twin
