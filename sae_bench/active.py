@@ -67,6 +67,8 @@ class Active:
 
     pattern: Pattern
     values: Float[Tensor, "*V"]
+    clean: bool = False
+    """Whether padding among the values is zero, as `select` leaves it."""
 
     @property
     def n_tokens(self) -> int:
@@ -127,12 +129,14 @@ def select_all(
 ) -> tuple[Active, ...]:
     """`select` with several rules at once: one encoder product, one active set for each rule."""
     out = _apply(_Select, x, W_enc, b_enc, b_pre, keeps)
-    return tuple(Active(pattern, z) for pattern, z in zip(out[: len(keeps)], out[len(keeps) :], strict=True))
+    return tuple(
+        Active(pattern, z, clean=True) for pattern, z in zip(out[: len(keeps)], out[len(keeps) :], strict=True)
+    )
 
 
 def decode(f: Active, W_dec: Float[Tensor, "F D"], b_dec: Float[Tensor, "D"] | None = None) -> Float[Tensor, "B D"]:
     """Return x_hat = f W_dec + b_dec (without b_dec when None), with gradients to f, W_dec and b_dec."""
-    product: Tensor = _apply(_Decode, f.values, W_dec, f.pattern)
+    product: Tensor = _apply(_Decode, f.values, W_dec, f.pattern, f.clean)
     return product if b_dec is None else product + b_dec
 
 
@@ -162,10 +166,10 @@ class _Select(torch.autograd.Function):
         needs_x, needs_W, _, needs_pre, _ = ctx.needs_input_grad
         dx = dW_enc = db_enc = None
         for pattern, dz in zip(ctx.patterns, grads[len(ctx.patterns) :], strict=True):
-            dz = dz.contiguous()
+            dz = dz.contiguous()  # padding gets no gradient: clean
             db_enc = _add(db_enc, pattern.sums(dz))
-            dW_enc = _add(dW_enc, pattern.rows_transposed(dz, centred).T) if needs_W else None
-            dx = _add(dx, pattern.rows(dz, W_enc.T)) if needs_x else None
+            dW_enc = _add(dW_enc, pattern.rows_transposed(dz, centred, clean=True).T) if needs_W else None
+            dx = _add(dx, pattern.rows(dz, W_enc.T, clean=True)) if needs_x else None
         # Every token subtracts the same b_pre, so its gradient needs only the sums over tokens.
         db_pre = -(W_enc @ db_enc) if needs_pre else None
         return dx, dW_enc, db_enc, db_pre, None
@@ -177,19 +181,20 @@ def _add(total: Tensor | None, part: Tensor) -> Tensor:
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, f: Tensor, W_dec: Tensor, pattern: Pattern) -> Tensor:
+    def forward(ctx: Any, f: Tensor, W_dec: Tensor, pattern: Pattern, clean: bool) -> Tensor:
         ctx.save_for_backward(f, W_dec)
-        ctx.pattern = pattern
-        return pattern.rows(f, W_dec)
+        ctx.pattern, ctx.clean = pattern, clean
+        return pattern.rows(f, W_dec, clean=clean)
 
     @staticmethod
     def backward(ctx: Any, dx_hat: Tensor) -> tuple[Tensor | None, ...]:
         f, W_dec = ctx.saved_tensors
         dx_hat = dx_hat.contiguous()
-        needs_f, needs_W, _ = ctx.needs_input_grad
+        needs_f, needs_W, *_ = ctx.needs_input_grad
         return (
             ctx.pattern.inner_products(dx_hat, W_dec) if needs_f else None,
-            ctx.pattern.rows_transposed(f, dx_hat) if needs_W else None,
+            ctx.pattern.rows_transposed(f, dx_hat, clean=ctx.clean) if needs_W else None,
+            None,
             None,
         )
 

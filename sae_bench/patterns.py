@@ -57,19 +57,21 @@ class Pattern(ABC):
     def pairs(self) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"], Any]:
         """Token and latent of every active place, sorted by token, and the index that takes them out of values."""
 
-    # --- products: values are zero wherever they are padding, or count as it ------------------------------------
+    # --- products: `clean` values are zero already where they are padding; others count as zero there -------------
 
     @abstractmethod
-    def rows(self, values: Float[Tensor, "*V"], W: Float[Tensor, "F D"]) -> Float[Tensor, "B D"]:
+    def rows(self, values: Float[Tensor, "*V"], W: Float[Tensor, "F D"], *, clean: bool) -> Float[Tensor, "B D"]:
         """sum_i values[t, i] W[i] for every token t."""
 
     @abstractmethod
-    def rows_transposed(self, values: Float[Tensor, "*V"], x: Float[Tensor, "B D"]) -> Float[Tensor, "F D"]:
+    def rows_transposed(
+        self, values: Float[Tensor, "*V"], x: Float[Tensor, "B D"], *, clean: bool
+    ) -> Float[Tensor, "F D"]:
         """sum_t values[t, i] x[t] for every latent i."""
 
     @abstractmethod
     def sums(self, values: Float[Tensor, "*V"]) -> Float[Tensor, "F"]:
-        """sum_t values[t, i] for every latent i."""
+        """sum_t values[t, i] for every latent i; the values are clean."""
 
     @abstractmethod
     def inner_products(self, left: Float[Tensor, "B D"], right: Float[Tensor, "F D"]) -> Float[Tensor, "*V"]:
@@ -125,15 +127,17 @@ class Sparse(Pattern):
             return self.token, self.latent, slice(None)
         return self.token[self.valid], self.latent[self.valid], self.valid
 
-    def rows(self, values: Float[Tensor, "P"], W: Float[Tensor, "F D"]) -> Float[Tensor, "B D"]:
-        return _bags(self.latent, W, self.offsets, self._clean(values))
+    def rows(self, values: Float[Tensor, "P"], W: Float[Tensor, "F D"], *, clean: bool) -> Float[Tensor, "B D"]:
+        return _bags(self.latent, W, self.offsets, values if clean else self._clean(values))
 
-    def rows_transposed(self, values: Float[Tensor, "P"], x: Float[Tensor, "B D"]) -> Float[Tensor, "F D"]:
+    def rows_transposed(
+        self, values: Float[Tensor, "P"], x: Float[Tensor, "B D"], *, clean: bool
+    ) -> Float[Tensor, "F D"]:
         order, token, offsets = self.by_latent
-        return _bags(token, x, offsets, self._clean(values)[order])
+        return _bags(token, x, offsets, (values if clean else self._clean(values))[order])
 
     def sums(self, values: Float[Tensor, "P"]) -> Float[Tensor, "F"]:
-        return values.new_zeros(self.n_latents).index_add_(0, self.latent, self._clean(values))
+        return values.new_zeros(self.n_latents).index_add_(0, self.latent, values)
 
     def inner_products(self, left: Float[Tensor, "B D"], right: Float[Tensor, "F D"]) -> Float[Tensor, "P"]:
         product = self._sampled_product(left, right) if left.device.type == "cpu" else self._gathered(left, right)
@@ -195,28 +199,33 @@ class Dense(Pattern):
         token, latent = self.mask.nonzero(as_tuple=True)
         return token, latent, (token, latent)
 
-    def rows(self, values: Float[Tensor, "B F"], W: Float[Tensor, "F D"]) -> Float[Tensor, "B D"]:
+    def rows(self, values: Float[Tensor, "B F"], W: Float[Tensor, "F D"], *, clean: bool) -> Float[Tensor, "B D"]:
+        if clean:
+            return values @ W
         out = W.new_empty(self.n_tokens, W.shape[1])
         for tokens, matrix in self._masked(values):
             torch.mm(matrix, W, out=out[tokens])
         return out
 
-    def rows_transposed(self, values: Float[Tensor, "B F"], x: Float[Tensor, "B D"]) -> Float[Tensor, "F D"]:
+    def rows_transposed(
+        self, values: Float[Tensor, "B F"], x: Float[Tensor, "B D"], *, clean: bool
+    ) -> Float[Tensor, "F D"]:
+        if clean:
+            return values.T @ x
         out = x.new_zeros(self.n_latents, x.shape[1])
         for tokens, matrix in self._masked(values):
             out.addmm_(matrix.T, x[tokens])
         return out
 
     def sums(self, values: Float[Tensor, "B F"]) -> Float[Tensor, "F"]:
-        out = values.new_zeros(self.n_latents)
-        for _, matrix in self._masked(values):
-            out += matrix.sum(0)
-        return out
+        return values.sum(0)
 
     def inner_products(self, left: Float[Tensor, "B D"], right: Float[Tensor, "F D"]) -> Float[Tensor, "B F"]:
         out = left.new_empty(self.mask.shape)
+        buffer = left.new_empty(min(self.n_tokens, chunk_size(self.n_latents, left.device)), self.n_latents)
         for tokens in self._chunks():
-            out[tokens].copy_(self.mask[tokens]).mul_(left[tokens] @ right.T)
+            some = torch.mm(left[tokens], right.T, out=buffer[: tokens.stop - tokens.start])
+            out[tokens].copy_(self.mask[tokens]).mul_(some)
         return out
 
     def _chunks(self) -> Iterator[slice]:
@@ -256,12 +265,12 @@ class _MaskedSum(torch.autograd.Function):
         ctx.save_for_backward(mask)
         size = chunk_size(mask.shape[1], mask.device)
         parts = zip(values.split(size), mask.split(size), strict=True)
-        return torch.stack([(some * kept).sum() for some, kept in parts]).sum()
+        return torch.stack([kept.to(some.dtype).mul_(some).sum() for some, kept in parts]).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (mask,) = ctx.saved_tensors
-        return mask * grad, None
+        return mask.to(grad.dtype).mul_(grad), None
 
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
