@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from tabulate import tabulate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sae_bench.activations import buffer_bytes
 from sae_bench.config import RunConfig
-from sae_bench.evaluate import contexts_per_batch
-from sae_bench.lm import load_language_model
+from sae_bench.evaluate import plan_batch
+from sae_bench.lm import LanguageModel, load_language_model
 from sae_bench.plan import SAEPlan, check_names, plan_saes
 from sae_bench.run import choose_device, find_sites, token_stream
 from sae_bench.store import RunFolder
 
-PROCESS_BYTES = 700 << 20
+PROCESS_BYTES = 1000 << 20
 """Python with torch and transformers imported, and the working memory of a forward pass."""
 
 
@@ -29,28 +30,17 @@ class Estimate:
     disk_bytes: int
 
 
-def estimate(
-    config: RunConfig, plans: list[SAEPlan], lm_bytes: int, activation_bytes: int, evaluation_bytes: int
-) -> Estimate:
-    """Steps, peak memory and disk of a run.
-
-    Args:
-        config: the run.
-        plans: its SAEs.
-        lm_bytes: size of the language model's weights.
-        activation_bytes: size of one number in the activation buffer.
-        evaluation_bytes: size of what one evaluation batch holds for all SAEs.
-    """
-    sites = {plan.site for plan in plans}
+def estimate(config: RunConfig, plans: list[SAEPlan], lm: LanguageModel) -> Estimate:
+    """Steps, peak memory and disk of a run: what training and what evaluation holds, whichever is more."""
+    sites = list(dict.fromkeys(plan.site for plan in plans))
     parameters = [4 * plan.n_parameters for plan in plans]
-    half = min(-(-config.buffer_tokens // 2), config.tokens)
-    rows = half if half == config.tokens else 2 * half
-    buffer = rows * activation_bytes * sum(site.d_in for site in sites)
+    buffer = buffer_bytes(sites, lm.dtype, config.tokens, config.buffer_tokens, overlap=lm.device.type == "cuda")
     # Weights and two Adam moments of every SAE; the gradients of one at a time, and as much again in temporaries.
-    saes = 3 * sum(parameters) + 2 * max(parameters)
+    training = buffer + 3 * sum(parameters) + 2 * max(parameters)
+    evaluation = sum(parameters) + plan_batch(lm, config.context_size, [(p.site, p.config) for p in plans]).n_bytes
     return Estimate(
         n_steps=config.tokens * config.reuse // config.batch_size,
-        memory_bytes=PROCESS_BYTES + lm_bytes + max(buffer + saes, sum(parameters) + evaluation_bytes),
+        memory_bytes=PROCESS_BYTES + lm.n_bytes + max(training, evaluation),
         disk_bytes=sum(parameters),
     )
 
@@ -75,11 +65,8 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
         [plan.id, plan.site.path, plan.config.d_in, "finished" if folder.has_sae(plan.id) else "to train"]
         for plan in plans
     ]
-    n_models = len(plans) + 2 * len({plan.site for plan in plans})
-    n_contexts = contexts_per_batch(lm, config.context_size, n_models)
-    # Of every SAE: its activations, its reconstruction, and the final hidden states with it.
-    replies = 3 * 4 * lm.d_model * n_contexts * config.context_size * (n_models + 1)
-    takes = estimate(config, plans, lm.n_bytes, dtype.itemsize, replies)
+    takes = estimate(config, plans, lm)
+    n_contexts = plan_batch(lm, config.context_size, [(plan.site, plan.config) for plan in plans]).n_contexts
     return "\n".join(
         [
             tabulate(rows, ["SAE", "module", "d_in", "state"], tablefmt="simple", disable_numparse=True),

@@ -213,8 +213,3 @@ def plan_batch(lm: LanguageModel, context_size: int, saes: Sequence[tuple[Site, 
     held = min(n_tokens * sum(by_sae), BATCH_BYTES + n_tokens * max(by_sae))
     tiles = 4 * TILE_BYTES.get(lm.device.type, TILE_BYTES["cuda"])
     return BatchPlan(n_contexts, n_tokens * (shared + working) + held + tiles)
-
-
-def contexts_per_batch(lm: LanguageModel, context_size: int, n_models: int) -> int:
-    """For dry_run, until it asks `plan_batch`."""
-    return max(1, min(MAX_CONTEXTS, BATCH_BYTES // (4 * lm.d_model * context_size * (n_models + 1))))

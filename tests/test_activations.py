@@ -266,23 +266,26 @@ def test_whether_to_overlap_is_asked_of_the_device_with_all_that_it_must_hold(mo
 
 
 def broken_at(monkeypatch, n_pass, site):
-    """From its n-th pass on, the model's last activation at a site is infinite."""
-    capture = CountingModel.capture
+    """One number of the model's n-th pass is infinite. Returns a list of the passes that were made."""
+    passes, capture = [], CountingModel.capture
 
     def broken(lm, tokens, sites, *, check):
         captured = capture(lm, tokens, sites, check=check)
-        if lm.n_passes >= n_pass:
+        passes.append(lm.n_passes)
+        if lm.n_passes == n_pass:
             captured[site] = captured[site].clone()
             captured[site][-1, -1, -1] = torch.inf
         return captured
 
     monkeypatch.setattr(CountingModel, "capture", broken)
+    return passes
 
 
 def test_activations_that_are_not_finite_stop_the_start_at_once(monkeypatch):
-    broken_at(monkeypatch, 1, TWO)
+    passes = broken_at(monkeypatch, 1, TWO)
     with pytest.raises(UserError, match=r"layer_1.mlp_out: activations in torch.float64 are not all finite"):
         make(4000, buffer=800, sites=(ONE, TWO))
+    assert passes == [1]
 
 
 @pytest.mark.parametrize("n_pass", [2, 14])
