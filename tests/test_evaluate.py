@@ -205,3 +205,13 @@ def test_losses_are_those_of_a_plain_implementation(lm, site, stream):
     assert scores["delta_lm_loss"].value == pytest.approx(spliced - clean, abs=1e-5)
     assert scores["loss_recovered"].value == pytest.approx(1 - (spliced - clean) / (zero - clean), abs=1e-4)
     assert scores["loss_recovered_mean"].value == pytest.approx(1 - (spliced - clean) / (ablated - clean), abs=1e-3)
+
+
+def test_working_through_saes_in_groups_changes_nothing(lm, site, stream, monkeypatch):
+    saes = [Known(site.d_in, c=c) for c in (0.5, 0.7, 0.9)]
+    together = scores_of(lm, stream, site, *saes)
+    monkeypatch.setattr(sae_bench.evaluate, "BATCH_BYTES", 1)  # one context and one SAE at a time
+    apart = scores_of(lm, stream, site, *saes)
+    for one, other in zip(together, apart, strict=True):
+        for name in one:
+            assert other[name].value == pytest.approx(one[name].value, rel=1e-5, abs=1e-6), name
