@@ -6,7 +6,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test clean
+.PHONY: demo test benchmarks clean
 
 demo: .venv/demo.stamp
 	$(BIN)/python bench.py --config demo
@@ -16,6 +16,11 @@ test: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# Against the peers, each in an environment of its own; half an hour on a quiet machine.
+benchmarks: .venv/demo.stamp
+	$(BIN)/python benchmarks/setup_peers.py
+	for name in train_step breakdown density scaling evaluation; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:
 	rm -rf .venv

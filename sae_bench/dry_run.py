@@ -13,7 +13,7 @@ from sae_bench.activations import buffer_bytes
 from sae_bench.config import RunConfig
 from sae_bench.evaluate import plan_batch
 from sae_bench.lm import LanguageModel, load_language_model
-from sae_bench.plan import SAEPlan, check_names, plan_saes
+from sae_bench.plan import SAEPlan, check_names, plan_saes, training_bytes
 from sae_bench.run import choose_device, find_sites, token_stream
 from sae_bench.store import RunFolder
 
@@ -35,8 +35,7 @@ def estimate(config: RunConfig, plans: list[SAEPlan], lm: LanguageModel) -> Esti
     sites = list(dict.fromkeys(plan.site for plan in plans))
     parameters = [4 * plan.n_parameters for plan in plans]
     buffer = buffer_bytes(sites, lm.dtype, config.tokens, config.buffer_tokens, overlap=lm.device.type == "cuda")
-    # Weights and two Adam moments of every SAE; the gradients of one at a time, and as much again in temporaries.
-    training = buffer + 3 * sum(parameters) + 2 * max(parameters)
+    training = buffer + training_bytes(plans)
     evaluation = sum(parameters) + plan_batch(lm, config.context_size, [(p.site, p.config) for p in plans]).n_bytes
     return Estimate(
         n_steps=config.tokens * config.reuse // config.batch_size,

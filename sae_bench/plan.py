@@ -1,7 +1,7 @@
 """What a run will train: every SAE of it, named and checked before anything long begins."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -88,6 +88,15 @@ def plan_saes(config: RunConfig, sites: list[Site]) -> list[SAEPlan]:
         except ValueError as error:
             raise UserError(f"{plan.arch.label}: {error}") from None
     return plans
+
+
+def training_bytes(plans: Sequence[SAEPlan]) -> int:
+    """Memory for training some SAEs at once, activations apart.
+
+    Weights and two Adam moments of every SAE; the gradients of one at a time, and as much again in temporaries.
+    """
+    parameters = [4 * plan.n_parameters for plan in plans]
+    return 3 * sum(parameters) + 2 * max(parameters)
 
 
 def _sae_configs(config: RunConfig, d_in: int, options: dict[str, Any]) -> Iterator[SAEConfig]:

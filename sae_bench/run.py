@@ -23,7 +23,7 @@ from sae_bench.errors import UserError
 from sae_bench.evaluate import Candidate, evaluate
 from sae_bench.lm import LanguageModel, load_language_model
 from sae_bench.log_sinks import LogSink
-from sae_bench.plan import SAEPlan, check_names, plan_saes
+from sae_bench.plan import SAEPlan, check_names, plan_saes, training_bytes
 from sae_bench.progress import Progress
 from sae_bench.provenance import environment
 from sae_bench.registry import TASKS
@@ -122,6 +122,7 @@ def start_stream(
         buffer_tokens=config.buffer_tokens,
         reuse=config.reuse,
         seeds=config.seeds,
+        reserved_bytes=training_bytes(plans),
     )
     stream.start(progress)
     return stream

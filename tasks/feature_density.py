@@ -40,7 +40,7 @@ class FeatureDensity(Task):
 
     def update(self, batch: EvalBatch) -> None:
         group = batch.document % N_GROUPS
-        self.tokens += torch.bincount(group, minlength=N_GROUPS)
+        self.tokens.index_add_(0, group, torch.ones_like(group, dtype=torch.float64))
         self.counts += count_per_latent(batch.f, group, N_GROUPS)
 
     def finish(self) -> Result:
