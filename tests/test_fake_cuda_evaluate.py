@@ -15,6 +15,14 @@ from sae_bench.sites import find_site
 from sae_bench.task import Result
 
 
+class OnDevice(Known):
+    """Its latents stand where its input does."""
+
+    def encode(self, x):
+        self.x = x
+        return torch.ones(len(x), 4, device=x.device)
+
+
 def unread(name):
     """A task that does everything but finish, where numbers are read at last."""
     return type(name, (TASKS[name],), {"finish": lambda self: Result({})})()
@@ -29,7 +37,7 @@ def test_nothing_in_a_batch_waits_for_the_device(family, tmp_path, monkeypatch):
         sites = [find_site(lm.model, kind, 1) for kind in ("resid_post", "mlp_out", "attn_out")]
         lm._replayable |= dict.fromkeys(sites, True)  # tried out once, at the first batch
         with torch.device("cuda"):
-            saes = [Known(site.d_in) for site in sites]
+            saes = [OnDevice(site.d_in) for site in sites]
         stream = TokenStream(str(corpus), lm.tokenizer, split="eval", context_size=16, n_tokens=200, order_seed=0)
         stream.read()
         sent = []
