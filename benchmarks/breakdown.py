@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from workers.ours import EncoderProduct, Ours
 from workers.protocol import Spec
 
-import sae_bench.train
+import sae_bench.trainee
 from sae_bench import SparseAutoencoder
 from sae_bench.books import Books
 from sae_bench.schedules import CoefficientController
@@ -37,8 +37,7 @@ METHODS: dict[str, tuple[tuple[object, str], ...]] = {
         (Books, "usable"),
         (Books, "note"),
         (CoefficientController, "update"),
-        (sae_bench.train, "count_per_latent"),
-        (sae_bench.train, "active_per_token"),
+        (sae_bench.trainee, "count_per_latent"),
     ),
 }
 """Part -> what does it: methods, or functions as the trainer calls them."""

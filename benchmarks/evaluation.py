@@ -51,11 +51,11 @@ app = application(__doc__)
 def main(
     *,
     n_saes: int = 8,
-    contexts: int = 16,
+    contexts: int = 32,
     contexts_per_batch: int = 8,
     d_sae: int = 8192,
     k: int = 32,
-    rounds: int = 8,
+    rounds: int = 3,
     threads: int = os.cpu_count() or 1,
     out: Path = RESULTS,
 ) -> None:

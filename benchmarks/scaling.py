@@ -39,7 +39,8 @@ from sae_bench.lm import LanguageModel
 from sae_bench.plan import settle
 from sae_bench.progress import Progress
 from sae_bench.sites import Site
-from sae_bench.train import Trainee, train
+from sae_bench.train import train
+from sae_bench.trainee import Trainee
 
 app = application(__doc__)
 
@@ -184,6 +185,8 @@ def timed_run(lm: LanguageModel, site: Site, spec: Spec, n: int, n_steps: int) -
     start = time.perf_counter()
     stream = training_stream(lm, site, n_steps * spec.batch, spec.batch)
     stream.start(Progress(quiet=True))
+    for trainee in trainees:
+        trainee.start(stream)
     train(trainees, stream, Progress(quiet=True))
     return time.perf_counter() - start, [trainee.seconds for trainee in trainees]
 

@@ -1,6 +1,6 @@
 """Our training step, whole: loss, backward, projection, fused Adam, renormalisation and the trainer's books.
 
-The stream is replaced by the shared activations; everything else is `sae_bench.train.Trainee` as a run uses it, with
+The stream is replaced by the shared activations; everything else is `sae_bench.trainee.Trainee` as a run uses it, with
 the `short` preset. L0 is set by quantiles of the data, and stays because the learning rate is still warming up.
 """
 
@@ -16,7 +16,7 @@ from sae_bench.config import ArchSpec
 from sae_bench.crossover import dense_above
 from sae_bench.plan import settle
 from sae_bench.sites import Site
-from sae_bench.train import Trainee
+from sae_bench.trainee import Trainee
 from workers.protocol import N_STEPS, QUANTILE_TOKENS, Spec, serve_steps, upper_quantile
 
 SITE = Site(layer=9, kind="resid_post", path="", side="output", d_in=0)
