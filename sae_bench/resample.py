@@ -1,0 +1,124 @@
+"""How sure a number is: a bootstrap over seeds and documents, from the records' per-document sums.
+
+Two things would come out otherwise in another experiment: the seeds of the SAEs and the documents they were evaluated
+on. All SAEs saw the same documents, so the two are crossed, not nested, and each is resampled by itself (Owen, "The
+pigeonhole bootstrap", 2007): documents in common for all SAEs, which pairs every comparison, and seeds in common for
+all architectures. The two variances add up; the interval is Student's, with Satterthwaite's degrees of freedom, for
+a percentile interval over two or three seeds is far too narrow.
+
+Shapes: R replicates, G documents, S seeds.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+from scipy import stats
+
+N_REPLICATES = 1000
+LEVEL = 0.95
+
+FORMULA = re.compile(r"(1 - )?(\w+) / (\w+)")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How often each seed and each document is drawn: the first replicate is the data themselves."""
+
+    seeds: Float[ndarray, "R S"]
+    documents: Float[ndarray, "R G"]
+
+    @staticmethod
+    def draw(n_seeds: int, n_documents: int, n_replicates: int = N_REPLICATES, seed: int = 0) -> "Weights":
+        """The data, then replicates of the documents alone, then, with two seeds or more, of the seeds alone."""
+        generator = np.random.default_rng(seed)
+        as_they_are = np.ones((1, n_seeds)), np.ones((1, n_documents))
+        drawn = generator.multinomial(n_documents, np.full(n_documents, 1 / n_documents), n_replicates).astype(float)
+        seeds, documents = [as_they_are[0], np.ones((n_replicates, n_seeds))], [as_they_are[1], drawn]
+        if n_seeds > 1:
+            seeds.append(generator.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), n_replicates).astype(float))
+            documents.append(np.ones((n_replicates, n_documents)))
+        return Weights(np.concatenate(seeds).astype(float), np.concatenate(documents).astype(float))
+
+    @property
+    def n_replicates(self) -> int:
+        """Replicates of one kind."""
+        return (len(self.seeds) - 1) // (2 if self.seeds.shape[1] > 1 else 1)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its uncertainty; `over_seeds` says whether that covers the choice of seeds."""
+
+    value: float
+    stderr: float
+    degrees: float
+    over_seeds: bool
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float]:
+        """Student's interval."""
+        half = float(stats.t.ppf((1 + level) / 2, self.degrees)) * self.stderr
+        return self.value - half, self.value + half
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, for the hypothesis that the true value is zero."""
+        if self.stderr == 0:
+            return 1.0 if self.value == 0 else 0.0
+        return float(2 * stats.t.sf(abs(self.value) / self.stderr, self.degrees))
+
+
+def estimate(replicates: Float[ndarray, "R"], weights: Weights) -> Estimate:
+    """The estimate from a statistic of every replicate, the data's own first.
+
+    A bootstrap over n units underestimates their variance by (n - 1) / n, which matters for seeds.
+    """
+    n, n_seeds, n_documents = weights.n_replicates, weights.seeds.shape[1], weights.documents.shape[1]
+    of_documents = float(np.var(replicates[1 : 1 + n])) * n_documents / max(1, n_documents - 1)
+    of_seeds = float(np.var(replicates[1 + n :])) * n_seeds / (n_seeds - 1) if n_seeds > 1 else 0.0
+    total = of_documents + of_seeds
+    degrees = n_documents - 1.0
+    if of_seeds > 0:
+        degrees = total**2 / (of_seeds**2 / (n_seeds - 1) + of_documents**2 / max(1, n_documents - 1))
+    return Estimate(float(replicates[0]), total**0.5, max(1.0, degrees), n_seeds > 1)
+
+
+def metric_replicates(record: Mapping[str, Any], metric: str, weights: Weights, seed: int = 0) -> Float[ndarray, "R"]:
+    """A metric of one SAE under every replicate's documents.
+
+    Metrics that are ratios of per-document sums are worked out anew; of others, the shares of latents for example, the
+    record has a value and a standard error alone, and normal deviates stand for the documents.
+
+    Raises:
+        KeyError: the record has no value for the metric.
+    """
+    score = record["scores"][metric]
+    if score["value"] is None:
+        raise KeyError(metric)
+    formula = FORMULA.fullmatch(score["formula"] or "")
+    if formula is None:
+        noise = np.zeros(len(weights.documents))
+        noise[1 : 1 + weights.n_replicates] = np.random.default_rng(seed).standard_normal(weights.n_replicates)
+        return np.asarray(score["value"] + noise * (score["stderr"] or 0.0))
+    one_minus, numerator, denominator = formula.groups()
+    above, below = (weights.documents @ np.asarray(record["by_document"][name]) for name in (numerator, denominator))
+    return np.asarray(1 - above / below if one_minus else above / below)
+
+
+def over_seeds(by_seed: Sequence[Float[ndarray, "R"]], weights: Weights) -> Float[ndarray, "R"]:
+    """The mean over seeds, each as often as the replicate drew it."""
+    return np.asarray((np.stack(by_seed, axis=1) * weights.seeds).sum(1) / weights.seeds.sum(1))
+
+
+def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
+    """P-values corrected for their number (Holm, 1979): any false positive among them has the probability stated."""
+    ordered = sorted(p_values.items(), key=lambda item: item[1])
+    corrected, highest = {}, 0.0
+    for i, (key, p) in enumerate(ordered):
+        highest = max(highest, min(1.0, (len(ordered) - i) * p))
+        corrected[key] = highest
+    return corrected

@@ -1,0 +1,221 @@
+"""Statistics with known answers: planted differences are found, planted ties are not, intervals cover."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from sae_bench import compare_table
+from sae_bench.claims import not_worse, within
+from sae_bench.compare import at, by_area, check_metrics, panels
+from sae_bench.curves import area, at_l0, common_range, curve, pareto_front
+from sae_bench.errors import UserError
+from sae_bench.resample import Estimate, Weights, estimate, holm, metric_replicates, over_seeds
+
+N_DOCUMENTS = 60
+
+
+def record(label, target, seed, l0, numerator, tokens, better="down"):
+    """A record with one metric, loss = sum(numerator) / tokens, and the L0."""
+    by_document = {"added": list(numerator), "tokens": list(tokens), "active": list(l0 * np.asarray(tokens))}
+
+    def score(name):
+        above, below = sum(by_document[name]), sum(by_document["tokens"])
+        return {"value": above / below, "stderr": 0.0, "n": int(below), "formula": f"{name} / tokens", "note": None}
+
+    return {
+        "failure": None,
+        "task": "t",
+        "metrics": {"loss": {"better": better}, "l0": {"better": None}},
+        "scores": {"loss": score("added"), "l0": score("active")},
+        "by_document": by_document,
+        "sae": {"id": f"{label}.{target}.{seed}", "label": label, "seed": seed, "target_l0": target, "d_sae": 8,
+                "site": {"name": "s"}},
+        "provenance": {"model": "m"},
+    }  # fmt: skip
+
+
+def simulated(seed, effects, n_seeds=5, seed_sd=0.02, document_sd=0.3, noise=0.05, targets=(16, 32, 64)):
+    """loss = 1 - log10(L0) / 4 + effect + what a document and a seed add; documents are shared by all SAEs."""
+    draw = np.random.default_rng(seed)
+    tokens = draw.integers(50, 150, N_DOCUMENTS).astype(float)
+    of_document = draw.normal(0, document_sd, N_DOCUMENTS)
+    records = []
+    for label, effect in effects.items():
+        for run in range(n_seeds):
+            of_seed = draw.normal(0, seed_sd)
+            for target in targets:
+                level = 1 - np.log10(target) / 4 + effect + of_seed + of_document
+                loss = level + draw.normal(0, noise, N_DOCUMENTS)
+                records.append(record(label, target, run, target, loss * tokens, tokens))
+    return records
+
+
+def test_a_bootstrapped_ratio_has_the_error_of_the_linearised_one():
+    from sae_bench.stats import ratio_stderr
+
+    draw = np.random.default_rng(0)
+    tokens = draw.integers(50, 150, 400).astype(float)
+    sums = tokens * draw.normal(1, 0.4, 400)
+    one = record("a", 16, 0, 16.0, sums, tokens)
+    weights = Weights.draw(1, 400, n_replicates=4000)
+    found = estimate(metric_replicates(one, "loss", weights), weights)
+    assert found.value == pytest.approx(sums.sum() / tokens.sum(), rel=1e-12)
+    assert found.stderr == pytest.approx(ratio_stderr(sums, tokens), rel=0.04)
+    assert not found.over_seeds
+
+
+def test_seeds_alone_give_students_interval_of_their_mean():
+    values = np.array([1.0, 1.4, 0.7, 1.2])
+    weights = Weights.draw(4, 2, n_replicates=20_000)
+    replicates = over_seeds([np.full(len(weights.seeds), value) for value in values], weights)
+    found = estimate(replicates, weights)
+    assert found.value == pytest.approx(values.mean())
+    assert found.stderr == pytest.approx(stats.sem(values), rel=0.03)
+    low, high = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
+    assert found.interval() == pytest.approx((low, high), rel=0.03)
+    assert found.p_value == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=0.2)
+
+
+def test_holm_by_hand():
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == {"a": 0.03, "c": 0.06, "b": 0.06}
+    assert holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}
+
+
+def test_curves_go_through_their_points_and_stay_between_them():
+    l0, value = np.array([10.0, 20.0, 80.0]), np.array([3.0, 2.9, 1.0])
+    assert curve(l0, value)(np.log(l0)) == pytest.approx(value)
+    between = curve(l0, value)(np.log(np.linspace(10, 80, 50)))
+    assert np.all(np.diff(between) <= 0)
+    assert at_l0(l0[None], value[None], [20.0]) == pytest.approx(2.9)
+    assert np.isnan(curve(l0, value)(np.log(81)))
+
+
+def test_the_area_of_a_line_in_log_l0_is_its_middle():
+    l0 = np.array([10.0, 20.0, 40.0, 80.0])
+    value = np.log2(l0)
+    assert area(l0[None], value[None], (10.0, 40.0)) == pytest.approx(np.log2(20))
+    assert common_range([l0, np.array([15.0, 200.0])]) == (15.0, 80.0)
+    assert common_range([l0, np.array([90.0, 200.0])]) is None
+
+
+def test_the_pareto_front_by_hand():
+    l0, loss = [10, 20, 30, 20, 40], [5.0, 4.0, 4.5, 6.0, 1.0]
+    assert pareto_front(l0, loss, up=False) == [0, 1, 4]
+    assert pareto_front(l0, [-v for v in loss], up=True) == [0, 1, 4]
+
+
+def test_a_planted_difference_is_found_and_the_best_stands_out():
+    (panel,) = panels(simulated(0, {"good": 0.0, "same": 0.0, "bad": 0.15}), ["loss"])
+    standings, differences = at(panel, "loss", (20.0, 50.0, 100.0))
+    for l0 in (20.0, 50.0):
+        assert {s.label for s in standings[l0] if s.best} == {"good", "same"}
+        values = {s.label: s.estimate.value for s in standings[l0]}
+        assert values["bad"] - values["good"] == pytest.approx(0.15, abs=0.05)
+    assert all(s.estimate is None for s in standings[100.0]), "nothing is extrapolated"
+    ties = {(d.label, d.other): d.tie for d in differences if d.l0 == 20.0}
+    assert ties == {("bad", "good"): False, ("bad", "same"): False, ("good", "same"): True}
+    between, by, _ = by_area(panel, "loss")
+    assert between == (16.0, 64.0)
+    assert {s.label for s in by if s.best} == {"good", "same"}
+
+
+def test_pairing_on_documents_makes_differences_far_surer_than_values():
+    (panel,) = panels(simulated(1, {"a": 0.0, "b": 0.0}, document_sd=1.0), ["loss"])
+    standings, (difference,) = at(panel, "loss", (30.0,))
+    assert difference.estimate.stderr < 0.2 * standings[30.0][0].estimate.stderr
+
+
+def test_one_seed_says_nothing_of_seeds():
+    (panel,) = panels(simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=1), ["loss"])
+    standings, _ = at(panel, "loss", (20.0,))
+    assert not any(s.estimate.over_seeds for s in standings[20.0])
+
+
+@pytest.mark.parametrize("n_seeds", [2, 5])
+def test_intervals_cover_and_false_positives_are_rare(n_seeds):
+    """1,000 simulated experiments with a planted difference, and as many without one."""
+    covered = false = 0
+    n = 1000
+    for i in range(n):
+        draw = np.random.default_rng(i)
+        weights = Weights.draw(n_seeds, 40, n_replicates=200, seed=i)
+        effect = 0.1
+        of_document = draw.normal(effect, 0.2, 40)
+        seeds = draw.normal(0, 0.03, n_seeds)
+        by_seed = [weights.documents @ (of_document + seed) / 40 for seed in seeds]
+        found = estimate(over_seeds(by_seed, weights), weights)
+        low, high = found.interval()
+        covered += low <= effect <= high
+        false += Estimate(found.value - effect, found.stderr, found.degrees, True).p_value < 0.05
+    assert 0.93 <= covered / n <= 0.97
+    assert false / n <= 0.07
+
+
+# --- claims, tables and the command line ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("effect", "verdict"), [(-0.15, "holds"), (0.15, "does not hold"), (0.002, "cannot tell")])
+def test_a_claim_holds_or_not_as_planted(effect, verdict):
+    (panel,) = panels(simulated(2, {"mine": effect, "other": 0.0}, seed_sd=0.01), ["loss"])
+    finding = not_worse("loss", "down", "mine", "other", "claim")(panel, (20.0, 50.0))
+    assert finding.verdict == verdict
+    assert len(finding.numbers) == 2
+    upside_down = not_worse("loss", "up", "mine", "other", "claim")(panel, (20.0, 50.0))
+    assert upside_down.verdict == {"holds": "does not hold", "does not hold": "holds"}.get(verdict, upside_down.verdict)
+    assert not_worse("loss", "down", "mine", "absent", "claim")(panel, (20.0,)).verdict == "cannot tell"
+    assert not_worse("loss", "down", "mine", "other", "claim")(panel, (1000.0,)).verdict == "cannot tell"
+
+
+def test_a_range_is_kept_missed_or_not_told():
+    (panel,) = panels(simulated(3, {"a": 0.0}, document_sd=0.01, seed_sd=0.001), ["loss"])
+    value = at(panel, "loss", (30.0,))[0][30.0][0].estimate.value
+    ranges = {
+        "holds": (value - 0.1, value + 0.1),
+        "does not hold": (value + 0.1, value + 0.2),
+        "cannot tell": (value, value + 1),
+    }
+    for verdict, (low, high) in ranges.items():
+        assert within("loss", "a", low, high, "claim")(panel, (30.0,)).verdict == verdict
+
+
+def test_tables_mark_the_best_and_all_that_are_tied_with_it():
+    found = panels(simulated(0, {"good_one": 0.0, "same|one": 0.0, "bad": 0.15}), ["loss"])
+    text = compare_table.terminal(found, ["loss"], (20.0, 50.0, 500.0))
+    rows = {line.split()[0]: line for line in text.splitlines() if line.startswith(("good", "same", "bad"))}
+    assert {label: line.count("*") for label, line in rows.items()} == {"good_one": 3, "same|one": 3, "bad": 0}
+    assert "L0 500" not in text, "nothing was measured there"
+    assert "5 seeds" in text
+    bold = compare_table.markdown(found, ["loss"], (20.0,))
+    assert bold.count("**") == 2 * 2 * 2
+    assert "same&#124;one" in bold
+    tex = compare_table.latex(found, ["loss"], (20.0,))
+    assert r"good\_one & \textbf{" in tex
+    assert tex.count(r"\textbf{") == 4
+    assert r"95\% interval" in tex
+    rows = list(csv.DictReader(io.StringIO(compare_table.csv(found, ["loss"], (20.0, 500.0)))))
+    assert {(row["l0"], row["value"] != "") for row in rows} == {("20", True), ("500", False), ("area", True)}
+
+
+def test_the_same_records_give_the_same_bytes():
+    records = simulated(0, {"a": 0.0, "b": 0.1})
+    assert compare_table.csv(panels(records, ["loss"]), ["loss"]) == compare_table.csv(
+        panels(records[::-1], ["loss"]), ["loss"]
+    )
+
+
+def test_an_unknown_metric_is_refused_with_a_guess():
+    with pytest.raises(UserError, match=r'"los".*did you mean "loss"'):
+        check_metrics(simulated(0, {"a": 0.0}), ["los"])
+
+
+def test_failed_saes_are_said_to_be_missing():
+    records = simulated(0, {"a": 0.0, "b": 0.0})
+    broken = next(r for r in records if r["sae"]["label"] == "a" and r["sae"]["target_l0"] == 16)
+    broken |= {"failure": "diverged", "scores": {}}
+    (panel,) = panels(records, ["loss"])
+    family = next(f for f in panel.families if f.label == "a")
+    assert family.targets == (32.0, 64.0)
+    assert family.missing == (f"{broken['sae']['id']}: diverged",)
