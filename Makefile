@@ -6,7 +6,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test benchmarks clean
+.PHONY: demo test audit faults benchmarks clean
 
 demo: .venv/demo.stamp
 	$(BIN)/python bench.py --config demo
@@ -16,6 +16,15 @@ test: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# Known holes in the pinned versions. Asks a service on the network, so it is no part of `make test`; without --strict, what
+# the service cannot be asked about would count as sound.
+audit: .venv/dev.stamp
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
+# Kills, full disks, flipped bits and the like, in numbers; writes the table of docs/reliability.md. A quarter of an hour.
+faults: .venv/dev.stamp
+	$(BIN)/python tests/faults.py
 
 # Against the peers, each in an environment of its own; half an hour on a quiet machine.
 benchmarks: .venv/demo.stamp

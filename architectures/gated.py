@@ -71,15 +71,15 @@ class Gated(SparseAutoencoder):
 
     def loss(self, x: Float[Tensor, "B D"], step: Step) -> Loss:
         gate = self._gate(x)
+        weights = torch.linalg.vector_norm(self.W_dec, dim=1) if self.options.penalty == "ri_l1" else None
+        mean_gate = gate.mean_per_latent()
+        sparsity = mean_gate.sum() if weights is None else (mean_gate * weights).sum()
         f = self._magnitudes(gate)
         x_hat = self.decode(f)
         error = reconstruction_loss(x, x_hat)
         if self.options.penalty == "l1":
-            sparsity = gate.sum_per_token(gate.values)
             x_gate = decode(gate, self.W_dec.detach(), self.b_dec.detach())
         else:
-            norms = torch.linalg.vector_norm(self.W_dec, dim=1)
-            sparsity = gate.sum_per_token(gate.values * gate.per_latent(norms))
             x_gate = self.decode(gate)
         auxiliary = reconstruction_loss(x, x_gate)
         total = error + step.coefficient * sparsity + auxiliary

@@ -101,7 +101,7 @@ class JumpReLU(SparseAutoencoder):
         theta, eps = self.theta, self.options.bandwidth
         z = self.select(x, keep=lambda pre: pre > theta.detach() - eps / 2)
         theta_of_pair = z.per_latent(theta)
-        f = z.with_values(jump_relu(z.values, theta_of_pair, eps))
+        f = z.with_values(jump_relu(z.values, theta_of_pair, eps), zero_at_zero=True)
         x_hat = self.decode(f)
         error = reconstruction_loss(x, x_hat)
         l0 = z.sum_per_token(heaviside(z.values, theta_of_pair, eps))
@@ -121,7 +121,7 @@ def heaviside(z: Float[Tensor, "..."], theta: Float[Tensor, "..."], eps: float) 
 
 def _in_window(z: Tensor, theta: Tensor, eps: float) -> Tensor:
     """K((z - theta) / eps): the rectangle kernel."""
-    return ((z - theta) / eps).abs() < 0.5
+    return (z - theta).div_(eps).abs_() < 0.5  # in place: on large sets, what costs is memory
 
 
 class _JumpReLU(torch.autograd.Function):
@@ -134,7 +134,8 @@ class _JumpReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         z, theta = ctx.saved_tensors
-        return grad * (z > theta), -grad * (theta / ctx.eps) * _in_window(z, theta, ctx.eps), None
+        of_theta = _in_window(z, theta, ctx.eps).to(grad.dtype).mul_(grad).mul_(-theta / ctx.eps)
+        return (z > theta).to(grad.dtype).mul_(grad), of_theta, None
 
 
 class _Heaviside(torch.autograd.Function):
@@ -147,4 +148,4 @@ class _Heaviside(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
         z, theta = ctx.saved_tensors
-        return None, -grad / ctx.eps * _in_window(z, theta, ctx.eps), None
+        return None, _in_window(z, theta, ctx.eps).to(grad.dtype).mul_(grad).div_(-ctx.eps), None

@@ -60,8 +60,7 @@ class ReLU(SparseAutoencoder):
 
     def loss(self, x: Float[Tensor, "B D"], step: Step) -> Loss:
         f = self.encode(x)
+        l1 = (f.mean_per_latent() * torch.linalg.vector_norm(self.W_dec, dim=1)).sum()
         x_hat = self.decode(f)
         error = reconstruction_loss(x, x_hat)
-        norms = torch.linalg.vector_norm(self.W_dec, dim=1)
-        l1 = f.sum_per_token(f.values * f.per_latent(norms))
         return Loss(error + step.coefficient * l1, x_hat, f, {"reconstruction": error, "l1": l1})

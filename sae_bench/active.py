@@ -74,9 +74,9 @@ class Active:
     def n_tokens(self) -> int:
         return self.pattern.n_tokens
 
-    def with_values(self, values: Float[Tensor, "..."]) -> "Active":
-        """The same pairs with other values."""
-        return Active(self.pattern, self.pattern.fill(values))
+    def with_values(self, values: Float[Tensor, "..."], *, zero_at_zero: bool = False) -> "Active":
+        """The same pairs with other values; `zero_at_zero` promises that where ours are zero the others are too."""
+        return Active(self.pattern, self.pattern.fill(values), self.clean and zero_at_zero)
 
     def per_latent(self, parameter: Float[Tensor, "F"]) -> Float[Tensor, "..."]:
         """Look up a per-latent parameter (a threshold, a norm) for every pair; differentiable."""
@@ -85,6 +85,14 @@ class Active:
     def sum_per_token(self, values: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Sum of `values` over the active latents, mean over ALL tokens of the batch (those without any included)."""
         return self.pattern.total(values) / self.n_tokens
+
+    def mean_per_latent(self) -> Float[Tensor, "F"]:
+        """Mean of each latent's values over ALL tokens of the batch; differentiable.
+
+        For penalties that weigh latents: on large sets, cheaper than `sum_per_token` of values times weights. Their
+        gradient is cheapest where they are computed before the decoder's product.
+        """
+        return self.pattern.total_per_latent(self.values, clean=self.clean) / self.n_tokens
 
     def active_per_token(self) -> Int[Tensor, "B"]:
         """Number of values above zero on each token."""

@@ -8,6 +8,9 @@ every device, so that a run does not depend on how fast its device is.
 Shapes: F = d_sae.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -39,14 +42,15 @@ class Books:
         self._skipped = torch.zeros((), device=device)
         self._sent: HostCopy | None = None
 
-    def usable(self, loss: Float[Tensor, ""], step: int) -> Bool[Tensor, ""]:
-        """Whether a step's gradients may be used: the loss is finite, and no active pair was left out for want of room.
+    def usable(self, check: Float[Tensor, ""], step: int) -> Bool[Tensor, ""]:
+        """Whether a step's gradients may be used: `check` is finite, and no active pair was left out for want of room.
 
         Steps that may not be are counted; the first that was not finite is remembered.
         """
-        finite = loss.detach().isfinite()
+        finite = check.isfinite()
         self._first_bad = torch.where(finite | (self._first_bad >= 0), self._first_bad, float(step))
-        usable = finite if self.room is None else finite & ~self.room.short
+        good = self._first_bad < 0  # once it has diverged, the weights stay
+        usable = good if self.room is None else good & ~self.room.short
         self._skipped = self._skipped + ~usable
         if self.room is not None:
             self.room.short = torch.zeros_like(self.room.short)
@@ -71,6 +75,31 @@ class Books:
         self._sent = HostCopy(torch.cat([torch.stack([self._skipped, self._first_bad, most_kept]), self._idle_tokens]))
         if self.room is not None:
             self.room.most = torch.zeros_like(self.room.most)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, for a checkpoint."""
+        room = None if self.room is None else {name: getattr(self.room, name) for name in ("share", "most", "short")}
+        return {
+            "dead": self.dead,
+            "n_skipped": self.n_skipped,
+            "diverged_at": self.diverged_at,
+            "room": room,
+            "idle_tokens": self._idle_tokens,
+            "first_bad": self._first_bad,
+            "skipped": self._skipped,
+            "sent": None if self._sent is None else self._sent.numbers(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        device = self._idle_tokens.device
+        self.dead, self.n_skipped, self.diverged_at = state["dead"].to(device), state["n_skipped"], state["diverged_at"]
+        self._idle_tokens = state["idle_tokens"].to(device)
+        self._first_bad, self._skipped = state["first_bad"].to(device), state["skipped"].to(device)
+        self._sent = None if state["sent"] is None else HostCopy(state["sent"])
+        if self.room is not None and state["room"] is not None:
+            self.room.share = state["room"]["share"]
+            self.room.most, self.room.short = state["room"]["most"].to(device), state["room"]["short"].to(device)
 
     def close(self) -> None:
         """Read everything, waiting for it: after the last step."""

@@ -34,7 +34,7 @@ from sae_bench.registry import ARCHITECTURES, TASKS
 from sae_bench.sae import Latents, Loss, SAEConfig, SparseAutoencoder, Step, initial_decoder
 from sae_bench.sites import Site
 from sae_bench.task import EvalBatch, EvalSetting, LMLosses, Metric, Result, Task
-from sae_bench.train import Trainee
+from sae_bench.trainee import Trainee
 from sae_bench.weights import load_sae, save_sae
 
 SHAPES = ((6, 24, 37), (17, 11, 8))

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +10,9 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 from sae_bench import __version__
-from sae_bench.errors import UserError, did_you_mean
+from sae_bench.errors import UserError, did_you_mean, one_line
+from sae_bench.interrupts import stop_signals
+from sae_bench.redact import install_redaction, redact
 
 HELP = """Compare sparse autoencoder architectures on one stream of language-model activations.
 
@@ -19,7 +22,7 @@ one record per SAE and task, and prints the leaderboard. The same command again 
     python bench.py --arch all --model demo --l0 16 32 64
 """
 
-VERBS = ("ls", "table")
+VERBS = ("ls", "table", "compare", "claims", "verify")
 
 app = App(
     name="bench.py",
@@ -27,6 +30,7 @@ app = App(
     version=__version__,
     default_parameter=Parameter(negative=(), consume_multiple=True),
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,
 )
 
 WHAT, MODEL, SPARSITY, DATA, RUN = (
@@ -65,6 +69,9 @@ def bench(
     kernels: Annotated[Literal["auto", "dense", "sparse"] | None, Parameter(group=RUN)] = None,
     compile: Annotated[bool | None, Parameter(group=RUN)] = None,
     limit: Annotated[int | None, Parameter(group=RUN)] = None,
+    checkpoint_every: Annotated[str | None, Parameter(group=RUN)] = None,
+    overwrite: Annotated[bool, Parameter(group=RUN)] = False,
+    extend_tokens: Annotated[bool, Parameter(group=RUN)] = False,
     log_to: Annotated[Literal["tensorboard", "wandb"] | None, Parameter(group=RUN)] = None,
     dry_run: Annotated[bool, Parameter(group=RUN)] = False,
     quiet: Annotated[bool, Parameter(group=RUN)] = False,
@@ -130,6 +137,12 @@ def bench(
         Compile the losses with torch.compile: slow to start, needs a C++ compiler.
     limit
         Evaluate on at most this many contexts, for a quick look.
+    checkpoint_every
+        Time (30s, 10m) or number of steps between two checkpoints. Default: 10m.
+    overwrite
+        Delete the run that the folder holds, and start anew.
+    extend_tokens
+        Train the SAEs that the folder holds further, from fewer tokens to --tokens.
     log_to
         Show the training log there too; needs the extra of that name.
     dry_run
@@ -149,8 +162,10 @@ def bench(
         "l0s": l0, "sparsity": sparsity, "seeds": seed, "dataset": dataset, "text_column": text_column,
         "tokens": tokens, "reuse": reuse, "eval_tokens": eval_tokens, "context_size": context_size,
         "batch_size": batch_size, "buffer_tokens": buffer_tokens, "device": device, "kernels": kernels,
-        "compile": compile, "limit": limit,
+        "compile": compile, "limit": limit, "checkpoint_every": checkpoint_every,
     }  # fmt: skip
+    if suite.get("trust_remote_code") and trust_remote_code is None:
+        raise UserError(f"suite {config} runs code that comes with the model: add --trust-remote-code if you trust it")
     for path in plugin or suite.get("plugins", ()):
         load_plugin(path)
     settings = RunConfig.build(
@@ -160,6 +175,8 @@ def bench(
         every_arch=tuple(ARCHITECTURES),
         hub_models=(set(MODELS) | set(MODELS.values())) - {"demo"},
     )
+    if settings.trust_remote_code:
+        logging.getLogger(__name__).warning("--trust-remote-code: code that comes with %s runs as you", settings.model)
     progress = Progress(quiet)
     quieten_libraries()
     if not quiet:  # what is done once, and under which licence, is news
@@ -175,8 +192,15 @@ def bench(
 
         print(describe_plan(settings, folder))
         return 0
-    with log_sink(log_to, folder.path) as sink:
-        records = run(settings, folder, progress, sink)
+    if extend_tokens and out is None:
+        raise UserError("--extend-tokens needs --out, the folder of the run that is to be trained further")
+    with folder.locked():
+        if overwrite:
+            folder.clear()
+        else:
+            folder.check(settings.identity, extended=extend_tokens)
+        with log_sink(log_to, folder.path) as sink:
+            records = run(settings, folder, progress, sink)
     print(leaderboard.terminal(records))
     progress.say(f"records and tables: {folder.path}")
     return 1 if leaderboard.failed(records) else 0
@@ -227,6 +251,99 @@ def table(runs: Annotated[list[Path], Parameter(required=True)], /) -> int:
     return 0
 
 
+@app.command
+def compare(
+    runs: Annotated[list[Path], Parameter(required=True)],
+    /,
+    *,
+    metric: list[str] | None = None,
+    at_l0: list[float] | None = None,
+    form: Annotated[Literal["text", "md", "tex", "csv"], Parameter(name="--format")] = "text",
+) -> int:
+    """Compare architectures at matched L0, with intervals, over the seeds and documents of one or more runs.
+
+    Parameters
+    ----------
+    runs
+        Folders of runs.
+    metric
+        Metrics to compare. Default: those of the leaderboard that have a better direction.
+    at_l0
+        L0s to compare at, where they were measured. Default: 20 50 100 150.
+    form
+        text, md, tex or csv.
+    """
+    from sae_bench import compare_table, leaderboard
+    from sae_bench.compare import check_metrics, panels
+    from sae_bench.curves import AT_L0
+
+    records = leaderboard.gather(runs)
+    metrics = check_metrics(records, metric)
+    writers = {
+        "text": compare_table.terminal, "md": compare_table.markdown, "tex": compare_table.latex,
+        "csv": compare_table.csv,
+    }  # fmt: skip
+    print(writers[form](panels(records, metrics), metrics, at_l0 or AT_L0))
+    return 0
+
+
+@app.command
+def claims(runs: Annotated[list[Path], Parameter(required=True)], /, *, at_l0: list[float] | None = None) -> int:
+    """Check the findings of the JumpReLU paper on runs: each holds, does not hold, or cannot be told.
+
+    Parameters
+    ----------
+    runs
+        Folders of runs.
+    at_l0
+        L0s to judge at, where they were measured. Default: 20 50 100 150.
+    """
+    from sae_bench import leaderboard
+    from sae_bench.claims import METRICS, check_claims
+    from sae_bench.compare import panels
+    from sae_bench.curves import AT_L0
+
+    records = leaderboard.gather(runs)
+    for panel, finding in check_claims(panels(records, METRICS), at_l0 or AT_L0):
+        setting = panel.setting
+        print(f"{finding.verdict}: {finding.claim} ({setting.model}, {setting.site}, width {setting.width})")
+        for number in finding.numbers:
+            print(f"    {number}")
+    return 0
+
+
+@app.command
+def verify(run: Path, /, *, contexts: int = 16, plugin: list[str] | None = None, quiet: bool = False) -> int:
+    """Hash a run's files and its language model again, measure a sample again, and say what does not match.
+
+    Parameters
+    ----------
+    run
+        A run's folder.
+    contexts
+        Held-out contexts to measure again.
+    plugin
+        Python files with the architectures and tasks of the run.
+    quiet
+        Print only what does not match.
+    """
+    from sae_bench.progress import Progress
+    from sae_bench.registry import load_plugin
+    from sae_bench.store import RunFolder
+    from sae_bench.verify import verify as verify_run
+
+    for path in plugin or ():
+        load_plugin(path)
+    quieten_libraries()
+    n_wrong = n_right = 0
+    for finding in verify_run(RunFolder(run), Progress(quiet), contexts):
+        n_wrong, n_right = n_wrong + bool(finding.problem), n_right + (not finding.problem)
+        if finding.problem or not quiet:
+            print(f"{finding.what}: {finding.problem or 'as recorded'}")
+    print(f"{n_right} as recorded, {n_wrong} not")
+    return 1 if n_wrong else 0
+
+
 SITES = {
     "resid_post": "output of the layer: the residual stream after it",
     "mlp_out": "what the MLP adds to the residual stream (Gemma 2, 3: after the post-MLP norm)",
@@ -253,8 +370,10 @@ def quieten_libraries() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 something failed, 2 a user's mistake, 130 interrupted, 141 unread."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    install_redaction()
     try:
-        code = app(arguments, exit_on_error=False, print_error=False)
+        with stop_signals():
+            code = app(arguments, exit_on_error=False, print_error=False)
     except UnusedCliTokensError as error:
         word = (error.unused_tokens or [""])[0]
         code = _complain(f'unknown verb "{word}"{did_you_mean(word, VERBS)}')
@@ -266,11 +385,13 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except KeyboardInterrupt:
-        print("interrupted; finished SAEs and records are kept, the same command goes on from them", file=sys.stderr)
+        again = [part for part in (sys.argv[1:] if arguments is None else arguments) if part != "--overwrite"]
+        command = shlex.join(["python", "bench.py", *again])
+        print(redact(f"interrupted; nothing finished is lost, go on with: {command}"), file=sys.stderr)
         code = 130
     sys.exit(code)
 
 
 def _complain(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(redact(f"error: {one_line(message)}"), file=sys.stderr)
     return 2

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from sae_bench.errors import UserError, did_you_mean
+from sae_bench.paths import file_name
 
 Preset = Literal["paper", "short"]
 
@@ -23,7 +24,7 @@ HUB_DATASET = "monology/pile-uncopyrighted"
 """What models from the hub are trained on unless told otherwise, as Gemma Scope was trained on the Pile."""
 
 
-def parse_count(text: int | str) -> int:
+def parse_count(text: object) -> int:
     """Read a count as people write it: 4096, 16k (16 x 1024 latents, as in "width 16k"), 2M (million), 1e6."""
     match = re.fullmatch(r"\s*([\d_.]+(?:e\d+)?)\s*([kKM]?)\s*", str(text))
     if not match:
@@ -32,6 +33,21 @@ def parse_count(text: int | str) -> int:
     if not count < 1e18:
         raise ValueError(f"{text!r} is more than any machine holds: write a smaller count")
     return round(count)
+
+
+def parse_interval(text: str) -> dict[str, float | int]:
+    """Read a time as {"seconds": 600.0} ("10m"; s, m, h), or a number of steps as {"steps": 600} ("600")."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
+    if not match or not float(match[1]) or ("." in match[1] and not match[2]):
+        raise ValueError(f"{text!r} is neither a time nor a number of steps: write 10m, 30s or 1000")
+    if not match[2]:
+        return {"steps": int(match[1])}
+    return {"seconds": float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]}
+
+
+def _checked_interval(text: object) -> str:
+    parse_interval(str(text))
+    return str(text)
 
 
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
@@ -111,7 +127,7 @@ class ArchSpec(Strict):
     settings: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
-    def parse(cls, text: "str | ArchSpec | Mapping[str, Any]") -> "ArchSpec":
+    def parse(cls, text: object) -> "ArchSpec":
         if not isinstance(text, str):
             return cls.model_validate(text)
         name, _, rest = text.partition(":")
@@ -167,8 +183,10 @@ class RunConfig(Strict):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     plugins: tuple[str, ...] = ()
     kernels: Literal["auto", "dense", "sparse"] = "auto"
-    compile: bool = False
     """Products in training: on the active pairs, on everything, or whichever is faster at the measured density."""
+    compile: bool = False
+    checkpoint_every: Annotated[str, BeforeValidator(_checked_interval)] = "10m"
+    """Time (30s, 10m, 2h) or number of steps between two checkpoints."""
     limit: Count | None = None
     """Evaluate on at most this many contexts; for a quick look."""
     revision: str | None = None
@@ -198,9 +216,11 @@ class RunConfig(Strict):
                     given.pop(other, None)
             given |= source
         preset = given.setdefault("preset", "short")
-        if preset not in _RUN_DEFAULTS:
+        if not isinstance(preset, str) or preset not in _RUN_DEFAULTS:
             raise UserError(f'unknown preset "{preset}"{did_you_mean(str(preset), _RUN_DEFAULTS)}')
-        defaults = _RUN_DEFAULTS[preset] | {"dataset": HUB_DATASET if given.get("model") in hub_models else "embedded"}
+        defaults = _RUN_DEFAULTS[preset] | {
+            "dataset": HUB_DATASET if str(given.get("model")) in hub_models else "embedded"
+        }
         if given.get("sparsity"):
             defaults.pop("l0s")
         archs = given.get("archs", ())
@@ -229,13 +249,13 @@ class RunConfig(Strict):
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers; tasks only add records, so they are left out."""
-        return self.model_dump(mode="json", exclude={"tasks"})
+        return self.model_dump(mode="json", exclude={"tasks", "checkpoint_every"})
 
     @property
     def name(self) -> str:
         """A folder name that tells runs apart: model, architectures, and the settings' hash."""
         archs = "+".join(dict.fromkeys(arch.name for arch in self.archs))
-        return f"{Path(self.model).name}.{archs}.{self.hash[:8]}"
+        return file_name(f"{Path(self.model).name}.{archs}.{self.hash[:8]}")
 
     @property
     def hash(self) -> str:

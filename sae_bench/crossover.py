@@ -20,8 +20,8 @@ from sae_bench.paths import cache_folder
 
 log = logging.getLogger(__name__)
 
-DENSITIES = (0.01, 0.03)
-"""Shares of active pairs that sparse products are timed at; their time grows linearly with the share."""
+DENSITIES = (0.05, 0.15)
+"""Shares of active pairs that sparse products are timed at, not far from where dense ones usually overtake them."""
 
 N_ROUNDS = 4
 

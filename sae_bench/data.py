@@ -194,7 +194,19 @@ class TokenStream:
         # Mixed, not added: pass 1 of seed 0 must not be pass 0 of seed 1.
         seed = int(np.random.SeedSequence([self.order_seed, n_pass]).generate_state(1)[0])
         texts = documents(self.source, order_seed=seed, column=self.column)
-        return (text for text in texts if split_of(text) == self.split)
+        return (text for text in self._readable(texts) if split_of(text) == self.split)
+
+    def _readable(self, texts: Iterator[str]) -> Iterator[str]:
+        """The texts; whatever goes wrong in reading them, a lost connection or a damaged file, is a UserError."""
+        try:
+            yield from texts
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f'the corpus "{self.source}" cannot be read any further ({type(error).__name__}: {error}): '
+                "mend it, and the same command goes on"
+            ) from error
 
     def _end_of_corpus(self, n_tokens: int) -> None:
         """Allow another pass over the `n_tokens` just read, or raise UserError."""

@@ -4,10 +4,15 @@ Where there is no CUDA the same calls do the same work in turn. That holds for t
 process without a real one, so that tests walk through the very code that a GPU runs.
 """
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+from sae_bench.errors import UserError
+
+log = logging.getLogger(__name__)
 
 SPARE_SHARE = 0.1
 """Part of a device's memory that `has_room` never gives away."""
@@ -32,6 +37,20 @@ def has_room(device: torch.device, n_bytes: int) -> bool:
         return False
     free, total = torch.cuda.mem_get_info(device)
     return n_bytes <= free - SPARE_SHARE * total
+
+
+def halved(n: int, what: str) -> int:
+    """Half of n, after the device had no memory for n; called where torch.OutOfMemoryError is handled.
+
+    Raises:
+        UserError: n is 1.
+    """
+    if n == 1:
+        raise UserError(f"out of memory, even with one of the {what}: choose a smaller model or --width, or fewer SAEs")
+    log.warning("out of memory with %d %s: going on with %d", n, what, n // 2)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return n // 2
 
 
 class SideStream:

@@ -13,9 +13,10 @@ from sae_bench.activations import buffer_bytes
 from sae_bench.config import RunConfig
 from sae_bench.evaluate import plan_batch
 from sae_bench.lm import LanguageModel, load_language_model
-from sae_bench.plan import SAEPlan, check_names, plan_saes, training_bytes
-from sae_bench.run import choose_device, find_sites, token_stream
+from sae_bench.plan import SAEPlan, check_names, plan_saes, training_bytes, training_disk_bytes
+from sae_bench.run import choose_device, find_sites
 from sae_bench.store import RunFolder
+from sae_bench.train_stage import token_stream
 
 PROCESS_BYTES = 1000 << 20
 """Python with torch and transformers imported, and the working memory of a forward pass."""
@@ -40,14 +41,14 @@ def estimate(config: RunConfig, plans: list[SAEPlan], lm: LanguageModel) -> Esti
     return Estimate(
         n_steps=config.tokens * config.reuse // config.batch_size,
         memory_bytes=PROCESS_BYTES + lm.n_bytes + max(training, evaluation),
-        disk_bytes=sum(parameters),
+        disk_bytes=training_disk_bytes(plans),
     )
 
 
 def describe_plan(config: RunConfig, folder: RunFolder) -> str:
     """The plan as text: what is new, what is finished already, and what it takes."""
     check_names(config)
-    folder.open(config.identity)
+    folder.check(config.identity)
     device, dtype = choose_device(config)
     with FakeTensorMode():
         lm = load_language_model(
@@ -61,7 +62,7 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
         plans = plan_saes(config, find_sites(lm, config))
         token_stream(lm, config, "eval", config.n_held_out)  # checks the context size
     rows = [
-        [plan.id, plan.site.path, plan.config.d_in, "finished" if folder.has_sae(plan.id) else "to train"]
+        [plan.id, plan.site.path, plan.config.d_in, "finished" if folder.has_sae(plan.id, config.hash) else "to train"]
         for plan in plans
     ]
     takes = estimate(config, plans, lm)

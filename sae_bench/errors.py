@@ -11,6 +11,14 @@ class UserError(ValueError):
     and exits with code 2. Failed assertions stand for our own mistakes and keep their traceback.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """Text on one line, without characters that command a terminal or turn the direction of writing."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(text.split()))
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean "topk"? known: ...)` for an unknown `name`, to end an error message with."""

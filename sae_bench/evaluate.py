@@ -12,7 +12,11 @@ Shapes: n contexts in a batch, S tokens in each, D width of a site, c counted po
 numbered through all contexts of a batch, so that they index the rows of [n S, ...].
 """
 
-from collections.abc import Mapping, Sequence
+import json
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -21,13 +25,15 @@ from torch import Tensor
 
 from sae_bench.ablations import Ablations
 from sae_bench.data import TokenBatch, TokenStream, special_mask
-from sae_bench.device import send
+from sae_bench.device import halved, send
 from sae_bench.lm import CleanPass, LanguageModel, check_finite
 from sae_bench.lm_loss import TILE_BYTES, token_losses
 from sae_bench.progress import Progress
 from sae_bench.sae import START_DENSITY, Latents, SAEConfig, SparseAutoencoder
 from sae_bench.sites import Site
 from sae_bench.task import EvalBatch, EvalSetting, LMLosses, Result, Task
+
+log = logging.getLogger(__name__)
 
 BATCH_BYTES = 512 << 20
 """Bound on what a batch holds of all SAEs together; a batch is one context and one SAE at least."""
@@ -49,6 +55,24 @@ class Candidate:
     site: Site
     tasks: Mapping[str, Task]
     results: dict[str, Result] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    """Why a task has no result."""
+
+    @contextmanager
+    def guarded(self, tasks: Iterable[str]) -> Iterator[None]:
+        """Let some tasks fail, and the others go on. Memory is not theirs alone: too little ends the whole pass."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            log.exception("%s failed", " and ".join(tasks))
+            for name in tasks:
+                self.failures.setdefault(name, f"{type(error).__name__}: {error}")
+
+    def running(self) -> list[tuple[str, Task]]:
+        """The tasks that have not failed."""
+        return [(name, task) for name, task in self.tasks.items() if name not in self.failures]
 
 
 @dataclass(frozen=True)
@@ -103,35 +127,83 @@ class Reply:
 
 
 @torch.no_grad()
-def evaluate(lm: LanguageModel, stream: TokenStream, candidates: Sequence[Candidate], progress: Progress) -> None:
-    """Run every task of every candidate over the stream's contexts and fill in their `results`."""
+def evaluate(
+    lm: LanguageModel,
+    stream: TokenStream,
+    candidates: Sequence[Candidate],
+    progress: Progress,
+    means: dict[Site, Float[Tensor, "_"]] | None = None,
+) -> None:
+    """Run every task of every candidate over the stream's contexts and fill in their `results` or `failures`.
+
+    `means` are the sites' mean activations, measured on the same tokens if they are not given. Where memory does not
+    suffice the pass begins again with half as many contexts at a time.
+    """
     sites = list(dict.fromkeys(candidate.site for candidate in candidates))
-    with_losses = any(task.needs_lm_loss for candidate in candidates for task in candidate.tasks.values())
     size = plan_batch(lm, stream.context_size, [(c.site, c.sae.config) for c in candidates]).n_contexts
-    means = site_means(lm, stream, sites, size, progress)
+    while True:
+        try:
+            if means is None:
+                means = site_means(lm, stream, sites, size, progress)
+            _evaluate(lm, stream, candidates, means, size, progress)
+            return
+        except torch.OutOfMemoryError:
+            size = halved(size, "contexts in an evaluation batch")
+
+
+def _evaluate(
+    lm: LanguageModel,
+    stream: TokenStream,
+    candidates: Sequence[Candidate],
+    means: dict[Site, Float[Tensor, "D"]],
+    size: int,
+    progress: Progress,
+) -> None:
+    with_losses = any(task.needs_lm_loss for candidate in candidates for task in candidate.tasks.values())
     ablations = Ablations(lm, means)
     for candidate in candidates:
+        candidate.failures.clear()
+        candidate.results.clear()
         setting = EvalSetting(candidate.sae, means[candidate.site], stream.n_documents, lm.device)
-        for task in candidate.tasks.values():
-            task.start(setting)
+        for name, task in candidate.tasks.items():
+            with candidate.guarded([name]):
+                task.start(setting)
 
     for batch in progress.track("evaluate", stream.batches(size), stream.n_contexts, lambda batch: len(batch.tokens)):
         contexts = Contexts.of(batch, lm.special_ids, lm.device)
         # `site_means` has seen that the same activations are finite.
-        clean = lm.clean_pass(contexts.tokens, sites, check=False) if with_losses else None
-        activations = clean.activations if clean else lm.capture(contexts.tokens, sites, check=False)
+        clean = lm.clean_pass(contexts.tokens, means, check=False) if with_losses else None
+        activations = clean.activations if clean else lm.capture(contexts.tokens, means, check=False)
         x = {site: whole.flatten(0, 1)[contexts.counted].float() for site, whole in activations.items()}
         places = (contexts.counted, contexts.predicts, contexts.targets, contexts.opening)
         ablated = ablations.losses(clean, *places) if clean else {}
         held: list[Reply] = []
         for i, candidate in enumerate(candidates, start=1):
-            held.append(_reply(candidate, x[candidate.site], clean, contexts))
-            if i == len(candidates) or sum(reply.n_bytes for reply in held) > BATCH_BYTES:
+            with candidate.guarded(candidate.tasks):
+                if candidate.running():
+                    held.append(_reply(candidate, x[candidate.site], clean, contexts))
+            if held and (i == len(candidates) or sum(reply.n_bytes for reply in held) > BATCH_BYTES):
                 _score(held, x, clean, ablated, contexts)
                 held.clear()
 
     for candidate in candidates:
-        candidate.results = {name: task.finish() for name, task in candidate.tasks.items()}
+        for name, task in candidate.running():
+            with candidate.guarded([name]):
+                candidate.results[name] = _checked(task.finish())
+
+
+def _checked(result: Result) -> Result:
+    """Raise ValueError or TypeError if a record could not hold it: what cannot be had is None, with a note."""
+    for name, score in result.scores.items():
+        for value in (score.value, score.stderr):
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}")
+    for table in (result.by_document, result.per_latent):
+        for name, values in table.items():
+            if not all(map(math.isfinite, values)):
+                raise ValueError(f"{name} has values that are not finite")
+    json.dumps(result.details, allow_nan=False)
+    return result
 
 
 def _reply(candidate: Candidate, x: Float[Tensor, "c D"], clean: CleanPass | None, contexts: Contexts) -> Reply:
@@ -159,8 +231,9 @@ def _score(
         ]
     for reply, loss in zip(replies, losses, strict=True):
         view = EvalBatch(x[reply.candidate.site], reply.f, reply.x_hat, contexts.document, loss)
-        for task in reply.candidate.tasks.values():
-            task.update(view)
+        for name, task in reply.candidate.running():
+            with reply.candidate.guarded([name]):
+                task.update(view)
 
 
 @torch.no_grad()

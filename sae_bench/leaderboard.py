@@ -2,22 +2,27 @@
 
 One row per SAE, sorted by model, site, width, architecture and measured L0; one column per headline metric, each value
 with its standard error, an arrow for the better direction, and below the table what was counted.
+
+Names and reasons in records may come from anyone. Each format has one function that makes text of it harmless, and
+everything that is not our own constant goes through it: `one_line`, `escape_markdown`, `escape_latex`, `escape_csv`.
 """
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
-from sae_bench.errors import UserError
-from sae_bench.store import RunFolder, write_text
+from sae_bench.errors import UserError, one_line
+from sae_bench.files import write_text
+from sae_bench.store import RunFolder
 
 ARROWS = {"up": "↑", "down": "↓", None: ""}
 LATEX_ARROWS = {"up": r" $\uparrow$", "down": r" $\downarrow$", None: ""}
+FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # and their full-width forms
 KEYS = ["model", "site", "width", "architecture", "target", "seed", "run", "sae"]
 
 Record = Mapping[str, Any]
@@ -77,8 +82,10 @@ def long_table(records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def board(table: pd.DataFrame, *, latex: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the headline table, as text."""
+def board(
+    table: pd.DataFrame, escape: Callable[[str], str], *, latex: bool = False
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the headline table, as text; `escape` makes text from records harmless."""
     shown = table[table["headline"]]
     metrics = list(dict.fromkeys(shown["metric"]))
     if "l0" in metrics:  # the x-axis of every comparison comes first
@@ -90,7 +97,6 @@ def board(table: pd.DataFrame, *, latex: bool = False) -> tuple[list[str], list[
     fixed = [key for key in ("model", "site", "width") if saes[key].nunique() > 1] + ["architecture", "target"]
     fixed += [key for key in ("seed", "run") if saes[key].nunique() > 1]
     arrows = LATEX_ARROWS if latex else {key: f" {arrow}".rstrip() for key, arrow in ARROWS.items()}
-    escape = escape_latex if latex else str
     better = {name: next(iter(found.dropna()), None) for name, found in shown.groupby("metric")["better"]}
     header = [escape(name) for name in fixed] + [escape(name) + arrows[better[name]] for name in metrics]
     rows = [
@@ -129,23 +135,24 @@ def caption(records: Sequence[Record]) -> str:
 
 def markdown(records: Sequence[Record]) -> str:
     """The board as a Markdown document."""
-    header, rows = board(long_table(records))
+    header, rows = board(long_table(records), escape_markdown)
     table = tabulate(rows, header, tablefmt="pipe", disable_numparse=True, colalign=_alignment(header))
-    failures = "".join(f"- {line}\n" for line in failed(records))
-    return f"# Leaderboard\n\n{table}\n\n{caption(records)}\n" + (f"\nFailed:\n\n{failures}" if failures else "")
+    notes = escape_markdown(caption(records))
+    failures = "".join(f"- {escape_markdown(line)}\n" for line in failed(records))
+    return f"# Leaderboard\n\n{table}\n\n{notes}\n" + (f"\nFailed:\n\n{failures}" if failures else "")
 
 
 def terminal(records: Sequence[Record]) -> str:
     """The board as plain text."""
-    header, rows = board(long_table(records))
+    header, rows = board(long_table(records), one_line)
     table = tabulate(rows, header, tablefmt="simple", disable_numparse=True, colalign=_alignment(header))
     failures = "".join(f"FAILED {line}\n" for line in failed(records))
-    return f"{table}\n\n{caption(records)}\n{failures}"
+    return f"{table}\n\n{one_line(caption(records))}\n{failures}"
 
 
 def latex(records: Sequence[Record]) -> str:
     """The board as a LaTeX table; needs the package booktabs."""
-    header, rows = board(long_table(records), latex=True)
+    header, rows = board(long_table(records), escape_latex, latex=True)
     body = tabulate(rows, header, tablefmt="latex_raw", disable_numparse=True, colalign=_alignment(header))
     lines = body.splitlines()
     rules = iter((r"\toprule", r"\midrule", r"\bottomrule"))
@@ -154,16 +161,29 @@ def latex(records: Sequence[Record]) -> str:
     return "\n".join([r"\begin{table}", r"\centering", r"\small", *lines, rf"\caption{{{notes}}}", r"\end{table}", ""])
 
 
+def csv(records: Iterable[Record]) -> str:
+    """Every metric, headline or not, with all that its record says of it."""
+    return long_table(records).map(lambda cell: escape_csv(cell) if isinstance(cell, str) else cell).to_csv(index=False)
+
+
 def failed(records: Iterable[Record]) -> list[str]:
     """One line for every record of a failure."""
-    return [f"{record['sae']['id']}: {record['task']}: {record['failure']}" for record in records if record["failure"]]
+    return [
+        one_line(f"{record['sae']['id']}: {record['task']}: {record['failure']}")
+        for record in records
+        if record["failure"]
+    ]
 
 
 def write_board(folder: Path, records: Sequence[Record]) -> None:
     """Write leaderboard.md, .csv and .tex."""
-    write_text(folder / "leaderboard.md", markdown(records))
-    write_text(folder / "leaderboard.csv", long_table(records).to_csv(index=False))
-    write_text(folder / "leaderboard.tex", latex(records))
+    for name, content in board_files(records).items():
+        write_text(folder / name, content)
+
+
+def board_files(records: Sequence[Record]) -> dict[str, str]:
+    """What the board's files say, by their names."""
+    return {"leaderboard.md": markdown(records), "leaderboard.csv": csv(records), "leaderboard.tex": latex(records)}
 
 
 def with_error(value: float, stderr: float | None, plus_minus: str = "±") -> str:
@@ -176,10 +196,29 @@ def with_error(value: float, stderr: float | None, plus_minus: str = "±") -> st
     return f"{value:.{places}f} {plus_minus} {stderr:.{places}f}"
 
 
+def escape_markdown(text: str) -> str:
+    """Text as Markdown shows it: no cell ends early, no tag, link, formula or emphasis comes to life.
+
+    Character references mean the same to every dialect, backslashes do not. An underscore inside a word, as names
+    have it, is no emphasis anywhere and stays legible.
+    """
+    special = r"[\\`*{}\[\]<>&|#~$^]|(?<![^\W_])_|_(?![^\W_])"
+    return re.sub(special, lambda found: f"&#{ord(found[0])};", one_line(text))
+
+
 def escape_latex(text: str) -> str:
-    """Text as LaTeX prints it, whatever it contains."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
-    return re.sub(r"[\\~^±#$%&_{}]", lambda found: special.get(found[0], "\\" + found[0]), text)
+    """Text as LaTeX prints it. A bracket or asterisk that begins a row would be an argument of the \\\\ before it."""
+    special = {
+        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+        "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "]": "{]}", "*": "{*}",
+    }  # fmt: skip
+    return re.sub(r"[\\~^±<>|\[\]*#$%&_{}]", lambda found: special.get(found[0], "\\" + found[0]), one_line(text))
+
+
+def escape_csv(text: str) -> str:
+    """Text that no spreadsheet takes for a formula: an apostrophe says that it is text."""
+    line = one_line(text)
+    return f"'{line}" if line.startswith(FORMULA_STARTS) and not _is_number(line) else line
 
 
 def _cell(row: Any, latex: bool) -> str:
@@ -193,6 +232,14 @@ def _cell(row: Any, latex: bool) -> str:
 
 def _number(row: Any) -> float | None:
     return None if row is None or pd.isna(row.value) else float(row.value)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _alignment(header: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ Shape letters: batch contexts, seq tokens in each, d_in width of a site, d_model
 """
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -95,6 +96,12 @@ class LanguageModel:
                 digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
             self._weight_hash = digest.hexdigest()
         return self._weight_hash
+
+    def tokenizer_hash(self) -> str:
+        """Return the sha256 (hex) of a fast tokenizer's whole definition, of another one's vocabulary."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        text = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @torch.no_grad()
     def capture(

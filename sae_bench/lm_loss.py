@@ -20,9 +20,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-TILE_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
-"""Size of a tile: on a CPU two of them stay in cache; on a GPU they fill it."""
-TOKENS_AT_ONCE = 512
+TILE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
+"""Size of a tile: on a CPU it stays in cache; on a GPU they fill it."""
+WIDTH_STEP = 128
+"""Tiles are as wide as a multiple of this: a matrix product of odd width is up to a fifth slower on a CPU."""
+TOKENS_AT_ONCE = 1024
 """Enough rows for a matrix product at full speed: the head's weights are read once for that many tokens."""
 
 
@@ -110,5 +112,6 @@ def _log_softmax(logits: Float[Tensor, "m v"]) -> tuple[Float[Tensor, "m v"], Fl
 
 def _tiles(head: Head, hidden: Tensor) -> list[slice]:
     n_bytes = TILE_BYTES.get(hidden.device.type, TILE_BYTES["cuda"])
-    width = max(1, n_bytes // (4 * max(1, len(hidden))))
+    width = n_bytes // (4 * max(1, len(hidden)))
+    width = max(1, width - width % WIDTH_STEP if width > WIDTH_STEP else width)
     return [slice(start, min(start + width, head.n_vocab)) for start in range(0, head.n_vocab, width)]

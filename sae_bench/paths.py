@@ -1,6 +1,8 @@
-"""Where the harness keeps what it can make again: the extracted corpus, the converted demo model."""
+"""Where the harness keeps what it can make again, and how text from a user becomes one part of a path."""
 
+import hashlib
 import os
+import re
 from pathlib import Path
 
 
@@ -13,3 +15,15 @@ def cache_folder() -> Path:
     if own := os.environ.get("SAE_BENCH_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sae-arch-bench"
+
+
+def file_name(text: str, longest: int = 160) -> str:
+    """Text as one part of a path: ASCII letters, digits and `_.+-`, beginning with no dot or dash, and not too long.
+
+    A text that has to be cut ends in a hash of the whole, so that two that differ stay apart. File systems allow 255
+    bytes; the rest is for what is put around a name: a task's of up to 64, suffixes, a temporary file's.
+    """
+    name = re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).lstrip(".-") or "_"
+    if len(name) <= longest:
+        return name
+    return f"{name[: longest - 13]}.{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -46,6 +46,10 @@ class Pattern(ABC):
         """The sum over active places; differentiable."""
 
     @abstractmethod
+    def total_per_latent(self, values: Float[Tensor, "*V"], *, clean: bool) -> Float[Tensor, "F"]:
+        """The sum over each latent's active places; differentiable. `clean` as for the products."""
+
+    @abstractmethod
     def per_token(self, fired: Bool[Tensor, "*V"]) -> Int[Tensor, "B"]:
         """How many active places of each token hold True."""
 
@@ -112,6 +116,9 @@ class Sparse(Pattern):
 
     def total(self, values: Float[Tensor, "P"]) -> Float[Tensor, ""]:
         return self._clean(values).sum()
+
+    def total_per_latent(self, values: Float[Tensor, "P"], *, clean: bool) -> Float[Tensor, "F"]:
+        return self.sums(self._clean(values))  # clean or not, for padding gets no gradient
 
     def per_token(self, fired: Bool[Tensor, "P"]) -> Int[Tensor, "B"]:
         counts = self._clean(fired).long()
@@ -180,6 +187,10 @@ class Dense(Pattern):
 
     def total(self, values: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         total: Tensor = _apply(_MaskedSum, self.fill(values), self.mask)
+        return total
+
+    def total_per_latent(self, values: Float[Tensor, "B F"], *, clean: bool) -> Float[Tensor, "F"]:
+        total: Tensor = _apply(_MaskedSumPerLatent, values if clean else torch.where(self.mask, values, 0), self.mask)
         return total
 
     def per_token(self, fired: Bool[Tensor, "B F"]) -> Int[Tensor, "B"]:
@@ -266,6 +277,20 @@ class _MaskedSum(torch.autograd.Function):
         size = chunk_size(mask.shape[1], mask.device)
         parts = zip(values.split(size), mask.split(size), strict=True)
         return torch.stack([kept.to(some.dtype).mul_(some).sum() for some, kept in parts]).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return mask.to(grad.dtype).mul_(grad), None
+
+
+class _MaskedSumPerLatent(torch.autograd.Function):
+    """values.sum(0) of clean values, with no gradient for padding."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(mask)
+        return values.sum(0)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

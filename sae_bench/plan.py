@@ -1,6 +1,5 @@
 """What a run will train: every SAE of it, named and checked before anything long begins."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from pydantic import ValidationError
 
 from sae_bench.config import ArchSpec, Preset, Recipe, RunConfig, recipe_for
 from sae_bench.errors import UserError, did_you_mean
+from sae_bench.paths import file_name
 from sae_bench.registry import ARCHITECTURES, TASKS
 from sae_bench.sae import SAEConfig, SparseAutoencoder
 from sae_bench.sites import Site
@@ -26,10 +26,10 @@ class SAEPlan:
 
     @property
     def id(self) -> str:
-        """A name that is unique in the run and safe in a path."""
-        label = re.sub(r"[^\w.-]+", "-", self.arch.label)
-        kind = "l0" if self.config.l0 is not None else "c"
-        return f"{label}.{self.site.name}.w{self.config.d_sae}.{kind}_{self.config.sparsity:g}.seed{self.config.seed}"
+        """A name that is safe in a path; `plan_saes` sees to it that no two SAEs of a run share one."""
+        config = self.config
+        sparsity = f"{'l0' if config.l0 is not None else 'c'}_{config.sparsity:g}"
+        return file_name(f"{self.arch.label}.{self.site.name}.w{config.d_sae}.{sparsity}.seed{config.seed}")
 
     def build(self) -> SparseAutoencoder:
         """The untrained SAE."""
@@ -87,7 +87,21 @@ def plan_saes(config: RunConfig, sites: list[Site]) -> list[SAEPlan]:
                 raise ValueError(f"l0 {plan.config.l0:g} is more than the width, {plan.config.d_sae}: lower --l0")
         except ValueError as error:
             raise UserError(f"{plan.arch.label}: {error}") from None
-    return plans
+    return _distinct(plans)
+
+
+def _distinct(plans: Sequence[SAEPlan]) -> list[SAEPlan]:
+    """Every plan once; two of one name would share a folder, on some systems even if the names differ in case."""
+    named: dict[str, SAEPlan] = {}
+    for plan in plans:
+        other = named.setdefault(plan.id.lower(), plan)
+        if other != plan:
+            raise UserError(
+                f"two SAEs would be called {plan.id}, {other.arch.settings} at {other.config.sparsity!r} and "
+                f"{plan.arch.settings} at {plan.config.sparsity!r}: make their settings differ in more than "
+                "punctuation, case or the seventh digit"
+            )
+    return list(named.values())
 
 
 def training_bytes(plans: Sequence[SAEPlan]) -> int:
@@ -97,6 +111,16 @@ def training_bytes(plans: Sequence[SAEPlan]) -> int:
     """
     parameters = [4 * plan.n_parameters for plan in plans]
     return 3 * sum(parameters) + 2 * max(parameters)
+
+
+def weight_bytes(plans: Sequence[SAEPlan]) -> int:
+    """Disk for the trained SAEs."""
+    return sum(4 * plan.n_parameters for plan in plans)
+
+
+def training_disk_bytes(plans: Sequence[SAEPlan]) -> int:
+    """Disk for training some SAEs: their weights, and at the height three checkpoints with two Adam moments each."""
+    return (1 + 3 * 3) * weight_bytes(plans)
 
 
 def _sae_configs(config: RunConfig, d_in: int, options: dict[str, Any]) -> Iterator[SAEConfig]:

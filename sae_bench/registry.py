@@ -2,13 +2,15 @@
 
 A plugin file decorates its class with `@register_architecture("name")` or `@register_task("name")`. Built-ins stand in
 the folders `architectures/` and `tasks/` and are found through the same entry points as an installed third-party
-package; a file can also be named on the command line (`--plugin my_sae.py`). Nothing is imported before its name is
-asked for.
+package; a file can also be named on the command line (`--plugin my_sae.py`). A plugin is code: none runs before its
+name is asked for, "all" and `ls` being ways to ask for every name. What fails to load is one line that says where.
 """
 
 import importlib
 import importlib.util
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from sae_bench.task import Task
 
 T = TypeVar("T")
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+"""Names become parts of file names, and of labels such as `name:key=value,key=value`."""
 
 
 class Registry(Generic[T]):
@@ -39,6 +44,9 @@ class Registry(Generic[T]):
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
         """Decorator that makes a class known as `name`."""
 
+        if not NAME.fullmatch(name):
+            raise UserError(f'{self.kind} "{name}": a name is up to 64 letters, digits and _.-; rename it')
+
         def decorate(cls: type[T]) -> type[T]:
             known = self._classes.get(name)
             owner = known.__module__ if known is not None else self._built_in().get(name, cls.__module__)
@@ -55,14 +63,31 @@ class Registry(Generic[T]):
         """The class called `name`.
 
         Raises:
-            UserError: nothing is called so.
+            UserError: nothing is called so, or what is called so does not load.
         """
         if name not in self._classes:
             modules = self._modules()
             if name not in modules:
                 raise UserError(f'unknown {self.kind} "{name}"{did_you_mean(name, self)}')
-            importlib.import_module(modules[name])
+            if name in self._built_in():
+                importlib.import_module(modules[name])  # ours: a failure keeps its traceback
+            else:
+                self._import_foreign(name, modules[name])
         return self._classes[name]
+
+    def _import_foreign(self, name: str, module: str) -> None:
+        """Import what an installed package declares as an entry point."""
+        try:
+            importlib.import_module(module)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f'{self.kind} "{name}" of the installed module {module} does not load: {_reason(error)}; '
+                "mend or uninstall it"
+            ) from error
+        if name not in self._classes:
+            raise UserError(f'{self.kind} "{name}": the installed module {module} does not register it; uninstall it')
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted({*self._classes, *self._modules()}))
@@ -98,12 +123,23 @@ def load_plugin(path: str) -> None:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError) as error:
-        raise UserError(f'--plugin "{path}" does not load: {error}; mend the file') from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f'--plugin "{path}" does not load: {_reason(error)}; mend the file') from error
     if ARCHITECTURES.n_registrations + TASKS.n_registrations == before:
         raise UserError(
             f'--plugin "{path}" registers nothing: decorate a class with @register_architecture or @register_task'
         )
+
+
+def _reason(error: Exception) -> str:
+    """Kind and message of an exception in one line, and the line of code that it comes from."""
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, SyntaxError):
+        return said  # says itself where
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{said} ({Path(frame.filename).name}, line {frame.lineno})"
 
 
 ARCHITECTURES: "Registry[SparseAutoencoder]" = Registry("architecture", "sae_bench.architectures")

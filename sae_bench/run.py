@@ -8,32 +8,29 @@ import dataclasses
 import datetime
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from sae_bench import leaderboard
-from sae_bench.activations import ActivationStream
 from sae_bench.config import RunConfig
 from sae_bench.corpus import EMBEDDED
 from sae_bench.corpus import describe as describe_embedded
-from sae_bench.crossover import dense_above
 from sae_bench.data import TokenStream
 from sae_bench.errors import UserError
 from sae_bench.evaluate import Candidate, evaluate
+from sae_bench.files import sha256, write_sealed
 from sae_bench.lm import LanguageModel, load_language_model
 from sae_bench.log_sinks import LogSink
-from sae_bench.plan import SAEPlan, check_names, plan_saes, training_bytes
+from sae_bench.plan import SAEPlan, check_names, plan_saes
 from sae_bench.progress import Progress
 from sae_bench.provenance import environment
 from sae_bench.registry import TASKS
 from sae_bench.sites import Site, find_site
-from sae_bench.store import RunFolder, write_json
-from sae_bench.train import Trainee, train
-from sae_bench.weights import description_of, load_sae, save_sae
-
-ORDER_SEED = 0
-"""Documents come in one order for every run, so that runs on one corpus evaluate on the same tokens."""
+from sae_bench.store import RunFolder
+from sae_bench.train_stage import Leg, TrainStage, token_stream
+from sae_bench.weights import description_of, load_sae
 
 
 def run(
@@ -44,8 +41,8 @@ def run(
     Raises:
         UserError: something asked for cannot be done; what was finished before stays.
     """
-    folder.open(config.identity)
     check_names(config)
+    earlier = begin(folder, config)
     tasks = config.tasks or tuple(TASKS)
     device, dtype = choose_device(config)
     progress.say(f"loading {config.model} ({str(dtype).removeprefix('torch.')} on {device})")
@@ -54,20 +51,49 @@ def run(
     )
     plans = plan_saes(config, find_sites(lm, config))
     held_out = token_stream(lm, config, "eval", config.n_held_out)
-    to_train = [plan for plan in plans if not folder.has_sae(plan.id)]
+    to_train = [plan for plan in plans if not folder.has_sae(plan.id, config.hash)]
     if to_train:
         # What can be wrong with data or activations shows before the first file is written and the first step is made.
         progress.say(f"reading {config.dataset}")
         held_out.read()
-        stream = start_stream(lm, config, to_train, progress)
-        write_manifest(folder, config, plans)
-        train_saes(lm, config, to_train, stream, folder, progress, sink)
-        del stream  # and its buffer
+        stage = TrainStage(lm, config, to_train, folder, progress, earlier)
+        stage.start()
+        write_manifest(folder, config, plans, earlier)
+        stage.run(sink)
+        del stage  # and its buffer
+    elif folder.manifest() is None:
+        write_manifest(folder, config, plans, earlier)
     evaluate_saes(lm, config, plans, tasks, held_out, folder, progress)
     records = folder.records()
     leaderboard.check_comparable(records)
     leaderboard.write_board(folder.path, records)
     return records
+
+
+def begin(folder: RunFolder, config: RunConfig) -> list[Leg]:
+    """See that the folder holds this run or none, and return the legs that it extends.
+
+    Raises:
+        UserError: a plugin that the run was begun with has another content now.
+    """
+    manifest = folder.manifest()
+    if manifest is None:
+        return []
+    for name, digest in plugin_hashes(config).items():
+        if manifest["plugins"].get(name, digest) != digest:
+            raise UserError(
+                f"--plugin {name} has changed since the run in {folder.path} was begun: bring the old file back, "
+                "choose another --out, or --overwrite the run"
+            )
+    earlier = [Leg(**leg) for leg in manifest["earlier"]]
+    if manifest["config_hash"] != config.hash:  # --extend-tokens, or `check` would have refused
+        earlier.append(Leg(manifest["config"]["tokens"], manifest["config_hash"]))
+    return earlier
+
+
+def plugin_hashes(config: RunConfig) -> dict[str, str]:
+    """SHA-256 of every plugin file."""
+    return {name: sha256(Path(name)) for name in config.plugins}
 
 
 def choose_device(config: RunConfig) -> tuple[torch.device, torch.dtype]:
@@ -96,109 +122,6 @@ def find_sites(lm: LanguageModel, config: RunConfig) -> list[Site]:
     return list(dict.fromkeys(sites))
 
 
-def token_stream(lm: LanguageModel, config: RunConfig, split: str, n_tokens: int) -> TokenStream:
-    """The run's training or evaluation tokens."""
-    return TokenStream(
-        config.dataset,
-        lm.tokenizer,
-        split=split,  # type: ignore[arg-type]
-        context_size=config.context_size,
-        n_tokens=n_tokens,
-        order_seed=ORDER_SEED,
-        column=config.text_column,
-        max_context=lm.max_context,
-    )
-
-
-def start_stream(
-    lm: LanguageModel, config: RunConfig, plans: Sequence[SAEPlan], progress: Progress
-) -> ActivationStream:
-    """The one stream of activations for some SAEs, its buffer filled."""
-    stream = ActivationStream(
-        lm,
-        token_stream(lm, config, "train", config.tokens),
-        list(dict.fromkeys(plan.site for plan in plans)),
-        batch_size=config.batch_size,
-        buffer_tokens=config.buffer_tokens,
-        reuse=config.reuse,
-        seeds=config.seeds,
-        reserved_bytes=training_bytes(plans),
-    )
-    stream.start(progress)
-    return stream
-
-
-def train_saes(
-    lm: LanguageModel,
-    config: RunConfig,
-    plans: Sequence[SAEPlan],
-    stream: ActivationStream,
-    folder: RunFolder,
-    progress: Progress,
-    sink: LogSink,
-) -> None:
-    """Train some SAEs on one stream and save them."""
-    above = crossovers(config, plans, lm.device, progress)
-    trainees = [
-        Trainee(
-            plan.id,
-            plan.build(),
-            plan.site,
-            plan.config.seed,
-            plan.recipe,
-            kernels=config.kernels,
-            compile=config.compile,
-            dense_above=above.get((plan.config.d_in, plan.config.d_sae)),
-        )
-        for plan in plans
-    ]
-    train(trainees, stream, progress, sink)
-    for plan, trainee in zip(plans, trainees, strict=True):
-        description = plan.describe() | {
-            "training": {
-                "tokens_seen": stream.n_steps * stream.batch_size,
-                "activations_captured": stream.n_captured,
-                "n_steps": stream.n_steps,
-                "input_scale": stream.scale[plan.site],
-                "fingerprint": stream.tokens.fingerprint,
-                "passes_over_corpus": stream.tokens.passes,
-                "seconds": round(trainee.seconds, 3),
-                "kernels": config.kernels,
-                "dense_above": trainee.dense_above,
-                "steps_skipped": trainee.books.n_skipped,
-                "failure": trainee.failure,
-            }
-        }
-        save_sae(folder.sae_path(plan.id), trainee.sae, description, sae_metadata(lm, config, plan.site), trainee.log)
-
-
-def crossovers(
-    config: RunConfig, plans: Sequence[SAEPlan], device: torch.device, progress: Progress
-) -> dict[tuple[int, int], float]:
-    """For each shape (d_in, d_sae), the density above which dense products are faster; empty unless it is asked for."""
-    if config.kernels != "auto":
-        return {}
-    shapes = dict.fromkeys((plan.config.d_in, plan.config.d_sae) for plan in plans)
-    found = {shape: dense_above(*shape, config.batch_size, device) for shape in shapes}
-    for (d_in, d_sae), density in found.items():
-        progress.say(f"kernels: dense products above {density:.0%} active pairs at {d_in} x {d_sae}")
-    return found
-
-
-def sae_metadata(lm: LanguageModel, config: RunConfig, site: Site) -> dict[str, Any]:
-    """What other tools need to know to use an SAE; hook names are TransformerLens's."""
-    hooks = {"resid_post": "hook_resid_post", "mlp_out": "hook_mlp_out", "attn_out": "attn.hook_z"}
-    return {
-        "model_name": lm.name,
-        "hook_name": f"blocks.{site.layer}.{hooks[site.kind]}" if site.kind in hooks else site.path,
-        "module_path": site.path,
-        "module_side": site.side,
-        "prepend_bos": True,
-        "context_size": config.context_size,
-        "dataset_path": config.dataset,
-    }
-
-
 def evaluate_saes(
     lm: LanguageModel,
     config: RunConfig,
@@ -209,25 +132,53 @@ def evaluate_saes(
     progress: Progress,
 ) -> None:
     """Write the records that are missing: one pass over the held-out tokens for all of them."""
-    missing = {plan.id: [name for name in tasks if not folder.record_path(plan.id, name).exists()] for plan in plans}
-    todo = [plan for plan in plans if missing[plan.id]]
-    if not todo:
-        return
     candidates, descriptions = [], []
-    for plan in todo:
-        sae = load_sae(folder.sae_path(plan.id), lm.device)
-        descriptions.append(description_of(folder.sae_path(plan.id)))
-        candidates.append(Candidate(sae, plan.site, {name: TASKS[name]() for name in missing[plan.id]}))
+    for plan in plans:
+        description = description_of(folder.sae_path(plan.id))
+        missing = [name for name in tasks if is_missing(folder.record(plan.id, name), name, description, config, lm)]
+        if missing and description["training"]["failure"]:
+            with torch.device("meta"):  # nobody will ask for its weights
+                sae = plan.build()
+        elif missing:
+            sae = load_sae(folder.sae_path(plan.id), lm.device)
+        if missing:
+            descriptions.append(description)
+            candidates.append(Candidate(sae, plan.site, {name: TASKS[name]() for name in missing}))
+    if not candidates:
+        return
     start = time.monotonic()
     healthy = [(c, d) for c, d in zip(candidates, descriptions, strict=True) if not d["training"]["failure"]]
     if healthy:
         evaluate(lm, stream, [candidate for candidate, _ in healthy], progress)
+    else:
+        stream.read()  # for its counts and its fingerprint
     seconds = time.monotonic() - start
     provenance = provenance_of(lm, config, stream) | {"evaluation_seconds": round(seconds, 3)}
     for candidate, description in zip(candidates, descriptions, strict=True):
         for name in candidate.tasks:
             record = make_record(candidate, name, description, provenance)
-            write_json(folder.record_path(description["id"], name), record)
+            write_sealed(folder.record_path(description["id"], name), record)
+
+
+def is_missing(
+    record: Mapping[str, Any] | None,
+    task: str,
+    description: Mapping[str, Any],
+    config: RunConfig,
+    lm: LanguageModel,
+) -> bool:
+    """Whether there is no record of this SAE, task and model as they are now; what failed in evaluation is missing."""
+    if record is None:
+        return True
+    made_from = (
+        record["provenance"]["config_hash"],
+        record["provenance"]["model_sha256"],
+        record["task_version"],
+        record["sae"]["weights_sha256"],
+        record["failure"],
+    )
+    now = config.hash, lm.weight_hash(), TASKS[task].version, description["weights_sha256"]
+    return made_from != (*now, description["training"]["failure"])
 
 
 def make_record(
@@ -235,7 +186,7 @@ def make_record(
 ) -> dict[str, Any]:
     """One (SAE, task): its values, or why there are none."""
     task, result = TASKS[name], candidate.results.get(name)
-    failure = description["training"]["failure"]
+    failure = description["training"]["failure"] or candidate.failures.get(name)
     assert (result is None) == (failure is not None), "an SAE is evaluated unless its training failed"
     return {
         "task": name,
@@ -257,6 +208,7 @@ def provenance_of(lm: LanguageModel, config: RunConfig, stream: TokenStream) -> 
         "model": lm.name,
         "model_revision": lm.revision,
         "model_sha256": lm.weight_hash(),
+        "tokenizer_sha256": lm.tokenizer_hash(),
         "lm_dtype": str(lm.dtype).removeprefix("torch."),
         "sae_dtype": "float32",
         "dataset": config.dataset if config.dataset != EMBEDDED else describe_embedded(),
@@ -270,6 +222,14 @@ def provenance_of(lm: LanguageModel, config: RunConfig, stream: TokenStream) -> 
     }
 
 
-def write_manifest(folder: RunFolder, config: RunConfig, plans: Sequence[SAEPlan]) -> None:
+def write_manifest(folder: RunFolder, config: RunConfig, plans: Sequence[SAEPlan], earlier: Sequence[Leg]) -> None:
     """Say what the run is, before it starts."""
-    folder.write_manifest({"config": config.identity, "config_hash": config.hash, "saes": [plan.id for plan in plans]})
+    folder.write_manifest(
+        {
+            "config": config.identity,
+            "config_hash": config.hash,
+            "earlier": [dataclasses.asdict(leg) for leg in earlier],
+            "plugins": plugin_hashes(config),
+            "saes": [plan.id for plan in plans],
+        }
+    )

@@ -1,7 +1,8 @@
 """How learning rate and sparsity coefficient move over a run, as functions of the step alone."""
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -45,8 +46,8 @@ class CoefficientController:
     During the first `until` of the run the logarithm of the coefficient follows log(L0 / target), clipped, as a
     proportional-integral controller: the integral finds the level, the proportional part damps the overshoot that comes
     of L0 answering late. After that it is frozen at the mean integral of its last tenth, so that training ends on a
-    fixed objective. It starts low: a
-    coefficient that begins too high kills the gate of a gated SAE before the controller can react.
+    fixed objective. It starts low: a coefficient that begins too high kills the gate of a gated SAE before the
+    controller can react.
     State lives on the SAE's device; nothing here waits for it.
     """
 
@@ -57,10 +58,27 @@ class CoefficientController:
         self._integral = torch.tensor(math.log(start), device=device)
         self._proportional = torch.zeros((), device=device)
         self._sum = torch.zeros((), device=device)
+        self._n_summed = 0
 
     @property
     def coefficient(self) -> Float[Tensor, ""]:
         return (self._integral + self._proportional).exp()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that moves, for a checkpoint."""
+        return {
+            "integral": self._integral,
+            "proportional": self._proportional,
+            "sum": self._sum,
+            "n_summed": self._n_summed,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        device, self._n_summed = self._integral.device, state["n_summed"]
+        self._integral, self._proportional, self._sum = (
+            state[name].to(device) for name in ("integral", "proportional", "sum")
+        )
 
     def update(self, step: int, l0: Float[Tensor, ""]) -> None:
         """Take in the L0 measured at `step`."""
@@ -70,7 +88,8 @@ class CoefficientController:
         self._integral = self._integral + self.rate * error
         self._proportional = PROPORTIONAL_GAIN * error
         if step >= self._averaged_from:
-            self._sum = self._sum + self._integral
+            self._sum, self._n_summed = self._sum + self._integral, self._n_summed + 1
         if step == self.n_adapting - 1:
-            self._integral = self._sum / (self.n_adapting - self._averaged_from)
+            self._integral = self._sum / self._n_summed
+            self._sum, self._n_summed = torch.zeros_like(self._sum), 0  # a training that is extended sums anew
             self._proportional = torch.zeros_like(self._proportional)

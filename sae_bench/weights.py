@@ -1,6 +1,5 @@
 """A finished SAE as files: its weights and their settings, in SAELens v6's layout where it knows the architecture."""
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -13,11 +12,14 @@ from torch import Tensor
 
 from sae_bench import __version__
 from sae_bench.errors import UserError
+from sae_bench.files import read_sealed, sha256, write_bytes, write_json, write_sealed, write_text
 from sae_bench.registry import ARCHITECTURES
 from sae_bench.sae import SAEConfig, SparseAutoencoder
-from sae_bench.store import SAE_DESCRIPTION, read_json, write_bytes, write_json, write_text
+from sae_bench.store import SAE_DESCRIPTION
 
 WEIGHTS = "sae_weights.safetensors"
+FILES = (WEIGHTS, "cfg.json", "metrics.jsonl")
+"""What an SAE's folder holds besides its description."""
 
 
 def save_sae(
@@ -26,9 +28,11 @@ def save_sae(
     description: Mapping[str, Any],
     metadata: Mapping[str, Any],
     log: Iterable[Mapping[str, float | int]],
+    config_hash: str = "",
 ) -> None:
     """Save a folded SAE with what trained it and its training log."""
-    assert sae.folded, "only folded SAEs, which take raw activations, leave the trainer"
+    failed = description.get("training", {}).get("failure")
+    assert sae.folded or failed, "only folded SAEs, which take raw activations, leave the trainer"
     names = sae.saelens_names
     tensors = {names.get(name, name): value.detach().cpu().contiguous() for name, value in sae.named_parameters()}
     weights = save(tensors)
@@ -36,13 +40,15 @@ def save_sae(
     write_text(folder / "metrics.jsonl", "".join(_json_line(row) for row in log))
     if sae.saelens_architecture is not None:
         write_json(folder / "cfg.json", saelens_config(sae, metadata))
-    write_json(
+    write_sealed(
         folder / SAE_DESCRIPTION,
         {
             "version": __version__,
+            "config_hash": config_hash,
             "arch": sae.name,
             "config": sae.config.model_dump(mode="json"),
-            "sha256": hashlib.sha256(weights).hexdigest(),
+            "sha256": sha256(folder / WEIGHTS),
+            "files": {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name in FILES},
             "description": dict(description),
             "metadata": dict(metadata),
         },
@@ -61,11 +67,11 @@ def load_sae(folder: Path, device: torch.device | str = "cpu") -> SparseAutoenco
     Raises:
         UserError: a file is missing, or the weights are not the ones that were saved.
     """
-    own = read_json(folder / SAE_DESCRIPTION)
+    own = read_sealed(folder / SAE_DESCRIPTION)
     path = folder / WEIGHTS
     if not path.is_file():
         raise UserError(f"{path} is missing: delete {folder} and run the same command again")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != own["sha256"]:
+    if sha256(path) != own["sha256"]:
         raise UserError(
             f"{path} is not what was saved (checksum differs): delete {folder} and run the same command again"
         )
@@ -79,7 +85,8 @@ def load_sae(folder: Path, device: torch.device | str = "cpu") -> SparseAutoenco
 
 def description_of(folder: Path) -> dict[str, Any]:
     """What a saved SAE is and what trained it."""
-    return dict(read_json(folder / SAE_DESCRIPTION)["description"])
+    own = read_sealed(folder / SAE_DESCRIPTION)
+    return {**own["description"], "weights_sha256": own["sha256"]}
 
 
 def saelens_config(sae: SparseAutoencoder, metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,13 +28,18 @@ class CountingTokens(TokenStream):
     """Contexts of 10 words after a BOS; the n-th word of the stream is the token n."""
 
     def __init__(self, n_tokens: int) -> None:
-        self.n_tokens, self.context_size = n_tokens, CONTEXT
+        self.n_tokens, self.context_size, self.source, self.n_delivered = n_tokens, CONTEXT, "numbers", 0
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.n_delivered} words"
 
     def batches(self, batch_contexts, start_context=0):
-        at = 1
+        at = 1 + start_context * (CONTEXT - 1)
         while at <= self.n_tokens:
             words = torch.arange(at, at + batch_contexts * (CONTEXT - 1)).reshape(batch_contexts, -1)
             at += words.numel()
+            self.n_delivered = at - 1
             tokens = torch.cat([torch.full((batch_contexts, 1), BOS), words], dim=1)
             yield TokenBatch(tokens, torch.zeros_like(tokens))
 

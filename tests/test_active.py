@@ -361,3 +361,32 @@ def test_gathered_products_are_the_sampled_ones(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(patterns.CHUNK_BYTES, "cpu", 4 * D * 50)  # 184 pairs, 50 at a time
     x, W = p["x"].detach(), p["W_dec"].detach()
     torch.testing.assert_close(pattern._gathered(x, W), pattern._sampled_product(x, W))
+
+
+@pytest.mark.parametrize("choice", ["sparse", "dense"])
+@pytest.mark.parametrize("clean", [True, False])
+def test_the_mean_per_latent_is_that_of_the_matrix_and_padding_gets_no_gradient(choice, clean) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x, W = torch.randn(7, 4, generator=generator), torch.randn(4, 9, generator=generator).requires_grad_()
+    weights = torch.rand(9, generator=generator)
+    with kernels(choice):
+        z = select(x, W, torch.zeros(9), lambda pre: pre > 0.5)
+        f = z.with_values(z.values + 2.0) if not clean else z  # padding would hold a two
+        assert f.clean == clean
+        (f.mean_per_latent() * weights).sum().backward()
+    got = W.grad.clone()
+    W.grad = None
+    pre = x @ W
+    dense = torch.where(pre > 0.5, pre + (0.0 if clean else 2.0), 0.0)
+    torch.testing.assert_close(f.mean_per_latent().detach(), dense.mean(0).detach())
+    (dense.mean(0) * weights).sum().backward()
+    torch.testing.assert_close(got, W.grad)
+
+
+def test_values_that_are_zero_where_the_others_are_stay_clean() -> None:
+    x, W = torch.randn(5, 4), torch.randn(4, 6)
+    with kernels("dense"):
+        z = select(x, W, torch.zeros(6), lambda pre: pre > 0)
+    assert z.with_values(2 * z.values, zero_at_zero=True).clean
+    assert not z.with_values(2 * z.values).clean
+    assert not z.with_values(z.values + 1).with_values(z.values, zero_at_zero=True).clean

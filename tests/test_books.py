@@ -17,14 +17,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from twins import no_wait
 
-from sae_bench import ARCHITECTURES, SAEConfig, train
+from sae_bench import ARCHITECTURES, SAEConfig
+from sae_bench import trainee as trainee_module
 from sae_bench.activations import ActivationStream
 from sae_bench.active import select
 from sae_bench.books import READ_EVERY, ROOM_MARGIN, Books
 from sae_bench.config import ArchSpec
 from sae_bench.plan import settle
 from sae_bench.sites import Site
-from sae_bench.train import Trainee
+from sae_bench.trainee import Trainee
 
 SITE = Site(0, "resid_post", "layers.0", "output", 6)
 BUILT_IN = ("relu", "gated", "topk", "jumprelu")
@@ -45,15 +46,15 @@ def test_the_dead_have_not_fired_for_so_many_tokens_and_are_listed_one_reading_l
     assert books.dead.tolist() == [1]
 
 
-def test_the_first_loss_that_is_not_finite_is_remembered() -> None:
+def test_the_first_loss_that_is_not_finite_is_remembered_and_no_later_one_is_used() -> None:
     books = Books(3, 1e9, torch.device("cpu"))
     usable = [
         books.usable(torch.tensor(loss), step).item() for step, loss in enumerate((1.0, torch.inf, 1.0, torch.nan))
     ]
-    assert usable == [True, False, True, False]
+    assert usable == [True, False, False, False]
     assert books.diverged_at is None  # nothing is read yet
     books.close()
-    assert (books.diverged_at, books.n_skipped) == (1, 2)
+    assert (books.diverged_at, books.n_skipped) == (1, 3)
 
 
 def test_a_step_without_room_is_not_usable_and_the_room_follows_what_was_seen() -> None:
@@ -116,7 +117,7 @@ def trained(arch: str, **settings: Any) -> Trainee:
 def test_training_without_waiting_is_training(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Room instead of exact numbers of pairs: the same SAE, up to the order of additions."""
     waiting = trained(arch, kernels="sparse")
-    monkeypatch.setattr(train, "waiting_costs", lambda device: True)
+    monkeypatch.setattr(trainee_module, "waiting_costs", lambda device: True)
     not_waiting = trained(arch, kernels="sparse")
     not_waiting.books.read()
     assert not_waiting.books.room is not None
@@ -127,7 +128,7 @@ def test_training_without_waiting_is_training(arch: str, monkeypatch: pytest.Mon
 
 
 def test_a_step_without_room_moves_nothing_and_the_next_ones_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "waiting_costs", lambda device: True)
+    monkeypatch.setattr(trainee_module, "waiting_costs", lambda device: True)
     trainee = started("relu", kernels="sparse")
     before = {name: value.detach().clone() for name, value in trainee.sae.named_parameters()}
     assert trainee.books.room is not None
@@ -192,7 +193,8 @@ def test_the_walk_through_the_graph_is_a_backward_pass(arch: str, monkeypatch: p
 def test_a_step_on_a_fake_gpu_mixes_no_devices_and_asks_for_no_number(arch: str, preset: str, choice: Any) -> None:
     """Fake tensors have devices and shapes but no values: whatever waits for a value, or for a shape, fails."""
     with FakeCuda() as cuda, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "room_for", lambda share: 0.2)  # the one number that is asked for, before the first step
+        # The one number that is asked for, before the first step.
+        patch.setattr(trainee_module, "room_for", lambda share: 0.2)
         patch.setattr(torch.Tensor, "__float__", lambda self: 0.1)
         patch.setattr(torch.nn.Module, "to", lambda self, device: self)  # it is made there; fakes cannot be moved
         trainee = started(arch, "cuda", preset, kernels=choice)

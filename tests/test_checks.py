@@ -34,7 +34,7 @@ def test_every_task_passes(name: str) -> None:
 def _classes_under_test_are_forgotten() -> Iterator[None]:
     yield
     for registry in (ARCHITECTURES, TASKS):
-        registry._classes.pop("under test", None)
+        registry._classes.pop("under_test", None)
 
 
 ReLU: Any = ARCHITECTURES["relu"]
@@ -56,8 +56,8 @@ class Dense(SparseAutoencoder):
 
 
 def test_an_architecture_may_be_written_densely() -> None:
-    ARCHITECTURES.register("under test")(Dense)
-    check_architecture("under test")
+    ARCHITECTURES.register("under_test")(Dense)
+    check_architecture("under_test")
 
 
 class Unseeded(ReLU):
@@ -186,9 +186,9 @@ BROKEN_ARCHITECTURES = {
     ("broken", "message"), BROKEN_ARCHITECTURES.items(), ids=lambda value: getattr(value, "__name__", "")
 )
 def test_a_broken_architecture_is_told_what_is_wrong(broken: type, message: str) -> None:
-    ARCHITECTURES.register("under test")(broken)
-    with pytest.raises(AssertionError, match=f'(?s)architecture "under test".*{message}'):
-        check_architecture("under test")
+    ARCHITECTURES.register("under_test")(broken)
+    with pytest.raises(AssertionError, match=f'(?s)architecture "under_test".*{message}'):
+        check_architecture("under_test")
 
 
 class MissingScore(Reconstruction):
@@ -279,6 +279,6 @@ BROKEN_TASKS = {
 
 @pytest.mark.parametrize(("broken", "message"), BROKEN_TASKS.items(), ids=lambda value: getattr(value, "__name__", ""))
 def test_a_broken_task_is_told_what_is_wrong(broken: type, message: str) -> None:
-    TASKS.register("under test")(broken)
-    with pytest.raises(AssertionError, match=f'(?s)task "under test".*{message}'):
-        check_task("under test")
+    TASKS.register("under_test")(broken)
+    with pytest.raises(AssertionError, match=f'(?s)task "under_test".*{message}'):
+        check_task("under_test")

@@ -1,13 +1,17 @@
 """The board from records made by hand: what a cell says, what is refused, what is escaped."""
 
 import copy
-import json
+import csv
+import html
+import io
+import re
 
 import pytest
 
 from sae_bench import leaderboard
-from sae_bench.errors import UserError
-from sae_bench.leaderboard import escape_latex, gather, with_error
+from sae_bench.errors import UserError, one_line
+from sae_bench.files import write_sealed
+from sae_bench.leaderboard import escape_csv, escape_latex, escape_markdown, gather, with_error
 
 METRICS = {
     "fve": {"name": "fve", "better": "up", "unit": "", "description": "", "headline": True},
@@ -44,7 +48,7 @@ def cells(text: str) -> list[list[str]]:
 def save(folder, *records):
     (folder / "records").mkdir(parents=True)
     for i, one in enumerate(records):
-        (folder / "records" / f"{i}.json").write_text(json.dumps(one))
+        write_sealed(folder / "records" / f"{i}.json", one)
     return folder
 
 
@@ -157,10 +161,89 @@ def test_hostile_text_is_printed_and_not_run_by_latex():
 
 
 def test_every_special_character_of_latex_is_escaped():
-    assert escape_latex(r"# $ % & _ { } ~ ^ \ ±").split() == [
+    assert escape_latex(r"# $ % & _ { } ~ ^ \ ± < > | [ ] *").split() == [
         r"\#", r"\$", r"\%", r"\&", r"\_", r"\{", r"\}", r"\textasciitilde{}", r"\textasciicircum{}",
-        r"\textbackslash{}", r"$\pm$",
+        r"\textbackslash{}", r"$\pm$", r"\textless{}", r"\textgreater{}", r"\textbar{}", "{[}", "{]}", "{*}",
     ]  # fmt: skip
+
+
+HOSTILE = "\n\n| a | <img src=x onerror=alert(1)> [x](javascript:y) `b` *c* _d_ ~~e~~ $f$ &lt; \\| {{g}}\r\x1b[2J\u202e"
+
+
+def hostile_records():
+    """Text from strangers wherever a record holds any, and a second SAE so that every key has its column."""
+    records = [record(HOSTILE), record(HOSTILE, failure=f"no {HOSTILE}", task=HOSTILE, target=8.0, run="b")]
+    for i, one in enumerate(records):
+        one["sae"] |= {"id": f"{i}{HOSTILE}", "site": {"name": f"{i}{HOSTILE}"}}
+        one["provenance"] |= {"model": f"{i}{HOSTILE}", "dataset": HOSTILE, "preset": HOSTILE}
+        name = f"{HOSTILE}metric"
+        one["metrics"] = METRICS | {name: METRICS["fve"] | {"name": name}}
+    return records
+
+
+def test_hostile_text_breaks_no_table_and_no_page_of_markdown():
+    text = leaderboard.markdown(hostile_records())
+    header, _, *body = cells(text)
+    assert [len(row) for row in body] == [len(header)] * 2
+    assert header[:4] == ["model", "site", "architecture", "target"]
+    assert [html.unescape(row[2]) for row in body] == [one_line(HOSTILE)] * 2, "it is shown as it was given"
+    assert not re.search(r"[<>`\[\]{}\\~$]|&(?!#\d+;)|\*|(?<!\w)_", re.sub(r"^\|[:|-]+\|$", "", text, flags=re.M))
+    assert text.count("\n- ") == 1
+    assert text.isprintable() or {char for char in text if not char.isprintable()} == {"\n"}
+
+
+def test_hostile_text_breaks_no_table_of_latex():
+    text = leaderboard.latex(hostile_records())
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len({len(re.findall(r"(?<!\\)&", row)) for row in rows}) == 1
+    assert len(rows) == 3
+    commands = set(re.findall(r"\\[A-Za-z]+", text))
+    assert commands == {
+        r"\begin", r"\end", r"\centering", r"\small", r"\toprule", r"\midrule", r"\bottomrule", r"\caption", r"\pm",
+        r"\uparrow", r"\textbackslash", r"\textasciitilde", r"\textless", r"\textgreater", r"\textbar",
+    }  # fmt: skip
+    assert "\n\n" not in text
+    bare = re.sub(r"\\(.)", "", text)
+    assert bare.count("{") == bare.count("}")
+
+
+def test_a_row_of_latex_that_begins_with_a_bracket_is_no_argument_of_the_row_before():
+    assert leaderboard.latex([record("[1pt] x"), record("*x")]).count("{[}1pt{]} x") == 1
+    assert not re.search(r"\\\\\s*[\[*]", leaderboard.latex([record("[1pt] x"), record("*x")]))
+
+
+def test_hostile_text_reaches_the_terminal_as_text():
+    text = leaderboard.terminal(hostile_records())
+    assert {char for char in text if not char.isprintable()} == {"\n"}
+    assert len(text.splitlines()) == 2 + 2 + 2 + 1
+
+
+def test_names_as_they_are_stay_legible_in_markdown():
+    names = "gated:penalty=ri_l1,lr=0.0005 layer_9.resid_post monology/pile-uncopyrighted 0.91 ± 0.01 ↑ (100%)"
+    assert escape_markdown(names) == names
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+A1", "-A1", "@sum(A1)", "\t=1+1", "\r\n=x", "\uff1dx", "-", "=", "-1+1"])
+def test_a_formula_is_no_formula_in_the_csv(text):
+    assert escape_csv(text).startswith("'")
+
+
+@pytest.mark.parametrize("text", ["-1.5e-3", "+2", "-inf", "topk", "a=b", "a-b", ""])
+def test_numbers_and_plain_text_stay_as_they_are_in_the_csv(text):
+    assert escape_csv(text) == text
+
+
+def test_the_csv_of_hostile_records_has_its_rows_and_no_formulas():
+    records = [record("=cmd|' /C calc'!A0", failure="-2+3"), *hostile_records()]
+    records[1]["scores"]["fve"]["note"] = "@SUM(1)"
+    records[1]["scores"]["cosine"] |= {"value": -0.5}
+    header, *rows = csv.reader(io.StringIO(leaderboard.csv(records)))
+    assert len(rows) == 3 + 4 + 4
+    assert {len(row) for row in rows} == {len(header)}
+    texts = [cell for row in rows for cell in row if cell[:1] in ("=", "+", "-", "@")]
+    assert texts == ["-0.5"]
+    assert "'-2+3" in rows[0]
+    assert leaderboard.csv([record()]) == leaderboard.long_table([record()]).to_csv(index=False)
 
 
 def test_the_same_sae_of_two_runs_is_two_rows(tmp_path):

@@ -2,13 +2,15 @@
 
 import math
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from sae_bench import ARCHITECTURES, SAEConfig
 from sae_bench.errors import UserError
-from sae_bench.store import RunFolder, read_json, write_bytes, write_json
+from sae_bench.files import read_json, write_bytes, write_json
+from sae_bench.store import RunFolder
 from sae_bench.weights import load_sae, save_sae
 
 
@@ -41,7 +43,7 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path, monkeyp
 
     def look(temporary, target):
         assert path.read_bytes() == b"old"
-        assert temporary.read_bytes() == b"new"
+        assert Path(temporary).read_bytes() == b"new"
         replace(temporary, target)
 
     monkeypatch.setattr(os, "replace", look)
@@ -107,21 +109,26 @@ def test_an_sae_is_finished_only_when_its_description_is_there(saved, tmp_path, 
     written = []
 
     def note(path, content):
-        assert not run.has_sae("mine")
+        assert not run.has_sae("mine", "hash")
         written.append(path.name)
         write_bytes(path, content)
 
     monkeypatch.setattr("sae_bench.weights.write_bytes", note)
-    monkeypatch.setattr("sae_bench.store.write_bytes", note)
-    save_sae(run.sae_path("mine"), load_sae(folder), {}, {}, [])
+    monkeypatch.setattr("sae_bench.files.write_bytes", note)
+    save_sae(run.sae_path("mine"), load_sae(folder), {}, {}, [], "hash")
     assert written[-1] == "sae_bench.json"
-    assert run.has_sae("mine")
+    assert run.has_sae("mine", "hash")
+    assert not run.has_sae("mine", "other settings")
 
 
 def test_a_run_goes_on_only_with_its_own_settings(tmp_path):
     run = RunFolder(tmp_path / "run")
-    run.open({"tokens": 1, "model": "m"})
+    run.check({"tokens": 1, "model": "m"})
     run.write_manifest({"config": {"tokens": 1, "model": "m"}})
-    run.open({"tokens": 1, "model": "m"})
-    with pytest.raises(UserError, match=r"other settings \(tokens: 1 -> 2\)"):
-        run.open({"tokens": 2, "model": "m"})
+    run.check({"tokens": 1, "model": "m"})
+    with pytest.raises(UserError, match=r"other settings \(tokens: 1 -> 2\).*--extend-tokens"):
+        run.check({"tokens": 2, "model": "m"})
+    run.check({"tokens": 2, "model": "m"}, extended=True)
+    for other in ({"tokens": 0, "model": "m"}, {"tokens": 2, "model": "other"}, {"tokens": 2}):
+        with pytest.raises(UserError, match="other settings"):
+            run.check(other, extended=True)
