@@ -13,6 +13,10 @@ from sae_bench import __version__
 from sae_bench.errors import UserError, did_you_mean, one_line
 from sae_bench.interrupts import stop_signals
 from sae_bench.redact import install_redaction, redact
+from sae_bench.verbs.boards import claims, compare, table
+from sae_bench.verbs.libraries import quieten_libraries
+from sae_bench.verbs.lists import ls
+from sae_bench.verbs.runs import verify
 
 HELP = """Compare sparse autoencoder architectures on one stream of language-model activations.
 
@@ -21,8 +25,6 @@ one record per SAE and task, and prints the leaderboard. The same command again 
 
     python bench.py --arch all --model demo --l0 16 32 64
 """
-
-VERBS = ("ls", "table", "compare", "claims", "verify")
 
 app = App(
     name="bench.py",
@@ -61,6 +63,7 @@ def bench(
     tokens: Annotated[str | None, Parameter(group=DATA)] = None,
     reuse: Annotated[str | None, Parameter(group=DATA)] = None,
     eval_tokens: Annotated[str | None, Parameter(group=DATA)] = None,
+    eval_skip: Annotated[str | None, Parameter(group=DATA)] = None,
     context_size: Annotated[str | None, Parameter(group=DATA)] = None,
     batch_size: Annotated[str | None, Parameter(group=DATA)] = None,
     buffer_tokens: Annotated[str | None, Parameter(group=DATA)] = None,
@@ -121,6 +124,8 @@ def bench(
         Times each captured activation is trained on.
     eval_tokens
         Held-out tokens, the same for every SAE.
+    eval_skip
+        Held-out tokens to pass over first, to tune settings on others than a board evaluates on.
     context_size
         Tokens in a context, BOS included.
     batch_size
@@ -160,7 +165,8 @@ def bench(
         "archs": arch, "tasks": tasks, "preset": preset, "plugins": plugin, "model": model, "layers": layer,
         "sites": site, "revision": revision, "dtype": dtype, "trust_remote_code": trust_remote_code, "widths": width,
         "l0s": l0, "sparsity": sparsity, "seeds": seed, "dataset": dataset, "text_column": text_column,
-        "tokens": tokens, "reuse": reuse, "eval_tokens": eval_tokens, "context_size": context_size,
+        "tokens": tokens, "reuse": reuse, "eval_tokens": eval_tokens, "eval_skip": eval_skip,
+        "context_size": context_size,
         "batch_size": batch_size, "buffer_tokens": buffer_tokens, "device": device, "kernels": kernels,
         "compile": compile, "limit": limit, "checkpoint_every": checkpoint_every,
     }  # fmt: skip
@@ -206,165 +212,9 @@ def bench(
     return 1 if leaderboard.failed(records) else 0
 
 
-@app.command
-def ls(what: Literal["archs", "tasks", "models", "sites", "suites"], *, plugin: list[str] | None = None) -> int:
-    """List what there is: archs, tasks, models, sites or suites.
-
-    Parameters
-    ----------
-    plugin
-        Python files with architectures or tasks of your own.
-    """
-    from sae_bench.config import load_suite, suite_files
-    from sae_bench.models import MODELS
-    from sae_bench.registry import ARCHITECTURES, TASKS, load_plugin
-
-    for path in plugin or ():
-        load_plugin(path)
-    if what in ("archs", "tasks"):
-        registry = ARCHITECTURES if what == "archs" else TASKS
-        rows = [(name, _first_line(registry[name])) for name in registry]
-    elif what == "models":
-        rows = list(MODELS.items())
-    elif what == "sites":
-        rows = list(SITES.items())
-    else:
-        rows = [(path.stem, f"{load_suite(str(path))['model']}: {path}") for path in suite_files()]
-    width = max(len(name) for name, _ in rows)
-    for name, meaning in rows:
-        print(f"{name:<{width}}  {meaning}")
-    return 0
-
-
-@app.command
-def table(runs: Annotated[list[Path], Parameter(required=True)], /) -> int:
-    """Print the leaderboard of one or more runs' folders.
-
-    Parameters
-    ----------
-    runs
-        Folders of runs.
-    """
-    from sae_bench import leaderboard
-
-    print(leaderboard.terminal(leaderboard.gather(runs)))
-    return 0
-
-
-@app.command
-def compare(
-    runs: Annotated[list[Path], Parameter(required=True)],
-    /,
-    *,
-    metric: list[str] | None = None,
-    at_l0: list[float] | None = None,
-    form: Annotated[Literal["text", "md", "tex", "csv"], Parameter(name="--format")] = "text",
-) -> int:
-    """Compare architectures at matched L0, with intervals, over the seeds and documents of one or more runs.
-
-    Parameters
-    ----------
-    runs
-        Folders of runs.
-    metric
-        Metrics to compare. Default: those of the leaderboard that have a better direction.
-    at_l0
-        L0s to compare at, where they were measured. Default: 20 50 100 150.
-    form
-        text, md, tex or csv.
-    """
-    from sae_bench import compare_table, leaderboard
-    from sae_bench.compare import check_metrics, panels
-    from sae_bench.curves import AT_L0
-
-    records = leaderboard.gather(runs)
-    metrics = check_metrics(records, metric)
-    writers = {
-        "text": compare_table.terminal, "md": compare_table.markdown, "tex": compare_table.latex,
-        "csv": compare_table.csv,
-    }  # fmt: skip
-    print(writers[form](panels(records, metrics), metrics, at_l0 or AT_L0))
-    return 0
-
-
-@app.command
-def claims(runs: Annotated[list[Path], Parameter(required=True)], /, *, at_l0: list[float] | None = None) -> int:
-    """Check the findings of the JumpReLU paper on runs: each holds, does not hold, or cannot be told.
-
-    Parameters
-    ----------
-    runs
-        Folders of runs.
-    at_l0
-        L0s to judge at, where they were measured. Default: 20 50 100 150.
-    """
-    from sae_bench import leaderboard
-    from sae_bench.claims import METRICS, check_claims
-    from sae_bench.compare import panels
-    from sae_bench.curves import AT_L0
-
-    records = leaderboard.gather(runs)
-    for panel, finding in check_claims(panels(records, METRICS), at_l0 or AT_L0):
-        setting = panel.setting
-        print(f"{finding.verdict}: {finding.claim} ({setting.model}, {setting.site}, width {setting.width})")
-        for number in finding.numbers:
-            print(f"    {number}")
-    return 0
-
-
-@app.command
-def verify(run: Path, /, *, contexts: int = 16, plugin: list[str] | None = None, quiet: bool = False) -> int:
-    """Hash a run's files and its language model again, measure a sample again, and say what does not match.
-
-    Parameters
-    ----------
-    run
-        A run's folder.
-    contexts
-        Held-out contexts to measure again.
-    plugin
-        Python files with the architectures and tasks of the run.
-    quiet
-        Print only what does not match.
-    """
-    from sae_bench.progress import Progress
-    from sae_bench.registry import load_plugin
-    from sae_bench.store import RunFolder
-    from sae_bench.verify import verify as verify_run
-
-    for path in plugin or ():
-        load_plugin(path)
-    quieten_libraries()
-    n_wrong = n_right = 0
-    for finding in verify_run(RunFolder(run), Progress(quiet), contexts):
-        n_wrong, n_right = n_wrong + bool(finding.problem), n_right + (not finding.problem)
-        if finding.problem or not quiet:
-            print(f"{finding.what}: {finding.problem or 'as recorded'}")
-    print(f"{n_right} as recorded, {n_wrong} not")
-    return 1 if n_wrong else 0
-
-
-SITES = {
-    "resid_post": "output of the layer: the residual stream after it",
-    "mlp_out": "what the MLP adds to the residual stream (Gemma 2, 3: after the post-MLP norm)",
-    "attn_out": "concatenated head outputs, before the output projection",
-    "path:MODULE": "output of any module; {layer} stands for the number; path:MODULE@input for its input",
-}
-
-
-def _first_line(cls: type) -> str:
-    text = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
-    return text.strip().partition("\n")[0]
-
-
-def quieten_libraries() -> None:
-    """Leave the screen to our own progress; libraries' warnings go to the log."""
-    import transformers
-    from datasets.utils.logging import disable_progress_bar
-
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    disable_progress_bar()
+VERBS = (ls, table, compare, claims, verify)
+for verb in VERBS:
+    app.command(verb)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -376,7 +226,7 @@ def main(arguments: list[str] | None = None) -> None:
             code = app(arguments, exit_on_error=False, print_error=False)
     except UnusedCliTokensError as error:
         word = (error.unused_tokens or [""])[0]
-        code = _complain(f'unknown verb "{word}"{did_you_mean(word, VERBS)}')
+        code = _complain(f'unknown verb "{word}"{did_you_mean(word, (verb.__name__ for verb in VERBS))}')
     except CycloptsError as error:
         code = _complain(str(error))
     except UserError as error:

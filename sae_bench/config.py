@@ -170,6 +170,8 @@ class RunConfig(Strict):
     """Activations captured for training; each is used `reuse` times."""
     reuse: Count
     eval_tokens: Count
+    eval_skip: Annotated[int, BeforeValidator(parse_count), Field(ge=0)] = 0
+    """Held-out tokens to pass over first: settings are tuned on others than a board evaluates on."""
     seeds: tuple[int, ...] = Field(min_length=1)
     dataset: str
     text_column: str = "text"

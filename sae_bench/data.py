@@ -83,9 +83,10 @@ class TokenBatch:
 class TokenStream:
     """One side of a corpus as packed contexts, the same ones whenever it is iterated.
 
-    `n_tokens` counts tokens of text, BOS excluded; whole contexts are delivered, so the last may overshoot. The state
-    of the iteration under way, or of the last one, is in `n_delivered` (tokens of text), `n_documents` (documents they
-    are from), `passes` (times the corpus was begun) and `fingerprint`.
+    `n_tokens` counts tokens of text, BOS excluded; whole contexts are delivered, so the last may overshoot. The
+    documents that hold the first `skip_tokens` are passed over: a stream of n tokens and one that skips n share none.
+    The state of the iteration under way, or of the last one, is in `n_delivered` (tokens of text), `n_documents`
+    (documents they are from), `passes` (times the corpus was begun) and `fingerprint`.
 
     UserError: `context_size` is below 2 or above `max_context`, the model's limit, or there is no token to open with.
     """
@@ -101,6 +102,7 @@ class TokenStream:
         order_seed: int,
         column: str = "text",
         max_context: int | None = None,
+        skip_tokens: int = 0,
     ) -> None:
         if context_size < 2:
             raise UserError(f"context size {context_size} leaves no room for text after the BOS; use at least 2")
@@ -112,6 +114,7 @@ class TokenStream:
         self.context_size = context_size
         self.n_tokens = n_tokens
         self.order_seed = order_seed
+        self.skip_tokens = skip_tokens
         self.column = column
         self.bos_id = opening_id(tokenizer)
         self._warned = False
@@ -153,7 +156,7 @@ class TokenStream:
         self._restart()
         opening = np.array([self.bos_id, -1])
         text_size = self.context_size - 1
-        pieces = self._pieces()
+        pieces = self._after_skip(self._pieces())
         waiting = np.empty((2, 0), dtype=np.int64)
         for _ in range(self.n_contexts):
             while waiting.shape[1] < text_size:
@@ -190,6 +193,16 @@ class TokenStream:
                 yield piece
             self._end_of_corpus(n_tokens)
 
+    def _after_skip(self, pieces: Iterator[IdArray]) -> Iterator[IdArray]:
+        """The pieces from the first document on that begins after `skip_tokens`, which is then number 0."""
+        left, first = self.skip_tokens + self.context_size - 1 if self.skip_tokens else 0, 0
+        for piece in pieces:
+            n = min(left, piece.shape[1])
+            if n:
+                left, first = left - n, int(piece[1, n - 1]) + 1
+            if piece[1, -1] >= first:
+                yield piece[:, piece[1] >= first] - np.array([[0], [first]])
+
     def _texts(self, n_pass: int) -> Iterator[str]:
         # Mixed, not added: pass 1 of seed 0 must not be pass 0 of seed 1.
         seed = int(np.random.SeedSequence([self.order_seed, n_pass]).generate_state(1)[0])
@@ -211,6 +224,7 @@ class TokenStream:
     def _end_of_corpus(self, n_tokens: int) -> None:
         """Allow another pass over the `n_tokens` just read, or raise UserError."""
         if self.split == "eval":
+            n_tokens = max(0, n_tokens - self.skip_tokens)
             n_whole = n_tokens // (self.context_size - 1) * (self.context_size - 1)
             remedy = f"use --eval-tokens {n_whole} or less" if n_whole else "choose a larger corpus"
             raise UserError(

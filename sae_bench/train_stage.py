@@ -55,6 +55,7 @@ def token_stream(lm: LanguageModel, config: RunConfig, split: str, n_tokens: int
         order_seed=ORDER_SEED,
         column=config.text_column,
         max_context=lm.max_context,
+        skip_tokens=config.eval_skip if split == "eval" else 0,
     )
 
 

@@ -62,6 +62,22 @@ def test_train_and_eval_share_no_document(tokenizer: PreTrainedTokenizerFast) ->
     assert not numbers["train"] & numbers["eval"]
 
 
+def test_a_stream_that_skips_shares_no_document_with_the_one_before_it(tokenizer: PreTrainedTokenizerFast) -> None:
+    def found(tokens: TokenStream) -> list[str]:
+        return [part.split()[0] for part in whole_text(tokens, tokenizer).split("the fox ")[1:] if part]
+
+    before, after = stream(tokenizer, n_tokens=1010), stream(tokenizer, n_tokens=1010, skip_tokens=1010)
+    first, second = found(before), found(after)
+    assert len(second) > 10
+    assert not set(first) & set(second)
+    everything = found(stream(tokenizer, n_tokens=3000))
+    assert everything[: len(first)] == first
+    assert len(first) <= everything.index(second[0]) <= len(first) + 2, "little is lost between the two"
+    documents = torch.cat([batch.document for batch in after.batches(10)])[:, 1:].flatten()
+    assert documents[0] == 0
+    assert documents.unique().tolist() == list(range(after.n_documents))
+
+
 def test_contexts_are_the_documents_tokens_one_after_another(tokenizer: PreTrainedTokenizerFast) -> None:
     tokens = stream(tokenizer, n_tokens=160, context_size=11)
     seed = int(np.random.SeedSequence([7, 0]).generate_state(1)[0])

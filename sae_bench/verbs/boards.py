@@ -1,0 +1,79 @@
+"""`table`, `compare`, `claims`: what runs' records say, printed."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+
+def table(runs: Annotated[list[Path], Parameter(required=True)], /) -> int:
+    """Print the leaderboard of one or more runs' folders.
+
+    Parameters
+    ----------
+    runs
+        Folders of runs.
+    """
+    from sae_bench import leaderboard
+
+    print(leaderboard.terminal(leaderboard.gather(runs)))
+    return 0
+
+
+def compare(
+    runs: Annotated[list[Path], Parameter(required=True)],
+    /,
+    *,
+    metric: list[str] | None = None,
+    at_l0: list[float] | None = None,
+    form: Annotated[Literal["text", "md", "tex", "csv"], Parameter(name="--format")] = "text",
+) -> int:
+    """Compare architectures at matched L0, with intervals, over the seeds and documents of one or more runs.
+
+    Parameters
+    ----------
+    runs
+        Folders of runs.
+    metric
+        Metrics to compare. Default: those of the leaderboard that have a better direction.
+    at_l0
+        L0s to compare at, where they were measured. Default: 20 50 100 150.
+    form
+        text, md, tex or csv.
+    """
+    from sae_bench import compare_table, leaderboard
+    from sae_bench.compare import check_metrics, panels
+    from sae_bench.curves import AT_L0
+
+    records = leaderboard.gather(runs)
+    metrics = check_metrics(records, metric)
+    writers = {
+        "text": compare_table.terminal, "md": compare_table.markdown, "tex": compare_table.latex,
+        "csv": compare_table.csv,
+    }  # fmt: skip
+    print(writers[form](panels(records, metrics), metrics, at_l0 or AT_L0))
+    return 0
+
+
+def claims(runs: Annotated[list[Path], Parameter(required=True)], /, *, at_l0: list[float] | None = None) -> int:
+    """Check the findings of the JumpReLU paper on runs: each holds, does not hold, or cannot be told.
+
+    Parameters
+    ----------
+    runs
+        Folders of runs.
+    at_l0
+        L0s to judge at, where they were measured. Default: 20 50 100 150.
+    """
+    from sae_bench import leaderboard
+    from sae_bench.claims import METRICS, check_claims
+    from sae_bench.compare import panels
+    from sae_bench.curves import AT_L0
+
+    records = leaderboard.gather(runs)
+    for panel, finding in check_claims(panels(records, METRICS), at_l0 or AT_L0):
+        setting = panel.setting
+        print(f"{finding.verdict}: {finding.claim} ({setting.model}, {setting.site}, width {setting.width})")
+        for number in finding.numbers:
+            print(f"    {number}")
+    return 0
