@@ -28,12 +28,12 @@ KEYS = ["model", "site", "width", "architecture", "target", "seed", "run", "sae"
 Record = Mapping[str, Any]
 
 
-def gather(folders: Sequence[Path]) -> list[Record]:
+def gather(folders: Sequence[Path], *, mix: bool = False) -> list[Record]:
     """Records of some runs.
 
     Raises:
-        UserError: a folder holds no records, or the runs measured on different tokens or with different versions of
-            a task, so that their numbers must not share a table.
+        UserError: a folder holds no records, or, without `mix`, the runs measured on different tokens or with different
+            versions of a task, so that their numbers must not share a table.
     """
     records: list[Record] = []
     for folder in folders:
@@ -41,12 +41,23 @@ def gather(folders: Sequence[Path]) -> list[Record]:
         if not found:
             raise UserError(f"{folder} holds no records: give the folder of a finished run")
         records += found
-    check_comparable(records)
+    if not mix:
+        check_comparable(records)
     return records
 
 
 def check_comparable(records: Sequence[Record]) -> None:
     """Raise UserError unless records of one model and task share their evaluation tokens and the task's version."""
+    if found := differences(records):
+        raise UserError(
+            f"the records were made with different {' and '.join(found)}: tabulate these runs separately, or with --mix, "
+            "which says so in the table"
+        )
+
+
+def differences(records: Sequence[Record]) -> list[str]:
+    """What keeps records of one model and task from being compared: nothing, unless someone mixed them."""
+    found = []
     for what, value in (
         ("evaluation tokens", lambda record: record["provenance"]["eval_fingerprint"]),
         ("versions of a task", lambda record: (record["task"], record["task_version"])),
@@ -55,7 +66,8 @@ def check_comparable(records: Sequence[Record]) -> None:
         for record in records:
             seen.setdefault((record["provenance"]["model"], record["task"]), set()).add(value(record))
         if any(len(values) > 1 for values in seen.values()):
-            raise UserError(f"the records were made with different {what}: tabulate these runs separately")
+            found.append(what)
+    return found
 
 
 def long_table(records: Iterable[Record]) -> pd.DataFrame:
@@ -110,6 +122,8 @@ def board(
 def caption(records: Sequence[Record]) -> str:
     """What the table was made from, in one sentence per fact."""
     provenance = records[0]["provenance"]
+    fingerprints = sorted({record["provenance"]["eval_fingerprint"][:12] for record in records})
+    mixed = differences(records)
     models = sorted({record["provenance"]["model"] for record in records})
     sites = sorted({record["sae"]["site"]["name"] for record in records})
     widths = sorted({record["sae"]["d_sae"] for record in records})
@@ -124,12 +138,14 @@ def caption(records: Sequence[Record]) -> str:
         f"Trained on {_range(trained)} activations of {', '.join(datasets)} (preset {', '.join(presets)});"
         if trained
         else f"Dataset {', '.join(datasets)};",
-        f"evaluated on {_range(counts)} held-out tokens, fingerprint {provenance['eval_fingerprint'][:12]}.",
+        f"evaluated on {_range(counts)} held-out tokens, fingerprint {', '.join(fingerprints)}.",
         f"Seeds {', '.join(map(str, seeds))}"
         + ("; variance between seeds is unknown." if len(seeds) == 1 else ".")
         + " ± is one standard error, clustered by document.",
         f"Versions: {', '.join(versions)}; sae-arch-bench {provenance['versions']['sae-arch-bench']}.",
     ]
+    if mixed:
+        parts.insert(0, f"MIXED: these rows were made with different {' and '.join(mixed)}; do not compare them.")
     return " ".join(parts)
 
 

@@ -220,6 +220,10 @@ def test_runs_are_tabulated_together_unless_they_measured_on_different_tokens(fi
     assert sum(line.startswith("topk") for line in capsys.readouterr().out.splitlines()) == 3
     assert bench("table", finished, tmp_path / "fewer") == 2
     assert "different evaluation tokens" in capsys.readouterr().err
+    assert bench("table", finished, tmp_path / "fewer", "--mix") == 0
+    mixed = capsys.readouterr().out
+    assert sum(line.startswith("topk") for line in mixed.splitlines()) == 3
+    assert "MIXED: these rows were made with different evaluation tokens; do not compare them" in mixed
 
 
 def test_an_sae_that_diverges_is_a_failure_on_record_and_spares_the_others(settings, tmp_path, capsys):

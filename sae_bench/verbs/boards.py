@@ -6,17 +6,19 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 
-def table(runs: Annotated[list[Path], Parameter(required=True)], /) -> int:
+def table(runs: Annotated[list[Path], Parameter(required=True)], /, *, mix: bool = False) -> int:
     """Print the leaderboard of one or more runs' folders.
 
     Parameters
     ----------
     runs
         Folders of runs.
+    mix
+        Tabulate runs that measured on different tokens, or with different versions of a task, and say so.
     """
     from sae_bench import leaderboard
 
-    print(leaderboard.terminal(leaderboard.gather(runs)))
+    print(leaderboard.terminal(leaderboard.gather(runs, mix=mix)))
     return 0
 
 
