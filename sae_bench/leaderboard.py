@@ -50,8 +50,8 @@ def check_comparable(records: Sequence[Record]) -> None:
     """Raise UserError unless records of one model and task share their evaluation tokens and the task's version."""
     if found := differences(records):
         raise UserError(
-            f"the records were made with different {' and '.join(found)}: tabulate these runs separately, or with --mix, "
-            "which says so in the table"
+            f"the records were made with different {' and '.join(found)}: tabulate these runs separately, or with "
+            "--mix, which says so in the table"
         )
 
 
