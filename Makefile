@@ -15,7 +15,7 @@ test: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # Known holes in the pinned versions. Asks a service on the network, so it is no part of `make test`; without --strict, what
 # the service cannot be asked about would count as sound.
