@@ -39,7 +39,7 @@ class ReLU(SparseAutoencoder):
             "lr": 5e-5, "betas": (0.9, 0.999), "lr_warmup": 0, "lr_decay": 0.2,
             "sparsity_warmup": 0.05, "grad_clip": 1.0,
         },
-        "short": {"decoder_init_norm": 1.0},
+        "short": {"decoder_init_norm": 1.0, "lr": 8e-3},
     }  # fmt: skip
 
     def __init__(self, config: SAEConfig) -> None:
