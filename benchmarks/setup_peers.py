@@ -20,16 +20,18 @@ app = application(__doc__)
 
 
 @app.default
-def main(*, folder: Path = SCRATCH) -> None:
+def main(*names: str, folder: Path = SCRATCH) -> None:
     """Make what is missing or out of date.
 
     Parameters
     ----------
+    names
+        Environments. Default: all.
     folder
         Where the environments go.
     """
     scratch()
-    for name in sorted(path.stem for path in LISTS.glob("*.txt") if "." not in path.stem):
+    for name in names or sorted(path.stem for path in LISTS.glob("*.txt") if "." not in path.stem):
         lists = sorted(LISTS.glob(f"{name}.*txt"))
         wanted = "".join(path.read_text() for path in lists)
         made = folder / name / "made_from.txt"

@@ -44,6 +44,7 @@ WHAT, MODEL, SPARSITY, DATA, RUN = (
 def bench(
     *,
     arch: Annotated[list[str] | None, Parameter(group=WHAT)] = None,
+    sae: Annotated[list[str] | None, Parameter(group=WHAT)] = None,
     tasks: Annotated[list[str] | None, Parameter(group=WHAT)] = None,
     config: Annotated[str | None, Parameter(group=WHAT)] = None,
     preset: Annotated[str | None, Parameter(group=WHAT)] = None,
@@ -84,7 +85,10 @@ def bench(
     Parameters
     ----------
     arch
-        Architectures, or all; with settings: gated:penalty=ri_l1,lr=5e-4. Default: all.
+        Architectures, or all; with settings: gated:penalty=ri_l1,lr=5e-4. Default: all; none with --sae.
+    sae
+        SAEs from elsewhere to evaluate: files, folders, globs, runs, gemma-scope:9b-pt-res/layer_20/..., or
+        hf:owner/repo/path. Their site is read off them; where they do not say it, --layer and --site do.
     tasks
         Tasks to evaluate. Default: all.
     config
@@ -174,8 +178,12 @@ def bench(
         raise UserError(f"suite {config} runs code that comes with the model: add --trust-remote-code if you trust it")
     for path in plugin or suite.get("plugins", ()):
         load_plugin(path)
+    if sources := sae or suite.get("saes"):
+        from sae_bench.imports import name_sources
+
+        flags["saes"] = name_sources(sources)
     settings = RunConfig.build(
-        {"archs": ["all"], "model": "demo", "sites": ["resid_post"], "seeds": [0], "layers": []},
+        {"archs": [] if sources else ["all"], "model": "demo", "sites": ["resid_post"], "seeds": [0], "layers": []},
         suite,
         {name: value for name, value in flags.items() if value is not None},
         every_arch=tuple(ARCHITECTURES),
