@@ -17,6 +17,7 @@ from sae_bench.verbs.boards import claims, compare, table
 from sae_bench.verbs.libraries import quieten_libraries
 from sae_bench.verbs.lists import ls
 from sae_bench.verbs.runs import verify
+from sae_bench.verbs.saes import convert, export, publish
 
 HELP = """Compare sparse autoencoder architectures on one stream of language-model activations.
 
@@ -77,6 +78,7 @@ def bench(
     overwrite: Annotated[bool, Parameter(group=RUN)] = False,
     extend_tokens: Annotated[bool, Parameter(group=RUN)] = False,
     log_to: Annotated[Literal["tensorboard", "wandb"] | None, Parameter(group=RUN)] = None,
+    emit: Annotated[Literal["saebench"] | None, Parameter(group=RUN)] = None,
     dry_run: Annotated[bool, Parameter(group=RUN)] = False,
     quiet: Annotated[bool, Parameter(group=RUN)] = False,
 ) -> int:
@@ -154,6 +156,8 @@ def bench(
         Train the SAEs that the folder holds further, from fewer tokens to --tokens.
     log_to
         Show the training log there too; needs the extra of that name.
+    emit
+        Write the results as SAEBench's core evaluation writes its own, too.
     dry_run
         Print the plan - SAEs, steps, memory, disk - and stop.
     quiet
@@ -215,12 +219,16 @@ def bench(
             folder.check(settings.identity, extended=extend_tokens)
         with log_sink(log_to, folder.path) as sink:
             records = run(settings, folder, progress, sink)
+        if emit:
+            from sae_bench.saebench import emit as emit_saebench
+
+            emit_saebench(folder, records)
     print(leaderboard.terminal(records))
     progress.say(f"records and tables: {folder.path}")
     return 1 if leaderboard.failed(records) else 0
 
 
-VERBS = (ls, table, compare, claims, verify)
+VERBS = (ls, table, compare, claims, verify, export, convert, publish)
 for verb in VERBS:
     app.command(verb)
 

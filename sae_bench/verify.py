@@ -17,8 +17,8 @@ from sae_bench.config import RunConfig
 from sae_bench.errors import UserError
 from sae_bench.evaluate import Candidate, evaluate, plan_batch, site_means
 from sae_bench.files import Damaged, read_sealed, sha256
-from sae_bench.lm import load_language_model
 from sae_bench.imports import site_of
+from sae_bench.lm import load_language_model
 from sae_bench.plan import plan_saes
 from sae_bench.progress import Progress
 from sae_bench.registry import TASKS

@@ -25,9 +25,9 @@ def numbers(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
 def parts() -> dict[str, Tensor]:
     """W_enc, W_dec with rows of many lengths, biases of the size of pre-activations, thresholds above zero."""
     return {
-        "W_enc": numbers(D, F, seed=1, scale=0.3), "W_dec": numbers(F, D, seed=2, scale=0.4), "b_enc": numbers(F, seed=3),
-        "b_dec": numbers(D, seed=4), "threshold": numbers(F, seed=5).abs(), "r_mag": numbers(F, seed=6, scale=0.3),
-        "b_mag": numbers(F, seed=7), "b_gate": numbers(F, seed=8),
+        "W_enc": numbers(D, F, seed=1, scale=0.3), "W_dec": numbers(F, D, seed=2, scale=0.4),
+        "b_enc": numbers(F, seed=3), "b_dec": numbers(D, seed=4), "threshold": numbers(F, seed=5).abs(),
+        "r_mag": numbers(F, seed=6, scale=0.3), "b_mag": numbers(F, seed=7), "b_gate": numbers(F, seed=8),
     }  # fmt: skip
 
 
@@ -56,16 +56,16 @@ def jump(z: Tensor, threshold: Tensor) -> Tensor:
 
 def write_saelens(folder: Path, architecture: str = "standard", **settings: object) -> tuple[Path, Encode]:
     w = parts()
-    names = {
-        "standard": ["b_enc"], "topk": ["b_enc"], "jumprelu": ["b_enc", "threshold"], "gated": ["b_gate", "b_mag", "r_mag"]
-    }[architecture]  # fmt: skip
+    own = {"jumprelu": ["b_enc", "threshold"], "gated": ["b_gate", "b_mag", "r_mag"]}
+    names = own.get(architecture, ["b_enc"])
     folder.mkdir(parents=True)
     save_file({name: w[name] for name in ("W_enc", "W_dec", "b_dec", *names)}, folder / "sae_weights.safetensors")
     config = {
         "architecture": architecture, "d_in": D, "d_sae": F, "dtype": "float32", "device": "cpu",
         "apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none",
         **({"k": K} if architecture == "topk" else {}), **settings,
-        "metadata": {"sae_lens_version": "6.54.12", "model_name": "tiny-gemma2", "hook_name": "blocks.1.hook_resid_post"},
+        "metadata": {"sae_lens_version": "6.54.12", "model_name": "tiny-gemma2",
+                     "hook_name": "blocks.1.hook_resid_post"},
     }  # fmt: skip
     (folder / "cfg.json").write_text(json.dumps(config))
 

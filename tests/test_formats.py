@@ -31,7 +31,9 @@ WRITERS = {
     **{f"saelens {theirs}": (lambda folder, theirs=theirs: write_saelens(folder / "s", theirs), ours)
        for theirs, ours in {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}.items()},
     "saelens, b_dec not subtracted": (lambda folder: write_saelens(folder / "s", apply_b_dec_to_input=False), "relu"),
-    "saelens topk, norms": (lambda folder: write_saelens(folder / "s", "topk", rescale_acts_by_decoder_norm=True), "topk"),
+    "saelens topk, norms": (
+        lambda folder: write_saelens(folder / "s", "topk", rescale_acts_by_decoder_norm=True), "topk"
+    ),
     **{f"dictionary_learning {name}": (lambda folder, name=name: write_dictionary_learning(folder / "d", name), ours)
        for name, ours in DL_CLASSES.items()},
 }  # fmt: skip
@@ -218,7 +220,7 @@ def fake_hub(tmp_path, monkeypatch):
 
 
 def test_gemma_scope_names_and_hub_paths_are_fetched_and_placed(tmp_path, fake_hub):
-    folder, encode = write_gemma_scope(tmp_path / "local")
+    _, encode = write_gemma_scope(tmp_path / "local")
     (tmp_path / "repo").mkdir()
     (tmp_path / "local" / "gemma-scope-2b-pt-res" / "layer_1").rename(tmp_path / "repo" / "layer_1")
     path = "layer_1/width_56/average_l0_9"

@@ -6,6 +6,7 @@ import random
 import struct
 import tracemalloc
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -286,7 +287,5 @@ def test_a_setting_of_any_other_kind_is_refused_or_harmless(tmp_path, key, value
     folder, _ = write_saelens(tmp_path / "s", "topk")
     settings = json.loads((folder / "cfg.json").read_text())
     (folder / "cfg.json").write_text(json.dumps(settings | {key: value}))
-    try:
+    with suppress(UserError):
         load(folder)
-    except UserError:
-        pass

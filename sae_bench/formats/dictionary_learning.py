@@ -76,7 +76,7 @@ def read(source: Source) -> ForeignSAE:
     if not isinstance(trainer, dict):
         raise UserError(f"{where}: trainer is missing: it says which class the SAE is of")
     name = trainer.get("dict_class")
-    if name not in CLASSES:
+    if not isinstance(name, str) or name not in CLASSES:
         raise UserError(f"{where}: dict_class {name!r} is none of {', '.join(CLASSES)}: it cannot be evaluated")
     path = source.files["ae.pt"]
     arch, layout = CLASSES[name]
@@ -148,6 +148,10 @@ def _load(path: Path, name: str) -> Weights:
     if name not in SEES_X_ITSELF:
         weights = without_input_bias(weights)
     return with_norms_folded(weights) if name == "AutoEncoder" else weights
+
+
+def check(sae: SparseAutoencoder) -> None:
+    """The format holds every built-in architecture."""
 
 
 def write(folder: Path, sae: SparseAutoencoder, about: About) -> Path:

@@ -65,12 +65,16 @@ class ForeignSAE:
         theta = weights.get("theta_parameter")
         if theta is not None and (theta < 0).any():
             raise UserError(f"{self.where}: a threshold is {float(theta.min()):.3g}, below 0: it cannot be evaluated")
-        with torch.device("meta"):
-            sae = ARCHITECTURES[self.arch](self.config)
-        weights["W_enc"] = latent_major(weights["W_enc"])
-        sae.load_state_dict(weights, assign=True)
-        sae.folded = True
-        return sae.requires_grad_(False)
+        return assemble(self.arch, self.config, weights)
+
+
+def assemble(arch: str, config: SAEConfig, weights: Weights) -> SparseAutoencoder:
+    """An SAE that takes raw activations, around these very tensors."""
+    with torch.device("meta"):
+        sae = ARCHITECTURES[arch](config)
+    sae.load_state_dict(weights | {"W_enc": latent_major(weights["W_enc"])}, assign=True)
+    sae.folded = True
+    return sae.requires_grad_(False)
 
 
 @dataclass(frozen=True)

@@ -47,12 +47,16 @@ def _load(path: Path) -> Weights:
     return weights
 
 
-def write(folder: Path, sae: SparseAutoencoder, about: About) -> Path:
-    """Write params.npz where Gemma Scope has it: layer_L/width_W/average_l0_N."""
+def check(sae: SparseAutoencoder) -> None:
+    """Raise UserError for an SAE that the format cannot hold."""
     if sae.name != "jumprelu":
         exact = {"gated": "exactly", "topk": "with a calibrated threshold"}.get(sae.name)
         remedy = f"`convert --to jumprelu` makes one {exact}" if exact else "choose another --format"
         raise UserError(f"a {sae.name} SAE does not fit into {FORMAT}, which holds jumprelu alone: {remedy}")
+
+
+def write(folder: Path, sae: SparseAutoencoder, about: About) -> Path:
+    """Write params.npz where Gemma Scope has it: layer_L/width_W/average_l0_N."""
     width = f"{sae.config.d_sae // 1024}k" if sae.config.d_sae % 1024 == 0 else str(sae.config.d_sae)
     below = folder / f"layer_{about.site['layer']}" / f"width_{width}" / f"average_l0_{round(about.l0 or 0)}"
     weights: dict[str, Any] = {

@@ -32,7 +32,8 @@ DTYPES = {"F32": 4, "F16": 2, "BF16": 2}
 TORCH_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 PICKLED = re.compile(
-    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch (Float|Half|BFloat16|Long|Int)Storage"
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)"
+    r"|torch (Float|Half|BFloat16|Double|Long|Int)Storage"
 )
 """All that a pickled dictionary of tensors names. Whatever else is named could be made to run, or to take memory."""
 
@@ -61,9 +62,10 @@ def regular(path: Path) -> Iterator[BufferedReader]:
         linked = path.is_symlink()
         why = "is a symbolic link: give the file itself" if linked else f"cannot be read: {error.strerror}"
         raise UserError(f"{path} {why}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path} is no regular file: give a copy of it")
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UserError(f"{path} is no regular file: give a copy of it")
         yield file
 
 
@@ -139,7 +141,7 @@ def npz_headers(path: Path) -> dict[str, TensorHeader]:
                 try:
                     shape, order, dtype = _npy_header(array)
                     n_bytes = member.file_size - array.tell()
-                except (ValueError, EOFError, SyntaxError, TypeError, zipfile.BadZipFile) as error:
+                except Exception as error:  # noqa: BLE001 (numpy reads it as Python, and fails as Python does)
                     raise damaged(path, f"{name} has no valid header ({error})") from None
             known = {np.dtype(of): TORCH_DTYPES[of] for of in ("float32", "float16")}
             if dtype not in known:

@@ -48,7 +48,7 @@ def read(source: Source) -> ForeignSAE:
     """See what a folder of SAELens holds."""
     where, settings = source.files["cfg.json"], _settings(source.files["cfg.json"])
     architecture = settings.get("architecture", "standard")
-    if architecture not in ARCHS:
+    if not isinstance(architecture, str) or architecture not in ARCHS:
         raise UserError(f"{where}: architecture {architecture!r} is none of {', '.join(ARCHS)}: it cannot be evaluated")
     path = source.files["sae_weights.safetensors"]
     layout = _layout(architecture)
@@ -106,6 +106,10 @@ def _load(path: Path, architecture: str, settings: Mapping[str, Any]) -> Weights
     if architecture == "topk" and settings.get("rescale_acts_by_decoder_norm"):
         weights = with_norms_folded(weights)
     return weights
+
+
+def check(sae: SparseAutoencoder) -> None:
+    """The format holds every built-in architecture."""
 
 
 def write(folder: Path, sae: SparseAutoencoder, about: About) -> Path:

@@ -61,10 +61,14 @@ def _load(path: Path) -> Weights:
     return without_input_bias(ours)
 
 
-def write(folder: Path, sae: SparseAutoencoder, about: About) -> Path:
-    """Write a topk SAE as sparsify does, in a folder named by the hookpoint."""
+def check(sae: SparseAutoencoder) -> None:
+    """Raise UserError for an SAE that the format cannot hold."""
     if sae.name != "topk":
         raise UserError(f"a {sae.name} SAE does not fit into {FORMAT}, which holds topk alone: choose another --format")
+
+
+def write(folder: Path, sae: SparseAutoencoder, about: About) -> Path:
+    """Write a topk SAE as sparsify does, in a folder named by the hookpoint."""
     site = about.site
     folder = folder / (f"layers.{site['layer']}" if site["kind"] == "resid_post" else str(site["path"]))
     weights = with_input_bias({name: value.detach().cpu() for name, value in sae.named_parameters()})
