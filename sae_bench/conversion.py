@@ -1,4 +1,4 @@
-"""`convert`: a run's SAEs as another architecture, and what each conversion costs, measured before and after in one pass.
+"""`convert`: a run's SAEs as another architecture, and what that costs: each is measured before and after in one pass.
 
 The results lie in a folder like a run's, without a run: `--sae FOLDER` takes it. `conversion.json` keeps the numbers.
 """
@@ -18,7 +18,6 @@ from sae_bench.evaluate import Candidate, Contexts, evaluate
 from sae_bench.export import exportable, saes_of
 from sae_bench.files import read_sealed, write_sealed
 from sae_bench.formats.convert import convert
-from sae_bench.formats.foreign import ForeignSAE
 from sae_bench.imports import site_of
 from sae_bench.lm import LanguageModel, load_language_model
 from sae_bench.paths import file_name

@@ -35,7 +35,7 @@ class Estimate:
 def estimate(config: RunConfig, plans: list[SAEPlan], imports: list[ImportPlan], lm: LanguageModel) -> Estimate:
     """Steps, peak memory and disk of a run: what training and what evaluation holds, whichever is more."""
     sites = list(dict.fromkeys(plan.site for plan in plans))
-    everything = [*plans, *imports]
+    everything: list[SAEPlan | ImportPlan] = [*plans, *imports]
     weights = 4 * sum(plan.n_parameters for plan in everything)
     training = 0
     if plans:
@@ -67,7 +67,7 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
         plans = plan_saes(config, find_sites(lm, config))
         imports = plan_imports(lm, config, opened)
         token_stream(lm, config, "eval", config.n_held_out)  # checks the context size
-    everything = [*plans, *imports]
+    everything: list[SAEPlan | ImportPlan] = [*plans, *imports]
     rows = [
         [
             *(plan.id, plan.site.path, plan.config.d_in),

@@ -36,9 +36,7 @@ def collect(run: Path, repo: str) -> dict[str, Path | bytes]:
         if not folder.has_sae(sae_id, sae.own["config_hash"]):
             raise UserError(f"{sae.where} is damaged: run the same command again")
         names = ("sae_bench.json", *sae.own["files"])
-        files |= {
-            f"saes/{sae_id}/{name}": folder.sae_path(sae_id) / name for name in ("sae_bench.json", *sae.own["files"])
-        }
+        files |= {f"saes/{sae_id}/{name}": folder.sae_path(sae_id) / name for name in names}
     files |= {f"records/{path.name}": path for path in sorted((run / "records").glob("*.json"))}
     return files | {"README.md": redact(card(records, repo)).encode()}
 

@@ -53,7 +53,7 @@ def run(
     )
     plans = plan_saes(config, find_sites(lm, config))
     imports = plan_imports(lm, config, opened)
-    everything = [*plans, *imports]
+    everything: list[SAEPlan | ImportPlan] = [*plans, *imports]
     held_out = token_stream(lm, config, "eval", config.n_held_out)
     to_import = [plan for plan in imports if not folder.has_sae(plan.id, config.hash)]
     for plan in to_import:

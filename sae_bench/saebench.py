@@ -1,4 +1,4 @@
-"""`--emit saebench`: what the records say, as the result files of SAEBench's core evaluation, so that its tools show it.
+"""`--emit saebench`: what the records say, as files of SAEBench's core evaluation, so that its tools show it.
 
 Their names hold their definitions, worked out from our sums with the whole evaluation set as the one batch, for some of
 theirs depend on the batch: `mse` is divided by its number of tokens once more, `explained_variance` takes the variance
@@ -163,7 +163,8 @@ def weight_metrics(sae: SparseAutoencoder) -> dict[str, list[float]]:
 
 def unit_rows(W: Tensor) -> Tensor:
     """Rows of norm one; a row of zeros stays as it is."""
-    return W / torch.linalg.vector_norm(W, dim=1, keepdim=True).clamp(min=1e-30)
+    rows: Tensor = W / torch.linalg.vector_norm(W, dim=1, keepdim=True).clamp(min=1e-30)
+    return rows
 
 
 def largest_cosines(rows: Tensor) -> list[float]:
