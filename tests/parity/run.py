@@ -250,35 +250,35 @@ def wrong(run: Path, sae_id: str, theirs: dict[str, Any]) -> list[tuple[str, flo
     """Where SAEBench's definition is not ours: both numbers."""
     records = {r["task"]: r["scores"] for r in RunFolder(run).records() if r["sae"]["id"] == sae_id}
     losses, quality = records["delta_lm_loss"], records["reconstruction"]
+    behaviour, performance = theirs["model_behavior_preservation"], theirs["model_performance_preservation"]
     return [
-        ("variance explained (theirs: about zero)", quality["fve"]["value"], theirs["reconstruction_quality"]["explained_variance"]),
-        ("cross-entropy, zero-ablated (theirs: the BOS too)", losses["ce_zero"]["value"],
-         theirs["model_performance_preservation"]["ce_loss_with_ablation"]),
-        ("KL (theirs: log of a softmax)", losses["kl"]["value"], theirs["model_behavior_preservation"]["kl_div_with_sae"]),
-    ]  # fmt: skip
+        ("variance explained", quality["fve"]["value"], theirs["reconstruction_quality"]["explained_variance"]),
+        ("cross-entropy, zero-ablated", losses["ce_zero"]["value"], performance["ce_loss_with_ablation"]),
+        ("KL", losses["kl"]["value"], behaviour["kl_div_with_sae"]),
+    ]
 
 
 def report(files: Sequence[Row], scores: Sequence[Row], versions: dict[str, str], *, write: bool) -> int:
     """Print the tables; 1 if a bound does not hold."""
     used = ", ".join(f"{name} {number}" for name, number in (own_version() | versions).items())
-    text = "\n\n".join([
+    parts = [
         "# Parity",
-        f"Gemma 3 270M, residual stream after layer {LAYER}, float32; {N_CONTEXTS} contexts of {CONTEXT_SIZE} tokens of "
-        f"the embedded corpus; width {WIDTH}. Written by `python tests/parity/run.py --write`.",
+        f"Gemma 3 270M, residual stream after layer {LAYER}, float32; {N_CONTEXTS} contexts of {CONTEXT_SIZE} tokens "
+        f"of the embedded corpus; width {WIDTH}. Written by `python tests/parity/run.py --write`.",
         "## Files",
-        f"Largest difference relative to the largest value, which has to stay below {BOUND:g}; flips: latents within "
-        "rounding of their threshold that are on for one side only (their tokens are left out, at most 1e-5 of all pairs).",
-        table([[row.what, *row.cells, mark(row)] for row in files],
-              ["", "L0", "latents", "reconstruction", "flips", "holds"]),
+        f"Largest difference relative to the largest value, which has to stay below {BOUND:g}. Flips are latents within "
+        "rounding of their threshold that are on for one side only: at most 1e-5 of all pairs, and left out with their "
+        "tokens.",
+        table(as_cells(files), ["", "L0", "latents", "reconstruction", "flips", "holds"]),
         "## SAEBench's core evaluation",
-        "On the same tokens, as one batch, special positions left clean; ours is what `--emit saebench` writes. Where the "
-        "definitions differ both numbers stand here: its `explained_variance` takes the variance about zero, its zero "
-        "ablation takes in the BOS (ours, computed its way, agrees), its KL is the logarithm of a softmax.",
-        table([[row.what, *row.cells, mark(row)] for row in scores],
-              ["", "ours", "SAEBench", "difference", "bound", "holds"]),
+        "On the same tokens, as one batch, special positions left clean; ours is what `--emit saebench` writes. Where "
+        "the definitions differ both numbers stand here: its `explained_variance` takes the variance about zero, its zero "
+        "ablation takes in the BOS (computed its way, ours agrees), its KL is the logarithm of a softmax.",
+        table(as_cells(scores), ["", "ours", "SAEBench", "difference", "bound", "holds"]),
         "## Setting",
         f"{machine()}. {used}.",
-    ]) + "\n"  # fmt: skip
+    ]
+    text = "\n\n".join(parts) + "\n"
     print(text)
     if write:
         (Path(__file__).parent / "RESULTS.md").write_text(text)
@@ -288,8 +288,8 @@ def report(files: Sequence[Row], scores: Sequence[Row], versions: dict[str, str]
     return 1 if broken else 0
 
 
-def mark(row: Row) -> str:
-    return "yes" if row.holds else "NO"
+def as_cells(rows: Sequence[Row]) -> list[list[str]]:
+    return [[row.what, *row.cells, "yes" if row.holds else "NO"] for row in rows]
 
 
 if __name__ == "__main__":
