@@ -59,6 +59,16 @@ THEIRS = (
     ("sparsify", "sparsify"),
 )
 
+FILES_SAY = (
+    f"Largest difference relative to the largest value, which has to stay below {BOUND:g}. Flips are latents within "
+    "rounding of their threshold that are on for one side only: at most 1e-5 of all pairs, left out with their tokens."
+)
+SCORES_SAY = (
+    "On the same tokens, as one batch, special positions left clean; ours is what `--emit saebench` writes. Where the "
+    "definitions differ both numbers stand here: its `explained_variance` takes the variance about zero, its zero "
+    "ablation takes in the BOS (computed its way, ours agrees), its KL is the logarithm of a softmax."
+)
+
 app = application(__doc__)
 
 
@@ -274,13 +284,10 @@ def report(files: Sequence[Row], scores: Sequence[Row], versions: dict[str, str]
         f"Gemma 3 270M, residual stream after layer {LAYER}, float32; {N_CONTEXTS} contexts of {CONTEXT_SIZE} tokens "
         f"of the embedded corpus; width {WIDTH}. Written by `python tests/parity/run.py --write`.",
         "## Files",
-        f"Largest difference relative to the largest value, which has to stay below {BOUND:g}. Flips are latents within "
-        "rounding of their threshold that are on for one side only: at most 1e-5 of all pairs, left out with their tokens.",
+        FILES_SAY,
         table(as_cells(files), ["", "L0", "latents", "reconstruction", "flips", "holds"]),
         "## SAEBench's core evaluation",
-        "On the same tokens, as one batch, special positions left clean; ours is what `--emit saebench` writes. Where "
-        "the definitions differ both numbers stand here: its `explained_variance` takes the variance about zero, its "
-        "zero ablation takes in the BOS (computed its way, ours agrees), its KL is the logarithm of a softmax.",
+        SCORES_SAY,
         table(as_cells(scores), ["", "ours", "SAEBench", "difference", "bound", "holds"]),
         "## Setting",
         f"{machine()}. {used}.",
