@@ -1,9 +1,9 @@
 """The contract: every built-in passes it, and each way of breaking it is called by its name."""
 
-from collections.abc import copy
+import copy
+from collections.abc import Iterator
 from typing import Any
 
-import Iterator
 import pytest
 import torch
 from torch import nn
