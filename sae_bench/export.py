@@ -19,7 +19,7 @@ BUILT_IN = ("relu", "gated", "topk", "jumprelu")
 
 
 def saes_of(run: Path, wanted: Sequence[str] = ()) -> list[ForeignSAE]:
-    """The SAEs in the folder of a run, or those of them that are wanted.
+    """The SAEs in the folder of a run, or those of them that are wanted; what failed in training is passed over.
 
     Raises:
         UserError: there is no run, or no SAE of that name in it.
@@ -29,7 +29,8 @@ def saes_of(run: Path, wanted: Sequence[str] = ()) -> list[ForeignSAE]:
         sae = open_sae(source)
         if sae.own is None:
             raise UserError(f"{source.name} is not from a run of ours: give the folder of a run")
-        by_id[str(sae.own["description"]["id"])] = sae
+        if not sae.own["description"].get("training", {}).get("failure"):
+            by_id[str(sae.own["description"]["id"])] = sae
     for sae_id in wanted:
         if sae_id not in by_id:
             raise UserError(f'{run} has no SAE "{sae_id}"{did_you_mean(sae_id, by_id)}')

@@ -32,11 +32,15 @@ def collect(run: Path, repo: str) -> dict[str, Path | bytes]:
     read_sealed(run / "run.json")
     for sae in saes_of(run):
         assert sae.own is not None, "an SAE of a run"
+        if sae.own["description"].get("origin"):
+            continue  # somebody else's, to publish or not
         sae_id = sae.own["description"]["id"]
         if not folder.has_sae(sae_id, sae.own["config_hash"]):
             raise UserError(f"{sae.where} is damaged: run the same command again")
         names = ("sae_bench.json", *sae.own["files"])
         files |= {f"saes/{sae_id}/{name}": folder.sae_path(sae_id) / name for name in names}
+    if not any(name.startswith("saes/") for name in files):
+        raise UserError(f"{run} has no SAE of its own to publish: give the folder of a run that trained one")
     files |= {f"records/{path.name}": path for path in sorted((run / "records").glob("*.json"))}
     return files | {"README.md": redact(card(records, repo)).encode()}
 
@@ -44,9 +48,10 @@ def collect(run: Path, repo: str) -> dict[str, Path | bytes]:
 def card(records: Sequence[Mapping[str, Any]], repo: str) -> str:
     """The model card."""
     saes = {record["sae"]["id"]: record["sae"] for record in records}
+    own = [sae_id for sae_id, sae in saes.items() if not sae.get("origin")]
     model = records[0]["provenance"]["model"]
     base = [f"base_model: {model}"] if "/" in model and not model.startswith(("/", ".")) else []
-    first = next(iter(saes))
+    first = own[0]
     header = ["---", "library_name: saelens", *base, "tags:", "- sparse-autoencoder", "- sae-arch-bench", "---"]
     board = leaderboard.markdown(records).removeprefix("# Leaderboard\n\n")
     return "\n".join(
@@ -55,7 +60,7 @@ def card(records: Sequence[Mapping[str, Any]], repo: str) -> str:
             "",
             f"# Sparse autoencoders on {leaderboard.escape_markdown(model)}",
             "",
-            f"{len(saes)} SAEs, evaluated by sae-arch-bench on the same held-out tokens.",
+            f"{len(saes)} SAEs, evaluated by sae-arch-bench on the same held-out tokens; {len(own)} of them are here.",
             "",
             board,
             "## Use",

@@ -102,6 +102,11 @@ def test_a_run_stays_whole_when_its_sources_are_gone(settings, foreign, tmp_path
     assert bench("table", tmp_path / "run") == 0
 
 
+def test_what_others_trained_is_not_published(mixed, capsys):
+    assert bench("publish", mixed, "--repo", "me/saes", "--dry-run") == 2
+    assert "no SAE of its own" in capsys.readouterr().err
+
+
 def test_foreign_saes_stand_beside_what_the_same_command_trains(settings, foreign, tmp_path, capsys):
     command = settings | {"--sae": foreign["sparsify"], "--arch": "topk", "--l0": 6, "--layer": 1}
     assert bench(*flags(command | {"--out": tmp_path / "run"}), "--quiet") == 0

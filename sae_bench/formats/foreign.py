@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sae_bench.active import latent_major
 from sae_bench.errors import UserError
-from sae_bench.formats.headers import Headers, damaged, regular
+from sae_bench.formats.headers import Headers, damaged
 from sae_bench.formats.places import Place
 from sae_bench.registry import ARCHITECTURES
 from sae_bench.sae import SAEConfig, SparseAutoencoder
@@ -128,11 +128,10 @@ def whole_number(where: Path, name: str, value: object, most: int) -> int:
 def load_checked(path: Path, names: Iterable[str]) -> Weights:
     """The tensors of a safetensors file, in float32, once its header has been checked; others are passed over."""
     try:
-        with regular(path) as file:
-            tensors = load(file.read())
-    except Exception as error:  # noqa: BLE001 (the library's own exception, which it does not export by a stable name)
+        with safe_open(path, "pt") as tensors:
+            return {name: tensors.get_tensor(name).float() for name in names}
+    except SafetensorError as error:
         raise damaged(path, str(error)) from None
-    return {name: tensors[name].float() for name in names}
 
 
 def with_norms_folded(weights: Weights) -> Weights:

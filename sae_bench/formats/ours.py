@@ -23,8 +23,6 @@ def read(source: Source) -> ForeignSAE:
     description, path = source.files["sae_bench.json"], source.files["sae_weights.safetensors"]
     with regular(description):  # no link
         own = read_sealed(description)
-    if failure := own["description"].get("training", {}).get("failure"):
-        raise UserError(f"{source.name} failed in training and has no weights worth evaluating: {failure}")
     d_in, d_sae = check_shapes(path, safetensors_headers(path), LAYOUT)
     config = SAEConfig(**own["config"])
     if (config.d_in, config.d_sae) != (d_in, d_sae):
@@ -40,6 +38,8 @@ def read(source: Source) -> ForeignSAE:
 
 
 def _load(path: Path, own: Mapping[str, Any]) -> Weights:
+    if failure := own["description"].get("training", {}).get("failure"):
+        raise UserError(f"{path} failed in training and has no weights worth evaluating: {failure}")
     if sha256(path) != own["sha256"]:
         raise UserError(f"{path} is not what was saved (its checksum differs): get it again")
     names = {theirs: name for name, theirs in ARCHITECTURES[own["arch"]].saelens_names.items()}
