@@ -82,22 +82,28 @@ class Row:
 
 
 @app.default
-def main(*, write: bool = False) -> int:
+def main(*, write: bool = False, again: bool = False) -> int:
     """Run everything.
 
     Parameters
     ----------
     write
         Write RESULTS.md.
+    again
+        Compare the SAEs that were trained the last time.
     """
     subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "setup_peers.py", "sae_bench", "dictionary_learning"], check=True
     )
     work = scratch() / "parity"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    say("training ours")
-    run = trained(work)
+    if not again:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        say("training ours")
+        trained(work)
+    run = work / "run"
+    for folder in ("theirs", "dictionary_learning", "sparsify"):
+        shutil.rmtree(work / folder, ignore_errors=True)
     facts = measure(run, work)
     say("reading each other's files")
     files, versions = compare_files(run, work)
@@ -110,8 +116,8 @@ def say(what: str) -> None:
     print(what, file=sys.stderr, flush=True)
 
 
-def trained(work: Path) -> Path:
-    """A run of ours: every architecture, for a few steps, evaluated on the contexts that SAEBench will get."""
+def trained(work: Path) -> None:
+    """Make a run of ours: every architecture, for a few steps, evaluated on the contexts that SAEBench will get."""
     settings = {
         "--arch": "all", "--model": "demo", "--layer": LAYER, "--width": WIDTH, "--l0": K, "--tokens": 1024,
         "--reuse": 16, "--batch-size": 256, "--context-size": CONTEXT_SIZE, "--device": "cpu",
@@ -119,7 +125,6 @@ def trained(work: Path) -> Path:
     }  # fmt: skip
     arguments = [str(part) for pair in settings.items() for part in pair]
     subprocess.run([sys.executable, ROOT / "bench.py", *arguments], check=True, cwd=ROOT)
-    return work / "run"
 
 
 @torch.no_grad()
