@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from sae_bench.config import RunConfig  # noqa: E402
 from sae_bench.evaluate import Contexts  # noqa: E402
 from sae_bench.export import export, saes_of  # noqa: E402
-from sae_bench.files import read_json, read_sealed  # noqa: E402
+from sae_bench.files import read_json, read_sealed, write_json  # noqa: E402
 from sae_bench.formats.sources import find_sources, open_sae  # noqa: E402
 from sae_bench.lm import load_language_model  # noqa: E402
 from sae_bench.lm_loss import token_losses  # noqa: E402
@@ -101,10 +101,11 @@ def main(*, write: bool = False, again: bool = False) -> int:
         work.mkdir()
         say("training ours")
         trained(work)
+        measure(work / "run", work)
     run = work / "run"
     for folder in ("theirs", "dictionary_learning", "sparsify"):
         shutil.rmtree(work / folder, ignore_errors=True)
-    facts = measure(run, work)
+    facts = read_json(work / "facts.json")
     say("reading each other's files")
     files, versions = compare_files(run, work)
     scores, more = compare_scores(run, work, facts)
@@ -128,7 +129,7 @@ def trained(work: Path) -> None:
 
 
 @torch.no_grad()
-def measure(run: Path, work: Path) -> dict[str, float]:
+def measure(run: Path, work: Path) -> None:
     """Save the contexts and their raw activations; and what zero ablation costs if the BOS is ablated, too."""
     config = RunConfig(**read_sealed(run / "run.json")["config"])
     lm = load_language_model("demo", device="cpu", dtype=torch.float32)
@@ -142,7 +143,7 @@ def measure(run: Path, work: Path) -> dict[str, float]:
     save_file(parts_of(x), work / "parts.safetensors")
     ablated = clean.replay(site, torch.zeros_like(clean.activations[site])).flatten(0, 1)[contexts.predicts]
     losses = token_losses(lm, clean.hidden.flatten(0, 1)[contexts.predicts], [ablated], contexts.targets)
-    return {"ce_zero_with_bos": float(losses.ce[0].double().mean())}
+    write_json(work / "facts.json", {"ce_zero_with_bos": float(losses.ce[0].double().mean())})
 
 
 def parts_of(x: torch.Tensor) -> dict[str, torch.Tensor]:
