@@ -6,7 +6,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test audit faults benchmarks clean
+.PHONY: demo test parity audit faults benchmarks clean
 
 demo: .venv/demo.stamp
 	$(BIN)/python bench.py --config demo
@@ -16,6 +16,11 @@ test: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+# Our files in other tools, theirs in ours, and SAEBench's numbers beside ours. Installs the peers into environments of
+# their own the first time.
+parity: .venv/demo.stamp
+	$(BIN)/python tests/parity/run.py
 
 # Known holes in the pinned versions. Asks a service on the network, so it is no part of `make test`; without --strict, what
 # the service cannot be asked about would count as sound.

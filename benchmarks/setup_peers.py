@@ -20,16 +20,18 @@ app = application(__doc__)
 
 
 @app.default
-def main(*, folder: Path = SCRATCH) -> None:
+def main(*names: str, folder: Path = SCRATCH) -> None:
     """Make what is missing or out of date.
 
     Parameters
     ----------
+    names
+        Environments. Default: all.
     folder
         Where the environments go.
     """
     scratch()
-    for name in sorted(path.stem for path in LISTS.glob("*.txt") if "." not in path.stem):
+    for name in names or sorted(path.stem for path in LISTS.glob("*.txt") if "." not in path.stem):
         lists = sorted(LISTS.glob(f"{name}.*txt"))
         wanted = "".join(path.read_text() for path in lists)
         made = folder / name / "made_from.txt"
@@ -40,9 +42,10 @@ def main(*, folder: Path = SCRATCH) -> None:
         if not (folder / name).exists():
             venv.create(folder / name, with_pip=True)
         pip = [str(peer_python(name, folder)), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "install", "--requirement", LISTS / f"{name}.txt"], check=True)
+        # Most of what is installed is never imported: compiling it all would take longer than downloading it.
+        subprocess.run([*pip, "install", "--no-compile", "--requirement", LISTS / f"{name}.txt"], check=True)
         if (extra := LISTS / f"{name}.no-deps.txt") in lists:
-            subprocess.run([*pip, "install", "--no-deps", "--requirement", extra], check=True)
+            subprocess.run([*pip, "install", "--no-compile", "--no-deps", "--requirement", extra], check=True)
         if (unwanted := LISTS / f"{name}.remove.txt") in lists:
             subprocess.run([*pip, "uninstall", "--yes", "--requirement", unwanted], check=True)
         made.write_text(wanted)

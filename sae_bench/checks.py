@@ -167,6 +167,8 @@ def _check_release(sae: SparseAutoencoder, x: Float[Tensor, "B D"], scale: float
     _require_unit_rows(raw, "after fold; call super().fold(scale)")
     _require_close(raw(raw_x) / scale, x_hat, f"after fold(C), x_hat(C x) is not C x_hat(x); {advice}")
     _require_close(_dense(raw.encode(raw_x)) / scale, norms * f, f"after fold(C), f is not C ||W_dec,i|| f; {advice}")
+    if (exported := raw.as_built_in()) is not None:
+        _require_close(exported(raw_x), raw(raw_x), "as_built_in gives an SAE that computes something else")
     with tempfile.TemporaryDirectory() as folder:
         save_sae(Path(folder), raw, {}, {}, [])
         loaded = load_sae(Path(folder))

@@ -17,6 +17,7 @@ from sae_bench.verbs.boards import claims, compare, table
 from sae_bench.verbs.libraries import quieten_libraries
 from sae_bench.verbs.lists import ls
 from sae_bench.verbs.runs import verify
+from sae_bench.verbs.saes import convert, export, publish
 
 HELP = """Compare sparse autoencoder architectures on one stream of language-model activations.
 
@@ -44,6 +45,7 @@ WHAT, MODEL, SPARSITY, DATA, RUN = (
 def bench(
     *,
     arch: Annotated[list[str] | None, Parameter(group=WHAT)] = None,
+    sae: Annotated[list[str] | None, Parameter(group=WHAT)] = None,
     tasks: Annotated[list[str] | None, Parameter(group=WHAT)] = None,
     config: Annotated[str | None, Parameter(group=WHAT)] = None,
     preset: Annotated[str | None, Parameter(group=WHAT)] = None,
@@ -76,6 +78,7 @@ def bench(
     overwrite: Annotated[bool, Parameter(group=RUN)] = False,
     extend_tokens: Annotated[bool, Parameter(group=RUN)] = False,
     log_to: Annotated[Literal["tensorboard", "wandb"] | None, Parameter(group=RUN)] = None,
+    emit: Annotated[Literal["saebench"] | None, Parameter(group=RUN)] = None,
     dry_run: Annotated[bool, Parameter(group=RUN)] = False,
     quiet: Annotated[bool, Parameter(group=RUN)] = False,
 ) -> int:
@@ -84,7 +87,10 @@ def bench(
     Parameters
     ----------
     arch
-        Architectures, or all; with settings: gated:penalty=ri_l1,lr=5e-4. Default: all.
+        Architectures, or all; with settings: gated:penalty=ri_l1,lr=5e-4. Default: all; none with --sae.
+    sae
+        SAEs from elsewhere to evaluate: files, folders, globs, runs, gemma-scope:9b-pt-res/layer_20/..., or
+        hf:owner/repo/path. Their site is read off them; where they do not say it, --layer and --site do.
     tasks
         Tasks to evaluate. Default: all.
     config
@@ -150,6 +156,8 @@ def bench(
         Train the SAEs that the folder holds further, from fewer tokens to --tokens.
     log_to
         Show the training log there too; needs the extra of that name.
+    emit
+        Write the results as SAEBench's core evaluation writes its own, too.
     dry_run
         Print the plan - SAEs, steps, memory, disk - and stop.
     quiet
@@ -174,8 +182,12 @@ def bench(
         raise UserError(f"suite {config} runs code that comes with the model: add --trust-remote-code if you trust it")
     for path in plugin or suite.get("plugins", ()):
         load_plugin(path)
+    if sources := sae or suite.get("saes"):
+        from sae_bench.imports import name_sources
+
+        flags["saes"] = name_sources(sources)
     settings = RunConfig.build(
-        {"archs": ["all"], "model": "demo", "sites": ["resid_post"], "seeds": [0], "layers": []},
+        {"archs": [] if sources else ["all"], "model": "demo", "sites": ["resid_post"], "seeds": [0], "layers": []},
         suite,
         {name: value for name, value in flags.items() if value is not None},
         every_arch=tuple(ARCHITECTURES),
@@ -207,12 +219,16 @@ def bench(
             folder.check(settings.identity, extended=extend_tokens)
         with log_sink(log_to, folder.path) as sink:
             records = run(settings, folder, progress, sink)
+        if emit:
+            from sae_bench.saebench import emit as emit_saebench
+
+            emit_saebench(folder, records)
     print(leaderboard.terminal(records))
     progress.say(f"records and tables: {folder.path}")
     return 1 if leaderboard.failed(records) else 0
 
 
-VERBS = (ls, table, compare, claims, verify)
+VERBS = (ls, table, compare, claims, verify, export, convert, publish)
 for verb in VERBS:
     app.command(verb)
 

@@ -97,11 +97,14 @@ def check_metrics(records: Sequence[Record], wanted: Sequence[str] | None) -> li
 def panels(records: Sequence[Record], metrics: Sequence[str]) -> list[Panel]:
     """Sort records into panels.
 
-    Only seeds that every architecture has enter a panel, so that seeds are paired.
+    Only seeds that every architecture has enter a panel, so that seeds are paired. SAEs from elsewhere stay out: what
+    they were trained on is not what the others were trained on.
     """
     settings: dict[Setting, list[Record]] = {}
     for record in records:
         sae = record["sae"]
+        if sae.get("origin"):
+            continue
         setting = Setting(record["provenance"]["model"], sae["site"]["name"], sae["d_sae"])
         settings.setdefault(setting, []).append(record)
     return [_panel(setting, settings[setting], metrics) for setting in sorted(settings, key=str)]

@@ -154,10 +154,20 @@ def _plain_value(text: str) -> Any:
         return text
 
 
+class ImportedSAE(Strict):
+    """An SAE that is evaluated and not trained: where it is from, and the hash of its files."""
+
+    source: str
+    sha256: str
+
+
 class RunConfig(Strict):
     """Everything that decides the numbers of a run."""
 
-    archs: tuple[Annotated[ArchSpec, BeforeValidator(ArchSpec.parse)], ...] = Field(min_length=1)
+    archs: tuple[Annotated[ArchSpec, BeforeValidator(ArchSpec.parse)], ...]
+    """None, if there are `saes`: nothing is trained."""
+    saes: tuple[ImportedSAE, ...] = ()
+    """From elsewhere, evaluated beside those that are trained."""
     model: str
     layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Decoder layers from 0; none named: the middle one."""
@@ -237,6 +247,8 @@ class RunConfig(Strict):
         return config
 
     def _check(self) -> None:
+        if not self.archs and not self.saes:
+            raise UserError("archs: name an architecture, or give an SAE with --sae")
         if self.tokens * self.reuse < self.batch_size:
             served = f"--tokens {self.tokens} used {self.reuse} times"
             raise UserError(f"{served} is less than one batch of {self.batch_size}: raise --tokens")
@@ -251,12 +263,13 @@ class RunConfig(Strict):
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers; tasks only add records, so they are left out."""
-        return self.model_dump(mode="json", exclude={"tasks", "checkpoint_every"})
+        without = {"tasks", "checkpoint_every"} | (set() if self.saes else {"saes"})
+        return self.model_dump(mode="json", exclude=without)
 
     @property
     def name(self) -> str:
         """A folder name that tells runs apart: model, architectures, and the settings' hash."""
-        archs = "+".join(dict.fromkeys(arch.name for arch in self.archs))
+        archs = "+".join(dict.fromkeys([*(arch.name for arch in self.archs), *(["saes"] if self.saes else [])]))
         return file_name(f"{Path(self.model).name}.{archs}.{self.hash[:8]}")
 
     @property

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sae_bench.activations import buffer_bytes
 from sae_bench.config import RunConfig
 from sae_bench.evaluate import plan_batch
+from sae_bench.imports import ImportPlan, open_imports, plan_imports
 from sae_bench.lm import LanguageModel, load_language_model
 from sae_bench.plan import SAEPlan, check_names, plan_saes, training_bytes, training_disk_bytes
 from sae_bench.run import choose_device, find_sites
@@ -31,17 +32,20 @@ class Estimate:
     disk_bytes: int
 
 
-def estimate(config: RunConfig, plans: list[SAEPlan], lm: LanguageModel) -> Estimate:
+def estimate(config: RunConfig, plans: list[SAEPlan], imports: list[ImportPlan], lm: LanguageModel) -> Estimate:
     """Steps, peak memory and disk of a run: what training and what evaluation holds, whichever is more."""
     sites = list(dict.fromkeys(plan.site for plan in plans))
-    parameters = [4 * plan.n_parameters for plan in plans]
-    buffer = buffer_bytes(sites, lm.dtype, config.tokens, config.buffer_tokens, overlap=lm.device.type == "cuda")
-    training = buffer + training_bytes(plans)
-    evaluation = sum(parameters) + plan_batch(lm, config.context_size, [(p.site, p.config) for p in plans]).n_bytes
+    everything: list[SAEPlan | ImportPlan] = [*plans, *imports]
+    weights = 4 * sum(plan.n_parameters for plan in everything)
+    training = 0
+    if plans:
+        buffer = buffer_bytes(sites, lm.dtype, config.tokens, config.buffer_tokens, overlap=lm.device.type == "cuda")
+        training = buffer + training_bytes(plans)
+    evaluation = weights + plan_batch(lm, config.context_size, [(p.site, p.config) for p in everything]).n_bytes
     return Estimate(
-        n_steps=config.tokens * config.reuse // config.batch_size,
+        n_steps=config.tokens * config.reuse // config.batch_size if plans else 0,
         memory_bytes=PROCESS_BYTES + lm.n_bytes + max(training, evaluation),
-        disk_bytes=training_disk_bytes(plans),
+        disk_bytes=training_disk_bytes(plans) + 4 * sum(plan.n_parameters for plan in imports),
     )
 
 
@@ -49,6 +53,7 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
     """The plan as text: what is new, what is finished already, and what it takes."""
     check_names(config)
     folder.check(config.identity)
+    opened = open_imports(config)
     device, dtype = choose_device(config)
     with FakeTensorMode():
         lm = load_language_model(
@@ -60,13 +65,22 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
             weights=False,
         )
         plans = plan_saes(config, find_sites(lm, config))
+        imports = plan_imports(lm, config, opened)
         token_stream(lm, config, "eval", config.n_held_out)  # checks the context size
+    everything: list[SAEPlan | ImportPlan] = [*plans, *imports]
     rows = [
-        [plan.id, plan.site.path, plan.config.d_in, "finished" if folder.has_sae(plan.id, config.hash) else "to train"]
-        for plan in plans
+        [
+            *(plan.id, plan.site.path, plan.config.d_in),
+            "finished"
+            if folder.has_sae(plan.id, config.hash)
+            else "to import"
+            if isinstance(plan, ImportPlan)
+            else "to train",
+        ]
+        for plan in everything
     ]
-    takes = estimate(config, plans, lm)
-    n_contexts = plan_batch(lm, config.context_size, [(plan.site, plan.config) for plan in plans]).n_contexts
+    takes = estimate(config, plans, imports, lm)
+    n_contexts = plan_batch(lm, config.context_size, [(plan.site, plan.config) for plan in everything]).n_contexts
     return "\n".join(
         [
             tabulate(rows, ["SAE", "module", "d_in", "state"], tablefmt="simple", disable_numparse=True),

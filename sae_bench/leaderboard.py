@@ -24,6 +24,7 @@ ARROWS = {"up": "↑", "down": "↓", None: ""}
 LATEX_ARROWS = {"up": r" $\uparrow$", "down": r" $\downarrow$", None: ""}
 FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # and their full-width forms
 KEYS = ["model", "site", "width", "architecture", "target", "seed", "run", "sae"]
+TRAINED_HERE = "this run"
 
 Record = Mapping[str, Any]
 
@@ -73,6 +74,8 @@ def differences(records: Sequence[Record]) -> list[str]:
 def long_table(records: Iterable[Record]) -> pd.DataFrame:
     """One row per (SAE, metric), with everything the record says of the value: the CSV."""
     rows = []
+    records = list(records)
+    imported = any(record["sae"].get("origin") for record in records)
     for record in records:
         sae = record["sae"]
         common = {
@@ -84,6 +87,7 @@ def long_table(records: Iterable[Record]) -> pd.DataFrame:
             "seed": sae["seed"],
             "run": record["provenance"]["config_hash"][:8],
             "sae": sae["id"],
+            **({"origin": _origin(sae)} if imported else {}),
             "task": record["task"],
             "task_version": record["task_version"],
         }
@@ -92,6 +96,11 @@ def long_table(records: Iterable[Record]) -> pd.DataFrame:
             rows.append(common | {"metric": name} | {key: score.get(key) for key in ("value", "stderr", "n", "note")}
                         | {key: metric[key] for key in ("better", "unit", "headline")})  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _origin(sae: Mapping[str, Any]) -> str:
+    """Where an SAE is from."""
+    return str(sae["origin"]["source"]) if sae.get("origin") else TRAINED_HERE
 
 
 def board(
@@ -103,20 +112,28 @@ def board(
     if "l0" in metrics:  # the x-axis of every comparison comes first
         metrics.insert(0, metrics.pop(metrics.index("l0")))
     cells = {(row.run, row.sae, row.metric): row for row in shown.itertuples()}
-    saes = shown.drop_duplicates(["run", "sae"])[KEYS].copy()
+    origin = [name for name in ("origin",) if name in shown]
+    saes = shown.drop_duplicates(["run", "sae"])[KEYS + origin].copy()
     saes["l0"] = [_number(cells.get((sae.run, sae.sae, "l0"))) for sae in saes.itertuples()]
     saes = saes.sort_values(["model", "site", "width", "architecture", "l0", "target", "seed", "run"])
     fixed = [key for key in ("model", "site", "width") if saes[key].nunique() > 1] + ["architecture", "target"]
-    fixed += [key for key in ("seed", "run") if saes[key].nunique() > 1]
+    fixed += [key for key in ("seed", "run") if saes[key].nunique() > 1] + origin
     arrows = LATEX_ARROWS if latex else {key: f" {arrow}".rstrip() for key, arrow in ARROWS.items()}
     better = {name: next(iter(found.dropna()), None) for name, found in shown.groupby("metric")["better"]}
     header = [escape(name) for name in fixed] + [escape(name) + arrows[better[name]] for name in metrics]
     rows = [
-        [escape(f"{getattr(sae, key):g}" if key == "target" else str(getattr(sae, key))) for key in fixed]
+        [escape(_setting(key, getattr(sae, key))) for key in fixed]
         + [_cell(cells.get((sae.run, sae.sae, metric)), latex) for metric in metrics]
         for sae in saes.itertuples()
     ]
     return header, rows
+
+
+def _setting(key: str, value: Any) -> str:
+    """A cell that says what an SAE is; nobody knows the seed or the target of one that others trained."""
+    if pd.isna(value):
+        return "unknown"
+    return {"target": "{:g}", "seed": "{:.0f}"}.get(key, "{}").format(value)
 
 
 def caption(records: Sequence[Record]) -> str:
@@ -128,10 +145,12 @@ def caption(records: Sequence[Record]) -> str:
     sites = sorted({record["sae"]["site"]["name"] for record in records})
     widths = sorted({record["sae"]["d_sae"] for record in records})
     counts = sorted({score["n"] for record in records for score in record["scores"].values()})
-    trained = sorted({record["sae"]["training"]["tokens_seen"] for record in records if record["sae"].get("training")})
+    own = [record["sae"] for record in records if not record["sae"].get("origin")]
+    n_imported = len({record["sae"]["id"] for record in records if record["sae"].get("origin")})
+    trained = sorted({sae["training"]["tokens_seen"] for sae in own if sae.get("training")})
     datasets = sorted({record["provenance"]["dataset"] for record in records})
     presets = sorted({record["provenance"]["preset"] for record in records})
-    seeds = sorted({record["sae"]["seed"] for record in records})
+    seeds = sorted({sae["seed"] for sae in own})
     versions = sorted({f"{record['task']} {record['task_version']}" for record in records})
     parts = [
         f"Model {', '.join(models)}; site {', '.join(sites)}; width {', '.join(map(str, widths))}.",
@@ -139,7 +158,8 @@ def caption(records: Sequence[Record]) -> str:
         if trained
         else f"Dataset {', '.join(datasets)};",
         f"evaluated on {_range(counts)} held-out tokens, fingerprint {', '.join(fingerprints)}.",
-        f"Seeds {', '.join(map(str, seeds))}"
+        *([f"{n_imported} from elsewhere, trained as their origin says."] if n_imported else []),
+        f"Seeds {', '.join(map(str, seeds)) or 'unknown'}"
         + ("; variance between seeds is unknown." if len(seeds) == 1 else ".")
         + " ± is one standard error, clustered by document.",
         f"Versions: {', '.join(versions)}; sae-arch-bench {provenance['versions']['sae-arch-bench']}.",
@@ -259,7 +279,7 @@ def _is_number(text: str) -> bool:
 
 
 def _alignment(header: Sequence[str]) -> list[str]:
-    return ["left" if name in ("model", "site", "architecture") else "right" for name in header]
+    return ["left" if name in ("model", "site", "architecture", "origin") else "right" for name in header]
 
 
 def _range(numbers: Sequence[int]) -> str:

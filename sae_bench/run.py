@@ -21,6 +21,7 @@ from sae_bench.data import TokenStream
 from sae_bench.errors import UserError
 from sae_bench.evaluate import Candidate, evaluate
 from sae_bench.files import sha256, write_sealed
+from sae_bench.imports import ImportPlan, import_saes, open_imports, plan_imports
 from sae_bench.lm import LanguageModel, load_language_model
 from sae_bench.log_sinks import LogSink
 from sae_bench.plan import SAEPlan, check_names, plan_saes
@@ -42,6 +43,7 @@ def run(
         UserError: something asked for cannot be done; what was finished before stays.
     """
     check_names(config)
+    opened = open_imports(config)
     earlier = begin(folder, config)
     tasks = config.tasks or tuple(TASKS)
     device, dtype = choose_device(config)
@@ -50,20 +52,27 @@ def run(
         config.model, device=device, dtype=dtype, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
     plans = plan_saes(config, find_sites(lm, config))
+    imports = plan_imports(lm, config, opened)
+    everything: list[SAEPlan | ImportPlan] = [*plans, *imports]
     held_out = token_stream(lm, config, "eval", config.n_held_out)
+    to_import = [plan for plan in imports if not folder.has_sae(plan.id, config.hash)]
+    for plan in to_import:
+        plan.build()  # a number that is not finite shows before the first file is written, too
     to_train = [plan for plan in plans if not folder.has_sae(plan.id, config.hash)]
-    if to_train:
+    if to_train or to_import:
         # What can be wrong with data or activations shows before the first file is written and the first step is made.
         progress.say(f"reading {config.dataset}")
         held_out.read()
+    if to_train:
         stage = TrainStage(lm, config, to_train, folder, progress, earlier)
         stage.start()
-        write_manifest(folder, config, plans, earlier)
+        write_manifest(folder, config, everything, earlier)
         stage.run(sink)
         del stage  # and its buffer
     elif folder.manifest() is None:
-        write_manifest(folder, config, plans, earlier)
-    evaluate_saes(lm, config, plans, tasks, held_out, folder, progress)
+        write_manifest(folder, config, everything, earlier)
+    import_saes(lm, config, to_import, folder)
+    evaluate_saes(lm, config, everything, tasks, held_out, folder, progress)
     records = folder.records()
     leaderboard.check_comparable(records)
     leaderboard.write_board(folder.path, records)
@@ -125,7 +134,7 @@ def find_sites(lm: LanguageModel, config: RunConfig) -> list[Site]:
 def evaluate_saes(
     lm: LanguageModel,
     config: RunConfig,
-    plans: Sequence[SAEPlan],
+    plans: Sequence[SAEPlan | ImportPlan],
     tasks: Sequence[str],
     stream: TokenStream,
     folder: RunFolder,
@@ -222,7 +231,9 @@ def provenance_of(lm: LanguageModel, config: RunConfig, stream: TokenStream) -> 
     }
 
 
-def write_manifest(folder: RunFolder, config: RunConfig, plans: Sequence[SAEPlan], earlier: Sequence[Leg]) -> None:
+def write_manifest(
+    folder: RunFolder, config: RunConfig, plans: Sequence[SAEPlan | ImportPlan], earlier: Sequence[Leg]
+) -> None:
     """Say what the run is, before it starts."""
     folder.write_manifest(
         {

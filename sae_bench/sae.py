@@ -152,6 +152,13 @@ class SparseAutoencoder(nn.Module, ABC):
         """Take the pre-encoder bias's contribution, shift = b_dec W_enc, out of the encoder's biases; for `fold`."""
         self.b_enc.sub_(shift)
 
+    def as_built_in(self) -> "SparseAutoencoder | None":
+        """For an architecture of your own: an SAE of a built-in one that computes the same, once folded.
+
+        It is what other tools' files can hold; None, if there is none, and exporting says so.
+        """
+        return None
+
     def saelens_settings(self) -> dict[str, Any]:
         """What SAELens's configuration needs besides the common fields."""
         return {}

@@ -7,6 +7,7 @@
                            metrics.jsonl          its training log
                 records/<sae>.<task>.json         one per (SAE, task)
                 leaderboard.md .csv .tex          a pure function of the records
+                saebench/<sae>_..._results.json   with --emit saebench
                 .lock                             who works in the folder
 
 Stages talk through these files alone. Every file is written beside its name and renamed onto it, so a stage that dies
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 SAE_DESCRIPTION = "sae_bench.json"
 MADE_BY_A_RUN = (
     *("records", "saes", "checkpoints", "leaderboard.md", "leaderboard.csv", "leaderboard.tex", "tensorboard", "wandb"),
+    "saebench",
     "run.json",  # the last that `clear` deletes: until then the folder is that run's
 )
 

@@ -17,6 +17,7 @@ from sae_bench.config import RunConfig
 from sae_bench.errors import UserError
 from sae_bench.evaluate import Candidate, evaluate, plan_batch, site_means
 from sae_bench.files import Damaged, read_sealed, sha256
+from sae_bench.imports import site_of
 from sae_bench.lm import load_language_model
 from sae_bench.plan import plan_saes
 from sae_bench.progress import Progress
@@ -24,7 +25,7 @@ from sae_bench.registry import TASKS
 from sae_bench.run import choose_device, find_sites
 from sae_bench.store import SAE_DESCRIPTION, RunFolder
 from sae_bench.train_stage import token_stream
-from sae_bench.weights import WEIGHTS, load_sae
+from sae_bench.weights import WEIGHTS, description_of, load_sae
 
 TOLERANCE = 1e-3
 """Of a document's sum, relative to the largest: what other batch sizes and other machines' rounding may change."""
@@ -138,14 +139,16 @@ def _verify_numbers(
         yield Finding(what, None if was == {digest} else f"is now {digest[:12]}, was {', '.join(sorted(was))}")
         if what == "eval_fingerprint" and was != {digest}:
             return
-    plans = [plan for plan in plan_saes(config, find_sites(lm, config)) if plan.id in saes]
+    sites_of = {plan.id: plan.site for plan in plan_saes(config, find_sites(lm, config)) if plan.id in saes}
+    descriptions = {sae_id: description_of(folder.sae_path(sae_id)) for sae_id in saes}
+    sites_of |= {sae_id: site_of(about) for sae_id, about in descriptions.items() if about.get("origin")}
     candidates, ids = [], []
-    for plan in plans:
-        tasks = [task for (of, task), record in records.items() if of == plan.id and not record["failure"]]
+    for sae_id, site in sites_of.items():
+        tasks = [task for (of, task), record in records.items() if of == sae_id and not record["failure"]]
         if tasks:
-            sae = load_sae(folder.sae_path(plan.id), device)
-            candidates.append(Candidate(sae, plan.site, {name: TASKS[name]() for name in tasks}))
-            ids.append(plan.id)
+            sae = load_sae(folder.sae_path(sae_id), device)
+            candidates.append(Candidate(sae, site, {name: TASKS[name]() for name in tasks}))
+            ids.append(sae_id)
     if not candidates:
         return
     sites = list(dict.fromkeys(candidate.site for candidate in candidates))

@@ -26,6 +26,7 @@ class Reconstruction(Task):
     def start(self, setting: EvalSetting) -> None:
         self.mean = setting.mean
         self.sums = DocumentSums(setting.n_documents, setting.device)
+        self.totals: dict[str, torch.Tensor] = {}  # what other tools' definitions take
 
     def update(self, batch: EvalBatch) -> None:
         x, x_hat = batch.x.double(), batch.x_hat.double()
@@ -51,6 +52,11 @@ class Reconstruction(Task):
             },
         )
 
+        f = batch.f
+        l1 = f.sum() if isinstance(f, torch.Tensor) else f.sum_per_token(f.values) * f.n_tokens
+        for name, of in {"norm": norm, "norm_hat": norm_hat, "norm_squared": norm.square(), "l1": l1}.items():
+            self.totals[name] = self.totals.get(name, 0.0) + of.sum(dtype=torch.float64)
+
     def finish(self) -> Result:
         ratio = self.sums.ratio
         scores = {
@@ -62,4 +68,5 @@ class Reconstruction(Task):
             "l2_ratio": ratio("norm_ratio", "tokens", "tokens"),
             "explained_variance_legacy": ratio("legacy", "legacy_tokens", "legacy_tokens"),
         }
-        return Result(scores, by_document=self.sums.by_document())
+        totals = {name: float(total) for name, total in self.totals.items()}
+        return Result(scores, by_document=self.sums.by_document(), details={"sums": totals})

@@ -1,5 +1,6 @@
 """The contract: every built-in passes it, and each way of breaking it is called by its name."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -148,6 +149,15 @@ class ForgottenState(ReLU):
         return f.with_values(self.gain * f.values)
 
 
+class OtherExport(ReLU):
+    """Goes into other tools' files as something else."""
+
+    def as_built_in(self):
+        other = copy.deepcopy(self)
+        other.b_dec.data.add_(1.0)
+        return other
+
+
 class UnknownRecipe(ReLU):
     recipes = {"short": {"learning_rate": 0.1}}  # noqa: RUF012
 
@@ -176,6 +186,7 @@ BROKEN_ARCHITECTURES = {
     DriftingDecoder: "not of norm one after training",
     UnfoldedThreshold: "after fold.C., x_hat",
     ForgottenState: "a loaded SAE is not the saved one",
+    OtherExport: "as_built_in gives an SAE that computes something else",
     UnknownRecipe: "learning_rate",
     LooseOptions: "misspelt names",
     RefusesAll: "refuses every configuration",

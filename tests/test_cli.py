@@ -18,10 +18,11 @@ HEAVY = ("torch", "transformers", "datasets", "pandas", "pydantic", "numpy")
 
 FLAGS = set(
     """
-    --arch --tasks --config --preset --plugin --model --layer --site --revision --dtype --trust-remote-code --width
+    --arch --sae
+    --tasks --config --preset --plugin --model --layer --site --revision --dtype --trust-remote-code --width
     --l0 --sparsity --seed --dataset --text-column --tokens --reuse --eval-tokens --eval-skip --context-size
     --batch-size --buffer-tokens --out --device --kernels --compile --limit --checkpoint-every --overwrite
-    --extend-tokens --log-to --dry-run --quiet
+    --extend-tokens --emit --log-to --dry-run --quiet
     """.split()  # noqa: SIM905
 )
 

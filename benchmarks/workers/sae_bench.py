@@ -1,6 +1,7 @@
 """SAEBench's core evaluation of one saved SAE: its `run_evals`, which is what it does for each SAE, on given contexts.
 
     {"sae": folder, "contexts": file, "contexts_per_batch": n}  ->  {"seconds": 70, "metrics": {...}, "peak_gib": 12}
+    {"result": file}  ->  {"unlike": [...]}                 whether its schema takes a result file, and what it changed
 
 The language model is loaded once, before anything is timed. Contexts come tokenised, and as many as there are are used
 by its reconstruction pass and again by its sparsity pass. Its metrics of weights alone, which we do not have, are off.
@@ -10,11 +11,15 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from pydantic import TypeAdapter
 from sae_bench.evals.core.eval_config import CoreEvalConfig  # type: ignore[import-not-found]
+from sae_bench.evals.core.eval_output import CoreEvalOutput  # type: ignore[import-not-found]
 from sae_bench.evals.core.main import run_evals  # type: ignore[import-not-found]
 from sae_bench.sae_bench_utils.general_utils import load_and_format_sae  # type: ignore[import-not-found]
 from sae_lens import SAE  # type: ignore[import-not-found]
@@ -32,6 +37,10 @@ def main() -> None:
     ignored = {model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, model.tokenizer.bos_token_id}
 
     def answer(message: Mapping[str, Any]) -> dict[str, Any]:
+        if "result" in message:
+            content = json.loads(Path(message["result"]).read_text())
+            read = asdict(TypeAdapter(CoreEvalOutput).validate_python(content))
+            return {"unlike": [name for name in content if json.loads(json.dumps(read[name])) != content[name]]}
         contexts = load_file(message["contexts"])["contexts"]
         n_batches = len(contexts) // message["contexts_per_batch"]
         _, sae, _ = load_and_format_sae("", SAE.load_from_disk(message["sae"]), "cpu")

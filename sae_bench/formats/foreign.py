@@ -1,0 +1,170 @@
+"""An SAE from elsewhere, as every format's reader hands it over: a built-in architecture on raw activations.
+
+It comes in two steps. The first looks at headers alone: which architecture, how wide, at which site. The second loads
+the tensors, looks at every number, and builds the SAE. Both refuse in one line.
+
+Shapes: D = d_in, F = d_sae.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sae_bench.active import latent_major
+from sae_bench.errors import UserError
+from sae_bench.formats.headers import Headers, damaged
+from sae_bench.formats.places import Place
+from sae_bench.registry import ARCHITECTURES
+from sae_bench.sae import SAEConfig, SparseAutoencoder
+
+Weights = dict[str, Tensor]
+"""Tensors by our names for parameters."""
+
+
+@dataclass(frozen=True)
+class ForeignSAE:
+    """What a file holds, before it is loaded; `where` names it in messages."""
+
+    format: str
+    where: str
+    arch: str
+    d_in: int
+    d_sae: int
+    place: Place
+    load: Callable[[], Weights]
+    """Loads the tensors, folded: afterwards the SAE takes raw x and subtracts nothing from it."""
+    k: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    own: Mapping[str, Any] | None = None
+    """Our own description of it, if it was trained here."""
+    hub_commit: str | None = None
+
+    @property
+    def config(self) -> SAEConfig:
+        """What the architecture is made from."""
+        if self.own is not None:
+            return SAEConfig(**self.own["config"])
+        return SAEConfig(d_in=self.d_in, d_sae=self.d_sae, coefficient=self.k, options=self.options)
+
+    def build(self) -> SparseAutoencoder:
+        """Load it, whole and checked, as a built-in architecture that takes raw activations.
+
+        Raises:
+            UserError: a number is not finite, or a threshold is below zero.
+        """
+        weights = {name: value.float() for name, value in self.load().items()}
+        for name, value in weights.items():
+            if not torch.isfinite(value).all():
+                raise UserError(f"{self.where}: {name} holds NaN or infinity: it cannot be evaluated")
+        theta = weights.get("theta_parameter")
+        if theta is not None and (theta < 0).any():
+            raise UserError(f"{self.where}: a threshold is {float(theta.min()):.3g}, below 0: it cannot be evaluated")
+        return assemble(self.arch, self.config, weights)
+
+
+def assemble(arch: str, config: SAEConfig, weights: Weights) -> SparseAutoencoder:
+    """An SAE that takes raw activations, around these very tensors."""
+    with torch.device("meta"):
+        sae = ARCHITECTURES[arch](config)
+    sae.load_state_dict(weights | {"W_enc": latent_major(weights["W_enc"])}, assign=True)
+    sae.folded = True
+    return sae.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class About:
+    """What a writer says of an SAE beside its weights: its site, what other tools want to know, its measured L0."""
+
+    site: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    l0: float | None = None
+
+
+def check_shapes(where: Path, headers: Headers, wanted: Mapping[str, Sequence[str]]) -> tuple[int, int]:
+    """Return (d_in, d_sae), by which all tensors wanted are there and in shape; letters say how each is laid out.
+
+    `wanted` are tensors' names and the sizes of their dimensions: "d_in", "d_sae", or "" for a scalar's none.
+
+    Raises:
+        UserError: a tensor is missing or of another shape.
+    """
+    missing = sorted(wanted.keys() - headers.keys())
+    if missing:
+        raise UserError(f"{where}: {missing[0]} is missing; it holds {', '.join(sorted(headers)) or 'nothing'}")
+    first = next(name for name, sizes in wanted.items() if len(sizes) == 2)
+    if len(headers[first].shape) != 2:
+        raise UserError(f"{where}: {first} has the shape {headers[first].shape}, not {_layout(wanted[first])}")
+    sizes = dict(zip(wanted[first], headers[first].shape, strict=True))
+    bias = next((name for name, of in wanted.items() if tuple(of) == ("d_in",)), None)
+    if bias is not None and headers[bias].shape == (sizes["d_sae"],) != (sizes["d_in"],):
+        raise UserError(f"{where}: {first} is transposed: it has the shape {headers[first].shape}, and {bias} is "
+                        f"{headers[bias].shape[0]} wide; it must be {_layout(wanted[first])}")  # fmt: skip
+    for name, of in wanted.items():
+        if headers[name].shape != tuple(sizes[size] for size in of):
+            expected = ", ".join(f"{size} = {sizes[size]}" for size in of) or "no dimension"
+            raise UserError(f"{where}: {name} has the shape {headers[name].shape}, not {_layout(of)} ({expected})")
+    if not math.prod(sizes.values()):
+        raise UserError(f"{where}: {first} is empty")
+    return sizes["d_in"], sizes["d_sae"]
+
+
+def whole_number(where: Path, name: str, value: object, most: int) -> int:
+    """A setting that has to be a whole number from 1 on.
+
+    Raises:
+        UserError: it is not.
+    """
+    if type(value) is not int or not 0 < value <= most:
+        raise UserError(f"{where}: {name} is {value!r}: it must be a whole number from 1 to {most}")
+    return value
+
+
+def load_checked(path: Path, names: Iterable[str]) -> Weights:
+    """The tensors of a safetensors file, in float32, once its header has been checked; others are passed over."""
+    try:
+        with safe_open(path, "pt") as tensors:
+            return {name: tensors.get_tensor(name).float() for name in names}
+    except SafetensorError as error:
+        raise damaged(path, str(error)) from None
+
+
+def with_norms_folded(weights: Weights) -> Weights:
+    """Latents f ||W_dec,i|| in the place of f, with decoder rows of norm one; everything else stays as it is."""
+    norms = torch.linalg.vector_norm(weights["W_dec"].double(), dim=1)
+    inverse = torch.where(norms > 0, 1 / norms, 0.0)  # a row of zeros says nothing, whatever its latent does
+    folded = {
+        name: (weights[name].double() * norms).float() for name in weights if name not in ("W_dec", "b_dec", "r_mag")
+    }
+    return weights | folded | {"W_dec": (weights["W_dec"].double() * inverse[:, None]).float()}
+
+
+def without_input_bias(weights: Weights) -> Weights:
+    """Take b_dec W_enc out of the encoder's biases, so that the encoder may see x itself instead of x - b_dec."""
+    return _shifted(weights, -1.0)
+
+
+def with_input_bias(weights: Weights) -> Weights:
+    """The way back: biases for an encoder that sees x - b_dec."""
+    return _shifted(weights, 1.0)
+
+
+def _shifted(weights: Weights, sign: float) -> Weights:
+    """Biases plus or minus b_dec W_enc, of which a gated SAE's magnitudes see exp(r_mag) times as much.
+
+    In float64: a residual stream's mean is far longer than what varies about it, and float32 would round that away.
+    """
+    shift = sign * (weights["b_dec"].double() @ weights["W_enc"].double())
+    shifted = {"b_enc": weights["b_enc"].double() + shift}
+    if "b_mag" in weights:
+        shifted["b_mag"] = weights["b_mag"].double() + weights["r_mag"].double().exp() * shift
+    return weights | {name: bias.float() for name, bias in shifted.items()}
+
+
+def _layout(sizes: Sequence[str]) -> str:
+    return f"[{', '.join(sizes)}]"

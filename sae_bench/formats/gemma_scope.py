@@ -1,0 +1,69 @@
+"""Gemma Scope's `params.npz`: f = relu(z) (z > threshold), z = x W_enc + b_enc, of raw x.
+
+b_dec is not subtracted before the encoder and nothing is scaled, so the tensors are taken as they are.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sae_bench.errors import UserError
+from sae_bench.files import replacing
+from sae_bench.formats.foreign import About, ForeignSAE, Weights, check_shapes
+from sae_bench.formats.headers import damaged, npz_headers, regular
+from sae_bench.formats.places import place_of_path
+from sae_bench.formats.source import Source
+from sae_bench.sae import SparseAutoencoder
+
+FORMAT = "gemma-scope"
+FILES = ("params.npz",)
+LAYOUT = {
+    "W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_enc": ("d_sae",), "b_dec": ("d_in",),
+    "threshold": ("d_sae",),
+}  # fmt: skip
+
+
+def read(source: Source) -> ForeignSAE:
+    """See what a params.npz holds."""
+    path = source.files["params.npz"]
+    d_in, d_sae = check_shapes(path, npz_headers(path), LAYOUT)
+    return ForeignSAE(
+        FORMAT, source.name, "jumprelu", d_in, d_sae, place_of_path(source.name), lambda: _load(path),
+        hub_commit=source.hub_commit,
+    )  # fmt: skip
+
+
+def _load(path: Path) -> Weights:
+    headers = npz_headers(path)  # again, for the file may have changed: what is loaded is what was checked
+    check_shapes(path, headers, LAYOUT)
+    try:
+        with regular(path) as file, np.load(file, allow_pickle=False) as arrays:
+            weights = {name: torch.from_numpy(arrays[name]) for name in LAYOUT}
+    except Exception as error:  # noqa: BLE001 (the checksum of a member, and whatever else zip and npy can have wrong)
+        raise damaged(path, str(error)) from None
+    weights["theta_parameter"] = weights.pop("threshold")
+    return weights
+
+
+def check(sae: SparseAutoencoder) -> None:
+    """Raise UserError for an SAE that the format cannot hold."""
+    if sae.name != "jumprelu":
+        exact = {"gated": "exactly", "topk": "with a calibrated threshold"}.get(sae.name)
+        remedy = f"`convert --to jumprelu` makes one {exact}" if exact else "choose another --format"
+        raise UserError(f"a {sae.name} SAE does not fit into {FORMAT}, which holds jumprelu alone: {remedy}")
+
+
+def write(folder: Path, sae: SparseAutoencoder, about: About) -> Path:
+    """Write params.npz where Gemma Scope has it: layer_L/width_W/average_l0_N."""
+    width = f"{sae.config.d_sae // 1024}k" if sae.config.d_sae % 1024 == 0 else str(sae.config.d_sae)
+    below = folder / f"layer_{about.site['layer']}" / f"width_{width}" / f"average_l0_{round(about.l0 or 0)}"
+    weights: dict[str, Any] = {
+        name: value.detach().cpu().contiguous().numpy() for name, value in sae.named_parameters()
+    }
+    weights["threshold"] = weights.pop("theta_parameter")
+    path = below / "params.npz"
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **weights)
+    return path

@@ -1,0 +1,121 @@
+"""SAELens's folder, `cfg.json` and `sae_weights.safetensors`: version 6, and the older ones that hubs are full of.
+
+b_dec is subtracted before the encoder unless `apply_b_dec_to_input` is false; our own SAEs say false. A topk that was
+trained with `rescale_acts_by_decoder_norm` chooses by z ||W_dec,i||, which becomes plain topk once norms are folded.
+Per-token normalisations cannot be folded into weights: an SAE that asks for one is refused.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+from sae_bench.errors import UserError
+from sae_bench.files import write_bytes, write_json
+from sae_bench.formats.foreign import (
+    About,
+    ForeignSAE,
+    Weights,
+    check_shapes,
+    load_checked,
+    whole_number,
+    with_norms_folded,
+    without_input_bias,
+)
+from sae_bench.formats.headers import read_settings, safetensors_headers
+from sae_bench.formats.places import Place, place_of_hook, place_of_path
+from sae_bench.formats.source import Source
+from sae_bench.sae import SparseAutoencoder
+from sae_bench.weights import saelens_config
+
+FORMAT = "saelens"
+FILES = ("cfg.json", "sae_weights.safetensors")
+COMMON = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
+PER_LATENT = {
+    "standard": {"b_enc": "b_enc"},
+    "topk": {"b_enc": "b_enc"},
+    "jumprelu": {"b_enc": "b_enc", "threshold": "theta_parameter"},
+    "gated": {"b_gate": "b_enc", "b_mag": "b_mag", "r_mag": "r_mag"},
+}
+"""Their names and ours for what there is one of for each latent."""
+
+ARCHS = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
+
+
+def read(source: Source) -> ForeignSAE:
+    """See what a folder of SAELens holds."""
+    where, settings = source.files["cfg.json"], _settings(source.files["cfg.json"])
+    architecture = settings.get("architecture", "standard")
+    if not isinstance(architecture, str) or architecture not in ARCHS:
+        raise UserError(f"{where}: architecture {architecture!r} is none of {', '.join(ARCHS)}: it cannot be evaluated")
+    path = source.files["sae_weights.safetensors"]
+    layout = _layout(architecture)
+    d_in, d_sae = check_shapes(path, safetensors_headers(path), layout)
+    hook = settings.get("hook_name")
+    place = place_of_hook(where, hook) if isinstance(hook, str) else Place()
+    if place.kind == f"path:{settings.get('module_path')}":  # an SAE of ours, at a module that has no hook
+        place = replace(place, kind=f"{place.kind}@{settings.get('module_side')}")
+    place = place.or_else(place_of_path(source.name)).or_else(Place(model=_text(settings.get("model_name"))))
+    k = whole_number(where, "k", settings.get("k"), d_sae) if architecture == "topk" else None
+    return ForeignSAE(
+        FORMAT, source.name, ARCHS[architecture], d_in, d_sae, place, lambda: _load(path, architecture, settings), k,
+        hub_commit=source.hub_commit,
+    )  # fmt: skip
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """Their configuration, flat; what it is called before version 6 is called as in version 6."""
+    settings = read_settings(path)
+    metadata = settings.pop("metadata", None)
+    settings = {**(metadata if isinstance(metadata, dict) else {}), **settings}
+    for old, new in (("hook_point", "hook_name"), ("activation_fn_str", "activation_fn")):
+        settings.setdefault(new, settings.get(old))
+    if settings["activation_fn"] == "topk":
+        arguments = settings.get("activation_fn_kwargs")
+        settings["architecture"] = "topk"
+        settings.setdefault("k", arguments.get("k") if isinstance(arguments, dict) else None)
+    elif settings["activation_fn"] not in (None, "relu"):
+        raise UserError(
+            f"{path}: activation {settings['activation_fn']!r} is neither relu nor topk: it cannot be evaluated"
+        )
+    for name in ("normalize_activations", "finetuning_scaling_factor"):
+        if settings.get(name) not in (None, False, "none"):
+            raise UserError(
+                f"{path}: {name} is {settings[name]!r}, which is not part of the weights: fold it into them first"
+            )
+    return settings
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _layout(architecture: str) -> dict[str, tuple[str, ...]]:
+    return COMMON | dict.fromkeys(PER_LATENT[architecture], ("d_sae",))
+
+
+def _load(path: Path, architecture: str, settings: Mapping[str, Any]) -> Weights:
+    check_shapes(path, safetensors_headers(path), _layout(architecture))  # again: it may have changed since
+    weights = load_checked(path, _layout(architecture))
+    ours = PER_LATENT[architecture]
+    weights = {ours.get(name, name): value for name, value in weights.items()}
+    if settings.get("apply_b_dec_to_input", True):
+        weights = without_input_bias(weights)
+    if architecture == "topk" and settings.get("rescale_acts_by_decoder_norm"):
+        weights = with_norms_folded(weights)
+    return weights
+
+
+def check(sae: SparseAutoencoder) -> None:
+    """The format holds every built-in architecture."""
+
+
+def write(folder: Path, sae: SparseAutoencoder, about: About) -> Path:
+    """Write an SAE as SAELens v6 does."""
+    names = sae.saelens_names
+    tensors = {names.get(name, name): value.detach().cpu().contiguous() for name, value in sae.named_parameters()}
+    write_bytes(folder / "sae_weights.safetensors", save(tensors))
+    write_json(folder / "cfg.json", saelens_config(sae, about.metadata))
+    return folder

@@ -1,0 +1,86 @@
+"""What `--sae` may say: a local path or glob, a run, `gemma-scope:...` or `hf:owner/repo/path`; and who reads it."""
+
+import glob
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from sae_bench.errors import UserError
+from sae_bench.formats import dictionary_learning, gemma_scope, hub, ours, saelens, sparsify
+from sae_bench.formats.foreign import ForeignSAE
+from sae_bench.formats.source import Source
+
+FORMATS: tuple[ModuleType, ...] = (ours, saelens, sparsify, dictionary_learning, gemma_scope)
+"""Each has a name, the files that it reads, the one with the weights last, and `read`. The first that fits reads."""
+
+ALL_FILES = tuple(dict.fromkeys(name for module in FORMATS for name in module.FILES))
+GEMMA_SCOPE = re.compile(r"gemma-scope:([\w.-]+)/(.+)")
+HUB = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?(?:/(.+))?")
+
+
+def find_sources(text: str) -> list[Source]:
+    """Every SAE that an argument of `--sae` stands for; several for a glob or a run.
+
+    Raises:
+        UserError: it stands for none.
+    """
+    if text.startswith(("gemma-scope:", "hf:")):
+        return [_on_hub(text)]
+    paths = [text] if Path(text).exists() or not glob.has_magic(text) else sorted(glob.glob(text, recursive=True))
+    found = list({source.name: source for path in paths for source in _local(Path(path))}.values())
+    if not found and glob.has_magic(text):
+        raise UserError(f'--sae "{text}" matches no SAE: check the pattern')
+    if not found:
+        missing = not Path(text).exists()
+        why = "does not exist" if missing else f"holds no SAE: none of {', '.join(m.FILES[-1] for m in FORMATS[1:])}"
+        raise UserError(f'--sae "{text}" {why}; give a file, a folder, a run, gemma-scope:... or hf:owner/repo/path')
+    return found
+
+
+def open_sae(source: Source) -> ForeignSAE:
+    """See, by its headers, what an SAE is.
+
+    Raises:
+        UserError: its format is unknown, or it is not what its format asks for.
+    """
+    module = next((module for module in FORMATS if module.FILES[-1] in source.files and _whole(module, source)), None)
+    if module is None:
+        module = next(module for module in FORMATS[1:] if module.FILES[-1] in source.files)
+        missing = next(name for name in module.FILES if name not in source.files)
+        raise UserError(f"{source.name}: {missing} is missing beside {module.FILES[-1]}: {module.FORMAT} needs both")
+    sae: ForeignSAE = module.read(source)
+    return sae
+
+
+def _whole(module: ModuleType, source: Source) -> bool:
+    return all(name in source.files for name in module.FILES)
+
+
+def _on_hub(text: str) -> Source:
+    if match := GEMMA_SCOPE.fullmatch(text):
+        repo, revision, folder = f"google/gemma-scope-{match[1]}", None, match[2]
+    elif match := HUB.fullmatch(text):
+        repo, revision, folder = match[1], match[2], match[3] or ""
+    else:
+        raise UserError(
+            f'--sae "{text}": write gemma-scope:9b-pt-res/layer_20/width_16k/average_l0_68, hf:owner/repo/path or '
+            "hf:owner/repo@revision/path"
+        )
+    if Path(folder).name in ALL_FILES:
+        folder = str(Path(folder).parent) if "/" in folder else ""
+    files, commit = hub.fetch(repo, revision, folder, ALL_FILES)
+    if not any(module.FILES[-1] in files for module in FORMATS):
+        raise UserError(f'--sae "{text}": {repo} has no SAE in "{folder}": check the path on its page')
+    return Source(text, files, commit)
+
+
+def _local(path: Path) -> Iterator[Source]:
+    if path.name in ALL_FILES and not path.is_dir():
+        path = path.parent
+    if (path / "saes").is_dir():
+        yield from (source for folder in sorted((path / "saes").iterdir()) for source in _local(folder))
+        return
+    files = {name: path / name for name in ALL_FILES if (path / name).is_symlink() or (path / name).exists()}
+    if any(module.FILES[-1] in files for module in FORMATS):
+        yield Source(str(path), files)

@@ -1,0 +1,89 @@
+"""sparsify's folder, `cfg.json` and `sae.safetensors`: topk, with b_dec subtracted before the encoder.
+
+W_dec lies as ours does, the encoder as torch's Linear has it: transposed. Its other activations, skip connections and
+transcoders, which predict one site from another, are refused.
+"""
+
+from pathlib import Path
+
+from safetensors.torch import save
+
+from sae_bench.errors import UserError
+from sae_bench.files import write_bytes, write_json
+from sae_bench.formats.foreign import (
+    About,
+    ForeignSAE,
+    Weights,
+    check_shapes,
+    load_checked,
+    whole_number,
+    with_input_bias,
+    without_input_bias,
+)
+from sae_bench.formats.headers import read_settings, safetensors_headers
+from sae_bench.formats.places import place_of_module, place_of_path
+from sae_bench.formats.source import Source
+from sae_bench.sae import SparseAutoencoder
+
+FORMAT = "sparsify"
+FILES = ("cfg.json", "sae.safetensors")
+LAYOUT = {
+    "encoder.weight": ("d_sae", "d_in"), "encoder.bias": ("d_sae",), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)
+}  # fmt: skip
+
+
+def read(source: Source) -> ForeignSAE:
+    """See what a folder of sparsify holds."""
+    where, settings = source.files["cfg.json"], read_settings(source.files["cfg.json"])
+    activation = settings.get("activation", "topk")
+    if activation != "topk":
+        raise UserError(f"{where}: activation {activation!r} is not topk: it cannot be evaluated")
+    for name in ("transcode", "skip_connection", "signed"):
+        if settings.get(name):
+            raise UserError(f"{where}: {name} is {settings[name]!r}, so it is no autoencoder with latents >= 0: "
+                            "it cannot be evaluated")  # fmt: skip
+    path = source.files["sae.safetensors"]
+    d_in, d_sae = check_shapes(path, safetensors_headers(path), LAYOUT)
+    k = whole_number(where, "k", settings.get("k"), d_sae)
+    place = place_of_module(Path(source.name).name).or_else(place_of_path(source.name))
+    return ForeignSAE(
+        FORMAT, source.name, "topk", d_in, d_sae, place, lambda: _load(path), k, hub_commit=source.hub_commit
+    )
+
+
+def _load(path: Path) -> Weights:
+    check_shapes(path, safetensors_headers(path), LAYOUT)
+    weights = load_checked(path, LAYOUT)
+    ours = {
+        "W_enc": weights["encoder.weight"].T, "b_enc": weights["encoder.bias"], "W_dec": weights["W_dec"],
+        "b_dec": weights["b_dec"],
+    }  # fmt: skip
+    return without_input_bias(ours)
+
+
+def check(sae: SparseAutoencoder) -> None:
+    """Raise UserError for an SAE that the format cannot hold."""
+    if sae.name != "topk":
+        raise UserError(f"a {sae.name} SAE does not fit into {FORMAT}, which holds topk alone: choose another --format")
+
+
+def write(folder: Path, sae: SparseAutoencoder, about: About) -> Path:
+    """Write a topk SAE as sparsify does, in a folder named by the hookpoint."""
+    site = about.site
+    folder = folder / (f"layers.{site['layer']}" if site["kind"] == "resid_post" else str(site["path"]))
+    weights = with_input_bias({name: value.detach().cpu() for name, value in sae.named_parameters()})
+    tensors = {
+        "encoder.weight": weights["W_enc"].T.contiguous(), "encoder.bias": weights["b_enc"],
+        "W_dec": weights["W_dec"].contiguous(), "b_dec": weights["b_dec"],
+    }  # fmt: skip
+    write_bytes(folder / "sae.safetensors", save(tensors))
+    k = int(sae.config.sparsity)
+    write_json(
+        folder / "cfg.json",
+        {
+            "activation": "topk", "d_in": sae.config.d_in, "num_latents": sae.config.d_sae, "k": k,
+            "expansion_factor": sae.config.d_sae // sae.config.d_in, "normalize_decoder": True, "multi_topk": False,
+            "skip_connection": False, "transcode": False,
+        },
+    )  # fmt: skip
+    return folder

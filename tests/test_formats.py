@@ -1,0 +1,254 @@
+"""Foreign files become built-in SAEs that compute, on raw activations, what their authors compute."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from foreign_files import (
+    D,
+    F,
+    K,
+    numbers,
+    parts,
+    write_dictionary_learning,
+    write_gemma_scope,
+    write_saelens,
+    write_sparsify,
+)
+
+from sae_bench.errors import UserError
+from sae_bench.formats.places import Place, place_of_hook, place_of_path
+from sae_bench.formats.sources import find_sources, open_sae
+
+DL_CLASSES = {
+    "AutoEncoder": "relu", "AutoEncoderNew": "relu", "GatedAutoEncoder": "gated", "AutoEncoderTopK": "topk",
+    "BatchTopKSAE": "jumprelu", "JumpReluAutoEncoder": "jumprelu",
+}  # fmt: skip
+WRITERS = {
+    "gemma-scope": (lambda folder: write_gemma_scope(folder), "jumprelu"),
+    "sparsify": (lambda folder: write_sparsify(folder), "topk"),
+    **{f"saelens {theirs}": (lambda folder, theirs=theirs: write_saelens(folder / "s", theirs), ours)
+       for theirs, ours in {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}.items()},
+    "saelens, b_dec not subtracted": (lambda folder: write_saelens(folder / "s", apply_b_dec_to_input=False), "relu"),
+    "saelens topk, norms": (
+        lambda folder: write_saelens(folder / "s", "topk", rescale_acts_by_decoder_norm=True), "topk"
+    ),
+    **{f"dictionary_learning {name}": (lambda folder, name=name: write_dictionary_learning(folder / "d", name), ours)
+       for name, ours in DL_CLASSES.items()},
+}  # fmt: skip
+
+
+def opened(path):
+    (source,) = find_sources(str(path))
+    return open_sae(source)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_foreign_sae_gives_its_authors_latents_and_reconstructions(tmp_path, kind):
+    write, arch = WRITERS[kind]
+    folder, encode = write(tmp_path)
+    foreign = opened(folder)
+    assert (foreign.arch, foreign.d_in, foreign.d_sae) == (arch, D, F)
+    assert (foreign.place.kind, foreign.place.layer) == ("resid_post", 1)
+    sae = foreign.build()
+    assert sae.name == arch
+    x = 3 * numbers(200, D, seed=9)
+    f, w = encode(x), parts()
+    assert 0.01 < float((f > 0).float().mean()) < 0.9
+    W_dec = w["W_dec"]
+    if kind in ("dictionary_learning AutoEncoder", "saelens topk, norms"):  # latents times norms, rows of norm one
+        W_dec = W_dec / W_dec.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(sae.encode(x).to_dense(), f, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sae(x), f @ W_dec + w["b_dec"], rtol=1e-4, atol=1e-4)
+
+
+def test_gemma_scope_by_hand_at_just_above_and_just_below_the_threshold(tmp_path):
+    """x = (1, 2): z = (2, 4) + (1, -1) = (3, 3), and (0, ...) further on; thresholds beside them by one number."""
+    at = np.float32(3)
+    below, above = np.nextafter(at, np.float32(0)), np.nextafter(at, np.float32(9))
+    arrays = {
+        "W_enc": [[2, 0, 2, 0], [0, 2, 0, -2]],  # z without biases, of x = (1, 2): 2, 4, 2, -4
+        "b_enc": [1, -1, 1, 3],  # z = 3, 3, 3, -1
+        "threshold": [at, below, above, 0],
+        "W_dec": [[1, 0], [10, 1], [100, 0], [1000, 0]],
+        "b_dec": [7, 5],  # is not subtracted from x
+    }
+    folder = tmp_path / "layer_0" / "width_4" / "average_l0_1"
+    folder.mkdir(parents=True)
+    np.savez(folder / "params.npz", **{name: np.array(value, np.float32) for name, value in arrays.items()})
+    sae = opened(folder).build()
+    x = torch.tensor([[1.0, 2.0]])
+    assert sae.encode(x).to_dense().tolist() == [[0, 3, 0, 0]], "at the threshold it is off, one number above it is on"
+    assert sae(x).tolist() == [[37, 8]]
+
+
+def test_a_large_mean_survives_being_folded_in(tmp_path):
+    """As in residual streams: b_dec a thousand times as long as what varies about it."""
+    w = parts()
+    offset = 1000 * numbers(D, seed=4)
+    folder, _ = write_dictionary_learning(tmp_path / "d", "AutoEncoder", bias=offset)
+    x = offset + numbers(50, D, seed=9)
+    truth = ((x - offset).double() @ w["W_enc"].double() + w["b_enc"].double()).relu() * w["W_dec"].double().norm(dim=1)
+    torch.testing.assert_close(opened(folder).build().encode(x).to_dense().double(), truth, rtol=1e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_read_exactly(tmp_path, dtype):
+    from safetensors.torch import load_file, save_file
+
+    folder, _ = write_saelens(tmp_path / "s", "jumprelu", apply_b_dec_to_input=False)
+    path = folder / "sae_weights.safetensors"
+    half = {name: value.to(dtype) for name, value in load_file(path).items()}
+    save_file(half, path)
+    sae = opened(folder).build()
+    assert torch.equal(sae.W_dec, half["W_dec"].float())
+    assert torch.equal(sae.theta, half["threshold"].float())
+
+
+def test_files_of_saelens_before_version_6_are_read(tmp_path):
+    folder, encode = write_saelens(tmp_path / "s", "topk")
+    config = {
+        "architecture": "standard", "d_in": D, "d_sae": F, "hook_point": "blocks.2.hook_mlp_out", "model_name": "gpt2",
+        "activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}, "normalize_activations": None,
+    }  # fmt: skip
+    (folder / "cfg.json").write_text(json.dumps(config))
+    foreign = opened(folder)
+    assert (foreign.arch, foreign.k, foreign.place) == ("topk", K, Place("mlp_out", 2, "gpt2"))
+    x = numbers(20, D, seed=9)
+    torch.testing.assert_close(foreign.build().encode(x).to_dense(), encode(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("blocks.9.hook_resid_post", Place("resid_post", 9)),
+        ("blocks.9.hook_resid_pre", Place("resid_post", 8)),
+        ("blocks.9.hook_mlp_out", Place("mlp_out", 9)),
+        ("blocks.9.attn.hook_z", Place("attn_out", 9)),
+        ("model.layers.3.mlp", Place("path:model.layers.3.mlp")),
+    ],
+)
+def test_hooks_name_sites(name, place):
+    assert place_of_hook("cfg.json", name) == place
+
+
+def test_a_hook_that_is_no_site_is_refused():
+    with pytest.raises(UserError, match="hook_resid_pre"):
+        place_of_hook("cfg.json", "blocks.0.hook_resid_pre")
+    with pytest.raises(UserError, match="hook_q"):
+        place_of_hook("cfg.json", "blocks.3.attn.hook_q")
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("gemma-scope:9b-pt-res/layer_20/width_16k/average_l0_68", Place("resid_post", 20)),
+        ("gemma-scope-2b-pt-mlp/layer_3/width_16k/average_l0_9/params.npz", Place("mlp_out", 3)),
+        ("hf:google/gemma-scope-9b-pt-att/layer_7/width_16k/average_l0_9", Place("attn_out", 7)),
+        ("somewhere/layer_4", Place(None, 4)),
+        ("multilayer_5/resid_post", Place("resid_post", None)),
+        ("runs/a/saes/topk.layer_9.resid_post.w64.l0_8.seed0", Place("resid_post", 9)),
+    ],
+)
+def test_paths_name_sites(path, place):
+    assert place_of_path(path) == place
+
+
+REFUSED = {
+    "groupmax": (lambda t: write_sparsify(t, activation="groupmax"), "groupmax"),
+    "transcoder": (lambda t: write_sparsify(t, transcode=True), "transcode"),
+    "skip": (lambda t: write_sparsify(t, skip_connection=True), "skip_connection"),
+    "signed": (lambda t: write_sparsify(t, signed=True), "signed"),
+    "no k": (lambda t: write_sparsify(t, k=0), "k is 0"),
+    "k above the width": (lambda t: write_sparsify(t, k=99), "k is 99"),
+    "layer norm": (lambda t: write_saelens(t / "s", normalize_activations="layer_norm"), "layer_norm"),
+    "other architecture": (lambda t: write_saelens(t / "s", **{"architecture": "temporal"}), "temporal"),
+    "other activation": (lambda t: write_saelens(t / "s", activation_fn="tanh-relu"), "tanh-relu"),
+    "batch topk": (lambda t: write_dictionary_learning(t / "d", "BatchTopKSAE", threshold=torch.tensor(-1.0)), "batch"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_no_built_in_architecture_computes_is_refused_by_its_name(tmp_path, kind):
+    write, part = REFUSED[kind]
+    try:
+        folder, _ = write(tmp_path)
+    except KeyError:  # the writer has no tensors for it: those of another will do
+        folder, _ = write_saelens(tmp_path / "t")
+        settings = json.loads((folder / "cfg.json").read_text())
+        (folder / "cfg.json").write_text(json.dumps(settings | {"architecture": "temporal"}))
+    with pytest.raises(UserError, match=part):
+        opened(folder)
+
+
+def test_globs_files_and_folders_name_the_same_sae(tmp_path):
+    folder, _ = write_gemma_scope(tmp_path)
+    write_sparsify(tmp_path / "other")
+    texts = [str(folder), str(folder / "params.npz"), str(tmp_path / "gemma*" / "**" / "params.npz")]
+    names = {source.name for text in texts for source in find_sources(text)}
+    assert names == {str(folder)}
+    assert len(find_sources(str(tmp_path / "**"))) == 2
+    for text in (str(tmp_path / "nothing"), str(tmp_path), str(tmp_path / "x*"), "gemma-scope:9b", "hf:owner"):
+        with pytest.raises(UserError, match="--sae"):
+            find_sources(text)
+
+
+class FakeHub:
+    """A hub of one repository whose cache links names to bytes kept elsewhere, as the real one's does."""
+
+    def __init__(self, folder):
+        self.folder, self.asked = folder, []
+
+    def snapshot_download(self, repo, *, revision, allow_patterns):
+        self.asked.append((repo, revision))
+        snapshot = self.folder / "snapshots" / "c0ffee"
+        for pattern in allow_patterns:
+            blob = self.folder / "repo" / pattern
+            if blob.exists() and not (snapshot / pattern).exists():
+                (snapshot / pattern).parent.mkdir(parents=True, exist_ok=True)
+                (snapshot / pattern).symlink_to(blob)
+        snapshot.mkdir(parents=True, exist_ok=True)
+        return str(snapshot)
+
+
+@pytest.fixture
+def fake_hub(tmp_path, monkeypatch):
+    hub = FakeHub(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub.snapshot_download)
+    return hub
+
+
+def test_gemma_scope_names_and_hub_paths_are_fetched_and_placed(tmp_path, fake_hub):
+    _, encode = write_gemma_scope(tmp_path / "local")
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "local" / "gemma-scope-2b-pt-res" / "layer_1").rename(tmp_path / "repo" / "layer_1")
+    path = "layer_1/width_56/average_l0_9"
+    for text in (f"gemma-scope:2b-pt-res/{path}", f"hf:google/gemma-scope-2b-pt-res/{path}/params.npz"):
+        (source,) = find_sources(text)
+        foreign = open_sae(source)
+        assert (source.name, foreign.hub_commit) == (text, "c0ffee")
+        assert foreign.place == Place("resid_post", 1)
+        x = numbers(20, D, seed=9)
+        torch.testing.assert_close(foreign.build().encode(x).to_dense(), encode(x), rtol=1e-4, atol=1e-4)
+    assert {repo for repo, _ in fake_hub.asked} == {"google/gemma-scope-2b-pt-res"}
+    find_sources(f"hf:google/gemma-scope-2b-pt-res@v2/{path}")
+    assert fake_hub.asked[-1] == ("google/gemma-scope-2b-pt-res", "v2")
+    with pytest.raises(UserError, match="has no SAE"):
+        find_sources("hf:google/gemma-scope-2b-pt-res/layer_9")
+
+
+def test_what_the_hub_refuses_is_one_line_with_a_remedy(monkeypatch):
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+
+    for error, part in (
+        (GatedRepoError.__new__(GatedRepoError), "accept its terms"),
+        (LocalEntryNotFoundError("offline"), "check the network"),
+    ):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+        with pytest.raises(UserError, match=part):
+            find_sources("hf:owner/name/path")
