@@ -35,7 +35,7 @@ def long_comparison(panels: Sequence[Panel], metrics: Sequence[str], l0s: Sequen
 
 
 def _standings(panel: Panel, metric: str, l0s: Sequence[float]) -> list[tuple[str, Standing]]:
-    if not all(metric in family.metrics for family in panel.families):
+    if not any(metric in family.metrics for family in panel.families):
         return []
     standings, _ = at(panel, metric, l0s)
     found = [(f"{l0:g}", standing) for l0, of in standings.items() for standing in of]

@@ -6,11 +6,12 @@ import io
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.interpolate import PchipInterpolator
 
 from sae_bench import compare_table
 from sae_bench.claims import not_worse, within
 from sae_bench.compare import at, by_area, check_metrics, panels
-from sae_bench.curves import area, at_l0, common_range, curve, pareto_front
+from sae_bench.curves import area, at_l0, common_range, pareto_front
 from sae_bench.errors import UserError
 from sae_bench.resample import Estimate, Weights, estimate, holm, metric_replicates, over_seeds
 
@@ -85,12 +86,29 @@ def test_holm_by_hand():
 
 
 def test_curves_go_through_their_points_and_stay_between_them():
-    l0, value = np.array([10.0, 20.0, 80.0]), np.array([3.0, 2.9, 1.0])
-    assert curve(l0, value)(np.log(l0)) == pytest.approx(value)
-    between = curve(l0, value)(np.log(np.linspace(10, 80, 50)))
-    assert np.all(np.diff(between) <= 0)
-    assert at_l0(l0[None], value[None], [20.0]) == pytest.approx(2.9)
-    assert np.isnan(curve(l0, value)(np.log(81)))
+    l0, value = np.array([[10.0, 20.0, 80.0]]), np.array([[3.0, 2.9, 1.0]])
+    assert at_l0(l0, value, (10.0, 20.0, 80.0)) == pytest.approx(value)
+    assert np.all(np.diff(at_l0(l0, value, np.linspace(10, 80, 50).tolist())) <= 0)
+
+
+@pytest.mark.parametrize("n_targets", [2, 3, 6])
+def test_curves_are_the_monotone_cubics_of_scipy_each_with_l0s_of_its_own(n_targets):
+    draw = np.random.default_rng(0)
+    l0, value = np.sort(draw.uniform(5, 200, (50, n_targets)), axis=1), draw.normal(size=(50, n_targets))
+    wanted = (12.0, 50.0, 120.0)
+    found = at_l0(l0, value, wanted)
+    for x, y, heights in zip(l0, value, found, strict=True):
+        scipys = PchipInterpolator(np.log(x), y)
+        assert heights == pytest.approx(scipys(np.log(np.clip(wanted, x[0], x[-1]))))
+        low, high = x[0] ** 0.9 * x[-1] ** 0.1, x[0] ** 0.2 * x[-1] ** 0.8
+        mean = scipys.integrate(np.log(low), np.log(high)) / np.log(high / low)
+        assert area(x[None], y[None], (low, high)) == pytest.approx(mean)
+
+
+def test_targets_of_one_l0_are_averaged_and_one_target_is_a_point():
+    same = np.array([[10.0, 20.0, 20.0]]), np.array([[3.0, 2.0, 1.0]])
+    assert at_l0(*same, [20.0]) == pytest.approx(1.5)
+    assert at_l0(np.array([[16.0]]), np.array([[0.7]]), [16.0]) == pytest.approx(0.7)
 
 
 def test_the_area_of_a_line_in_log_l0_is_its_middle():
@@ -217,5 +235,5 @@ def test_failed_saes_are_said_to_be_missing():
     broken |= {"failure": "diverged", "scores": {}}
     (panel,) = panels(records, ["loss"])
     family = next(f for f in panel.families if f.label == "a")
-    assert family.targets == (32.0, 64.0)
+    assert family.metrics["loss"].targets == (32.0, 64.0)
     assert family.missing == (f"{broken['sae']['id']}: diverged",)
