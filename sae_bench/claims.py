@@ -11,6 +11,7 @@ from typing import Literal
 
 from sae_bench.compare import ALPHA, Difference, Panel, at
 from sae_bench.curves import AT_L0
+from sae_bench.leaderboard import escape_markdown
 from sae_bench.resample import Estimate
 
 Verdict = Literal["holds", "does not hold", "cannot tell"]
@@ -31,6 +32,17 @@ Check = Callable[[Panel, Sequence[float]], Finding]
 def check_claims(panels: Sequence[Panel], l0s: Sequence[float] = AT_L0) -> list[tuple[Panel, Finding]]:
     """Judge every claim in every panel."""
     return [(panel, check(panel, l0s)) for panel in panels for check in CLAIMS]
+
+
+def as_markdown(found: Sequence[tuple[Panel, Finding]]) -> str:
+    """The verdicts as a Markdown list, each with its numbers."""
+    lines = []
+    for panel, finding in found:
+        setting = panel.setting
+        where = escape_markdown(f"{setting.model}, {setting.site}, width {setting.width}")
+        lines.append(f"- **{finding.verdict}**: {escape_markdown(finding.claim)} ({where})")
+        lines += [f"    - {escape_markdown(number)}" for number in finding.numbers]
+    return "\n".join(["# Findings of the JumpReLU paper, checked on these records", "", *lines, ""])
 
 
 def not_worse(metric: str, better: Literal["up", "down"], label: str, other: str, claim: str) -> Check:

@@ -90,10 +90,8 @@ def board(
     metrics = list(dict.fromkeys(shown["metric"]))
     if "l0" in metrics:  # the x-axis of every comparison comes first
         metrics.insert(0, metrics.pop(metrics.index("l0")))
-    cells = {(row.run, row.sae, row.metric): row for row in shown.itertuples()}
-    saes = shown.drop_duplicates(["run", "sae"])[KEYS].copy()
-    saes["l0"] = [_number(cells.get((sae.run, sae.sae, "l0"))) for sae in saes.itertuples()]
-    saes = saes.sort_values(["model", "site", "width", "architecture", "l0", "target", "seed", "run"])
+    cells = {(row.run, row.sae, row.metric): row for row in table.itertuples()}
+    saes = _sorted_saes(table)
     fixed = [key for key in ("model", "site", "width") if saes[key].nunique() > 1] + ["architecture", "target"]
     fixed += [key for key in ("seed", "run") if saes[key].nunique() > 1]
     arrows = LATEX_ARROWS if latex else {key: f" {arrow}".rstrip() for key, arrow in ARROWS.items()}
@@ -105,6 +103,18 @@ def board(
         for sae in saes.itertuples()
     ]
     return header, rows
+
+
+def _sorted_saes(table: pd.DataFrame) -> pd.DataFrame:
+    l0 = {(row.run, row.sae): _number(row) for row in table[table["metric"] == "l0"].itertuples()}
+    saes = table.drop_duplicates(["run", "sae"])[KEYS].copy()
+    saes["l0"] = [l0.get((sae.run, sae.sae)) for sae in saes.itertuples()]
+    return saes.sort_values(["model", "site", "width", "architecture", "l0", "target", "seed", "run"])
+
+
+def row_order(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Run and SAE of each of the board's rows."""
+    return [(sae.run, sae.sae) for sae in _sorted_saes(table).itertuples()]
 
 
 def caption(records: Sequence[Record]) -> str:

@@ -1,7 +1,7 @@
 """A finished run made by hand: records, training logs and latents as a run leaves them, without a language model.
 
-Values follow a plan - better with more active latents, one architecture better than another - so that a figure or a page
-drawn from them looks like one of a real board.
+Values follow a plan, better with more active latents and one architecture better than another, so that a figure or a
+page drawn from them looks like one of a real board.
 """
 
 import json

@@ -61,9 +61,10 @@ def _draw(axes: Axes, panel: Panel, labels: Sequence[str], metric: str) -> dict[
         fine = np.geomspace(x[0], x[-1], 60).tolist()
         axes.plot(fine, at_l0(points.l0[:1], points.value[:1], fine)[0], **style | {"marker": ""})
         known = [half if np.isfinite(half) else 0.0 for half in halves]
-        handles[family.label] = axes.errorbar(
+        axes.errorbar(
             x, [e.value for e in found], yerr=known, capsize=2.5, elinewidth=1, **style | {"linestyle": "none"}
         )
+        (handles[family.label],) = axes.plot([], [], **style)
         seen += x.tolist()
     l0_axis(axes, seen)
     axes.set_ylabel(NAMES[metric] + ARROWS[panel.directions.get(metric)])

@@ -30,9 +30,7 @@ def frequency(saes: Sequence[SAE], labels: Sequence[str]) -> Figure | None:
         of = [sae for sae in counted if sae.label == label and sae.target == target]
         _draw(axes, of, label, looks(labels)[label].colour, edges)
     grid[-1, 0].set_xlabel("share of tokens on which a latent fires (log scale)")
-    grid[-1, 0].set_xticks(ticks := np.arange(np.ceil(edges[0]), 1), [f"$10^{{{int(at)}}}$" for at in ticks])
-    for text in grid[-1, 0].get_xticklabels():
-        text.set_parse_math(True)
+    grid[-1, 0].set_xticks(ticks := np.arange(np.ceil(edges[0]), 1), [f"{100 * 10**at:g}%" for at in ticks])
     figure.supylabel("share of latents", fontsize=9)
     return figure  # type: ignore[no-any-return]
 

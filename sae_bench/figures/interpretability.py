@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from sae_bench.board import SAE
 from sae_bench.errors import one_line
-from sae_bench.figures.style import legend_above, line_of, new
+from sae_bench.figures.style import legend_above, line_of, new, plain_ticks
 from sae_bench.palette import looks
 
 N_GROUPS = 5
@@ -46,6 +46,7 @@ def interpretability(saes: Sequence[SAE], labels: Sequence[str]) -> Figure | Non
             half = [1.96 * group[:, 1].std(ddof=1) / len(group) ** 0.5 for group in groups]
             handles[label] = axes.errorbar(x, y, yerr=half, capsize=2.5, elinewidth=1, **style)
         axes.set_xscale("log")
+        plain_ticks(axes.xaxis, percent=True)
         axes.set_xlabel("share of tokens on which the latent fires")
         axes.set_ylabel(f"{one_line(scorer)} score ↑")
     legend_above(figure, handles)

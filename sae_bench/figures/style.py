@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
@@ -72,15 +73,20 @@ def line_of(look: Look) -> dict[str, Any]:
 
 
 def l0_axis(axes: Axes, values: list[float]) -> None:
-    """A logarithmic axis of L0 with ticks at 1, 2 and 5 that people read."""
+    """A logarithmic axis of L0."""
     axes.set_xscale("log")
     axes.set_xlabel("L0 (mean active latents per token)")
-    ticks = [step * 10**power for power in range(6) for step in (1, 2, 5)]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    plain_ticks(axes.xaxis)
     if values:
         axes.set_xlim(min(values) / 1.15, max(values) * 1.15)
+
+
+def plain_ticks(axis: Axis, *, percent: bool = False) -> None:
+    """Ticks of a logarithmic axis at numbers that people read: 1, 2, 5, 10, or 0.1%, 1%, 10%."""
+    steps = (1,) if percent else (1, 2, 5)
+    axis.set_major_locator(FixedLocator([step * 10.0**power for power in range(-9, 7) for step in steps]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%" if percent else f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def legend_above(figure: Figure, handles: Mapping[str, Any]) -> None:

@@ -8,10 +8,14 @@ from matplotlib.figure import Figure
 
 from sae_bench.board import SAE
 from sae_bench.figures.frequency import matched_target
-from sae_bench.figures.style import legend_above, line_of, new
+from sae_bench.figures.style import legend_above, line_of, new, plain_ticks
 from sae_bench.palette import looks
 
-SHOWN = {"fve": "variance explained (training batch)", "l0": "L0 (training batch)", "dead_share": "share of dead latents"}
+SHOWN = {
+    "fve": "variance explained (training batch)",
+    "l0": "L0 (training batch)",
+    "dead_share": "share of dead latents",
+}
 
 
 def training(saes: Sequence[SAE], labels: Sequence[str]) -> Figure | None:
@@ -40,6 +44,7 @@ def training(saes: Sequence[SAE], labels: Sequence[str]) -> Figure | None:
         axes.set_ylabel(title)
         if name == "l0":
             axes.set_yscale("log")
+            plain_ticks(axes.yaxis)
             axes.axhline(target, color="#555555", linewidth=0.8, linestyle=":")
     legend_above(figure, handles)
     return figure  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""`table`, `compare`, `claims`: what runs' records say, printed."""
+"""`table`, `compare`, `claims`: what runs' records say, printed; `figures`, `report`, `publish`: drawn."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -51,7 +51,8 @@ def compare(
         "text": compare_table.terminal, "md": compare_table.markdown, "tex": compare_table.latex,
         "csv": compare_table.csv,
     }  # fmt: skip
-    print(writers[form](panels(records, metrics), metrics, at_l0 or AT_L0))
+    facts = () if form == "csv" else (leaderboard.caption(records),)
+    print(writers[form](panels(records, metrics), metrics, at_l0 or AT_L0, *facts))
     return 0
 
 
@@ -76,4 +77,73 @@ def claims(runs: Annotated[list[Path], Parameter(required=True)], /, *, at_l0: l
         print(f"{finding.verdict}: {finding.claim} ({setting.model}, {setting.site}, width {setting.width})")
         for number in finding.numbers:
             print(f"    {number}")
+    return 0
+
+
+def figures(runs: Annotated[list[Path], Parameter(required=True)], /, *, out: Path) -> int:
+    """Draw the figures of one or more runs as SVG, PDF and PNG.
+
+    Parameters
+    ----------
+    runs
+        Folders of runs.
+    out
+        Folder to write them to.
+    """
+    from sae_bench.board import Board
+    from sae_bench.figures import draw
+    from sae_bench.files import write_bytes
+
+    for name, content in draw.figures(Board.read(runs)):
+        write_bytes(out / name, content)
+        print(out / name)
+    return 0
+
+
+def report(
+    runs: Annotated[list[Path], Parameter(required=True)],
+    /,
+    *,
+    out: Path | None = None,
+    at_l0: list[float] | None = None,
+) -> int:
+    """Write one HTML file that shows runs: board, plots, comparisons, SAEs, latents. It needs no network.
+
+    Parameters
+    ----------
+    runs
+        Folders of runs.
+    out
+        The file. Default: report.html in the first run's folder.
+    at_l0
+        L0s to compare at, where they were measured. Default: 20 50 100 150.
+    """
+    from sae_bench import report as page
+    from sae_bench.board import Board
+    from sae_bench.curves import AT_L0
+    from sae_bench.files import write_text
+
+    path = out or runs[0] / "report.html"
+    write_text(path, page.report(Board.read(runs), at_l0 or AT_L0))
+    print(path)
+    return 0
+
+
+def publish(run: Path, /, *, out: Path | None = None, at_l0: list[float] | None = None) -> int:
+    """Write everything that a board is published with: records, tables, claims, figures, report; no weights.
+
+    Parameters
+    ----------
+    run
+        A run's folder, or a published one.
+    out
+        The folder to publish to. Default: draw everything anew where it is.
+    at_l0
+        L0s to compare at, where they were measured. Default: 20 50 100 150.
+    """
+    from sae_bench import publish as publication
+    from sae_bench.curves import AT_L0
+
+    for name in publication.publish(run, out, at_l0 or AT_L0):
+        print((out or run) / name)
     return 0
