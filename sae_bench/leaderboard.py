@@ -99,7 +99,7 @@ def board(
     header = [escape(name) for name in fixed] + [escape(name) + arrows[better[name]] for name in metrics]
     rows = [
         [escape(f"{getattr(sae, key):g}" if key == "target" else str(getattr(sae, key))) for key in fixed]
-        + [_cell(cells.get((sae.run, sae.sae, metric)), latex) for metric in metrics]
+        + [cell(cells.get((sae.run, sae.sae, metric)), latex=latex) for metric in metrics]
         for sae in saes.itertuples()
     ]
     return header, rows
@@ -117,8 +117,11 @@ def row_order(table: pd.DataFrame) -> list[tuple[str, str]]:
     return [(sae.run, sae.sae) for sae in _sorted_saes(table).itertuples()]
 
 
-def caption(records: Sequence[Record]) -> str:
-    """What the table was made from, in one sentence per fact."""
+ERROR = "± is one standard error, clustered by document."
+
+
+def caption(records: Sequence[Record], error: str = "") -> str:
+    """What the table was made from, in one sentence per fact; `error` says what ± is."""
     provenance = records[0]["provenance"]
     models = sorted({record["provenance"]["model"] for record in records})
     sites = sorted({record["sae"]["site"]["name"] for record in records})
@@ -137,7 +140,7 @@ def caption(records: Sequence[Record]) -> str:
         f"evaluated on {_range(counts)} held-out tokens, fingerprint {provenance['eval_fingerprint'][:12]}.",
         f"Seeds {', '.join(map(str, seeds))}"
         + ("; variance between seeds is unknown." if len(seeds) == 1 else ".")
-        + " ± is one standard error, clustered by document.",
+        + f" {error}".rstrip(),
         f"Versions: {', '.join(versions)}; sae-arch-bench {provenance['versions']['sae-arch-bench']}.",
     ]
     return " ".join(parts)
@@ -147,7 +150,7 @@ def markdown(records: Sequence[Record]) -> str:
     """The board as a Markdown document."""
     header, rows = board(long_table(records), escape_markdown)
     table = tabulate(rows, header, tablefmt="pipe", disable_numparse=True, colalign=_alignment(header))
-    notes = escape_markdown(caption(records))
+    notes = escape_markdown(caption(records, ERROR))
     failures = "".join(f"- {escape_markdown(line)}\n" for line in failed(records))
     return f"# Leaderboard\n\n{table}\n\n{notes}\n" + (f"\nFailed:\n\n{failures}" if failures else "")
 
@@ -157,7 +160,7 @@ def terminal(records: Sequence[Record]) -> str:
     header, rows = board(long_table(records), one_line)
     table = tabulate(rows, header, tablefmt="simple", disable_numparse=True, colalign=_alignment(header))
     failures = "".join(f"FAILED {line}\n" for line in failed(records))
-    return f"{table}\n\n{one_line(caption(records))}\n{failures}"
+    return f"{table}\n\n{one_line(caption(records, ERROR))}\n{failures}"
 
 
 def latex(records: Sequence[Record]) -> str:
@@ -167,7 +170,7 @@ def latex(records: Sequence[Record]) -> str:
     lines = body.splitlines()
     rules = iter((r"\toprule", r"\midrule", r"\bottomrule"))
     lines = [next(rules) if line.strip() == r"\hline" else line for line in lines]
-    notes = escape_latex(caption(records))
+    notes = escape_latex(caption(records, ERROR))
     return "\n".join([r"\begin{table}", r"\centering", r"\small", *lines, rf"\caption{{{notes}}}", r"\end{table}", ""])
 
 
@@ -231,7 +234,8 @@ def escape_csv(text: str) -> str:
     return f"'{line}" if line.startswith(FORMULA_STARTS) and not _is_number(line) else line
 
 
-def _cell(row: Any, latex: bool) -> str:
+def cell(row: Any, *, latex: bool = False) -> str:
+    """A value and its error, or why there is none."""
     if row is None:
         return "not measured"
     if _number(row) is None:

@@ -38,7 +38,7 @@ def report(board: Board, l0s: Sequence[float] = AT_L0) -> str:
     template = environment.from_string(TEMPLATES.joinpath("report.html").read_text(encoding="utf-8"))
     return template.render(
         title=f"SAE architectures on {', '.join(sorted({one_line(setting[0]) for setting in board.settings}))}",
-        caption=one_line(leaderboard.caption(board.records)),
+        caption=one_line(leaderboard.caption(board.records, leaderboard.ERROR)),
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_digest(script)}'",
         style=Markup(style),
         script=Markup(script),

@@ -38,7 +38,7 @@ LEVELS = [
     {"train_stage", "checks", "compare", "palette"},
     {"run", "board"},
     {"dry_run", "verify", "claims", "compare_table", "report_data", "figures.style"},
-    {"report", "figures.against_l0", "figures.frequency", "figures.cost", "figures.interpretability"},
+    {"report", "board_table", "figures.against_l0", "figures.frequency", "figures.cost", "figures.interpretability"},
     {"figures.training"},
     {"figures.draw"},
     {"publish"},

@@ -81,7 +81,8 @@ function sortBoard(button) {
 
 // --- plots
 
-const WIDTH = 760, HEIGHT = 430, LEFT = 66, RIGHT = 14, TOP = 14, BOTTOM = 46;
+let WIDTH = 760; // as wide as the page: what is drawn smaller has letters that nobody can read
+const HEIGHT = 430, LEFT = 66, RIGHT = 14, TOP = 14, BOTTOM = 46;
 
 function ticks(low, high, wanted) {
   const rough = (high - low) / wanted;
@@ -110,6 +111,7 @@ function drawPlot() {
   const same = (sae) => sae.place.every((part, i) => part === place[i]);
   const shown = data.saes.filter((sae) => same(sae) && archs.has(sae.look) && sae.scores[metric] && sae.scores.l0
     && sae.scores[metric].value !== null && sae.scores.l0.value > 0);
+  WIDTH = Math.min(900, Math.max(320, $("plot").clientWidth || 760));
   $("plot").replaceChildren();
   if (!shown.length) { $("plot").append(el("p", {}, "Nothing to draw: no SAE here has this metric and an L0.")); return; }
   const l0s = shown.map((sae) => sae.scores.l0.value);
@@ -165,7 +167,7 @@ function bars(edges, counts, xName, label, tickText) {
     sv("text", { x: left - 6, y: 16, "text-anchor": "end" }, String(most)), sv("text", { x: left - 6, y: height - bottom, "text-anchor": "end" }, "0"),
     sv("text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, xName));
   const every = Math.ceil(edges.length / 5);
-  edges.forEach((edge, i) => { if (i % every === 0) svg.append(sv("text", { x: x(edge), y: height - bottom + 15, "text-anchor": "middle" }, tickText(edge))); });
+  edges.forEach((edge, i) => { if (i % every === 0) svg.append(sv("text", { x: x(edge), y: height - bottom + 15, "text-anchor": x(edge) > width - 30 ? "end" : "middle" }, tickText(edge))); });
   return svg;
 }
 function curve(tokens, values, name) {
@@ -271,11 +273,11 @@ function route() {
   const latent = sae && sae.latents.find((one) => String(one.n) === parts[2]);
   if (view === "sae" && !sae) view = "board";
   if (view === "latent" && !latent) view = "latents";
-  if (view === "plots") drawPlot();
   if (view === "sae") showSae(sae);
   if (view === "latent") showLatent(sae, latent);
   if (view === "latents") { limit = 100; $("latent-sae").value = sae ? sae.key : ""; listLatents(); }
   for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== `view-${view}`;
+  if (view === "plots") drawPlot(); // shown by now, so that its width is known
   for (const link of document.querySelectorAll("nav a")) {
     const here = link.hash === `#/${view === "sae" ? "board" : view === "latent" ? "latents" : view}`;
     if (here) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
@@ -303,5 +305,6 @@ $("latent-sae").addEventListener("change", () => { location.hash = $("latent-sae
 $("latent-sort").addEventListener("change", listLatents);
 $("latent-more").addEventListener("click", () => { limit += 100; listLatents(); });
 addEventListener("hashchange", route);
+addEventListener("resize", () => { if (!$("view-plots").hidden) drawPlot(); });
 filterBoard();
 route();

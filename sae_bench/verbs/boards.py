@@ -6,17 +6,37 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 
-def table(runs: Annotated[list[Path], Parameter(required=True)], /) -> int:
+def table(
+    runs: Annotated[list[Path], Parameter(required=True)],
+    /,
+    *,
+    columns: list[str] | None = None,
+    group_by: list[str] | None = None,
+    over_seeds: bool = False,
+    form: Annotated[Literal["text", "md", "tex", "csv"], Parameter(name="--format")] = "text",
+) -> int:
     """Print the leaderboard of one or more runs' folders.
 
     Parameters
     ----------
     runs
         Folders of runs.
+    columns
+        Metrics to show, in this order. Default: L0 and the headline ones.
+    group_by
+        Group rows by model, site, layer, width, architecture, target or seed.
+    over_seeds
+        One row for each architecture and target: the mean over seeds, with its 95% interval.
+    form
+        text, md, tex or csv; as text without a choice of rows and columns, failures are listed too.
     """
-    from sae_bench import leaderboard
+    from sae_bench import board_table, leaderboard
 
-    print(leaderboard.terminal(leaderboard.gather(runs)))
+    records = leaderboard.gather(runs)
+    if columns is None and group_by is None and not over_seeds and form == "text":
+        print(leaderboard.terminal(records))
+    else:
+        print(board_table.table(records, form, columns, group_by, over_seeds=over_seeds), end="")
     return 0
 
 
