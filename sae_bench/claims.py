@@ -1,10 +1,10 @@
 """The findings of the JumpReLU paper (arXiv 2407.14435) as checks on records: does each hold here, or can none tell?
 
 A claim is judged in every setting (model, site, width) at every stated L0 inside the measured range. It does not hold
-if one number speaks against it beyond its uncertainty. That one architecture is not worse than another holds if it is
-nowhere worse and somewhere better beyond the uncertainty; where the claim says "about", also if all intervals end before
-5% worse. That a number is in a range holds if its intervals are wholly inside. Else, and where an architecture, a metric
-or the range is missing, it cannot be told.
+if one number speaks against it beyond its uncertainty. That one architecture is not worse than another holds if it
+is nowhere worse and somewhere better beyond the uncertainty; where the claim says "about", also if all intervals end
+before 5% worse. That a number is in a range holds if its intervals are wholly inside. Else, and where an
+architecture, a metric or the range is missing, it cannot be told.
 """
 
 from collections.abc import Callable, Sequence

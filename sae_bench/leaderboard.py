@@ -114,7 +114,7 @@ def _sorted_saes(table: pd.DataFrame) -> pd.DataFrame:
 
 def row_order(table: pd.DataFrame) -> list[tuple[str, str]]:
     """Run and SAE of each of the board's rows."""
-    return [(sae.run, sae.sae) for sae in _sorted_saes(table).itertuples()]
+    return [(str(sae.run), str(sae.sae)) for sae in _sorted_saes(table).itertuples()]
 
 
 ERROR = "± is one standard error, clustered by document."

@@ -13,7 +13,7 @@ from sae_bench.claims import not_worse, within
 from sae_bench.compare import at, by_area, check_metrics, panels
 from sae_bench.curves import area, at_l0, common_range, pareto_front
 from sae_bench.errors import UserError
-from sae_bench.resample import Estimate, Weights, estimate, holm, metric_replicates, over_seeds
+from sae_bench.resample import Weights, estimate, holm, metric_replicates, over_seeds
 
 N_DOCUMENTS = 60
 

@@ -42,7 +42,8 @@ METADATA: Mapping[str, dict[str, None]] = {
 
 def styled() -> Any:
     """A context in which figures are made."""
-    return mpl.rc_context({**mpl.rcParamsDefault, "backend": "agg", **STYLE})
+    defaults: dict[str, Any] = dict(mpl.rcParamsDefault)  # and not what the user's own matplotlibrc says
+    return mpl.rc_context(defaults | {"backend": "agg"} | STYLE)
 
 
 def rendered(figure: Figure) -> dict[str, bytes]:
