@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sae_bench.files import write_sealed, write_text
+from sae_bench.files import seal_of
 
 EFFECT = {"gated": 0.05, "jumprelu": 0.0, "relu": 0.35, "topk": 0.02}
 N_DOCUMENTS, D_SAE, D_IN = 30, 512, 64
@@ -138,17 +138,26 @@ def latent(sae, number, *, explained=True, text=None, width=24):
     }  # fmt: skip
 
 
+def seal(path, content):
+    """A sealed file, without waiting for the disk as the harness does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = json.loads(json.dumps(content))
+    path.write_text(json.dumps(content | {"seal": seal_of(content)}))
+
+
 def write_run(folder: Path, of=None, *, n_latents=0, text=None, width=24) -> Path:
     """Write a run's folder as far as boards, figures and reports read it."""
     of = records() if of is None else of
-    write_sealed(folder / "run.json", {"config": {"tokens": 8192}, "config_hash": "c" * 64})
+    seal(folder / "run.json", {"config": {"tokens": 8192}, "config_hash": "c" * 64})
     for one in of:
         sae = one["sae"]
-        write_sealed(folder / "records" / f"{sae['id']}.{one['task']}.json", one)
+        seal(folder / "records" / f"{sae['id']}.{one['task']}.json", one)
         if one["task"] == "reconstruction":
             lines = (json.dumps(row) + "\n" for row in training_log(sae["label"], sae["target_l0"] or 32))
-            write_text(folder / "saes" / sae["id"] / "metrics.jsonl", "".join(lines))
+            log = folder / "saes" / sae["id"] / "metrics.jsonl"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text("".join(lines))
             for number in range(n_latents):
                 content = latent(sae["id"], number * 5, explained=number % 4 != 3, text=text, width=width)
-                write_sealed(folder / "latents" / sae["id"] / f"{number * 5}.json", content)
+                seal(folder / "latents" / sae["id"] / f"{number * 5}.json", content)
     return folder

@@ -1,4 +1,4 @@
-"""Figures from a board made by hand: which are drawn, that they are the same bytes, that looks tell architectures apart."""
+"""Figures from a board made by hand: which are drawn, with the same bytes, and that looks tell architectures apart."""
 
 import numpy as np
 import pytest

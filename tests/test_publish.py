@@ -15,8 +15,8 @@ from sae_bench.publish import outputs
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = sorted(path.parent for path in (ROOT / "results").glob("*/records"))
-DRAWN = {"leaderboard.md", "leaderboard.csv", "leaderboard.tex", "compare.md", "compare.tex", "compare.csv", "claims.md",
-         "report.html"}  # fmt: skip
+TABLES = {f"{name}.{form}" for name in ("leaderboard", "compare") for form in ("md", "csv", "tex")}
+DRAWN = TABLES | {"claims.md", "report.html"}
 
 
 @pytest.fixture(scope="module")

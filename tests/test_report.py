@@ -5,10 +5,9 @@ import re
 
 import pytest
 from chromium import EXECUTABLE, chromium
-from synthetic import HOSTILE, latent, records, write_run
+from synthetic import HOSTILE, latent, records, seal, write_run
 
 from sae_bench.board import Board
-from sae_bench.files import write_sealed
 from sae_bench.report import embedded, report
 from sae_bench.report_data import MOST_EXAMPLES, board_data, visible
 
@@ -97,9 +96,8 @@ def test_two_runs_with_an_sae_of_one_name_are_two_saes(plain, tmp_path):
     assert len({sae["key"] for sae in board_data(board)["saes"]}) == 32
 
 
-def test_sixteen_saes_with_a_hundred_latents_each_are_small(tmp_path, monkeypatch):
+def test_sixteen_saes_with_a_hundred_latents_each_are_small(tmp_path):
     """As many contexts as are shown, 64 tokens long, of a vocabulary as large as there are tokens to draw."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
     run = write_run(tmp_path, records(targets=(16.0, 32.0)))
     for sae in {path.parent.name for path in run.glob("saes/*/metrics.jsonl")}:
         for n in range(100):
@@ -107,7 +105,7 @@ def test_sixteen_saes_with_a_hundred_latents_each_are_small(tmp_path, monkeypatc
             content["examples"] = (content["examples"] * 3)[: MOST_EXAMPLES + 5]
             for example in content["examples"]:
                 example["tokens"] = [f" word{(n * 64 + i) * 7 % 30_000}" for i in range(64)]
-            write_sealed(run / "latents" / sae / f"{n}.json", content)
+            seal(run / "latents" / sae / f"{n}.json", content)
     page = report(Board.read([run]))
     assert len(data_of(page)["saes"]) == 16
     assert len(page.encode()) < LARGEST
@@ -178,7 +176,8 @@ def test_hostile_text_does_nothing_in_a_browser(tmp_path):
     path.write_text(report(Board.read([hostile_run(tmp_path / "run")])))
     with chromium(tmp_path / "profile") as page:
         page.open(path.as_uri())
-        for view in ("board", "plots", "compare", "claims", "sae/sae2", "latents", "latent/sae2/5", "latent/%00/<img>"):
+        views = ("board", "plots", "compare", "claims", "sae/sae2", "latents", "latent/sae2/5", "latent/%00/<img>")
+        for view in views:
             page.go(f"#/{view}")
         page.go("#/latent/sae2/5")
         assert page("document.querySelectorAll('img').length") == 0
