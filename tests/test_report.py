@@ -156,7 +156,8 @@ def test_the_page_works_in_a_browser(plain, tmp_path):
         page("document.querySelectorAll('#board thead button')[3].focus()")
         page.press("Enter")
         assert page("document.querySelectorAll('#board thead th')[3].getAttribute('aria-sort')") == "ascending"
-        l0 = page("[...document.querySelectorAll('#board tbody tr')].map((r) => parseFloat(r.children[3].textContent))")
+        rows = "[...document.querySelectorAll('#board tbody tr')]"
+        l0 = page(f"{rows}.map((row) => parseFloat(row.children[3].textContent))")
         assert l0 == sorted(l0)
         page.go("#/plots")
         page("document.querySelector('#plot a').focus()")
