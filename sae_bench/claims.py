@@ -118,7 +118,7 @@ def _turned(difference: Difference, first: str) -> Difference:
     if difference.label == first:
         return difference
     e = difference.estimate
-    turned = Estimate(-e.value, e.stderr, e.degrees, e.over_seeds)
+    turned = Estimate(-e.value, e.stderr, e.sources, e.over_seeds)
     return Difference(difference.other, difference.label, difference.l0, turned, difference.p_value)
 
 

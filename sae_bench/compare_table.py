@@ -217,7 +217,7 @@ def _place(panel: Panel, panels: Sequence[Panel]) -> str:
     setting = panel.setting
     parts = {"model": setting.model, "site": setting.site, "width": f"width {setting.width}"}
     told = [text for name, text in parts.items() if len({getattr(p.setting, name) for p in panels}) > 1]
-    return ", ".join(told)
+    return one_line(", ".join(told))
 
 
 def _cell(standing: Standing) -> str:

@@ -19,7 +19,7 @@ from sae_bench import leaderboard
 from sae_bench.board import Board
 from sae_bench.claims import METRICS, Finding, check_claims
 from sae_bench.compare import Panel, check_metrics, panels
-from sae_bench.compare_table import grid, heading, note
+from sae_bench.compare_table import Row, grid, heading, note, summaries
 from sae_bench.curves import AT_L0
 from sae_bench.errors import one_line
 from sae_bench.report_data import board_data
@@ -46,9 +46,8 @@ def report(board: Board, l0s: Sequence[float] = AT_L0) -> str:
         header=header,
         rows=list(zip(_keys(board, data), rows, strict=True)),
         failures=leaderboard.failed(board.records),
-        comparisons=[
-            (heading(panel, metric, one_line), *grid(panel, metric, l0s)) for panel in compared for metric in metrics
-        ],
+        comparisons=[_comparison(panel, metric, l0s) for panel in compared for metric in metrics],
+        summaries=[(one_line(title), *rest) for title, *rest in summaries(compared, metrics, l0s)],
         comparison_note=note(compared) if compared else "",
         claims=_claims(panels(board.records, METRICS), l0s),
     )
@@ -71,6 +70,11 @@ def _keys(board: Board, data: dict[str, Any]) -> list[str]:
         for sae, about in zip(board.saes, data["saes"], strict=True)
     }
     return [key_of[row] for row in leaderboard.row_order(leaderboard.long_table(board.records))]
+
+
+def _comparison(panel: Panel, metric: str, l0s: Sequence[float]) -> tuple[str, list[str], list[Row]]:
+    columns, rows = grid(panel, metric, l0s)
+    return heading(panel, metric, one_line), columns, [(one_line(label), cells) for label, cells in rows]
 
 
 def _claims(found: Sequence[Panel], l0s: Sequence[float]) -> list[tuple[str, Finding]]:

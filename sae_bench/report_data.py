@@ -50,26 +50,37 @@ def board_data(board: Board) -> dict[str, Any]:
     seen = Counter(sae.id for sae in board.saes)
     saes = [_sae(sae, words, several=seen[sae.id] > 1) for sae in board.saes]
     directions = {
-        name: {"better": metric["better"], "unit": metric["unit"], "description": one_line(metric["description"])}
+        one_line(name): {
+            "better": metric["better"],
+            "unit": metric["unit"],
+            "description": one_line(metric["description"]),
+        }
         for record in board.records
         for name, metric in record["metrics"].items()
     }
-    headline = {name for record in board.records for name, metric in record["metrics"].items() if metric["headline"]}
+    headline = {
+        one_line(name) for record in board.records for name, metric in record["metrics"].items() if metric["headline"]
+    }
     return {
-        "looks": {label: {"colour": look.colour, "marker": look.marker, "dashes": look.dashes}
+        "looks": {one_line(label): {"colour": look.colour, "marker": look.marker, "dashes": look.dashes}
                   for label, look in found.items()},
         "metrics": directions,
         "plotted": sorted(headline - {"l0"}, key=lambda name: (name != "delta_lm_loss", name != "fve", name)),
-        "settings": [list(setting) for setting in board.settings],
-        "fronts": [_fronts(board, setting, directions) for setting in board.settings],
+        "settings": [_shown(setting) for setting in board.settings],
+        "fronts": [_fronts(board, setting) for setting in board.settings],
         "saes": saes,
         "words": words.list,
     }  # fmt: skip
 
 
-def _fronts(board: Board, setting: tuple[str, str, int], metrics: Mapping[str, Any]) -> dict[str, list[int]]:
+def _shown(setting: tuple[str, str, int]) -> list[Any]:
+    return [one_line(part) if isinstance(part, str) else part for part in setting]
+
+
+def _fronts(board: Board, setting: tuple[str, str, int]) -> dict[str, list[int]]:
     """For each metric with a better direction, the SAEs that none with fewer active latents beats."""
     found = {}
+    metrics = {name: metric for record in board.records for name, metric in record["metrics"].items()}
     for name, metric in sorted(metrics.items()):
         places = [
             i
@@ -78,7 +89,7 @@ def _fronts(board: Board, setting: tuple[str, str, int], metrics: Mapping[str, A
         ]
         if metric["better"] is not None and places:
             l0, value = ([board.saes[i].value(of) or 0.0 for i in places] for of in ("l0", name))
-            found[name] = [places[i] for i in pareto_front(l0, value, up=metric["better"] == "up")]
+            found[one_line(name)] = [places[i] for i in pareto_front(l0, value, up=metric["better"] == "up")]
     return found
 
 
@@ -89,13 +100,13 @@ def _sae(sae: SAE, words: Words, *, several: bool) -> dict[str, Any]:
         "key": f"{sae.id}.{run}" if several else sae.id,
         "id": sae.id,
         "label": one_line(sae.label),
-        "look": sae.label,
-        "setting": [one_line(str(part)) for part in sae.setting],
-        "place": list(sae.setting),
+        "look": one_line(sae.label),
+        "place": _shown(sae.setting),
         "target": sae.target,
         "seed": about["seed"],
         "scores": {
-            name: {key: score[key] for key in ("value", "stderr", "n", "note")}
+            one_line(name): {key: score[key] for key in ("value", "stderr", "n")}
+            | {"note": None if score["note"] is None else one_line(score["note"])}
             for record in sae.records
             for name, score in record["scores"].items()
         },

@@ -58,7 +58,7 @@ def test_hostile_text_is_text_everywhere_on_the_page(tmp_path):
     assert page.count("<script") == page.count("</script>") == 2
     assert "<img" not in page
     assert "\u202e" not in page
-    assert "{{" not in re.sub(r"&[^;]+;", "", page).replace("{{ 7*7 }}", ""), "nothing but the text that was given"
+    assert "49" not in re.sub(r"[\d.]{3,}", "", page.partition("<script")[0]), "no template computes it"
 
 
 def test_tokens_keep_their_spaces_and_show_their_line_breaks():
