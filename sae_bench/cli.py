@@ -13,7 +13,7 @@ from sae_bench import __version__
 from sae_bench.errors import UserError, did_you_mean, one_line
 from sae_bench.interrupts import stop_signals
 from sae_bench.redact import install_redaction, redact
-from sae_bench.verbs.boards import claims, compare, table
+from sae_bench.verbs.boards import board, claims, compare, figures, report, table
 from sae_bench.verbs.libraries import quieten_libraries
 from sae_bench.verbs.lists import ls
 from sae_bench.verbs.runs import verify
@@ -228,7 +228,7 @@ def bench(
     return 1 if leaderboard.failed(records) else 0
 
 
-VERBS = (ls, table, compare, claims, verify, export, convert, publish)
+VERBS = (ls, table, compare, claims, figures, report, board, verify, export, convert, publish)
 for verb in VERBS:
     app.command(verb)
 

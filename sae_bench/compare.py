@@ -15,7 +15,7 @@ from numpy import ndarray
 
 from sae_bench.curves import AT_L0, area, at_l0, common_range, measured_range
 from sae_bench.errors import UserError, did_you_mean
-from sae_bench.resample import Estimate, Weights, estimate, holm, metric_replicates, over_seeds
+from sae_bench.resample import N_REPLICATES, Estimate, Weights, estimate, holm, metric_replicates, over_seeds
 
 Record = Mapping[str, Any]
 
@@ -33,13 +33,21 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Family:
-    """One architecture in a setting: its replicates of L0 and of each metric, [R, T], in the order of the targets."""
+class Points:
+    """A metric of one architecture at each target, mean over seeds, with the L0s at which it was measured."""
 
-    label: str
     targets: tuple[float, ...]
     l0: Float[ndarray, "R T"]
-    metrics: dict[str, Float[ndarray, "R T"]]
+    value: Float[ndarray, "R T"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture in a setting: what was measured of it, metric by metric; "l0" is one of them."""
+
+    label: str
+    metrics: dict[str, Points]
+    """Those that every seed has at one target at least."""
     missing: tuple[str, ...]
     """SAEs that have no value, and why."""
 
@@ -94,11 +102,14 @@ def check_metrics(records: Sequence[Record], wanted: Sequence[str] | None) -> li
     return list(wanted or (name for name, metric in known.items() if metric["headline"] and metric["better"]))
 
 
-def panels(records: Sequence[Record], metrics: Sequence[str]) -> list[Panel]:
+def panels(records: Sequence[Record], metrics: Sequence[str], n_replicates: int = N_REPLICATES) -> list[Panel]:
     """Sort records into panels.
 
     Only seeds that every architecture has enter a panel, so that seeds are paired. SAEs from elsewhere stay out: what
     they were trained on is not what the others were trained on.
+
+    Raises:
+        UserError: the architectures of a setting have no seed in common.
     """
     settings: dict[Setting, list[Record]] = {}
     for record in records:
@@ -107,47 +118,60 @@ def panels(records: Sequence[Record], metrics: Sequence[str]) -> list[Panel]:
             continue
         setting = Setting(record["provenance"]["model"], sae["site"]["name"], sae["d_sae"])
         settings.setdefault(setting, []).append(record)
-    return [_panel(setting, settings[setting], metrics) for setting in sorted(settings, key=str)]
+    found = (_panel(setting, settings[setting], metrics, n_replicates) for setting in sorted(settings, key=str))
+    return [panel for panel in found if panel.families]
 
 
-def _panel(setting: Setting, records: Sequence[Record], metrics: Sequence[str]) -> Panel:
+def _panel(setting: Setting, records: Sequence[Record], metrics: Sequence[str], n_replicates: int) -> Panel:
     labels = sorted({record["sae"]["label"] for record in records})
     by_label = {label: {r["sae"]["seed"] for r in records if r["sae"]["label"] == label} for label in labels}
     seeds = sorted(set.intersection(*by_label.values()))
-    n_documents = max(len(sums) for record in records for sums in record["by_document"].values())
-    weights = Weights.draw(len(seeds), n_documents)
+    if not seeds:
+        have = "; ".join(f"{label}: {', '.join(map(str, sorted(of)))}" for label, of in by_label.items())
+        raise UserError(f"the architectures at {setting.site} share no seed ({have}): give runs of the same seeds")
+    n_documents = max((len(sums) for record in records for sums in record["by_document"].values()), default=1)
+    weights = Weights.draw(len(seeds), n_documents, n_replicates)
     wanted = list(dict.fromkeys([*metrics, "l0"]))
     directions = {
         name: metric["better"] for record in records for name, metric in record["metrics"].items() if name in wanted
     }
     families = tuple(_family(label, records, seeds, wanted, weights) for label in labels)
-    return Panel(setting, weights, tuple(seeds), tuple(f for f in families if f.targets), directions)
+    return Panel(setting, weights, tuple(seeds), tuple(f for f in families if f.metrics), directions)
 
 
 def _family(
     label: str, records: Sequence[Record], seeds: Sequence[int], metrics: Sequence[str], weights: Weights
 ) -> Family:
-    """Targets at which every seed has every metric; what else there is, is missing and says why."""
-    mine = [record for record in records if record["sae"]["label"] == label]
-    targets = sorted({target_of(record) for record in mine})
-    kept, columns, missing = [], {name: [] for name in metrics}, []  # type: ignore[var-annotated]
-    for target in targets:
-        found: dict[str, list[Float[ndarray, R]]] = {name: [] for name in metrics}
-        for seed in seeds:
-            for record in mine:
-                if record["sae"]["seed"] == seed and target_of(record) == target:
-                    if record["failure"]:
-                        missing.append(f"{record['sae']['id']}: {record['failure']}")
-                    for name in set(record["scores"]) & set(metrics):
-                        if record["scores"][name]["value"] is not None:
-                            stream = int(target) * 1000 + seed
-                            found[name].append(metric_replicates(record, name, weights, stream))
-        if all(len(of) == len(seeds) for of in found.values()):
-            kept.append(target)
-            for name, of in found.items():
-                columns[name].append(over_seeds(of, weights))
-    stacked = {name: np.stack(of, axis=1) for name, of in columns.items()} if kept else {}
-    return Family(label, tuple(kept), stacked.get("l0", np.empty((0, 0))), stacked, tuple(dict.fromkeys(missing)))
+    """For each metric, the targets at which every seed has it and the L0; what is missing says why."""
+    measured: dict[tuple[str, float, int], Float[ndarray, R]] = {}
+    missing: list[str] = []
+    mine = [record for record in records if record["sae"]["label"] == label and record["sae"]["seed"] in seeds]
+    for record in sorted(mine, key=lambda record: (target_of(record), record["sae"]["seed"], record["task"])):
+        if record["failure"]:
+            missing.append(f"{record['sae']['id']}: {record['failure']}")
+        for name in sorted(set(record["scores"]) & set(metrics)):
+            key = name, target_of(record), record["sae"]["seed"]
+            if key in measured:
+                raise UserError(
+                    f"{record['sae']['id']} is in two of the runs: give runs that differ in architecture, target or "
+                    "seed"
+                )
+            try:
+                measured[key] = metric_replicates(record, name, weights)
+            except KeyError:
+                note = record["scores"][name]["note"] or "no value, or no standard error"
+                missing.append(f"{record['sae']['id']}: {name}: {note}")
+    targets = sorted({target for _, target, _ in measured})
+    points = {}
+    for name in metrics:
+        kept = [t for t in targets if all((of, t, seed) in measured for of in (name, "l0") for seed in seeds)]
+        l0, value = (
+            [over_seeds([measured[of, target, seed] for seed in seeds], weights) for target in kept]
+            for of in ("l0", name)
+        )
+        if kept:
+            points[name] = Points(tuple(kept), np.stack(l0, axis=1), np.stack(value, axis=1))
+    return Family(label, points, tuple(dict.fromkeys(missing)))
 
 
 def target_of(record: Record) -> float:
@@ -158,11 +182,12 @@ def target_of(record: Record) -> float:
 
 def at(panel: Panel, metric: str, l0s: Sequence[float] = AT_L0) -> tuple[dict[float, list[Standing]], list[Difference]]:
     """Every architecture at every wanted L0 inside its measured range, and all pairs' differences there."""
-    heights = {family.label: at_l0(family.l0, family.metrics[metric], l0s) for family in panel.families}
+    points = {family.label: family.metrics[metric] for family in panel.families if metric in family.metrics}
+    heights = {label: at_l0(of.l0, of.value, l0s) for label, of in points.items()}
     inside = {
-        family.label: [low <= wanted <= high for wanted in l0s]
-        for family in panel.families
-        for low, high in [measured_range(family.l0[0])]
+        label: [low <= wanted <= high for wanted in l0s]
+        for label, of in points.items()
+        for low, high in [measured_range(of.l0[0])]
     }
     values = {
         wanted: {label: heights[label][:, i] for label in heights if inside[label][i]} for i, wanted in enumerate(l0s)
@@ -177,10 +202,11 @@ def at(panel: Panel, metric: str, l0s: Sequence[float] = AT_L0) -> tuple[dict[fl
 
 def by_area(panel: Panel, metric: str) -> tuple[tuple[float, float] | None, list[Standing], list[Difference]]:
     """The mean height over log L0 on the range that all architectures cover: the range, standings and differences."""
-    between = common_range([family.l0[0] for family in panel.families])
+    points = {family.label: family.metrics[metric] for family in panel.families if metric in family.metrics}
+    between = common_range([of.l0[0] for of in points.values()]) if points else None
     if between is None:
         return None, [], []
-    values = {None: {f.label: area(f.l0, f.metrics[metric], between) for f in panel.families}}
+    values = {None: {label: area(of.l0, of.value, between) for label, of in points.items()}}
     differences = _differences(values, panel.weights)
     return between, _standings(panel, metric, values[None], differences), differences
 
@@ -198,11 +224,11 @@ def _differences(values: Mapping[Any, Mapping[str, Float[ndarray, "R"]]], weight
 def _standings(
     panel: Panel, metric: str, values: Mapping[str, Float[ndarray, "R"]], differences: Sequence[Difference]
 ) -> list[Standing]:
-    """Best is who has the best value, and whoever is tied with it."""
+    """Best is who has the best value, and whoever is tied with it; who is alone is not."""
     estimates = {label: estimate(of, panel.weights) for label, of in values.items()}
     best: set[str] = set()
     direction = panel.directions.get(metric)
-    if direction is not None and estimates:
+    if direction is not None and len(estimates) > 1:
         pick = max if direction == "up" else min
         leader = pick(estimates, key=lambda label: estimates[label].value)
         ties = {

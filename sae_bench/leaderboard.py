@@ -111,11 +111,9 @@ def board(
     metrics = list(dict.fromkeys(shown["metric"]))
     if "l0" in metrics:  # the x-axis of every comparison comes first
         metrics.insert(0, metrics.pop(metrics.index("l0")))
-    cells = {(row.run, row.sae, row.metric): row for row in shown.itertuples()}
-    origin = [name for name in ("origin",) if name in shown]
-    saes = shown.drop_duplicates(["run", "sae"])[KEYS + origin].copy()
-    saes["l0"] = [_number(cells.get((sae.run, sae.sae, "l0"))) for sae in saes.itertuples()]
-    saes = saes.sort_values(["model", "site", "width", "architecture", "l0", "target", "seed", "run"])
+    cells = {(row.run, row.sae, row.metric): row for row in table.itertuples()}
+    saes = _sorted_saes(table)
+    origin = [name for name in ("origin",) if name in saes]
     fixed = [key for key in ("model", "site", "width") if saes[key].nunique() > 1] + ["architecture", "target"]
     fixed += [key for key in ("seed", "run") if saes[key].nunique() > 1] + origin
     arrows = LATEX_ARROWS if latex else {key: f" {arrow}".rstrip() for key, arrow in ARROWS.items()}
@@ -123,7 +121,7 @@ def board(
     header = [escape(name) for name in fixed] + [escape(name) + arrows[better[name]] for name in metrics]
     rows = [
         [escape(_setting(key, getattr(sae, key))) for key in fixed]
-        + [_cell(cells.get((sae.run, sae.sae, metric)), latex) for metric in metrics]
+        + [cell(cells.get((sae.run, sae.sae, metric)), latex=latex) for metric in metrics]
         for sae in saes.itertuples()
     ]
     return header, rows
@@ -136,8 +134,23 @@ def _setting(key: str, value: Any) -> str:
     return {"target": "{:g}", "seed": "{:.0f}"}.get(key, "{}").format(value)
 
 
-def caption(records: Sequence[Record]) -> str:
-    """What the table was made from, in one sentence per fact."""
+def _sorted_saes(table: pd.DataFrame) -> pd.DataFrame:
+    l0 = {(row.run, row.sae): _number(row) for row in table[table["metric"] == "l0"].itertuples()}
+    saes = table.drop_duplicates(["run", "sae"])[[*KEYS, *(name for name in ("origin",) if name in table)]].copy()
+    saes["l0"] = [l0.get((sae.run, sae.sae)) for sae in saes.itertuples()]
+    return saes.sort_values(["model", "site", "width", "architecture", "l0", "target", "seed", "run"])
+
+
+def row_order(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Run and SAE of each of the board's rows."""
+    return [(str(sae.run), str(sae.sae)) for sae in _sorted_saes(table).itertuples()]
+
+
+ERROR = "± is one standard error, clustered by document."
+
+
+def caption(records: Sequence[Record], error: str = "") -> str:
+    """What the table was made from, in one sentence per fact; `error` says what ± is."""
     provenance = records[0]["provenance"]
     fingerprints = sorted({record["provenance"]["eval_fingerprint"][:12] for record in records})
     mixed = differences(records)
@@ -161,7 +174,7 @@ def caption(records: Sequence[Record]) -> str:
         *([f"{n_imported} from elsewhere, trained as their origin says."] if n_imported else []),
         f"Seeds {', '.join(map(str, seeds)) or 'unknown'}"
         + ("; variance between seeds is unknown." if len(seeds) == 1 else ".")
-        + " ± is one standard error, clustered by document.",
+        + f" {error}".rstrip(),
         f"Versions: {', '.join(versions)}; sae-arch-bench {provenance['versions']['sae-arch-bench']}.",
     ]
     if mixed:
@@ -173,7 +186,7 @@ def markdown(records: Sequence[Record]) -> str:
     """The board as a Markdown document."""
     header, rows = board(long_table(records), escape_markdown)
     table = tabulate(rows, header, tablefmt="pipe", disable_numparse=True, colalign=_alignment(header))
-    notes = escape_markdown(caption(records))
+    notes = escape_markdown(caption(records, ERROR))
     failures = "".join(f"- {escape_markdown(line)}\n" for line in failed(records))
     return f"# Leaderboard\n\n{table}\n\n{notes}\n" + (f"\nFailed:\n\n{failures}" if failures else "")
 
@@ -183,7 +196,7 @@ def terminal(records: Sequence[Record]) -> str:
     header, rows = board(long_table(records), one_line)
     table = tabulate(rows, header, tablefmt="simple", disable_numparse=True, colalign=_alignment(header))
     failures = "".join(f"FAILED {line}\n" for line in failed(records))
-    return f"{table}\n\n{one_line(caption(records))}\n{failures}"
+    return f"{table}\n\n{one_line(caption(records, ERROR))}\n{failures}"
 
 
 def latex(records: Sequence[Record]) -> str:
@@ -193,7 +206,7 @@ def latex(records: Sequence[Record]) -> str:
     lines = body.splitlines()
     rules = iter((r"\toprule", r"\midrule", r"\bottomrule"))
     lines = [next(rules) if line.strip() == r"\hline" else line for line in lines]
-    notes = escape_latex(caption(records))
+    notes = escape_latex(caption(records, ERROR))
     return "\n".join([r"\begin{table}", r"\centering", r"\small", *lines, rf"\caption{{{notes}}}", r"\end{table}", ""])
 
 
@@ -257,7 +270,8 @@ def escape_csv(text: str) -> str:
     return f"'{line}" if line.startswith(FORMULA_STARTS) and not _is_number(line) else line
 
 
-def _cell(row: Any, latex: bool) -> str:
+def cell(row: Any, *, latex: bool = False) -> str:
+    """A value and its error, or why there is none."""
     if row is None:
         return "not measured"
     if _number(row) is None:

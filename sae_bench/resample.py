@@ -3,12 +3,15 @@
 Two things would come out otherwise in another experiment: the seeds of the SAEs and the documents they were evaluated
 on. All SAEs saw the same documents, so the two are crossed, not nested, and each is resampled by itself (Owen, "The
 pigeonhole bootstrap", 2007): documents in common for all SAEs, which pairs every comparison, and seeds in common for
-all architectures. The two variances add up; the interval is Student's, with Satterthwaite's degrees of freedom, for
-a percentile interval over two or three seeds is far too narrow.
+all architectures. The two variances add up. A percentile interval over two or three seeds is far too narrow, and so is
+Student's with Satterthwaite's degrees of freedom (with two seeds that differ, 95% intervals cover 88%): the interval is
+Cochran's (1964), whose critical value is the mean of both sources', weighted by their variances.
 
 Shapes: R replicates, G documents, S seeds.
 """
 
+import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
-from scipy import stats
+from scipy import special
 
 N_REPLICATES = 1000
 LEVEL = 0.95
@@ -52,61 +55,86 @@ class Weights:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its uncertainty; `over_seeds` says whether that covers the choice of seeds."""
+    """A value with its uncertainty; `over_seeds` says whether that covers the choice of seeds.
+
+    An infinite standard error stands for one that is unknown: nothing is told from anything by it.
+    """
 
     value: float
     stderr: float
-    degrees: float
+    sources: tuple[tuple[float, float], ...]
+    """What the variance comes from: each source's share, and the degrees of freedom that it is known with."""
     over_seeds: bool
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        """Student's interval."""
-        half = float(stats.t.ppf((1 + level) / 2, self.degrees)) * self.stderr
+        """The interval of that level; without bounds where the uncertainty is unknown."""
+        half = self._critical((1 - level) / 2) * self.stderr
         return self.value - half, self.value + half
 
     @property
     def p_value(self) -> float:
-        """Two-sided, for the hypothesis that the true value is zero."""
+        """Two-sided, for the hypothesis that the true value is zero: 1 - the level at which the interval ends there."""
         if self.stderr == 0:
             return 1.0 if self.value == 0 else 0.0
-        return float(2 * stats.t.sf(abs(self.value) / self.stderr, self.degrees))
+        size = abs(self.value) / self.stderr
+        low, high = math.log(1e-300), math.log(0.5)
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self._critical(math.exp(middle)) < size else (middle, high)
+        return 2 * math.exp(high)
+
+    def _critical(self, tail: float) -> float:
+        """Cochran's: the mean of the sources' critical values, weighted by what each has of the variance."""
+        return sum(share * -float(special.stdtrit(degrees, tail)) for share, degrees in self.sources)
 
 
 def estimate(replicates: Float[ndarray, "R"], weights: Weights) -> Estimate:
     """The estimate from a statistic of every replicate, the data's own first.
 
-    A bootstrap over n units underestimates their variance by (n - 1) / n, which matters for seeds.
+    A bootstrap over n units underestimates their variance by (n - 1) / n, which matters for seeds. One document says
+    nothing of how documents differ.
     """
     n, n_seeds, n_documents = weights.n_replicates, weights.seeds.shape[1], weights.documents.shape[1]
-    of_documents = float(np.var(replicates[1 : 1 + n])) * n_documents / max(1, n_documents - 1)
+    if n_documents < 2:
+        return Estimate(float(replicates[0]), math.inf, ((1.0, 1.0),), n_seeds > 1)
+    of_documents = float(np.var(replicates[1 : 1 + n])) * n_documents / (n_documents - 1)
     of_seeds = float(np.var(replicates[1 + n :])) * n_seeds / (n_seeds - 1) if n_seeds > 1 else 0.0
     total = of_documents + of_seeds
-    degrees = n_documents - 1.0
+    sources = [(of_documents / total if total > 0 else 1.0, n_documents - 1.0)]
     if of_seeds > 0:
-        degrees = total**2 / (of_seeds**2 / (n_seeds - 1) + of_documents**2 / max(1, n_documents - 1))
-    return Estimate(float(replicates[0]), total**0.5, max(1.0, degrees), n_seeds > 1)
+        sources.append((of_seeds / total, n_seeds - 1.0))
+    return Estimate(float(replicates[0]), total**0.5, tuple(sources), n_seeds > 1)
 
 
-def metric_replicates(record: Mapping[str, Any], metric: str, weights: Weights, seed: int = 0) -> Float[ndarray, "R"]:
+def metric_replicates(record: Mapping[str, Any], metric: str, weights: Weights) -> Float[ndarray, "R"]:
     """A metric of one SAE under every replicate's documents.
 
-    Metrics that are ratios of per-document sums are worked out anew; of others, the shares of latents for example, the
-    record has a value and a standard error alone, and normal deviates stand for the documents.
+    Metrics that are ratios of per-document sums are worked out anew. Of others, as the shares of latents or what a
+    judge said of a sample of them, the record has a value and a standard error alone, and normal deviates stand for
+    what was sampled: the same for all SAEs of an architecture, others for each architecture. That is the cautious
+    reading of both: a mean over seeds gets no surer by it, and nothing cancels in a difference.
 
     Raises:
-        KeyError: the record has no value for the metric.
+        KeyError: the record has no value for the metric, or no standard error of it.
     """
     score = record["scores"][metric]
     if score["value"] is None:
         raise KeyError(metric)
     formula = FORMULA.fullmatch(score["formula"] or "")
     if formula is None:
+        if score["stderr"] is None:
+            raise KeyError(metric)
         noise = np.zeros(len(weights.documents))
-        noise[1 : 1 + weights.n_replicates] = np.random.default_rng(seed).standard_normal(weights.n_replicates)
-        return np.asarray(score["value"] + noise * (score["stderr"] or 0.0))
+        noise[1 : 1 + weights.n_replicates] = _deviates(f"{record['sae']['label']}\n{metric}", weights.n_replicates)
+        return np.asarray(score["value"] + noise * score["stderr"])
     one_minus, numerator, denominator = formula.groups()
     above, below = (weights.documents @ np.asarray(record["by_document"][name]) for name in (numerator, denominator))
     return np.asarray(1 - above / below if one_minus else above / below)
+
+
+def _deviates(name: str, n: int) -> Float[ndarray, "_"]:
+    """Normal deviates that belong to a name."""
+    return np.random.default_rng(list(hashlib.sha256(name.encode()).digest())).standard_normal(n)
 
 
 def over_seeds(by_seed: Sequence[Float[ndarray, "R"]], weights: Weights) -> Float[ndarray, "R"]:

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 SAE_DESCRIPTION = "sae_bench.json"
 MADE_BY_A_RUN = (
     *("records", "saes", "checkpoints", "leaderboard.md", "leaderboard.csv", "leaderboard.tex", "tensorboard", "wandb"),
-    "saebench",
+    *("compare.md", "compare.csv", "compare.tex", "claims.md", "figures", "report.html", "saebench"),
     "run.json",  # the last that `clear` deletes: until then the folder is that run's
 )
 

@@ -6,13 +6,14 @@ import io
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.interpolate import PchipInterpolator
 
 from sae_bench import compare_table
 from sae_bench.claims import not_worse, within
 from sae_bench.compare import at, by_area, check_metrics, panels
-from sae_bench.curves import area, at_l0, common_range, curve, pareto_front
+from sae_bench.curves import area, at_l0, common_range, pareto_front
 from sae_bench.errors import UserError
-from sae_bench.resample import Estimate, Weights, estimate, holm, metric_replicates, over_seeds
+from sae_bench.resample import Weights, estimate, holm, metric_replicates, over_seeds
 
 N_DOCUMENTS = 60
 
@@ -85,12 +86,29 @@ def test_holm_by_hand():
 
 
 def test_curves_go_through_their_points_and_stay_between_them():
-    l0, value = np.array([10.0, 20.0, 80.0]), np.array([3.0, 2.9, 1.0])
-    assert curve(l0, value)(np.log(l0)) == pytest.approx(value)
-    between = curve(l0, value)(np.log(np.linspace(10, 80, 50)))
-    assert np.all(np.diff(between) <= 0)
-    assert at_l0(l0[None], value[None], [20.0]) == pytest.approx(2.9)
-    assert np.isnan(curve(l0, value)(np.log(81)))
+    l0, value = np.array([[10.0, 20.0, 80.0]]), np.array([[3.0, 2.9, 1.0]])
+    assert at_l0(l0, value, (10.0, 20.0, 80.0)) == pytest.approx(value)
+    assert np.all(np.diff(at_l0(l0, value, np.linspace(10, 80, 50).tolist())) <= 0)
+
+
+@pytest.mark.parametrize("n_targets", [2, 3, 6])
+def test_curves_are_the_monotone_cubics_of_scipy_each_with_l0s_of_its_own(n_targets):
+    draw = np.random.default_rng(0)
+    l0, value = np.sort(draw.uniform(5, 200, (50, n_targets)), axis=1), draw.normal(size=(50, n_targets))
+    wanted = (12.0, 50.0, 120.0)
+    found = at_l0(l0, value, wanted)
+    for x, y, heights in zip(l0, value, found, strict=True):
+        scipys = PchipInterpolator(np.log(x), y)
+        assert heights == pytest.approx(scipys(np.log(np.clip(wanted, x[0], x[-1]))))
+        low, high = x[0] ** 0.9 * x[-1] ** 0.1, x[0] ** 0.2 * x[-1] ** 0.8
+        mean = scipys.integrate(np.log(low), np.log(high)) / np.log(high / low)
+        assert area(x[None], y[None], (low, high)) == pytest.approx(mean)
+
+
+def test_targets_of_one_l0_are_averaged_and_one_target_is_a_point():
+    same = np.array([[10.0, 20.0, 20.0]]), np.array([[3.0, 2.0, 1.0]])
+    assert at_l0(*same, [20.0]) == pytest.approx(1.5)
+    assert at_l0(np.array([[16.0]]), np.array([[0.7]]), [16.0]) == pytest.approx(0.7)
 
 
 def test_the_area_of_a_line_in_log_l0_is_its_middle():
@@ -135,23 +153,119 @@ def test_one_seed_says_nothing_of_seeds():
 
 
 @pytest.mark.parametrize("n_seeds", [2, 5])
-def test_intervals_cover_and_false_positives_are_rare(n_seeds):
-    """1,000 simulated experiments with a planted difference, and as many without one."""
-    covered = false = 0
+def test_intervals_of_means_cover(n_seeds):
+    """1,000 simulated experiments."""
+    covered = 0
     n = 1000
     for i in range(n):
         draw = np.random.default_rng(i)
         weights = Weights.draw(n_seeds, 40, n_replicates=200, seed=i)
-        effect = 0.1
-        of_document = draw.normal(effect, 0.2, 40)
+        of_document = draw.normal(0.1, 0.2, 40)
         seeds = draw.normal(0, 0.03, n_seeds)
         by_seed = [weights.documents @ (of_document + seed) / 40 for seed in seeds]
-        found = estimate(over_seeds(by_seed, weights), weights)
-        low, high = found.interval()
-        covered += low <= effect <= high
-        false += Estimate(found.value - effect, found.stderr, found.degrees, True).p_value < 0.05
+        low, high = estimate(over_seeds(by_seed, weights), weights).interval()
+        covered += low <= 0.1 <= high
     assert 0.93 <= covered / n <= 0.97
-    assert false / n <= 0.07
+
+
+PLANTED = {"a": 0.0, "b": 0.0, "c": 0.1}
+SIMULATIONS = 1000
+
+
+@pytest.fixture(scope="module")
+def simulations():
+    """Whole comparisons - records, curves, L0s, pairs - of simulated experiments: two alike, one worse by 0.1."""
+    found = []
+    for i in range(SIMULATIONS):
+        (panel,) = panels(simulated(i, PLANTED, n_seeds=3, document_sd=0.1), ["loss"], n_replicates=100)
+        found.append(at(panel, "loss", (20.0, 50.0)))
+    return found
+
+
+def test_intervals_of_planted_differences_cover(simulations):
+    covered = []
+    for _, differences in simulations:
+        for d in differences:
+            low, high = d.estimate.interval()
+            covered.append(low <= PLANTED[d.label] - PLANTED[d.other] <= high)
+    assert len(covered) == SIMULATIONS * 2 * 3
+    assert 0.93 <= np.mean(covered) <= 0.97
+
+
+def test_intervals_of_curves_at_matched_l0_cover(simulations):
+    """The truth at an L0 is the curve through the targets' true heights: the interpolation is part of the measure."""
+    targets = np.array([[16.0, 32.0, 64.0]])
+    truth = dict(zip((20.0, 50.0), at_l0(targets, 1 - np.log10(targets) / 4, (20.0, 50.0))[0], strict=True))
+    covered = []
+    for standings, _ in simulations:
+        for l0, of in standings.items():
+            for s in of:
+                low, high = s.estimate.interval()
+                covered.append(low <= truth[l0] + PLANTED[s.label] <= high)
+    assert 0.93 <= np.mean(covered) <= 0.97
+
+
+def test_any_false_difference_in_a_table_is_rare(simulations):
+    """Between the two that are alike, at any L0, after Holm's correction: in at most 5% of experiments."""
+    false = [any(not d.tie for d in differences if {d.label, d.other} == {"a", "b"}) for _, differences in simulations]
+    assert np.mean(false) <= 0.05
+    found = [all(not d.tie for d in differences if "c" in (d.label, d.other)) for _, differences in simulations]
+    assert np.mean(found) > 0.5, "and the one that is worse is found"
+
+
+def test_what_has_a_standard_error_alone_is_not_paired():
+    """Two architectures with a share of 0.5 +- 0.1 each differ by 0 +- 0.14: nothing may cancel by chance of a seed."""
+    records = simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=1)
+    for one in records:
+        one["metrics"]["share"] = {"better": "down", "headline": True}
+        one["scores"]["share"] = {"value": 0.5, "stderr": 0.1, "n": 9, "formula": None, "note": None}
+    (panel,) = panels(records, ["share"])
+    standings, (difference,) = at(panel, "share", (30.0,))
+    assert [s.estimate.stderr for s in standings[30.0]] == pytest.approx([0.1, 0.1], rel=0.1)
+    assert difference.estimate.stderr == pytest.approx(0.1 * 2**0.5, rel=0.1)
+
+
+def test_a_mean_over_seeds_is_no_surer_of_the_documents_they_share():
+    records = simulated(0, {"a": 0.0}, n_seeds=4)
+    for one in records:
+        one["scores"]["share"] = {"value": 0.5, "stderr": 0.1, "n": 9, "formula": None, "note": None}
+    (panel,) = panels(records, ["share"])
+    assert at(panel, "share", (30.0,))[0][30.0][0].estimate.stderr == pytest.approx(0.1, rel=0.1)
+
+
+def test_one_document_tells_nothing_apart():
+    records = simulated(0, {"a": 0.0, "b": 5.0}, n_seeds=1)
+    for one in records:
+        one["by_document"] = {name: [sum(of)] for name, of in one["by_document"].items()}
+    (panel,) = panels(records, ["loss"])
+    _, (difference,) = at(panel, "loss", (20.0,))
+    assert (difference.estimate.interval(), difference.p_value) == ((-np.inf, np.inf), 1.0)
+    assert "unknown" in compare_table.terminal([panel], ["loss"], (20.0,))
+
+
+def test_a_metric_that_one_sae_lacks_takes_no_other_metric_away():
+    records = simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=2)
+    for one in records:
+        one["scores"]["share"] = {"value": 0.5, "stderr": 0.1, "n": 9, "formula": None, "note": None}
+    records[0]["scores"]["share"] |= {"value": None, "note": "no latent fired"}
+    (panel,) = panels(records, ["loss", "share"])
+    family = next(f for f in panel.families if f.label == "a")
+    assert family.metrics["loss"].targets == (16.0, 32.0, 64.0)
+    assert family.metrics["share"].targets == (32.0, 64.0)
+    assert family.missing == ("a.16.0: share: no latent fired",)
+    assert "Missing: a.16.0: share: no latent fired" in compare_table.terminal([panel], ["loss"])
+
+
+def test_runs_that_cannot_be_compared_are_refused():
+    with pytest.raises(UserError, match=r"share no seed \(a: 0; b: 1\)"):
+        panels([one for one in simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=2)
+                if one["sae"]["seed"] == (one["sae"]["label"] == "b")], ["loss"])  # fmt: skip
+    with pytest.raises(UserError, match="in two of the runs"):
+        panels(simulated(0, {"a": 0.0}) * 2, ["loss"])
+    failed = simulated(0, {"a": 0.0}, n_seeds=1)
+    for one in failed:
+        one |= {"failure": "diverged", "scores": {}, "by_document": {}}
+    assert panels(failed, ["loss"]) == []
 
 
 # --- claims, tables and the command line ---------------------------------------------------------------------------
@@ -163,6 +277,8 @@ def test_a_claim_holds_or_not_as_planted(effect, verdict):
     finding = not_worse("loss", "down", "mine", "other", "claim")(panel, (20.0, 50.0))
     assert finding.verdict == verdict
     assert len(finding.numbers) == 2
+    about = not_worse("loss", "down", "mine", "other", "claim", about=0.1)(panel, (20.0, 50.0))
+    assert about.verdict == {"cannot tell": "holds"}.get(verdict, verdict), "within a tenth is about as good"
     upside_down = not_worse("loss", "up", "mine", "other", "claim")(panel, (20.0, 50.0))
     assert upside_down.verdict == {"holds": "does not hold", "does not hold": "holds"}.get(verdict, upside_down.verdict)
     assert not_worse("loss", "down", "mine", "absent", "claim")(panel, (20.0,)).verdict == "cannot tell"
@@ -195,8 +311,37 @@ def test_tables_mark_the_best_and_all_that_are_tied_with_it():
     assert r"good\_one & \textbf{" in tex
     assert tex.count(r"\textbf{") == 4
     assert r"95\% interval" in tex
+    facts = compare_table.latex(found, ["loss"], (20.0,), "Trained on 5% of it.")
+    assert r"Trained on 5\% of it." in facts
     rows = list(csv.DictReader(io.StringIO(compare_table.csv(found, ["loss"], (20.0, 500.0)))))
     assert {(row["l0"], row["value"] != "") for row in rows} == {("20", True), ("500", False), ("area", True)}
+
+
+def test_who_is_alone_at_an_l0_is_not_the_best():
+    (panel,) = panels(simulated(0, {"a": 0.0}), ["loss"])
+    assert not any(s.best for s in at(panel, "loss", (20.0,))[0][20.0])
+
+
+def test_the_pareto_front_of_all_architectures_is_in_the_table():
+    found = panels(simulated(0, {"good": 0.0, "bad": 0.5}, n_seeds=2), ["loss"])
+    assert compare_table.on_front(found[0], "loss") == {"bad": [], "good": [16.0, 32.0, 64.0]}
+    assert "16, 32, 64" in compare_table.terminal(found, ["loss"], (20.0,))
+
+
+def test_several_sites_are_summed_up_by_counting_and_not_by_averaging():
+    records = simulated(0, {"good": 0.0, "bad": 0.5})
+    other = simulated(1, {"good": 0.5, "bad": 0.0})
+    for one in other:
+        one["sae"]["site"] = {"name": "elsewhere"}
+    found = panels(records + other, ["loss"])
+    ((title, header, rows),) = compare_table.summaries(found, ["loss"], (20.0, 50.0))
+    assert "how many L0s best" in title
+    assert header == ["architecture", "elsewhere", "s", "all"]
+    assert {label: [text for text, _ in cells] for label, cells in rows} == {
+        "bad": ["2 of 2", "0 of 2", "2 of 4"], "good": ["0 of 2", "2 of 2", "2 of 4"],
+    }  # fmt: skip
+    assert title in compare_table.terminal(found, ["loss"], (20.0, 50.0))
+    assert not list(compare_table.summaries(found[:1], ["loss"], (20.0,)))
 
 
 def test_the_same_records_give_the_same_bytes():
@@ -217,5 +362,5 @@ def test_failed_saes_are_said_to_be_missing():
     broken |= {"failure": "diverged", "scores": {}}
     (panel,) = panels(records, ["loss"])
     family = next(f for f in panel.families if f.label == "a")
-    assert family.targets == (32.0, 64.0)
+    assert family.metrics["loss"].targets == (32.0, 64.0)
     assert family.missing == (f"{broken['sae']['id']}: diverged",)
