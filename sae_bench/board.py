@@ -84,7 +84,7 @@ class SAE:
 
     def latents(self) -> Iterator[dict[str, Any]]:
         """The latents that were looked at, in their order."""
-        folder = self.run / LATENTS / self.id
+        folder = self.run / LATENTS / RunFolder(self.run).sae_path(self.id).name  # a name that leads nowhere else
         for path in sorted(folder.glob("*.json"), key=lambda path: (len(path.stem), path.stem)):
             yield read_sealed(path)
 

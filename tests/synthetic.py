@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sae_bench.files import seal_of
+from sae_bench.paths import file_name
 
 EFFECT = {"gated": 0.05, "jumprelu": 0.0, "relu": 0.35, "topk": 0.02}
 N_DOCUMENTS, D_SAE, D_IN = 30, 512, 64
@@ -66,7 +67,7 @@ def record(label, target, seed, task, *, site="layer_9.resid_post", model="demo"
         "task": task, "task_version": "1", "failure": None, "metrics": metrics, "scores": scores,
         "by_document": by_document, "per_latent": per_latent, "details": details,
         "sae": {
-            "id": f"{label}.{site}.w{D_SAE}.l0_{target:g}.seed{seed}".replace(":", "-").replace("=", "-"),
+            "id": file_name(f"{label}.{site}.w{D_SAE}.l0_{target:g}.seed{seed}"),
             "arch": label.partition(":")[0], "label": label, "arch_version": "1", "d_in": D_IN, "d_sae": D_SAE,
             "site": {"name": site, "kind": kind, "layer": layer, "path": f"model.layers.{layer}", "side": "output"},
             "target_l0": target, "coefficient": None, "seed": seed, "options": {}, "recipe": {"lr": 2e-3},

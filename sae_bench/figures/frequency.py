@@ -27,8 +27,8 @@ def frequency(saes: Sequence[SAE], labels: Sequence[str]) -> Figure | None:
     most = max(of[1] for sae in counted if (of := sae.counts))
     edges = np.arange(np.floor(-np.log10(most)), 1e-9 + 1 / BINS_PER_DECADE, 1 / BINS_PER_DECADE)
     for axes, label in zip(grid[:, 0], shown, strict=True):
-        of = [sae for sae in counted if sae.label == label and sae.target == target]
-        _draw(axes, of, label, looks(labels)[label].colour, edges)
+        mine = [sae for sae in counted if sae.label == label and sae.target == target]
+        _draw(axes, mine, label, looks(labels)[label].colour, edges)
     grid[-1, 0].set_xlabel("share of tokens on which a latent fires (log scale)")
     grid[-1, 0].set_xticks(ticks := np.arange(np.ceil(edges[0]), 1), [f"{100 * 10**at:g}%" for at in ticks])
     figure.supylabel("share of latents", fontsize=9)

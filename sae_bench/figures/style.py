@@ -42,8 +42,8 @@ METADATA: Mapping[str, dict[str, None]] = {
 
 def styled() -> Any:
     """A context in which figures are made."""
-    defaults: dict[str, Any] = dict(mpl.rcParamsDefault)  # and not what the user's own matplotlibrc says
-    return mpl.rc_context(defaults | {"backend": "agg"} | STYLE)
+    settings: Any = dict(mpl.rcParamsDefault)  # and not what the user's own matplotlibrc says
+    return mpl.rc_context(settings | {"backend": "agg"} | STYLE)
 
 
 def rendered(figure: Figure) -> dict[str, bytes]:
