@@ -66,8 +66,8 @@ FILES_SAY = (
 SCORES_SAY = (
     "On the same tokens, as one batch, special positions left clean; ours is what `--emit saebench` writes. Where the "
     "definitions differ both numbers stand here: its `explained_variance` takes the variance about zero; its zero "
-    "ablation takes in the BOS (computed its way, ours agrees); its KL takes in the last position of each context, after "
-    "which the text says nothing, and is the logarithm of a softmax, infinite where a probability is too small."
+    "ablation takes in the BOS (computed its way, ours agrees); its KL takes in the last position of each context, "
+    "after which the text says nothing, and is the logarithm of a softmax, infinite where a probability is too small."
 )
 
 app = application(__doc__)
