@@ -17,8 +17,11 @@ import torch
 from foreign_files import D, F, write_dictionary_learning, write_gemma_scope, write_saelens, write_sparsify
 from safetensors.torch import load_file, save_file
 
+from sae_bench import ARCHITECTURES, SAEConfig
 from sae_bench.errors import UserError
+from sae_bench.files import read_sealed, write_sealed
 from sae_bench.formats.sources import find_sources, open_sae
+from sae_bench.weights import save_sae
 
 MAKERS = {
     "gemma-scope": lambda folder: write_gemma_scope(folder)[0],
@@ -282,6 +285,36 @@ def test_members_that_overlap_are_refused(tmp_path):
             archive.NameToInfo[copy.filename] = copy
         archive._didModify = True
     refused(folder)
+
+
+FORGED = {
+    "no description": lambda own: {"arch": "topk"},
+    "a folder elsewhere": lambda own: own | {"description": own["description"] | {"id": "../../elsewhere"}},
+    "other sizes": lambda own: own | {"config": own["config"] | {"d_sae": 1 << 40}},
+    "settings of another kind": lambda own: own | {"config": [1]},
+    "a site of another kind": lambda own: own | {"description": own["description"] | {"site": 3}},
+    "another architecture": lambda own: own | {"arch": "jumprelu"},
+    "an unknown architecture": lambda own: own | {"arch": "os.system"},
+}
+
+
+@pytest.mark.parametrize("how", FORGED)
+def test_a_forged_description_with_a_valid_seal_is_refused(tmp_path, how):
+    """A checksum in the same file shows damage, not who wrote it."""
+    folder = saved_sae(tmp_path)
+    load(folder)
+    own = read_sealed(folder / "sae_bench.json")
+    write_sealed(folder / "sae_bench.json", FORGED[how](own))
+    with pytest.raises(UserError) as error:
+        load(folder)
+    assert "\n" not in str(error.value)
+
+
+def saved_sae(folder: Path) -> Path:
+    sae = ARCHITECTURES["topk"](SAEConfig(d_in=D, d_sae=F, l0=4)).requires_grad_(False).fold(2.0)
+    site = {"layer": 1, "kind": "resid_post", "path": "model.layers.1", "side": "output", "d_in": D}
+    save_sae(folder / "topk", sae, {"id": "topk", "arch": "topk", "site": site}, {"model_name": "m"}, [])
+    return folder / "topk"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '"x"', "[" * 100_000, '{"a": ' * 50_000, "\xff\xfe"])
