@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from sae_bench import ARCHITECTURES, SAEConfig
 from sae_bench.errors import UserError
 from sae_bench.files import read_sealed, write_sealed
+from sae_bench.formats.headers import safetensors_headers
 from sae_bench.formats.sources import find_sources, open_sae
 from sae_bench.weights import save_sae
 
@@ -241,6 +242,14 @@ def test_a_header_that_claims_100_gb_is_refused(tmp_path, kind):
     refused(folder)
     path.write_bytes(struct.pack("<Q", HUGE) + data[8:])
     assert "header claims" in refused(folder)
+
+
+def test_tensors_that_share_their_bytes_are_refused_by_the_header_alone(tmp_path):
+    header = {name: {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]} for name in ("W_enc", "W_dec")}
+    text = json.dumps(header).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(16))
+    with pytest.raises(UserError, match="place and shape do not agree"):
+        safetensors_headers(tmp_path / "x.safetensors")
 
 
 def test_an_array_that_claims_100_gb_is_refused(tmp_path):
