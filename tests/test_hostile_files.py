@@ -17,8 +17,12 @@ import torch
 from foreign_files import D, F, write_dictionary_learning, write_gemma_scope, write_saelens, write_sparsify
 from safetensors.torch import load_file, save_file
 
+from sae_bench import ARCHITECTURES, SAEConfig
 from sae_bench.errors import UserError
+from sae_bench.files import read_sealed, write_sealed
+from sae_bench.formats.headers import safetensors_headers
 from sae_bench.formats.sources import find_sources, open_sae
+from sae_bench.weights import save_sae
 
 MAKERS = {
     "gemma-scope": lambda folder: write_gemma_scope(folder)[0],
@@ -240,6 +244,14 @@ def test_a_header_that_claims_100_gb_is_refused(tmp_path, kind):
     assert "header claims" in refused(folder)
 
 
+def test_tensors_that_share_their_bytes_are_refused_by_the_header_alone(tmp_path):
+    header = {name: {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]} for name in ("W_enc", "W_dec")}
+    text = json.dumps(header).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(16))
+    with pytest.raises(UserError, match="place and shape do not agree"):
+        safetensors_headers(tmp_path / "x.safetensors")
+
+
 def test_an_array_that_claims_100_gb_is_refused(tmp_path):
     folder = MAKERS["gemma-scope"](tmp_path)
     path = folder / "params.npz"
@@ -281,7 +293,37 @@ def test_members_that_overlap_are_refused(tmp_path):
             archive.filelist.append(copy)
             archive.NameToInfo[copy.filename] = copy
         archive._didModify = True
-    refused(folder)
+    assert "it claims" in refused(folder)
+
+
+FORGED = {
+    "no description": lambda own: {"arch": "topk"},
+    "a folder elsewhere": lambda own: own | {"description": own["description"] | {"id": "../../elsewhere"}},
+    "other sizes": lambda own: own | {"config": own["config"] | {"d_sae": 1 << 40}},
+    "settings of another kind": lambda own: own | {"config": [1]},
+    "a site of another kind": lambda own: own | {"description": own["description"] | {"site": 3}},
+    "another architecture": lambda own: own | {"arch": "jumprelu"},
+    "an unknown architecture": lambda own: own | {"arch": "os.system"},
+}
+
+
+@pytest.mark.parametrize("how", FORGED)
+def test_a_forged_description_with_a_valid_seal_is_refused(tmp_path, how):
+    """A checksum in the same file shows damage, not who wrote it."""
+    folder = saved_sae(tmp_path)
+    load(folder)
+    own = read_sealed(folder / "sae_bench.json")
+    write_sealed(folder / "sae_bench.json", FORGED[how](own))
+    with pytest.raises(UserError) as error:
+        load(folder)
+    assert "\n" not in str(error.value)
+
+
+def saved_sae(folder: Path) -> Path:
+    sae = ARCHITECTURES["topk"](SAEConfig(d_in=D, d_sae=F, l0=4)).requires_grad_(False).fold(2.0)
+    site = {"layer": 1, "kind": "resid_post", "path": "model.layers.1", "side": "output", "d_in": D}
+    save_sae(folder / "topk", sae, {"id": "topk", "arch": "topk", "site": site}, {"model_name": "m"}, [])
+    return folder / "topk"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '"x"', "[" * 100_000, '{"a": ' * 50_000, "\xff\xfe"])

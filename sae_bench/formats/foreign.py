@@ -69,10 +69,19 @@ class ForeignSAE:
 
 
 def assemble(arch: str, config: SAEConfig, weights: Weights) -> SparseAutoencoder:
-    """An SAE that takes raw activations, around these very tensors."""
+    """An SAE that takes raw activations, around these very tensors.
+
+    Raises:
+        UserError: the architecture has others.
+    """
     with torch.device("meta"):
         sae = ARCHITECTURES[arch](config)
-    sae.load_state_dict(weights | {"W_enc": latent_major(weights["W_enc"])}, assign=True)
+    weights = weights | {"W_enc": latent_major(weights["W_enc"])}
+    shapes = {name: weight.shape for name, weight in sae.named_parameters()}
+    if shapes != {name: weight.shape for name, weight in weights.items()}:
+        found = ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in weights.items())
+        raise UserError(f"these are not the tensors of a {arch} SAE: {found}")
+    sae.load_state_dict(weights, assign=True)
     sae.folded = True
     return sae.requires_grad_(False)
 

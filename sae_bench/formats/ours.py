@@ -7,9 +7,10 @@ from typing import Any
 from sae_bench.errors import UserError
 from sae_bench.files import read_sealed, sha256
 from sae_bench.formats.foreign import ForeignSAE, Weights, check_shapes, load_checked
-from sae_bench.formats.headers import regular, safetensors_headers
+from sae_bench.formats.headers import damaged, regular, safetensors_headers
 from sae_bench.formats.places import Place
 from sae_bench.formats.source import Source
+from sae_bench.paths import file_name
 from sae_bench.registry import ARCHITECTURES
 from sae_bench.sae import SAEConfig
 
@@ -24,23 +25,35 @@ def read(source: Source) -> ForeignSAE:
     with regular(description):  # no link
         own = read_sealed(description)
     d_in, d_sae = check_shapes(path, safetensors_headers(path), LAYOUT)
-    config = SAEConfig(**own["config"])
-    if (config.d_in, config.d_sae) != (d_in, d_sae):
-        raise UserError(f"{path}: its matrices are {d_in} and {d_sae} wide, {description} says otherwise")
-    site = own["description"]["site"]
-    module = f"path:{site['path']}@{site['side']}"
-    place = Place(site["kind"] if not site["kind"].startswith("path:") else module, site["layer"],
-                  own["metadata"].get("model_name"))  # fmt: skip
+    try:
+        # A seal shows damage, not forgery: anybody can write one.
+        config, arch, about = SAEConfig(**own["config"]), str(own["arch"]), own["description"]
+        if (config.d_in, config.d_sae) != (d_in, d_sae):
+            raise ValueError(f"it says {config.d_in} and {config.d_sae}, the weights are {d_in} and {d_sae} wide")
+        if about["id"] != file_name(about["id"]):
+            raise ValueError("its id is no name of a folder")
+        place = _place(about["site"], own["metadata"].get("model_name"))
+        failure = about.get("training", {}).get("failure")
+        digest = str(own["sha256"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(description, f"{type(error).__name__}: {error}") from None
     return ForeignSAE(
-        FORMAT, source.name, own["arch"], d_in, d_sae, place, lambda: _load(path, own), own=own,
+        FORMAT, source.name, arch, d_in, d_sae, place, lambda: _load(path, arch, digest, failure), own=own,
         hub_commit=source.hub_commit,
     )  # fmt: skip
 
 
-def _load(path: Path, own: Mapping[str, Any]) -> Weights:
-    if failure := own["description"].get("training", {}).get("failure"):
+def _place(site: Mapping[str, Any], model: object) -> Place:
+    kind, layer = str(site["kind"]), int(site["layer"])
+    if kind.startswith("path:"):
+        kind = f"path:{site['path']}@{site['side']}"
+    return Place(kind, layer, model if isinstance(model, str) else None)
+
+
+def _load(path: Path, arch: str, digest: str, failure: str | None) -> Weights:
+    if failure:
         raise UserError(f"{path} failed in training and has no weights worth evaluating: {failure}")
-    if sha256(path) != own["sha256"]:
+    if sha256(path) != digest:
         raise UserError(f"{path} is not what was saved (its checksum differs): get it again")
-    names = {theirs: name for name, theirs in ARCHITECTURES[own["arch"]].saelens_names.items()}
+    names = {theirs: name for name, theirs in ARCHITECTURES[arch].saelens_names.items()}
     return {names.get(name, name): value for name, value in load_checked(path, safetensors_headers(path)).items()}

@@ -65,8 +65,9 @@ FILES_SAY = (
 )
 SCORES_SAY = (
     "On the same tokens, as one batch, special positions left clean; ours is what `--emit saebench` writes. Where the "
-    "definitions differ both numbers stand here: its `explained_variance` takes the variance about zero, its zero "
-    "ablation takes in the BOS (computed its way, ours agrees), its KL is the logarithm of a softmax."
+    "definitions differ both numbers stand here: its `explained_variance` takes the variance about zero; its zero "
+    "ablation takes in the BOS (computed its way, ours agrees); its KL takes in the last position of each context, "
+    "after which the text says nothing, and is the logarithm of a softmax, infinite where a probability is too small."
 )
 
 app = application(__doc__)
@@ -213,6 +214,7 @@ def compared(what: str, folder: Path, work: Path) -> Row:
     share = float(flipped.float().mean())
     holds = latents < BOUND and reconstruction < BOUND and share <= 1e-5
     l0 = float((f > 0).sum(1).float().mean())
+    say(f"{what}: L0 {l0:.1f}, latents {latents:.1e}, reconstruction {reconstruction:.1e}, {int(flipped.sum())} flips")
     return Row(what, (f"{l0:.1f}", f"{latents:.1e}", f"{reconstruction:.1e}", str(int(flipped.sum()))), holds)
 
 
@@ -259,6 +261,7 @@ def compare_scores(run: Path, work: Path, facts: dict[str, float]) -> tuple[list
 def score_row(what: str, ours: float, theirs: float, bound: float, *, relative: bool = False) -> Row:
     """Two values of the same thing."""
     difference = abs(ours - theirs) / (max(abs(theirs), 1e-12) if relative else 1.0)
+    say(f"{what}: {ours:.6g} and {theirs:.6g}")
     limit = f"{bound:g}{' relative' if relative else ''}"
     return Row(what, (f"{ours:.6g}", f"{theirs:.6g}", f"{difference:.1e}", limit), difference <= bound)
 
