@@ -1,10 +1,10 @@
 """A language model that judges, behind any endpoint that speaks OpenAI's chat completions.
 
 A call goes through the cache, the budget, a limit on how many are under way, and the `openai` client, which tries
-again with growing pauses after 429, 5xx, lost connections and time-outs. What comes back is an `Answer`: a value of the
-wanted shape, or a failure with a name; nothing is dropped and nothing raised, unless the endpoint cannot be used at all.
-Only answers that could be read enter the cache, and they are on disk before the next call begins: whoever is killed
-sends no answered call again.
+again with growing pauses after 429, 5xx, lost connections and time-outs. What comes back is an `Answer`: a value of
+the wanted shape, or a failure with a name; nothing is dropped and nothing raised, unless the endpoint cannot be used at
+all. Only answers that could be read enter the cache, and they are on disk before the next call begins: whoever is
+killed sends no answered call again.
 
 Where an endpoint does not know a parameter - a schema, log-probabilities - the call is made without it, and so are all
 later ones to that endpoint.

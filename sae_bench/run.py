@@ -5,27 +5,25 @@ instead of trained, existing records are kept.
 """
 
 import dataclasses
-import datetime
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sae_bench import leaderboard
 from sae_bench.config import RunConfig
-from sae_bench.corpus import EMBEDDED
-from sae_bench.corpus import describe as describe_embedded
 from sae_bench.data import TokenStream
 from sae_bench.errors import UserError
 from sae_bench.evaluate import Candidate, evaluate
 from sae_bench.files import sha256, write_sealed
+from sae_bench.interpret import interpret_saes
 from sae_bench.lm import LanguageModel, load_language_model
 from sae_bench.log_sinks import LogSink
+from sae_bench.panel import check_judge
 from sae_bench.plan import SAEPlan, check_names, plan_saes
 from sae_bench.progress import Progress
-from sae_bench.provenance import environment
+from sae_bench.records import is_missing, make_record, provenance_of
 from sae_bench.registry import TASKS
 from sae_bench.sites import Site, find_site
 from sae_bench.store import RunFolder
@@ -42,6 +40,7 @@ def run(
         UserError: something asked for cannot be done; what was finished before stays.
     """
     check_names(config)
+    check_judge(config)
     earlier = begin(folder, config)
     tasks = config.tasks or tuple(TASKS)
     device, dtype = choose_device(config)
@@ -63,7 +62,10 @@ def run(
         del stage  # and its buffer
     elif folder.manifest() is None:
         write_manifest(folder, config, plans, earlier)
-    evaluate_saes(lm, config, plans, tasks, held_out, folder, progress)
+    evaluate_saes(
+        lm, config, plans, [task for task in tasks if not TASKS[task].needs_latents], held_out, folder, progress
+    )
+    interpret_saes(lm, config, plans, [task for task in tasks if TASKS[task].needs_latents], held_out, folder, progress)
     records = folder.records()
     leaderboard.check_comparable(records)
     leaderboard.write_board(folder.path, records)
@@ -158,68 +160,6 @@ def evaluate_saes(
         for name in candidate.tasks:
             record = make_record(candidate, name, description, provenance)
             write_sealed(folder.record_path(description["id"], name), record)
-
-
-def is_missing(
-    record: Mapping[str, Any] | None,
-    task: str,
-    description: Mapping[str, Any],
-    config: RunConfig,
-    lm: LanguageModel,
-) -> bool:
-    """Whether there is no record of this SAE, task and model as they are now; what failed in evaluation is missing."""
-    if record is None:
-        return True
-    made_from = (
-        record["provenance"]["config_hash"],
-        record["provenance"]["model_sha256"],
-        record["task_version"],
-        record["sae"]["weights_sha256"],
-        record["failure"],
-    )
-    now = config.hash, lm.weight_hash(), TASKS[task].version, description["weights_sha256"]
-    return made_from != (*now, description["training"]["failure"])
-
-
-def make_record(
-    candidate: Candidate, name: str, description: Mapping[str, Any], provenance: Mapping[str, Any]
-) -> dict[str, Any]:
-    """One (SAE, task): its values, or why there are none."""
-    task, result = TASKS[name], candidate.results.get(name)
-    failure = description["training"]["failure"] or candidate.failures.get(name)
-    assert (result is None) == (failure is not None), "an SAE is evaluated unless its training failed"
-    return {
-        "task": name,
-        "task_version": task.version,
-        "failure": failure,
-        "metrics": {metric.name: dataclasses.asdict(metric) for metric in task.metrics},
-        "scores": {key: dataclasses.asdict(score) for key, score in result.scores.items()} if result else {},
-        "by_document": result.by_document if result else {},
-        "per_latent": result.per_latent if result else {},
-        "details": result.details if result else {},
-        "sae": dict(description),
-        "provenance": dict(provenance),
-    }
-
-
-def provenance_of(lm: LanguageModel, config: RunConfig, stream: TokenStream) -> dict[str, Any]:
-    """What every record of a run repeats."""
-    return environment(lm.device) | {
-        "model": lm.name,
-        "model_revision": lm.revision,
-        "model_sha256": lm.weight_hash(),
-        "tokenizer_sha256": lm.tokenizer_hash(),
-        "lm_dtype": str(lm.dtype).removeprefix("torch."),
-        "sae_dtype": "float32",
-        "dataset": config.dataset if config.dataset != EMBEDDED else describe_embedded(),
-        "eval_fingerprint": stream.fingerprint,
-        "eval_tokens": stream.n_delivered,
-        "eval_documents": stream.n_documents,
-        "preset": config.preset,
-        "config": config.identity,
-        "config_hash": config.hash,
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
 
 
 def write_manifest(folder: RunFolder, config: RunConfig, plans: Sequence[SAEPlan], earlier: Sequence[Leg]) -> None:

@@ -141,7 +141,11 @@ def _verify_numbers(
     plans = [plan for plan in plan_saes(config, find_sites(lm, config)) if plan.id in saes]
     candidates, ids = [], []
     for plan in plans:
-        tasks = [task for (of, task), record in records.items() if of == plan.id and not record["failure"]]
+        tasks = [  # a judge is not asked again
+            task
+            for (of, task), record in records.items()
+            if of == plan.id and not record["failure"] and not TASKS[task].needs_latents
+        ]
         if tasks:
             sae = load_sae(folder.sae_path(plan.id), device)
             candidates.append(Candidate(sae, plan.site, {name: TASKS[name]() for name in tasks}))
