@@ -16,9 +16,9 @@ from sae_bench.judge import Answer, Call, Endpoint, Judge
 from sae_bench.latents import Latent, excerpts_of
 from sae_bench.panel import EXPLAIN, Panel
 from sae_bench.prices import Usage
-from sae_bench.prompts import Prompt
-from sae_bench.scorers import SCORERS, Question, View
-from sae_bench.scorers.base import object_schema
+from sae_bench.prompt import Prompt
+from sae_bench.scorers.base import Question, View, object_schema
+from sae_bench.scorers.known import SCORERS
 from sae_bench.task import JudgedLatent
 
 STRONGEST = 10

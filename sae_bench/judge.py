@@ -28,7 +28,7 @@ from sae_bench.answers import Unreadable
 from sae_bench.errors import one_line
 from sae_bench.files import Damaged, read_sealed, write_sealed
 from sae_bench.prices import Meter, Usage, estimated_tokens
-from sae_bench.prompts import Message
+from sae_bench.prompt import Message
 from sae_bench.redact import redact
 
 log = logging.getLogger(__name__)
@@ -174,8 +174,7 @@ class Judge:
                     **parameters,  # type: ignore[arg-type]
                 )
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                named = {name for key, names in _OPTIONAL.items() if key in str(error) for name in names}
-                refused = (named or {"response_format"}) & parameters.keys()
+                refused = _refused(f"{error} {error.response.text}", parameters)
                 if not refused:
                     raise
                 log.warning("the judge %s does without %s", call.endpoint.model, " and ".join(sorted(refused)))
@@ -218,6 +217,14 @@ class Judge:
             "tokens": [[token, dict(likely)] for token, likely in answer.tokens],
         }
         write_sealed(self._path(call), content)
+
+
+def _refused(complaint: str, parameters: Mapping[str, Any]) -> set[str]:
+    """The optional parameters that an endpoint complains of; if it does not say which, the next that can be spared."""
+    groups = [set(names) & parameters.keys() for names in _OPTIONAL.values()]
+    named = [group for key, group in zip(_OPTIONAL, groups, strict=True) if key in complaint and group]
+    spare = [group for group in groups if group]
+    return set().union(*(named or spare[:1]))
 
 
 def _read(call: Call, content: Mapping[str, Any], *, cached: bool) -> Answer:

@@ -26,7 +26,8 @@ class Keeper:
         """Take in a batch of excerpts, numbered `excerpt`."""
         n_kept = self.keys.shape[1]
         both = torch.cat([self.keys, keys], dim=1)
-        lowest, place = both.topk(n_kept, dim=1, largest=False)
+        lowest, place = both.sort(dim=1, stable=True)  # of equals the earliest stays, however they were batched
+        lowest, place = lowest[:, :n_kept].clone(), place[:, :n_kept]
         new = place >= n_kept
         of_batch = (place - n_kept).clamp(min=0)
         of_old = place.clamp(max=n_kept - 1)

@@ -9,7 +9,7 @@ from sae_bench.errors import UserError
 from sae_bench.judge import OPENAI, Endpoint
 from sae_bench.judge_config import Budget, ScorerName, parse_budget
 from sae_bench.prices import Meter, load_prices
-from sae_bench.prompts import Prompt
+from sae_bench.prompt import Prompt
 from sae_bench.redact import redact
 
 COLLECTION_VERSION = "1"

@@ -1,4 +1,4 @@
-"""Collecting on a toy model with known features: each latent fires on one token, so that every excerpt can be checked."""
+"""Collecting on a toy model with known features: each latent fires on one token, so every excerpt can be checked."""
 
 import pytest
 import torch
@@ -176,9 +176,9 @@ def test_interpretation_comes_after_evaluation_on_other_documents(lm, corpus_pat
         return [row[1:] for batch in stream_of(lm, corpus_path, n, skip).batches(4) for row in batch.tokens.tolist()]
 
     first, second, third = texts(300, 50), texts(300, (50, 300)), texts(300, (50, 300, 300))
-    flat = [sum(part, []) for part in (first, second, third)]
+    flat = [[token for row in part for token in row] for part in (first, second, third)]
     assert not {tuple(row) for row in first} & {tuple(row) for row in second}
-    everything = sum(texts(3000, 0), [])
+    everything = [token for row in texts(3000, 0) for token in row]
     places = [next(i for i in range(len(everything)) if everything[i : i + 20] == part[:20]) for part in flat]
     assert places[0] + len(flat[0]) <= places[1]
     assert places[1] + len(flat[1]) <= places[2]
@@ -191,7 +191,7 @@ def test_words_raised_by_a_latent_are_those_its_row_points_to(lm, subject):
     with torch.no_grad():
         sae.W_dec[3] = 2 * head[11] / head[11].norm() ** 2
     (words,) = logit_weights(lm, Subject("x", sae, site), [3])
-    exact = head @ sae.W_dec[3]
+    exact = (head @ sae.W_dec[3]).detach()
     assert words["top"][0] == [word_of(lm, int(exact.argmax())), pytest.approx(float(exact.max()))]
     assert words["bottom"][0][1] == pytest.approx(float(exact.min()))
     assert logit_weights(lm, Subject("x", sae, find_site(lm.model, "attn_out", 1)), [3]) == [None]

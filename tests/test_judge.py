@@ -106,7 +106,8 @@ def test_what_passes_is_tried_again_and_costs_nothing(server, tmp_path, fault, n
     [
         ("429", "rate_limit", 5), ("500", "server", 5), ("cut", "connection", 5), ("hang", "timeout", 5),
         ("html", "malformed", 1), ("truncated", "malformed", 1), ("refusal", "refusal", 1),
-        ("refusal_field", "refusal", 1), ("length", "length", 1), ("say maybe", "unparsable", 1), ("say ", "unparsable", 1),
+        ("refusal_field", "refusal", 1), ("length", "length", 1), ("say maybe", "unparsable", 1),
+        ("say ", "unparsable", 1),
         ('say {"x": true}', "unparsable", 1), ("edit short", "wrong_length", 1), ("edit doubled", "duplicate", 1),
         ("edit halved", "unparsable", 1),
     ],
@@ -190,7 +191,7 @@ def test_the_budget_is_kept_and_what_it_cuts_off_is_counted(server, tmp_path, bu
     latents = ask(server, tmp_path, *(toy_latent(i) for i in range(4)), budget=budget, tally=tally)
     lost = failures_of(*latents)
     assert set(lost) == {"budget"}
-    assert 0 < len(server.requests) < 20
+    assert 0 < len(server.requests) < 4 * 18
     spent = len(server.requests) * Price(1.0, 10.0).of(tally.by_model["toy"]) / max(1, tally.n_calls - lost["budget"])
     assert tally.by_model["toy"].tokens == 110 * len(server.requests) <= (budget.tokens or 10**9)
     assert spent <= (budget.dollars or 10**9)

@@ -1,17 +1,1 @@
-"""Ways to score an explanation: each asks the judge some questions about held-out excerpts and marks the answers."""
-
-from sae_bench.judge_config import ScorerName
-from sae_bench.scorers.base import Question, Scorer, Verdict, View
-from sae_bench.scorers.detection import Detection
-from sae_bench.scorers.fuzzing import Fuzzing
-from sae_bench.scorers.saebench import SAEBenchDetection
-from sae_bench.scorers.simulation import Simulation
-
-__all__ = ["SCORERS", "Question", "Scorer", "Verdict", "View"]
-
-SCORERS: dict[ScorerName, Scorer] = {
-    "detection": Detection(),
-    "fuzzing": Fuzzing(),
-    "simulation": Simulation(),
-    "saebench_detection": SAEBenchDetection(),
-}
+"""One file for each way to score an explanation; `known` has them all by name."""

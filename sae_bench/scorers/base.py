@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from sae_bench.excerpts import Excerpt, drawer
 from sae_bench.judge import Answer
-from sae_bench.prompts import Message, Prompt
+from sae_bench.prompt import Message, Prompt
 
 
 @dataclass(frozen=True)

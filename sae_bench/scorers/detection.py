@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from sae_bench.answers import booleans, read_json
 from sae_bench.judge import Answer
-from sae_bench.prompts import identifiers
+from sae_bench.prompt import identifiers
 from sae_bench.scorers.base import Question, Scorer, Verdict, View, balanced_accuracy, object_schema, portions
 
 PER_QUESTION = 10

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from sae_bench.answers import read_json, subset
 from sae_bench.judge import Answer
-from sae_bench.prompts import identifiers
+from sae_bench.prompt import identifiers
 from sae_bench.scorers.base import TOO_FEW, Question, Scorer, Verdict, View, count_answers, object_schema
 
 N_TOP, N_WEIGHTED, N_SILENT = 2, 2, 10

@@ -17,7 +17,7 @@ from typing import Any
 
 from sae_bench.excerpts import drawer
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).with_name("prompts")
 _CONTROL = re.compile(r"<|\uff5c|\[(?=/?[A-Z_]{3,}\])")
 _ALPHABET = "bcdfghjkmnpqrstvwxz23456789"  # no vowels: an identifier is no word
 
