@@ -10,6 +10,7 @@ from tabulate import tabulate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sae_bench.activations import buffer_bytes
+from sae_bench.collect import collection_bytes
 from sae_bench.config import RunConfig
 from sae_bench.evaluate import plan_batch
 from sae_bench.lm import LanguageModel, load_language_model
@@ -38,11 +39,18 @@ def estimate(config: RunConfig, plans: list[SAEPlan], lm: LanguageModel) -> Esti
     buffer = buffer_bytes(sites, lm.dtype, config.tokens, config.buffer_tokens, overlap=lm.device.type == "cuda")
     training = buffer + training_bytes(plans)
     evaluation = sum(parameters) + plan_batch(lm, config.context_size, [(p.site, p.config) for p in plans]).n_bytes
+    interpretation = sum(parameters) + (latent_bytes(config, plans) if config.collects else 0)
     return Estimate(
         n_steps=config.tokens * config.reuse // config.batch_size,
-        memory_bytes=PROCESS_BYTES + lm.n_bytes + max(training, evaluation),
+        memory_bytes=PROCESS_BYTES + lm.n_bytes + max(training, evaluation, interpretation),
         disk_bytes=training_disk_bytes(plans),
     )
+
+
+def latent_bytes(config: RunConfig, plans: list[SAEPlan]) -> int:
+    """Memory for collecting latents, SAEs and language model apart."""
+    widths = [plan.config.d_sae for plan in plans]
+    return collection_bytes(config.latents_wanted, widths, config.interp_tokens_wanted, config.context_size)
 
 
 def describe_plan(config: RunConfig, folder: RunFolder) -> str:
@@ -75,7 +83,17 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
             f"data       {config.dataset}: {config.tokens:,} activations, each used {config.reuse} times;"
             f" {config.eval_tokens:,} held-out tokens, {n_contexts} contexts of {config.context_size} at a time",
             f"training   {len(plans)} SAEs, {takes.n_steps:,} steps of {config.batch_size:,}, preset {config.preset}",
+            *_describe_latents(config, plans),
             f"memory     about {takes.memory_bytes / 1e9:.1f} GB at the peak",
             f"disk       about {takes.disk_bytes / 1e9:.2f} GB in {folder.path}",
         ]
     )
+
+
+def _describe_latents(config: RunConfig, plans: list[SAEPlan]) -> list[str]:
+    if not config.collects:
+        return []
+    return [
+        f"latents    {config.latents_wanted:,} of each SAE from {config.interp_tokens_wanted:,} more held-out tokens,"
+        f" collected in about {latent_bytes(config, plans) / 1e6:,.0f} MB; judge {config.judge_model or 'none'}"
+    ]

@@ -59,7 +59,7 @@ class LatentRecords:
     ) -> None:
         """The record of one SAE for every task."""
         with torch.device("meta"):  # a task about latents looks at no weight
-            sae = RandomSAE(member.config)
+            sae = RandomSAE(SAEConfig(d_in=member.config.d_in, d_sae=member.config.d_sae, l0=1))
         for name in self.tasks:
             task = TASKS[name]()
             candidate = Candidate(sae, member.site, {name: task})

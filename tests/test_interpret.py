@@ -1,4 +1,4 @@
-"""Interpretability as a part of a run: with a judge, without one, with another, interrupted, and with nothing to say."""
+"""Interpretability in a run: with a judge, without one, with another, interrupted, and with nothing to say."""
 
 import json
 import shutil
@@ -16,8 +16,8 @@ from sae_bench.prices import load_prices
 from sae_bench.verbs.latents import highlighted
 
 KEYS = {
-    "sae", "latent", "n_fired", "n_tokens", "max", "histogram", "logits", "examples", "explanation", "explainer", "answers",
-    "scores", "judge", "seal",
+    "sae", "latent", "n_fired", "n_tokens", "max", "histogram", "logits", "examples", "explanation", "explainer",
+    "answers", "scores", "judge", "seal",
 }  # fmt: skip
 
 
@@ -250,7 +250,10 @@ def test_a_budget_is_dollars_or_tokens(text, dollars, tokens):
 
 MISTAKES = {
     "budget": ({"--judge-budget": "plenty"}, ["plenty", "write $5"]),
-    "price": ({"--judge-model": "toy", "--judge-base-url": "http://x/v1", "--judge-budget": "$5"}, ['"toy"', "--judge-prices"]),
+    "price": (
+        {"--judge-model": "toy", "--judge-base-url": "http://x/v1", "--judge-budget": "$5"},
+        ['"toy"', "--judge-prices"],
+    ),
     "scorer": ({"--autointerp-scorers": "detectoin"}, ["scorers", "detectoin", "'detection'"]),
     "model": ({"--judge-base-url": "http://x/v1"}, ["--judge-base-url", "--judge-model"]),
     "prices": ({"--judge-model": "t", "--judge-base-url": "http://x/v1", "--judge-prices": "none.toml"}, ["none.toml"]),
