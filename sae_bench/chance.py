@@ -38,6 +38,7 @@ class RandomSAE(SparseAutoencoder):
     @torch.no_grad()
     def centre(self, mean: Float[Tensor, "D"]) -> "RandomSAE":
         """Measure from this mean; afterwards it takes raw activations."""
+        self.requires_grad_(False)
         self.b_dec.copy_(mean)
         self.fold(1.0)
         return self
