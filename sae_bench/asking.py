@@ -88,7 +88,7 @@ async def ask_about(judge: Judge, panel: Panel, latent: Latent, tally: Tally) ->
     question = explain_question(view)
     explained = await _ask(judge, panel.explainer, question, tally)
     answers = [_record(EXPLAIN, "explain", question, explained)]
-    scores = {}
+    scores: dict[str, dict[str, Any]] = {}
     for name in panel.scorers:
         scorer = SCORERS[name]
         if explained.failure is not None:

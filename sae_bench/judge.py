@@ -167,12 +167,10 @@ class Judge:
         unknown = self._unknown.setdefault(call.endpoint, set())
         while True:
             parameters = {name: value for name, value in call.parameters.items() if name not in unknown}
+            # Plain dictionaries all the way: the client's types for messages say no more than Message does.
+            create: Any = self._client(call.endpoint).chat.completions.create
             try:
-                return await self._client(call.endpoint).chat.completions.create(
-                    model=call.endpoint.model,
-                    messages=list(call.messages),
-                    **parameters,  # type: ignore[arg-type]
-                )
+                return await create(model=call.endpoint.model, messages=list(call.messages), **parameters)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 refused = _refused(f"{error} {error.response.text}", parameters)
                 if not refused:

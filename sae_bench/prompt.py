@@ -52,15 +52,21 @@ class Prompt:
         quoted = quote(data)
         fence = "data-" + "".join(drawer("fence", self.sha256, quoted).choices(_ALPHABET, k=12))
         values = {"data": quoted, "fence": f"[{fence}]"} | {key: str(value) for key, value in words.items()}
-        fill = lambda text: re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], text)  # noqa: E731
-        return [{"role": "system", "content": fill(self.system)}, {"role": "user", "content": fill(self.user)}]
+
+        def filled(text: str) -> str:
+            return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], text)
+
+        return [{"role": "system", "content": filled(self.system)}, {"role": "user", "content": filled(self.user)}]
 
 
 def quote(data: Mapping[str, Any]) -> str:
     """JSON in which no text commands a chat template."""
     text = json.dumps(data, ensure_ascii=False)
-    inside = lambda found: _CONTROL.sub(lambda char: f"\\u{ord(char[0]):04x}", found[0])  # noqa: E731
-    return re.sub(r'"(?:[^"\\]|\\.)*"', inside, text)  # strings alone: JSON's own brackets stay
+
+    def harmless(string: re.Match[str]) -> str:
+        return _CONTROL.sub(lambda char: f"\\u{ord(char[0]):04x}", string[0])
+
+    return re.sub(r'"(?:[^"\\]|\\.)*"', harmless, text)  # strings alone: JSON's own brackets stay
 
 
 def identifiers(excerpts: Sequence[object]) -> list[str]:

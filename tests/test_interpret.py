@@ -223,7 +223,7 @@ def test_one_latent_is_shown_in_the_terminal(settings, run, server, capsys):
     assert "detection" in out
     for arguments, words in (
         ((run, "topk", "--latent", "99999"), "was not collected"),
-        ((run, "tupk", "--latent", "1"), "did you mean"),
+        ((run, "tupk", "--latent", "1"), 'unknown SAE "tupk" (known: jumprelu.'),
         ((run / "saes", "topk", "--latent", "1"), "holds no latents"),
     ):
         assert bench("explain", *arguments) == 2

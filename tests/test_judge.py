@@ -34,9 +34,10 @@ def server():
         yield fake
 
 
-def ask(fake: FakeJudge, folder: Path, *latents, scorers=ALL, budget=None, concurrency=4, timeout=5.0, tally=None):
+def ask(fake: FakeJudge, folder: Path, *latents, scorers=ALL, budget=None, concurrency=4, timeout=5.0, tally=None,
+        model="toy"):  # fmt: skip
     """The latents with what the judge made of them."""
-    endpoint = Endpoint("toy", fake.base_url)
+    endpoint = Endpoint(model, fake.base_url)
     meter = Meter(budget or Budget(), {"toy": Price(1.0, 10.0)})
 
     async def run():
