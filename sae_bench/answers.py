@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+ASKED_FOR = "one sentence of at most 30 words"
+"""What stands in the explainer's prompt for its sentence; small models say just that."""
+
 _REFUSAL = re.compile(
     r"\W*(?:i(?:'m| am)(?: very)? (?:sorry|unable|not able)|sorry\b|as an ai\b"
     r"|i (?:cannot|can't|can not|won't|will not)\b)",
@@ -146,6 +149,8 @@ def sentence(longest: int = 400) -> Callable[[dict[str, Any]], str]:
             raise Unreadable("unparsable", 'no text "explanation"')
         if is_refusal(text):
             raise Unreadable("refusal", "refused in words")
+        if text.strip() == ASKED_FOR:
+            raise Unreadable("unparsable", "the question, not an answer")
         return " ".join(text.split())[:longest]
 
     return shape

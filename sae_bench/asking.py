@@ -52,7 +52,7 @@ def explain_question(view: View) -> Question:
     return Question(
         messages=Prompt.load(EXPLAIN).messages({"excerpts": shown}),
         schema=object_schema({"explanation": {"type": "string"}}),
-        max_tokens=120,
+        max_tokens=100,
         read=read_explanation,
         excerpts=numbers,
     )

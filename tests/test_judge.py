@@ -154,6 +154,13 @@ def test_without_an_explanation_nothing_is_scored_and_the_reason_stands_there(se
     assert len(server.requests) == 1
 
 
+def test_the_question_said_back_is_no_explanation(server, tmp_path):
+    server.fault = lambda n: 'say {"explanation": "one sentence of at most 30 words"}'
+    (latent,) = ask(server, tmp_path, toy_latent())
+    assert (latent["explanation"], failures_of(latent)) == (None, {"unparsable": 1})
+    assert "one sentence of at most 30 words" in server.requests[0]["messages"][1]["content"]
+
+
 def test_a_rerun_asks_for_nothing(server, tmp_path):
     first, second = (ask(server, tmp_path, toy_latent(), toy_latent(1)) for _ in range(2))
     assert first == second
