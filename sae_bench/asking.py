@@ -73,13 +73,9 @@ def read_explanation(text: str) -> str:
         return read_json(text, sentence())
     except Unreadable as error:
         plain = " ".join(text.split())
-        if error.kind == "unparsable" and plain and not plain.startswith("<") and not is_refusal(plain):
-            return plain.removeprefix('{"explanation":').strip(' "{}')[:400] or _raise(error)
+        if error.kind == "unparsable" and plain and not {"{", "<"} & set(plain):
+            return plain[:400]
         raise
-
-
-def _raise(error: Unreadable) -> str:
-    raise error
 
 
 async def ask_about(judge: Judge, panel: Panel, latent: Latent, tally: Tally) -> Latent:

@@ -89,7 +89,6 @@ def test_a_coin_has_one_half_within_its_interval(server, tmp_path):
     for name, n in (("detection", 12 * 40), ("fuzzing", 12 * 20)):
         mean = sum(scores_of(latent)[name] for latent in latents) / len(latents)
         assert mean == pytest.approx(0.5, abs=3 * 0.5 / n**0.5)
-        assert mean != 0.5
 
 
 @pytest.mark.parametrize(("fault", "n_tries"), [("429", 2), ("500", 2), ("cut", 2), ("hang", 2)])
