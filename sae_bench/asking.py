@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sae_bench.answers import Unreadable, is_refusal, read_json, sentence
+from sae_bench.answers import Unreadable, read_json, sentence
 from sae_bench.excerpts import Excerpt
 from sae_bench.judge import Answer, Call, Endpoint, Judge
 from sae_bench.latents import Latent, excerpts_of

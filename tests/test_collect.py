@@ -10,6 +10,7 @@ from sae_bench import SAEConfig, SparseAutoencoder
 from sae_bench.collect import Subject, collect, collection_bytes
 from sae_bench.data import TokenStream
 from sae_bench.excerpts import MIN_FIRED, N_SILENT, Pieces
+from sae_bench.keepers import Keeper, random_keys
 from sae_bench.latents import logit_weights
 from sae_bench.lm import LanguageModel
 from sae_bench.progress import Progress
@@ -222,3 +223,20 @@ def test_memory_is_stated_and_does_not_grow_with_the_text_but_for_the_text():
     whole = collection_bytes(1000, [16_384] * 16, 2_000_000, 128)
     assert whole < 1 << 30
     assert whole - collection_bytes(1000, [16_384] * 16, 1_000_000, 128) == 16 * 1_000_000
+
+
+def test_a_keeper_holds_what_was_stated_however_much_it_has_seen():
+    keeper = Keeper(50, 6, 32, torch.device("cpu"))
+    for first in range(0, 300, 30):
+        number = torch.arange(first, first + 30)
+        keeper.add(random_keys(torch.arange(50), number, 1), number, torch.rand(50, 30, 32))
+        held = (keeper.keys, keeper.excerpt, keeper.activations)
+        assert sum(part.untyped_storage().nbytes() for part in held) == 50 * Keeper.n_bytes(6, 32)
+
+
+def test_random_keys_are_a_fair_draw():
+    keys = random_keys(torch.arange(200), torch.arange(300), 1)
+    assert keys.mean() == pytest.approx(0.5, abs=0.01)
+    assert keys.std() == pytest.approx(12**-0.5, abs=0.01)
+    assert (keys.sort(dim=1).indices[:, 0].bincount(minlength=300) <= 6).all()
+    assert not torch.equal(keys, random_keys(torch.arange(200), torch.arange(300), 2))
