@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from sae_bench.sae import reconstruction_loss as reconstruction_loss
     from sae_bench.sae import upper_quantile as upper_quantile
     from sae_bench.stats import jackknife_stderr as jackknife_stderr
+    from sae_bench.stats import mean_stderr as mean_stderr
     from sae_bench.stats import ratio_stderr as ratio_stderr
     from sae_bench.task import EvalBatch as EvalBatch
     from sae_bench.task import EvalSetting as EvalSetting
+    from sae_bench.task import JudgedLatent as JudgedLatent
     from sae_bench.task import Metric as Metric
     from sae_bench.task import Result as Result
     from sae_bench.task import Score as Score
@@ -46,8 +48,8 @@ _NAMES = {
         "Latents", "Loss", "Options", "SAEConfig", "SparseAutoencoder", "Step",
         "active_per_token", "count_per_latent", "reconstruction_loss", "upper_quantile",
     ),
-    "stats": ("jackknife_stderr", "ratio_stderr"),
-    "task": ("EvalBatch", "EvalSetting", "Metric", "Result", "Score", "Task"),
+    "stats": ("jackknife_stderr", "mean_stderr", "ratio_stderr"),
+    "task": ("EvalBatch", "EvalSetting", "JudgedLatent", "Metric", "Result", "Score", "Task"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -14,6 +14,7 @@ from sae_bench.errors import UserError, did_you_mean, one_line
 from sae_bench.interrupts import stop_signals
 from sae_bench.redact import install_redaction, redact
 from sae_bench.verbs.boards import board, claims, compare, figures, report, table
+from sae_bench.verbs.latents import explain
 from sae_bench.verbs.libraries import quieten_libraries
 from sae_bench.verbs.lists import ls
 from sae_bench.verbs.runs import verify
@@ -36,8 +37,9 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
-WHAT, MODEL, SPARSITY, DATA, RUN = (
-    Group(name, sort_key=i) for i, name in enumerate(("What", "Language model", "SAEs", "Data and training", "Run"))
+WHAT, MODEL, SPARSITY, DATA, INTERPRET, RUN = (
+    Group(name, sort_key=i)
+    for i, name in enumerate(("What", "Language model", "SAEs", "Data and training", "Interpretability", "Run"))
 )
 
 
@@ -69,6 +71,19 @@ def bench(
     context_size: Annotated[str | None, Parameter(group=DATA)] = None,
     batch_size: Annotated[str | None, Parameter(group=DATA)] = None,
     buffer_tokens: Annotated[str | None, Parameter(group=DATA)] = None,
+    latents: Annotated[int | None, Parameter(group=INTERPRET)] = None,
+    interp_tokens: Annotated[str | None, Parameter(group=INTERPRET)] = None,
+    hard_negatives: Annotated[bool | None, Parameter(group=INTERPRET)] = None,
+    chance: Annotated[bool | None, Parameter(group=INTERPRET)] = None,
+    autointerp_scorers: Annotated[list[str] | None, Parameter(group=INTERPRET)] = None,
+    judge_model: Annotated[str | None, Parameter(group=INTERPRET)] = None,
+    judge_base_url: Annotated[str | None, Parameter(group=INTERPRET)] = None,
+    explainer_model: Annotated[str | None, Parameter(group=INTERPRET)] = None,
+    explainer_base_url: Annotated[str | None, Parameter(group=INTERPRET)] = None,
+    judge_budget: Annotated[str | None, Parameter(group=INTERPRET)] = None,
+    judge_prices: Annotated[str | None, Parameter(group=INTERPRET)] = None,
+    judge_concurrency: Annotated[int | None, Parameter(group=INTERPRET)] = None,
+    judge_timeout: Annotated[float | None, Parameter(group=INTERPRET)] = None,
     out: Annotated[Path | None, Parameter(group=RUN)] = None,
     device: Annotated[str | None, Parameter(group=RUN)] = None,
     kernels: Annotated[Literal["auto", "dense", "sparse"] | None, Parameter(group=RUN)] = None,
@@ -138,6 +153,32 @@ def bench(
         Activations in a training batch.
     buffer_tokens
         Activations in the shuffle buffer: bounds memory.
+    latents
+        Latents of each SAE to collect excerpts of, for the judge or to look at. Default: 100 if there is a judge.
+    interp_tokens
+        Held-out tokens, after those of the evaluation, to find the excerpts in. Default: 2M, short: 16k.
+    hard_negatives
+        Among the excerpts in which a latent is silent take some in which similar latents fire.
+    chance
+        Explain and score the latents of a random SAE too, to see what chance looks like.
+    autointerp_scorers
+        detection, fuzzing, simulation, saebench_detection. Default: detection fuzzing.
+    judge_model
+        Language model that explains latents and scores explanations (docs/autointerp.md). Default: no judge.
+    judge_base_url
+        Its endpoint, if it is not OpenAI's: http://localhost:8000/v1. Keys are read from the environment alone.
+    explainer_model
+        Another model for the explanations.
+    explainer_base_url
+        Another endpoint for the explanations.
+    judge_budget
+        The most that judging may cost in this command: $5 or 2M tokens.
+    judge_prices
+        TOML file with prices of models, in dollars per million tokens.
+    judge_concurrency
+        Requests under way at once. Default: 8.
+    judge_timeout
+        Seconds for a request. Default: 60.
     out
         The run's folder. Default: runs/ and a name made from the settings.
     device
@@ -177,6 +218,10 @@ def bench(
         "context_size": context_size,
         "batch_size": batch_size, "buffer_tokens": buffer_tokens, "device": device, "kernels": kernels,
         "compile": compile, "limit": limit, "checkpoint_every": checkpoint_every,
+        "n_latents": latents, "interp_tokens": interp_tokens, "hard_negatives": hard_negatives, "chance": chance,
+        "scorers": autointerp_scorers, "judge_model": judge_model, "judge_base_url": judge_base_url,
+        "explainer_model": explainer_model, "explainer_base_url": explainer_base_url, "judge_budget": judge_budget,
+        "judge_prices": judge_prices, "judge_concurrency": judge_concurrency, "judge_timeout": judge_timeout,
     }  # fmt: skip
     if suite.get("trust_remote_code") and trust_remote_code is None:
         raise UserError(f"suite {config} runs code that comes with the model: add --trust-remote-code if you trust it")
@@ -228,7 +273,7 @@ def bench(
     return 1 if leaderboard.failed(records) else 0
 
 
-VERBS = (ls, table, compare, claims, figures, report, board, verify, export, convert, publish)
+VERBS = (ls, table, compare, claims, figures, report, board, explain, verify, export, convert, publish)
 for verb in VERBS:
     app.command(verb)
 

@@ -15,6 +15,7 @@ from numpy import ndarray
 
 from sae_bench.curves import AT_L0, area, at_l0, common_range, measured_range
 from sae_bench.errors import UserError, did_you_mean
+from sae_bench.leaderboard import on_tokens
 from sae_bench.resample import N_REPLICATES, Estimate, Weights, estimate, holm, metric_replicates, over_seeds
 
 Record = Mapping[str, Any]
@@ -95,7 +96,7 @@ def check_metrics(records: Sequence[Record], wanted: Sequence[str] | None) -> li
     Raises:
         UserError: one of them is in no record.
     """
-    known = {name: metric for record in records for name, metric in record["metrics"].items()}
+    known = {name: metric for record in on_tokens(records) for name, metric in record["metrics"].items()}
     for name in wanted or ():
         if name not in known:
             raise UserError(f'unknown metric "{name}"{did_you_mean(name, known)}')
@@ -112,7 +113,7 @@ def panels(records: Sequence[Record], metrics: Sequence[str], n_replicates: int 
         UserError: the architectures of a setting have no seed in common.
     """
     settings: dict[Setting, list[Record]] = {}
-    for record in records:
+    for record in on_tokens(records):
         sae = record["sae"]
         if sae.get("origin"):
             continue

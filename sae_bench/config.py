@@ -15,24 +15,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from sae_bench.counts import Count, parse_count
 from sae_bench.errors import UserError, did_you_mean
+from sae_bench.judge_config import DEFAULT_TOKENS, JudgeConfig
 from sae_bench.paths import file_name
 
 Preset = Literal["paper", "short"]
 
 HUB_DATASET = "monology/pile-uncopyrighted"
 """What models from the hub are trained on unless told otherwise, as Gemma Scope was trained on the Pile."""
-
-
-def parse_count(text: object) -> int:
-    """Read a count as people write it: 4096, 16k (16 x 1024 latents, as in "width 16k"), 2M (million), 1e6."""
-    match = re.fullmatch(r"\s*([\d_.]+(?:e\d+)?)\s*([kKM]?)\s*", str(text))
-    if not match:
-        raise ValueError(f"{text!r} is not a count: write 4096, 16k or 2M")
-    count = float(match[1]) * {"": 1, "k": 1024, "K": 1024, "M": 1_000_000}[match[2]]
-    if not count < 1e18:
-        raise ValueError(f"{text!r} is more than any machine holds: write a smaller count")
-    return round(count)
 
 
 def parse_interval(text: str) -> dict[str, float | int]:
@@ -48,9 +39,6 @@ def parse_interval(text: str) -> dict[str, float | int]:
 def _checked_interval(text: object) -> str:
     parse_interval(str(text))
     return str(text)
-
-
-Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
 
 
 class Strict(BaseModel):
@@ -161,7 +149,7 @@ class ImportedSAE(Strict):
     sha256: str
 
 
-class RunConfig(Strict):
+class RunConfig(JudgeConfig):
     """Everything that decides the numbers of a run."""
 
     archs: tuple[Annotated[ArchSpec, BeforeValidator(ArchSpec.parse)], ...]
@@ -261,9 +249,14 @@ class RunConfig(Strict):
         return min(self.eval_tokens, self.limit * (self.context_size - 1))
 
     @property
+    def interp_tokens_wanted(self) -> int:
+        """Tokens to find the latents' excerpts in."""
+        return self.interp_tokens or DEFAULT_TOKENS[self.preset]
+
+    @property
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the numbers; tasks only add records, so they are left out."""
-        without = {"tasks", "checkpoint_every"} | (set() if self.saes else {"saes"})
+        """The settings that decide the numbers; tasks and judges only add records, so they are left out."""
+        without = {"tasks", "checkpoint_every", *JudgeConfig.model_fields} | (set() if self.saes else {"saes"})
         return self.model_dump(mode="json", exclude=without)
 
     @property

@@ -85,6 +85,7 @@ class TokenStream:
 
     `n_tokens` counts tokens of text, BOS excluded; whole contexts are delivered, so the last may overshoot. The
     documents that hold the first `skip_tokens` are passed over: a stream of n tokens and one that skips n share none.
+    Several numbers are skipped one after the other: a stream of n tokens that skips m, and one that skips (m, n).
     The state of the iteration under way, or of the last one, is in `n_delivered` (tokens of text), `n_documents`
     (documents they are from), `passes` (times the corpus was begun) and `fingerprint`.
 
@@ -102,7 +103,8 @@ class TokenStream:
         order_seed: int,
         column: str = "text",
         max_context: int | None = None,
-        skip_tokens: int = 0,
+        skip_tokens: int | tuple[int, ...] = 0,
+        flag: str = "--eval-tokens",
     ) -> None:
         if context_size < 2:
             raise UserError(f"context size {context_size} leaves no room for text after the BOS; use at least 2")
@@ -114,7 +116,8 @@ class TokenStream:
         self.context_size = context_size
         self.n_tokens = n_tokens
         self.order_seed = order_seed
-        self.skip_tokens = skip_tokens
+        self.skips = (skip_tokens,) if isinstance(skip_tokens, int) else skip_tokens
+        self.flag = flag
         self.column = column
         self.bos_id = opening_id(tokenizer)
         self._warned = False
@@ -156,7 +159,9 @@ class TokenStream:
         self._restart()
         opening = np.array([self.bos_id, -1])
         text_size = self.context_size - 1
-        pieces = self._after_skip(self._pieces())
+        pieces = self._pieces()
+        for n_skipped in filter(None, self.skips):
+            pieces = self._after_skip(pieces, n_skipped)
         waiting = np.empty((2, 0), dtype=np.int64)
         for _ in range(self.n_contexts):
             while waiting.shape[1] < text_size:
@@ -193,9 +198,9 @@ class TokenStream:
                 yield piece
             self._end_of_corpus(n_tokens)
 
-    def _after_skip(self, pieces: Iterator[IdArray]) -> Iterator[IdArray]:
-        """The pieces from the first document on that begins after `skip_tokens`, which is then number 0."""
-        left, first = self.skip_tokens + self.context_size - 1 if self.skip_tokens else 0, 0
+    def _after_skip(self, pieces: Iterator[IdArray], n_skipped: int) -> Iterator[IdArray]:
+        """The pieces from the first document on that begins after `n_skipped` tokens, which is then number 0."""
+        left, first = n_skipped + self.context_size - 1, 0
         for piece in pieces:
             n = min(left, piece.shape[1])
             if n:
@@ -224,9 +229,9 @@ class TokenStream:
     def _end_of_corpus(self, n_tokens: int) -> None:
         """Allow another pass over the `n_tokens` just read, or raise UserError."""
         if self.split == "eval":
-            n_tokens = max(0, n_tokens - self.skip_tokens)
+            n_tokens = max(0, n_tokens - sum(self.skips))
             n_whole = n_tokens // (self.context_size - 1) * (self.context_size - 1)
-            remedy = f"use --eval-tokens {n_whole} or less" if n_whole else "choose a larger corpus"
+            remedy = f"use {self.flag} {n_whole} or less" if n_whole else "choose a larger corpus"
             raise UserError(
                 f'the corpus "{self.source}" holds {n_tokens} evaluation tokens, fewer than the {self.n_tokens} asked '
                 f"for in contexts of {self.context_size}; {remedy}"

@@ -10,9 +10,10 @@ from tabulate import tabulate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sae_bench.activations import buffer_bytes
+from sae_bench.collect import collection_bytes
 from sae_bench.config import RunConfig
 from sae_bench.evaluate import plan_batch
-from sae_bench.imports import ImportPlan, open_imports, plan_imports
+from sae_bench.imports import ImportPlan, Plan, open_imports, plan_imports
 from sae_bench.lm import LanguageModel, load_language_model
 from sae_bench.plan import SAEPlan, check_names, plan_saes, training_bytes, training_disk_bytes
 from sae_bench.run import choose_device, find_sites
@@ -35,18 +36,25 @@ class Estimate:
 def estimate(config: RunConfig, plans: list[SAEPlan], imports: list[ImportPlan], lm: LanguageModel) -> Estimate:
     """Steps, peak memory and disk of a run: what training and what evaluation holds, whichever is more."""
     sites = list(dict.fromkeys(plan.site for plan in plans))
-    everything: list[SAEPlan | ImportPlan] = [*plans, *imports]
+    everything: list[Plan] = [*plans, *imports]
     weights = 4 * sum(plan.n_parameters for plan in everything)
     training = 0
     if plans:
         buffer = buffer_bytes(sites, lm.dtype, config.tokens, config.buffer_tokens, overlap=lm.device.type == "cuda")
         training = buffer + training_bytes(plans)
     evaluation = weights + plan_batch(lm, config.context_size, [(p.site, p.config) for p in everything]).n_bytes
+    interpretation = weights + (latent_bytes(config, everything) if config.collects else 0)
     return Estimate(
         n_steps=config.tokens * config.reuse // config.batch_size if plans else 0,
-        memory_bytes=PROCESS_BYTES + lm.n_bytes + max(training, evaluation),
+        memory_bytes=PROCESS_BYTES + lm.n_bytes + max(training, evaluation, interpretation),
         disk_bytes=training_disk_bytes(plans) + 4 * sum(plan.n_parameters for plan in imports),
     )
+
+
+def latent_bytes(config: RunConfig, plans: list[Plan]) -> int:
+    """Memory for collecting latents, SAEs and language model apart."""
+    widths = [plan.config.d_sae for plan in plans]
+    return collection_bytes(config.latents_wanted, widths, config.interp_tokens_wanted, config.context_size)
 
 
 def describe_plan(config: RunConfig, folder: RunFolder) -> str:
@@ -67,7 +75,7 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
         plans = plan_saes(config, find_sites(lm, config))
         imports = plan_imports(lm, config, opened)
         token_stream(lm, config, "eval", config.n_held_out)  # checks the context size
-    everything: list[SAEPlan | ImportPlan] = [*plans, *imports]
+    everything: list[Plan] = [*plans, *imports]
     rows = [
         [
             *(plan.id, plan.site.path, plan.config.d_in),
@@ -89,7 +97,17 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
             f"data       {config.dataset}: {config.tokens:,} activations, each used {config.reuse} times;"
             f" {config.eval_tokens:,} held-out tokens, {n_contexts} contexts of {config.context_size} at a time",
             f"training   {len(plans)} SAEs, {takes.n_steps:,} steps of {config.batch_size:,}, preset {config.preset}",
+            *_describe_latents(config, everything),
             f"memory     about {takes.memory_bytes / 1e9:.1f} GB at the peak",
             f"disk       about {takes.disk_bytes / 1e9:.2f} GB in {folder.path}",
         ]
     )
+
+
+def _describe_latents(config: RunConfig, plans: list[Plan]) -> list[str]:
+    if not config.collects:
+        return []
+    return [
+        f"latents    {config.latents_wanted:,} of each SAE from {config.interp_tokens_wanted:,} more held-out tokens,"
+        f" collected in about {latent_bytes(config, plans) / 1e6:,.0f} MB; judge {config.judge_model or 'none'}"
+    ]

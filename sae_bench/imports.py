@@ -17,6 +17,7 @@ from sae_bench.formats.places import Place
 from sae_bench.formats.sources import find_sources, open_sae
 from sae_bench.lm import LanguageModel
 from sae_bench.paths import file_name
+from sae_bench.plan import SAEPlan
 from sae_bench.registry import ARCHITECTURES
 from sae_bench.sae import SAEConfig, SparseAutoencoder
 from sae_bench.sites import Site, find_site
@@ -77,6 +78,10 @@ class ImportPlan:
                 "hub_commit": self.sae.hub_commit,
             },
         }
+
+
+Plan = SAEPlan | ImportPlan
+"""An SAE of a run, be it trained or imported."""
 
 
 def name_sources(texts: Sequence[str]) -> list[dict[str, str]]:

@@ -7,6 +7,7 @@ Names and reasons in records may come from anyone. Each format has one function 
 everything that is not our own constant goes through it: `one_line`, `escape_markdown`, `escape_latex`, `escape_csv`.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +26,8 @@ LATEX_ARROWS = {"up": r" $\uparrow$", "down": r" $\downarrow$", None: ""}
 FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # and their full-width forms
 KEYS = ["model", "site", "width", "architecture", "target", "seed", "run", "sae"]
 TRAINED_HERE = "this run"
+
+NO_JUDGE = "no judge"
 
 Record = Mapping[str, Any]
 
@@ -62,13 +65,26 @@ def differences(records: Sequence[Record]) -> list[str]:
     for what, value in (
         ("evaluation tokens", lambda record: record["provenance"]["eval_fingerprint"]),
         ("versions of a task", lambda record: (record["task"], record["task_version"])),
+        ("judges, prompts or latents", judged_by),
     ):
         seen: dict[Any, set[Any]] = {}
         for record in records:
-            seen.setdefault((record["provenance"]["model"], record["task"]), set()).add(value(record))
+            if (made := value(record)) is not None:
+                seen.setdefault((record["provenance"]["model"], record["task"]), set()).add(made)
         if any(len(values) > 1 for values in seen.values()):
             found.append(what)
     return found
+
+
+def judged_by(record: Record) -> str | None:
+    """What decided the scores of a record about latents, as text; None for other records, and where nobody judged."""
+    settings = record.get("details", {}).get("judge")
+    return None if settings is None else json.dumps(settings, sort_keys=True)
+
+
+def on_tokens(records: Iterable[Record]) -> list[Record]:
+    """The records of what was measured on the evaluation tokens."""
+    return [record for record in records if record.get("measured_on", "tokens") == "tokens"]
 
 
 def long_table(records: Iterable[Record]) -> pd.DataFrame:
@@ -157,10 +173,11 @@ def caption(records: Sequence[Record], error: str = "") -> str:
     models = sorted({record["provenance"]["model"] for record in records})
     sites = sorted({record["sae"]["site"]["name"] for record in records})
     widths = sorted({record["sae"]["d_sae"] for record in records})
-    counts = sorted({score["n"] for record in records for score in record["scores"].values()})
+    counts = sorted({score["n"] for record in on_tokens(records) for score in record["scores"].values()})
     own = [record["sae"] for record in records if not record["sae"].get("origin")]
     n_imported = len({record["sae"]["id"] for record in records if record["sae"].get("origin")})
-    trained = sorted({sae["training"]["tokens_seen"] for sae in own if sae.get("training")})
+    trainings = [sae.get("training") or {} for sae in own]
+    trained = sorted({training["tokens_seen"] for training in trainings if "tokens_seen" in training})
     datasets = sorted({record["provenance"]["dataset"] for record in records})
     presets = sorted({record["provenance"]["preset"] for record in records})
     seeds = sorted({sae["seed"] for sae in own})
@@ -177,9 +194,19 @@ def caption(records: Sequence[Record], error: str = "") -> str:
         + f" {error}".rstrip(),
         f"Versions: {', '.join(versions)}; sae-arch-bench {provenance['versions']['sae-arch-bench']}.",
     ]
+    parts += dict.fromkeys(said for record in records if (said := record.get("details", {}).get("caption")))
     if mixed:
         parts.insert(0, f"MIXED: these rows were made with different {' and '.join(mixed)}; do not compare them.")
     return " ".join(parts)
+
+
+def remarks(records: Iterable[Record]) -> list[str]:
+    """One line for everything that a record asks its reader to know."""
+    return [
+        one_line(f"{record['sae']['id']}: {record['task']}: {remark}")
+        for record in records
+        for remark in record.get("details", {}).get("remarks", ())
+    ]
 
 
 def markdown(records: Sequence[Record]) -> str:
@@ -187,8 +214,11 @@ def markdown(records: Sequence[Record]) -> str:
     header, rows = board(long_table(records), escape_markdown)
     table = tabulate(rows, header, tablefmt="pipe", disable_numparse=True, colalign=_alignment(header))
     notes = escape_markdown(caption(records, ERROR))
-    failures = "".join(f"- {escape_markdown(line)}\n" for line in failed(records))
-    return f"# Leaderboard\n\n{table}\n\n{notes}\n" + (f"\nFailed:\n\n{failures}" if failures else "")
+    lists = ""
+    for title, lines in (("Failed", failed(records)), ("To know", remarks(records))):
+        items = "".join(f"- {escape_markdown(line)}\n" for line in lines)
+        lists += f"\n{title}:\n\n{items}" if items else ""
+    return f"# Leaderboard\n\n{table}\n\n{notes}\n{lists}"
 
 
 def terminal(records: Sequence[Record]) -> str:
@@ -196,7 +226,8 @@ def terminal(records: Sequence[Record]) -> str:
     header, rows = board(long_table(records), one_line)
     table = tabulate(rows, header, tablefmt="simple", disable_numparse=True, colalign=_alignment(header))
     failures = "".join(f"FAILED {line}\n" for line in failed(records))
-    return f"{table}\n\n{one_line(caption(records, ERROR))}\n{failures}"
+    known = "".join(f"{line}\n" for line in remarks(records))
+    return f"{table}\n\n{one_line(caption(records, ERROR))}\n{failures}{known}"
 
 
 def latex(records: Sequence[Record]) -> str:
@@ -275,7 +306,7 @@ def cell(row: Any, *, latex: bool = False) -> str:
     if row is None:
         return "not measured"
     if _number(row) is None:
-        return "failed" if row.n == 0 else "undefined"
+        return NO_JUDGE if row.note == NO_JUDGE else "failed" if row.n == 0 else "undefined"
     stderr = None if pd.isna(row.stderr) else row.stderr
     return with_error(row.value, stderr, r"$\pm$" if latex else "±")
 

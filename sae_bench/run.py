@@ -5,28 +5,26 @@ instead of trained, existing records are kept.
 """
 
 import dataclasses
-import datetime
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sae_bench import leaderboard
 from sae_bench.config import RunConfig
-from sae_bench.corpus import EMBEDDED
-from sae_bench.corpus import describe as describe_embedded
 from sae_bench.data import TokenStream
 from sae_bench.errors import UserError
 from sae_bench.evaluate import Candidate, evaluate
 from sae_bench.files import sha256, write_sealed
-from sae_bench.imports import ImportPlan, import_saes, open_imports, plan_imports
+from sae_bench.imports import Plan, import_saes, open_imports, plan_imports
+from sae_bench.interpret import interpret_saes
 from sae_bench.lm import LanguageModel, load_language_model
 from sae_bench.log_sinks import LogSink
-from sae_bench.plan import SAEPlan, check_names, plan_saes
+from sae_bench.panel import check_judge
+from sae_bench.plan import check_names, plan_saes
 from sae_bench.progress import Progress
-from sae_bench.provenance import environment
+from sae_bench.records import is_missing, make_record, provenance_of
 from sae_bench.registry import TASKS
 from sae_bench.sites import Site, find_site
 from sae_bench.store import RunFolder
@@ -44,6 +42,7 @@ def run(
     """
     check_names(config)
     opened = open_imports(config)
+    check_judge(config)
     earlier = begin(folder, config)
     tasks = config.tasks or tuple(TASKS)
     device, dtype = choose_device(config)
@@ -53,7 +52,7 @@ def run(
     )
     plans = plan_saes(config, find_sites(lm, config))
     imports = plan_imports(lm, config, opened)
-    everything: list[SAEPlan | ImportPlan] = [*plans, *imports]
+    everything: list[Plan] = [*plans, *imports]
     held_out = token_stream(lm, config, "eval", config.n_held_out)
     to_import = [plan for plan in imports if not folder.has_sae(plan.id, config.hash)]
     for plan in to_import:
@@ -72,7 +71,10 @@ def run(
     elif folder.manifest() is None:
         write_manifest(folder, config, everything, earlier)
     import_saes(lm, config, to_import, folder)
-    evaluate_saes(lm, config, everything, tasks, held_out, folder, progress)
+    on_tokens = [task for task in tasks if not TASKS[task].needs_latents]
+    on_latents = [task for task in tasks if TASKS[task].needs_latents]
+    evaluate_saes(lm, config, everything, on_tokens, held_out, folder, progress)
+    interpret_saes(lm, config, everything, on_latents, held_out, folder, progress)
     records = folder.records()
     leaderboard.check_comparable(records)
     leaderboard.write_board(folder.path, records)
@@ -134,7 +136,7 @@ def find_sites(lm: LanguageModel, config: RunConfig) -> list[Site]:
 def evaluate_saes(
     lm: LanguageModel,
     config: RunConfig,
-    plans: Sequence[SAEPlan | ImportPlan],
+    plans: Sequence[Plan],
     tasks: Sequence[str],
     stream: TokenStream,
     folder: RunFolder,
@@ -169,71 +171,7 @@ def evaluate_saes(
             write_sealed(folder.record_path(description["id"], name), record)
 
 
-def is_missing(
-    record: Mapping[str, Any] | None,
-    task: str,
-    description: Mapping[str, Any],
-    config: RunConfig,
-    lm: LanguageModel,
-) -> bool:
-    """Whether there is no record of this SAE, task and model as they are now; what failed in evaluation is missing."""
-    if record is None:
-        return True
-    made_from = (
-        record["provenance"]["config_hash"],
-        record["provenance"]["model_sha256"],
-        record["task_version"],
-        record["sae"]["weights_sha256"],
-        record["failure"],
-    )
-    now = config.hash, lm.weight_hash(), TASKS[task].version, description["weights_sha256"]
-    return made_from != (*now, description["training"]["failure"])
-
-
-def make_record(
-    candidate: Candidate, name: str, description: Mapping[str, Any], provenance: Mapping[str, Any]
-) -> dict[str, Any]:
-    """One (SAE, task): its values, or why there are none."""
-    task, result = TASKS[name], candidate.results.get(name)
-    failure = description["training"]["failure"] or candidate.failures.get(name)
-    assert (result is None) == (failure is not None), "an SAE is evaluated unless its training failed"
-    return {
-        "task": name,
-        "task_version": task.version,
-        "failure": failure,
-        "metrics": {metric.name: dataclasses.asdict(metric) for metric in task.metrics},
-        "scores": {key: dataclasses.asdict(score) for key, score in result.scores.items()} if result else {},
-        "by_document": result.by_document if result else {},
-        "per_latent": result.per_latent if result else {},
-        "details": result.details if result else {},
-        "sae": dict(description),
-        "provenance": dict(provenance),
-    }
-
-
-def provenance_of(lm: LanguageModel, config: RunConfig, stream: TokenStream) -> dict[str, Any]:
-    """What every record of a run repeats."""
-    return environment(lm.device) | {
-        "model": lm.name,
-        "model_revision": lm.revision,
-        "model_sha256": lm.weight_hash(),
-        "tokenizer_sha256": lm.tokenizer_hash(),
-        "lm_dtype": str(lm.dtype).removeprefix("torch."),
-        "sae_dtype": "float32",
-        "dataset": config.dataset if config.dataset != EMBEDDED else describe_embedded(),
-        "eval_fingerprint": stream.fingerprint,
-        "eval_tokens": stream.n_delivered,
-        "eval_documents": stream.n_documents,
-        "preset": config.preset,
-        "config": config.identity,
-        "config_hash": config.hash,
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def write_manifest(
-    folder: RunFolder, config: RunConfig, plans: Sequence[SAEPlan | ImportPlan], earlier: Sequence[Leg]
-) -> None:
+def write_manifest(folder: RunFolder, config: RunConfig, plans: Sequence[Plan], earlier: Sequence[Leg]) -> None:
     """Say what the run is, before it starts."""
     folder.write_manifest(
         {

@@ -28,3 +28,10 @@ def jackknife_stderr(leave_one_out: Float[ndarray, "G"]) -> float | None:
     if n < 2:
         return None
     return float(math.sqrt((n - 1) / n * np.square(leave_one_out - leave_one_out.mean()).sum()))
+
+
+def mean_stderr(values: Float[ndarray, "G"]) -> float | None:
+    """Standard error of the mean of independent values; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    return float(values.std(ddof=1) / math.sqrt(len(values)))

@@ -6,6 +6,8 @@
                            sae_bench.json         what trained it, and how to load it again
                            metrics.jsonl          its training log
                 records/<sae>.<task>.json         one per (SAE, task)
+                latents/<sae>/<latent>.json       where sampled latents fire, what they were explained by
+                collections/<sae>.json            which those are; written last
                 leaderboard.md .csv .tex          a pure function of the records
                 saebench/<sae>_..._results.json   with --emit saebench
                 .lock                             who works in the folder
@@ -41,6 +43,7 @@ SAE_DESCRIPTION = "sae_bench.json"
 MADE_BY_A_RUN = (
     *("records", "saes", "checkpoints", "leaderboard.md", "leaderboard.csv", "leaderboard.tex", "tensorboard", "wandb"),
     *("compare.md", "compare.csv", "compare.tex", "claims.md", "figures", "report.html", "saebench"),
+    *("latents", "collections"),
     "run.json",  # the last that `clear` deletes: until then the folder is that run's
 )
 
@@ -166,6 +169,22 @@ class RunFolder:
     def record_path(self, sae_id: str, task: str) -> Path:
         return self.path / "records" / f"{_part(sae_id)}.{_part(task)}.json"
 
+    def latents_path(self, sae_id: str) -> Path:
+        return self.path / "latents" / _part(sae_id)
+
+    def collection_path(self, sae_id: str) -> Path:
+        return self.path / "collections" / f"{_part(sae_id)}.json"
+
+    def collection(self, sae_id: str) -> dict[str, Any] | None:
+        """Which latents were collected and from what; None if that did not end, or is damaged."""
+        return _read_or_warn(self.collection_path(sae_id))
+
+    def drop_latents(self, sae_id: str) -> None:
+        """Delete what was collected of an SAE, and first what says that it is whole."""
+        self.collection_path(sae_id).unlink(missing_ok=True)
+        if self.latents_path(sae_id).is_dir():
+            shutil.rmtree(self.latents_path(sae_id))
+
     def has_sae(self, sae_id: str, config_hash: str) -> bool:
         """Whether the SAE is finished, whole, and of these settings: its description is written last."""
         folder = self.sae_path(sae_id)
@@ -183,12 +202,15 @@ class RunFolder:
         return _read_or_warn(self.record_path(sae_id, task))
 
     def drop_stale_records(self, sae_id: str) -> None:
-        """Delete the records of an SAE that were made from weights which are no longer there."""
+        """Delete the records and latents of an SAE that were made from weights which are no longer there."""
         digest = read_sealed(self.sae_path(sae_id) / SAE_DESCRIPTION)["sha256"]
         for path in (self.path / "records").glob(f"{glob.escape(_part(sae_id))}.*.json"):
             record = _read_or_warn(path)
             if record is None or record["sae"]["weights_sha256"] != digest:
                 path.unlink()
+        collection = self.collection(sae_id)
+        if collection is None or collection["settings"]["weights_sha256"] != digest:
+            self.drop_latents(sae_id)
 
     def records(self) -> list[dict[str, Any]]:
         """All records, in the order of their names.

@@ -2,6 +2,10 @@
 
 A task never runs the language model. It says what it needs (`needs_lm_loss`), and the pass that feeds all tasks of all
 SAEs provides it. One instance serves one SAE.
+
+A task that `needs_latents` is about single latents, not tokens: instead of batches it is fed, one after the other, the
+sampled latents that a judge has explained and scored (`judged`), and none of them if there is no judge. It knows as
+little of the judge as the others know of the language model: collecting and asking are the harness's (`interpret`).
 """
 
 from abc import ABC, abstractmethod
@@ -79,6 +83,19 @@ class EvalBatch:
 
 
 @dataclass(frozen=True)
+class JudgedLatent:
+    """A sampled latent, what a judge made of it by each scorer, and how often which failure came instead of an answer.
+
+    A score is None, with a note, where there is none; it must not enter a mean.
+    """
+
+    latent: int
+    scores: dict[str, float | None]
+    notes: dict[str, str]
+    failures: dict[str, int]
+
+
+@dataclass(frozen=True)
 class EvalSetting:
     """What is the same for all batches."""
 
@@ -98,6 +115,7 @@ class Task(ABC):
     """Raised when a change alters a value; boards refuse to mix versions."""
     metrics: ClassVar[Sequence[Metric]]
     needs_lm_loss: ClassVar[bool] = False
+    needs_latents: ClassVar[bool] = False
 
     @abstractmethod
     def start(self, setting: EvalSetting) -> None:
@@ -106,6 +124,9 @@ class Task(ABC):
     @abstractmethod
     def update(self, batch: EvalBatch) -> None:
         """Called for every batch."""
+
+    def judged(self, latent: JudgedLatent) -> None:  # noqa: B027 (for the tasks that want it)
+        """Called for every sampled latent, if the task `needs_latents` and there is a judge."""
 
     @abstractmethod
     def finish(self) -> Result:

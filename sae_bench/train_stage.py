@@ -59,6 +59,22 @@ def token_stream(lm: LanguageModel, config: RunConfig, split: str, n_tokens: int
     )
 
 
+def interpretation_stream(lm: LanguageModel, config: RunConfig) -> TokenStream:
+    """The tokens that latents are interpreted on: held out, and after those of the evaluation."""
+    return TokenStream(
+        config.dataset,
+        lm.tokenizer,
+        split="eval",
+        context_size=config.context_size,
+        n_tokens=config.interp_tokens_wanted,
+        order_seed=ORDER_SEED,
+        column=config.text_column,
+        max_context=lm.max_context,
+        skip_tokens=(config.eval_skip, config.eval_tokens),
+        flag="--interp-tokens",
+    )
+
+
 def activation_stream(
     lm: LanguageModel, config: RunConfig, plans: Sequence[SAEPlan], *, first: int = 0
 ) -> ActivationStream:

@@ -144,7 +144,11 @@ def _verify_numbers(
     sites_of |= {sae_id: site_of(about) for sae_id, about in descriptions.items() if about.get("origin")}
     candidates, ids = [], []
     for sae_id, site in sites_of.items():
-        tasks = [task for (of, task), record in records.items() if of == sae_id and not record["failure"]]
+        tasks = [  # a judge is not asked again
+            task
+            for (of, task), record in records.items()
+            if of == sae_id and not record["failure"] and not TASKS[task].needs_latents
+        ]
         if tasks:
             sae = load_sae(folder.sae_path(sae_id), device)
             candidates.append(Candidate(sae, site, {name: TASKS[name]() for name in tasks}))

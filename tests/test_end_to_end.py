@@ -121,6 +121,9 @@ def test_the_three_tables_tell_the_same(finished):
     records = records_of(finished)
     assert len(rows) == sum(len(record["metrics"]) for record in records.values())
     for row in rows:
+        if row["task"] == "autointerp":
+            assert (row["value"], row["note"]) == ("", "no judge")
+            continue
         score = records[f"{row['sae']}.{row['task']}.json"]["scores"][row["metric"]]
         assert float(row["value"]) == score["value"]
         assert int(row["n"]) == score["n"]
@@ -132,7 +135,7 @@ def test_the_three_tables_tell_the_same(finished):
 def test_every_number_of_a_record_comes_with_its_error_count_and_version(finished):
     for record in records_of(finished).values():
         assert set(record["scores"]) == set(record["metrics"])
-        for name, score in record["scores"].items():
+        for name, score in record["scores"].items() if record["task"] != "autointerp" else ():
             assert score["stderr"] is not None, name
             assert score["n"] > 500
         assert record["task_version"]

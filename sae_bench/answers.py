@@ -1,0 +1,156 @@
+"""Reading what a judge answered: by schema, tolerant of what stands around it, and never guessing.
+
+An answer is a JSON object of the shape that was asked for. It may stand in a code block or among words; everything else
+- a refusal, broken JSON, identifiers that were not given, missing or doubled ones - is a failure with a name.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+ASKED_FOR = "one sentence of at most 30 words"
+"""What stands in the explainer's prompt for its sentence; small models say just that."""
+
+_REFUSAL = re.compile(
+    r"\W*(?:i(?:'m| am)(?: very)? (?:sorry|unable|not able)|sorry\b|as an ai\b"
+    r"|i (?:cannot|can't|can not|won't|will not)\b)",
+    re.IGNORECASE,
+)
+_TRUE, _FALSE = {"true", "yes", "1"}, {"false", "no", "0"}
+
+
+class Unreadable(Exception):
+    """An answer that is none; `kind` is what it is counted as."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class _Doubled(ValueError):
+    pass
+
+
+def read_json(text: str, shape: Callable[[dict[str, Any]], T]) -> T:
+    """The one thing that `shape` makes of a JSON object in the text.
+
+    Raises:
+        Unreadable: there is no such object, or there are two that differ.
+    """
+    found: list[T] = []
+    problem: Unreadable | None = None
+    for content in _objects(text):
+        try:
+            value = shape(content)
+        except Unreadable as error:
+            problem = problem or error
+            continue
+        if value not in found:
+            found.append(value)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise Unreadable("duplicate", "several answers that differ")
+    if problem is not None:
+        raise problem
+    if is_refusal(text):
+        raise Unreadable("refusal", "refused in words")
+    raise Unreadable("unparsable", "no JSON object")
+
+
+def is_refusal(text: str) -> bool:
+    return _REFUSAL.match(text.replace("\u2019", "'")) is not None
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """Every JSON object in the text, outermost ones only."""
+    decoder = json.JSONDecoder(object_pairs_hook=_without_doubles)
+    start = text.find("{")
+    while start >= 0:
+        try:
+            content, end = decoder.raw_decode(text, start)
+        except _Doubled as error:
+            raise Unreadable("duplicate", str(error)) from None
+        except (ValueError, RecursionError):
+            end = start + 1
+        else:
+            yield content
+        start = text.find("{", end)
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise _Doubled("an identifier stands there twice")
+    return content
+
+
+def booleans(identifiers: Sequence[str]) -> Callable[[dict[str, Any]], dict[str, bool]]:
+    """The shape {"identifier": true or false} for exactly these."""
+
+    def shape(content: dict[str, Any]) -> dict[str, bool]:
+        if not content.keys() & set(identifiers):
+            raise Unreadable("unparsable", "none of the identifiers")
+        if content.keys() != set(identifiers):
+            raise Unreadable("wrong_length", f"{len(content)} answers for {len(identifiers)} identifiers")
+        return {name: _boolean(content[name]) for name in identifiers}
+
+    return shape
+
+
+def _boolean(value: Any) -> bool:
+    word = str(value).strip().lower()
+    if word not in _TRUE | _FALSE:
+        raise Unreadable("unparsable", f"{word[:20]!r} is neither true nor false")
+    return word in _TRUE
+
+
+def subset(identifiers: Sequence[str]) -> Callable[[dict[str, Any]], dict[str, bool]]:
+    """The shape {"active": [some identifiers]}."""
+
+    def shape(content: dict[str, Any]) -> dict[str, bool]:
+        named = content.get("active")
+        if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+            raise Unreadable("unparsable", 'no list "active"')
+        if len(set(named)) < len(named):
+            raise Unreadable("duplicate", "an identifier stands there twice")
+        if not set(named) <= set(identifiers):
+            raise Unreadable("wrong_length", "an identifier that was not given")
+        return {name: name in named for name in identifiers}
+
+    return shape
+
+
+def strengths(n: int) -> Callable[[dict[str, Any]], list[float]]:
+    """The shape {"strengths": [n numbers from 0 to 10]}."""
+
+    def shape(content: dict[str, Any]) -> list[float]:
+        values = content.get("strengths")
+        if not isinstance(values, list) or not all(
+            isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 10 for value in values
+        ):
+            raise Unreadable("unparsable", 'no list "strengths" of numbers from 0 to 10')
+        if len(values) != n:
+            raise Unreadable("wrong_length", f"{len(values)} strengths for {n} tokens")
+        return [float(value) for value in values]
+
+    return shape
+
+
+def sentence(longest: int = 400) -> Callable[[dict[str, Any]], str]:
+    """The shape {"explanation": "a sentence"}; one that is too long is cut."""
+
+    def shape(content: dict[str, Any]) -> str:
+        text = content.get("explanation")
+        if not isinstance(text, str) or not text.strip():
+            raise Unreadable("unparsable", 'no text "explanation"')
+        if is_refusal(text):
+            raise Unreadable("refusal", "refused in words")
+        if text.strip() == ASKED_FOR:
+            raise Unreadable("unparsable", "the question, not an answer")
+        return " ".join(text.split())[:longest]
+
+    return shape

@@ -1,0 +1,157 @@
+"""Excerpts: the short pieces of text in which a latent is shown, and which of them is shown to whom.
+
+A context is cut into excerpts of at most `EXCERPT_TOKENS` tokens behind its BOS, which belongs to none. Of every latent
+there are kept
+
+    top      the excerpts of highest activation
+    decile   a uniform sample of the excerpts in which it fires, each with its decile among them by peak activation
+    silent   a uniform sample of the excerpts in which it does not fire on any token: checked, not assumed
+    hard     silent ones that activate similar latents (on request)
+
+`allot` deals them out: an excerpt is either for explaining or for scoring, never both.
+"""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+EXCERPT_TOKENS = 32
+N_DECILES = 10
+
+N_TOP = 12
+"""Top excerpts kept, of which `N_TOP_SCORED` score."""
+N_TOP_SCORED = 2
+N_FIRING = 60
+"""Sample of firing excerpts kept; `SCORED_PER_DECILE` of each decile score, `EXPLAINED_PER_DECILE` explain."""
+SCORED_PER_DECILE = 2
+EXPLAINED_PER_DECILE = 1
+N_SILENT = 20
+N_HARD = 10
+"""Hard negatives, where asked for; they then take the places of as many silent ones."""
+
+MIN_FIRED = 15
+"""A latent has to fire so often on the interpretation tokens to be sampled."""
+
+Kind = Literal["top", "decile", "silent", "hard"]
+Use = Literal["explain", "score"]
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """A piece of text as one latent sees it."""
+
+    kind: Kind
+    use: Use
+    decile: int | None
+    """1 to 10, by peak activation; None for silent ones."""
+    document: int
+    tokens: tuple[str, ...]
+    activations: tuple[float, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(self.tokens)
+
+    @property
+    def peak(self) -> float:
+        return max(self.activations)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"tokens": list(self.tokens), "activations": list(self.activations)}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Excerpt":
+        return cls(**content | {"tokens": tuple(content["tokens"]), "activations": tuple(content["activations"])})
+
+
+def allot(top: Sequence[Excerpt], firing: Sequence[Excerpt], silent: Sequence[Excerpt], draw: random.Random,
+          hard: Sequence[Excerpt] = ()) -> list[Excerpt]:  # fmt: skip
+    """Deal excerpts out to explaining and scoring.
+
+    Scoring gets at most half of the firing ones, so that a latent which fires in few excerpts can still be explained.
+    A text that the corpus holds twice is one excerpt: it must not explain and then score.
+    """
+    top = list({excerpt.tokens: excerpt for excerpt in reversed(top)}.values())[::-1]
+    by_peak = sorted({excerpt.tokens: excerpt for excerpt in firing}.values(), key=lambda excerpt: excerpt.peak)
+    deciles: list[list[Excerpt]] = [[] for _ in range(N_DECILES)]
+    for rank, excerpt in enumerate(by_peak):
+        deciles[rank * N_DECILES // len(by_peak)].append(replace(excerpt, decile=rank * N_DECILES // len(by_peak) + 1))
+    for members in deciles:
+        draw.shuffle(members)
+    content = {excerpt.tokens for excerpt in (*top, *firing)}
+    scored = _deal(deciles, SCORED_PER_DECILE, len(content) // 2, "score", draw)
+    taken = {excerpt.tokens for excerpt in scored}
+    free = [excerpt for excerpt in top if excerpt.tokens not in taken]
+    n_scored = min(N_TOP_SCORED, len(free) // 3)
+    for excerpt in draw.sample(free, n_scored):
+        scored.append(replace(excerpt, use="score"))
+        free.remove(excerpt)
+    explained = [replace(excerpt, use="explain") for excerpt in free[: N_TOP - N_TOP_SCORED]]
+    taken |= {excerpt.tokens for excerpt in (*scored, *explained)}
+    left = [[one for one in members if one.tokens not in taken] for members in deciles]
+    explained += _deal(left, EXPLAINED_PER_DECILE, N_DECILES, "explain", draw)
+    n_silent = N_SILENT - min(len(hard), N_HARD)
+    return [*explained, *scored, *(replace(one, use="score") for one in (*silent[:n_silent], *hard[:N_HARD]))]
+
+
+def _deal(deciles: list[list[Excerpt]], each: int, at_most: int, use: Use, draw: random.Random) -> list[Excerpt]:
+    """Up to `each` of every decile, and `at_most` in all, taken from the deciles in turn."""
+    turns = [excerpt for turn in range(each) for members in _shuffled(deciles, draw) for excerpt in members[turn:][:1]]
+    return [replace(excerpt, use=use) for excerpt in turns[:at_most]]
+
+
+def _shuffled(deciles: list[list[Excerpt]], draw: random.Random) -> list[list[Excerpt]]:
+    return draw.sample(deciles, len(deciles))
+
+
+def drawer(*parts: object) -> random.Random:
+    """Random draws that depend on `parts` and on nothing else, in every process and on every machine."""
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return random.Random(int.from_bytes(digest[:8], "little"))
+
+
+class Pieces:
+    """The text that each token stands for, so that the pieces of an excerpt, joined, are its text.
+
+    A token is decoded behind an anchor, for decoders drop a space in front. Where tokens are bytes of one character,
+    the last of them gets the character and the others get nothing; one that is cut off at the excerpt's end shows as
+    the replacement character.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+        self._start = len(self._decode([]))
+        self._cache: dict[int, str] = {}
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(
+            self._tokenizer.decode([*self._anchor, *ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        )
+
+    def of(self, token: int) -> str:
+        """The text of one token by itself."""
+        if token not in self._cache:
+            self._cache[token] = self._decode([token])[self._start :]
+        return self._cache[token]
+
+    def split(self, ids: Sequence[int]) -> list[str]:
+        """The text of every token of an excerpt."""
+        pieces = [self.of(token) for token in ids]
+        start = 0
+        while start < len(ids):
+            if "\ufffd" not in pieces[start]:
+                start += 1
+                continue
+            end = start + 1  # a character in several tokens: the shortest run that decodes whole
+            while end < len(ids) and end - start < 6 and "\ufffd" in self._decode(ids[start:end])[self._start :]:
+                end += 1
+            whole = self._decode(ids[start:end])[self._start :]
+            if "\ufffd" not in whole:
+                pieces[start:end] = ["" for _ in range(end - start - 1)] + [whole]
+            start = end if "\ufffd" not in whole else start + 1
+        return pieces

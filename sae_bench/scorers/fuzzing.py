@@ -1,0 +1,85 @@
+"""Fuzzing (Paulo et al. 2024): are the marked tokens the ones that the latent fires on?
+
+In half of the firing excerpts the active tokens are marked, in the other half as many silent ones. All excerpts contain
+what the explanation describes, so that only the place can tell them apart; balanced accuracy.
+"""
+
+import json
+from collections.abc import Sequence
+from itertools import groupby
+
+from sae_bench.answers import booleans, read_json
+from sae_bench.excerpts import Excerpt
+from sae_bench.judge import Answer
+from sae_bench.prompt import identifiers
+from sae_bench.scorers.base import Question, Scorer, Verdict, View, balanced_accuracy, object_schema, portions
+
+PER_QUESTION = 10
+
+Part = str | dict[str, str]
+
+
+class Fuzzing(Scorer):
+    name = "fuzzing"
+
+    def questions(self, view: View, explanation: str) -> list[Question]:
+        draw = view.draw(self.name)
+        active = view.scoring("decile")
+        # An excerpt without silent tokens can only be marked rightly.
+        can_lie = [i for i in active if silent_tokens(view.excerpts[i])]
+        lies = set(draw.sample(can_lie, min(len(can_lie), len(active) // 2)))
+        if not lies:
+            return []
+        marked = {}
+        for i in active:
+            excerpt = view.excerpts[i]
+            tokens = active_tokens(excerpt)
+            if i in lies:
+                silent = silent_tokens(excerpt)
+                tokens = draw.sample(silent, min(len(tokens), len(silent)))
+            marked[i] = mark_tokens(excerpt, set(tokens))
+        return [
+            self._question(explanation, numbers, [marked[i] for i in numbers], [i not in lies for i in numbers])
+            for numbers in portions(list(active), PER_QUESTION, draw)
+        ]
+
+    def _question(
+        self, explanation: str, numbers: list[int], excerpts: list[list[Part]], truth: list[bool]
+    ) -> Question:
+        names = identifiers(excerpts)
+        return Question(
+            messages=self.prompt.messages(
+                {"explanation": explanation, "excerpts": dict(zip(names, excerpts, strict=True))},
+                count=len(names),
+                example=json.dumps({name: i % 3 == 0 for i, name in enumerate(names)}),
+            ),
+            schema=object_schema({name: {"type": "boolean"} for name in names}),
+            max_tokens=32 + 16 * len(names),
+            read=lambda text: read_json(text, booleans(names)),
+            excerpts=numbers,
+            truth=truth,
+        )
+
+    def mark(self, questions: Sequence[Question], answers: Sequence[Answer]) -> Verdict:
+        return balanced_accuracy(questions, answers)
+
+
+def active_tokens(excerpt: Excerpt) -> list[int]:
+    """Places of the tokens that the latent fires on and that can be seen."""
+    return [i for i, value in enumerate(excerpt.activations) if value > 0 and excerpt.tokens[i].strip()] or [
+        i for i, value in enumerate(excerpt.activations) if value > 0
+    ]
+
+
+def silent_tokens(excerpt: Excerpt) -> list[int]:
+    """Places of the tokens that the latent does not fire on, white space apart: marking it would show the lie."""
+    return [i for i, value in enumerate(excerpt.activations) if not value > 0 and excerpt.tokens[i].strip()]
+
+
+def mark_tokens(excerpt: Excerpt, places: set[int]) -> list[Part]:
+    """The text in parts, neighbouring tokens joined; the marked parts say so."""
+    parts: list[Part] = []
+    for marked, run in groupby(enumerate(excerpt.tokens), key=lambda pair: pair[0] in places):
+        text = "".join(token for _, token in run)
+        parts.append({"marked": text} if marked else text)
+    return parts

@@ -1,0 +1,289 @@
+"""Interpretability in a run: with a judge, without one, with another, interrupted, and with nothing to say."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from command import bench, files, flags
+from fake_judge import fake_judge, nay_sayer
+
+from sae_bench.config import RunConfig
+from sae_bench.errors import UserError
+from sae_bench.files import read_sealed
+from sae_bench.judge_config import parse_budget
+from sae_bench.prices import load_prices
+from sae_bench.verbs.latents import highlighted
+
+KEYS = {
+    "sae", "latent", "n_fired", "n_tokens", "max", "histogram", "logits", "examples", "explanation", "explainer",
+    "answers", "scores", "judge", "seal",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch, tmp_path):
+    """No key, no pauses, and a cache of answers that no other test has filled."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *args: 0.01)
+
+
+@pytest.fixture(scope="module")
+def settings(gemma2_folder, corpus, at_work):
+    return {
+        "--arch": ("topk", "jumprelu"), "--model": gemma2_folder, "--layer": 1, "--dataset": corpus, "--width": 64,
+        "--l0": 6, "--tokens": 1000, "--reuse": 2, "--batch-size": 250, "--eval-tokens": 200, "--context-size": 33,
+        "--tasks": ("reconstruction", "autointerp"), "--interp-tokens": 480,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(settings, at_work) -> Path:
+    """A run with latents collected, and no judge."""
+    out = at_work / "finished"
+    assert bench(*flags(settings | {"--latents": 3, "--out": out}), "--quiet") == 0
+    return out
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def server():
+    with fake_judge(nay_sayer) as fake:
+        yield fake
+
+
+def judged(settings, run, server, *more, **changed):
+    command = settings | {"--latents": 3, "--out": run, "--judge-model": "toy", "--judge-base-url": server.base_url}
+    return bench(*flags(command | changed), *more, "--quiet")
+
+
+def record_of(run, arch="topk"):
+    (path,) = run.glob(f"records/{arch}*.autointerp.json")
+    return read_sealed(path)
+
+
+def latents_of(run):
+    return [read_sealed(path) for path in sorted(run.glob("latents/*/*.json"))]
+
+
+def test_without_a_judge_latents_are_collected_and_the_column_says_how_to_give_one(finished, capsys):
+    latents = latents_of(finished)
+    assert len(latents) == 2 * 3
+    for latent in latents:
+        assert set(latent) | {"seal"} == KEYS
+        assert (latent["explanation"], latent["judge"], latent["answers"], latent["scores"]) == (None, None, [], {})
+        assert {example["kind"] for example in latent["examples"]} <= {"top", "decile", "silent"}
+        assert len(latent["logits"]["top"]) == len(latent["logits"]["bottom"]) == 10
+        assert len(latent["histogram"]["edges"]) == len(latent["histogram"]["counts"]) + 1
+    assert bench("table", finished) == 0
+    text = capsys.readouterr().out
+    assert text.count("no judge") >= 2 * 2 + 1
+    assert "give --judge-model" in text
+    assert record_of(finished)["failure"] is None
+
+
+def test_a_run_that_asks_for_no_latents_collects_none(settings, tmp_path):
+    assert bench(*flags(settings | {"--arch": "topk", "--out": tmp_path / "run"}), "--quiet") == 0
+    assert not (tmp_path / "run" / "latents").exists()
+    assert record_of(tmp_path / "run")["scores"]["detection"]["note"] == "no judge"
+
+
+def test_a_judge_added_later_adds_what_is_missing_and_nothing_else(settings, run, server, capsys):
+    before = files(run)
+    assert judged(settings, run, server, **{"--autointerp-scorers": ("detection", "saebench_detection")}) == 0
+    after = files(run)
+    changed = {name.split("/")[0] for name in after if after[name] != before.get(name)}
+    assert changed == {"records", "latents", "leaderboard.md", "leaderboard.csv", "leaderboard.tex"}
+    assert not [name for name in after if "reconstruction" in name and after[name] != before[name]]
+    out = capsys.readouterr().out
+    assert "judged by toy" in out
+    assert "Naming no excerpt scores 0.714" in out
+    record = record_of(run)
+    assert set(record["scores"]) == set(record["metrics"]) == {"detection", "saebench_detection"}
+    details = record["details"]
+    assert details["judge"]["judge"] == {"model": "toy", "base_url": server.base_url}
+    assert details["judge"]["prompts"]["detection"]["version"] == "1"
+    assert len(details["judge"]["prompts"]["explain"]["sha256"]) == 64
+    assert details["cost"]["prompt_tokens"] == 100 * details["cost"]["calls"]
+    assert details["interpretation"]["tokens"] >= 480
+    values = [value for value in details["values"]["detection"] if value is not None]
+    assert values
+    assert record["scores"]["detection"]["value"] == 0.5
+    assert record["scores"]["detection"]["n"] == len(values)
+    for latent in latents_of(run):
+        assert latent["explanation"] == "something"
+        assert latent["judge"] == details["judge"]
+    roles = {answer["role"] for latent in latents_of(run) for answer in latent["answers"]}
+    assert roles == {"explain", "score"}
+
+    n = len(server.requests)
+    assert judged(settings, run, server, **{"--autointerp-scorers": ("detection", "saebench_detection")}) == 0
+    assert len(server.requests) == n
+    assert files(run) == after
+    assert bench(*flags(settings | {"--latents": 3, "--out": run}), "--quiet") == 0
+    assert files(run)["run.json"] == before["run.json"]
+    assert record_of(run) == record, "asked for without a judge, what a judge said stands"
+
+
+def test_other_scorers_make_the_record_again_out_of_the_cache(settings, run, server):
+    assert judged(settings, run, server, **{"--autointerp-scorers": "detection"}) == 0
+    n = len(server.requests)
+    assert judged(settings, run, server, **{"--autointerp-scorers": ("detection", "fuzzing")}) == 0
+    assert set(server.kinds[n:]) == {"fuzzing"}
+    assert set(record_of(run)["scores"]) == {"detection", "fuzzing"}
+
+
+def test_answers_that_never_came_are_shown_and_asked_for_again(settings, run, server, capsys):
+    server.fault = lambda n: "html" if n == 0 else "refusal" if n == 1 else None
+    assert judged(settings, run, server, **{"--judge-concurrency": 1}) == 0
+    out = capsys.readouterr().out
+    assert "answers failed: 1 malformed, 1 refusal" in out
+    lost = [answer["failure"] for latent in latents_of(run) for answer in latent["answers"] if answer["failure"]]
+    assert sorted(lost) == ["malformed", "refusal"]
+    server.fault = lambda n: None
+    assert judged(settings, run, server) == 0
+    assert record_of(run, "topk")["details"]["failures"] == {}
+
+
+def test_a_judge_that_cannot_be_used_is_a_failure_on_record_and_the_rest_stands(settings, run, server, capsys):
+    server.fault = lambda n: "404"
+    assert judged(settings, run, server) == 1
+    out = capsys.readouterr().out
+    assert out.count("FAILED") == 2
+    assert "404" in record_of(run)["failure"]
+    assert json.loads(next(run.glob("records/topk*.reconstruction.json")).read_text())["failure"] is None
+    server.fault = lambda n: None
+    assert judged(settings, run, server) == 0
+
+
+def test_no_key_is_no_judge(settings, run, capsys):
+    assert bench(*flags(settings | {"--latents": 3, "--out": run, "--judge-model": "gpt-4o-mini"}), "--quiet") == 0
+    assert "no judge" in capsys.readouterr().out
+
+
+def test_chance_has_a_row_of_its_own(settings, run, server, capsys):
+    assert judged(settings, run, server, "--chance") == 0
+    out = capsys.readouterr().out
+    (row,) = (line for line in out.splitlines() if line.startswith("random (chance)"))
+    assert "not measured" in row
+    (path,) = run.glob("records/random*.json")
+    record = read_sealed(path)
+    assert record["sae"]["training"] == {"failure": None}
+    assert len(record["details"]["latents"]) == 3
+    assert bench("compare", run, "--metric", "fve") == 0, "it takes no part in comparisons of trained ones"
+    assert "random" not in capsys.readouterr().out
+
+
+def test_runs_of_different_judges_are_refused_a_common_table(settings, run, server, tmp_path, capsys):
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    assert judged(settings, run, server) == 0
+    assert bench("table", run, other) == 0, "one that was not judged is no contradiction"
+    assert judged(settings, other, server, **{"--judge-model": "toy-2"}) == 0
+    capsys.readouterr()
+    assert bench("table", run, other) == 2
+    assert "different judges" in capsys.readouterr().err
+
+
+def test_latents_go_when_the_weights_do(settings, run):
+    shutil.rmtree(next(run.glob("saes/topk*")))
+    shutil.rmtree(run / "checkpoints")
+    command = settings | {"--tasks": "reconstruction", "--out": run}
+    before = {path.name for path in (run / "latents").iterdir()}
+    path = next(run.glob("collections/topk*"))
+    path.write_text(path.read_text().replace("weights_sha256", "weights_sha257"))
+    assert bench(*flags(command), "--quiet") == 0
+    assert {path.name for path in (run / "latents").iterdir()} == {name for name in before if "jumprelu" in name}
+    assert bench(*flags(command), "--quiet", "--overwrite") == 0
+    assert not (run / "latents").exists()
+
+
+def test_a_damaged_latent_is_collected_again(settings, run):
+    path = next(run.glob("latents/topk*/*.json"))
+    content = path.read_bytes()
+    path.write_bytes(content[:-30])
+    assert bench(*flags(settings | {"--latents": 3, "--out": run}), "--quiet") == 0
+    assert path.read_bytes() == content
+
+
+def test_one_latent_is_shown_in_the_terminal(settings, run, server, capsys):
+    assert judged(settings, run, server) == 0
+    path = next(run.glob("latents/topk*/*.json"))
+    capsys.readouterr()
+    assert bench("explain", run, "topk", "--latent", path.stem) == 0
+    out = capsys.readouterr().out
+    assert f"latent {path.stem}" in out
+    assert '"something" (toy)' in out
+    assert re.search(r"\[[^|\]]+\|\d+\]", out), "active tokens stand in brackets with their strength"
+    assert "detection" in out
+    for arguments, words in (
+        ((run, "topk", "--latent", "99999"), "was not collected"),
+        ((run, "tupk", "--latent", "1"), 'unknown SAE "tupk" (known: jumprelu.'),
+        ((run / "saes", "topk", "--latent", "1"), "holds no latents"),
+    ):
+        assert bench("explain", *arguments) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_tokens_command_no_terminal():
+    text = highlighted(["\x1b[31m", " a\n", "\u202e", "b"], [0, 1, 0, 2], 2, colour=False)
+    assert text == "\ufffd[31m[ a |5]\ufffd[b|10]"
+    assert highlighted(["b"], [2], 2, colour=True) == "\x1b[30;48;5;51mb\x1b[0m"
+
+
+def test_a_dry_run_states_the_memory_of_collecting(settings, tmp_path, capsys):
+    command = settings | {"--out": tmp_path / "run", "--latents": 1000, "--interp-tokens": "2M"}
+    assert bench(*flags(command), "--dry-run") == 0
+    assert "1,000 of each SAE from 2,000,000 more held-out tokens, collected in about" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "dollars", "tokens"), [("$5", 5.0, None), ("2.5usd", 2.5, None), ("2M", None, 2_000_000)]
+)
+def test_a_budget_is_dollars_or_tokens(text, dollars, tokens):
+    budget = parse_budget(text)
+    assert (budget.dollars, budget.tokens) == (dollars, tokens)
+
+
+MISTAKES = {
+    "budget": ({"--judge-budget": "plenty"}, ["plenty", "write $5"]),
+    "price": (
+        {"--judge-model": "toy", "--judge-base-url": "http://x/v1", "--judge-budget": "$5"},
+        ['"toy"', "--judge-prices"],
+    ),
+    "scorer": ({"--autointerp-scorers": "detectoin"}, ["scorers", "detectoin", "'detection'"]),
+    "model": ({"--judge-base-url": "http://x/v1"}, ["--judge-base-url", "--judge-model"]),
+    "prices": ({"--judge-model": "t", "--judge-base-url": "http://x/v1", "--judge-prices": "none.toml"}, ["none.toml"]),
+    "tokens": ({"--latents": 3, "--interp-tokens": 90_000}, ["90000", "--interp-tokens"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changed", "parts"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line(settings, run, capsys, changed, parts):
+    assert bench(*flags(settings | {"--latents": 4, "--out": run} | changed), "--quiet") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert [part for part in parts if part not in line] == []
+
+
+def test_prices_of_the_user_add_to_those_that_come_along(tmp_path):
+    path = tmp_path / "prices.toml"
+    path.write_text('["mine"]\ninput = 1\noutput = 2.5\n["gpt-4o"]\ninput = 9\noutput = 9\n')
+    prices = load_prices(str(path))
+    assert (prices["mine"].output, prices["gpt-4o"].input) == (2.5, 9.0)
+    assert "gpt-4o-mini" in prices
+    path.write_text('["mine"]\ninput = "much"\n')
+    with pytest.raises(UserError, match=r"prices\.toml.*dollars per million"):
+        load_prices(str(path))
+
+
+def test_judges_leave_the_identity_of_a_run_alone():
+    base = {"archs": ["topk"], "model": "demo", "sites": ["resid_post"], "seeds": [0]}
+    plain = RunConfig.build(base)
+    other = RunConfig.build(base, {"n_latents": 7, "judge_model": "toy", "scorers": ["simulation"], "chance": True})
+    assert plain.hash == other.hash
+    assert not {"n_latents", "judge_model", "scorers"} & plain.identity.keys()

@@ -1,0 +1,31 @@
+"""Latents with a planted truth: each fires on one word of a toy text, and on nothing else."""
+
+import random
+from typing import Any
+
+from sae_bench.collect import Found
+from sae_bench.excerpts import N_FIRING, N_SILENT, N_TOP, Excerpt, allot, drawer
+from sae_bench.latents import latent_json
+
+WORDS = "river stone mill boat letter uncle bridge rain iron bread coal lamp harbour teacher circle snow roof".split()  # noqa: SIM905
+
+
+def toy_excerpt(kind: str, word: str, draw: random.Random, document: int, *, extra: str = "") -> Excerpt:
+    others = [other for other in WORDS if other != word]
+    tokens = [f" {draw.choice(others)}" for _ in range(12)]
+    for place in draw.sample(range(12), draw.randint(1, 3)) if kind in ("top", "decile") else ():
+        tokens[place] = f" {word}"
+    if extra:
+        tokens.append(extra)
+    activations = [2.0 if token.strip() == word else 0.0 for token in tokens]
+    return Excerpt(kind, "score", None, document, tuple(tokens), tuple(activations))
+
+
+def toy_latent(number: int = 0, *, extra: str = "", n_firing: int = N_FIRING) -> dict[str, Any]:
+    """A latent that fires with strength 2 on WORDS[number]; `extra` is put at the end of every excerpt."""
+    word, draw = WORDS[number % len(WORDS)], random.Random(number)
+    counts = {"top": min(N_TOP, n_firing), "decile": n_firing, "silent": N_SILENT}
+    lists = {kind: [toy_excerpt(kind, word, draw, i, extra=extra) for i in range(n)] for kind, n in counts.items()}
+    excerpts = allot(lists["top"], lists["decile"], lists["silent"], drawer("toy", number))
+    found = Found(number, 30, 2.0, [0.0, 1.0, 2.0], [0, 30], excerpts)
+    return latent_json("toy", found, 1000, None)
