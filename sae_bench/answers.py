@@ -124,6 +124,19 @@ def subset(identifiers: Sequence[str]) -> Callable[[dict[str, Any]], dict[str, b
     return shape
 
 
+def whole_sentence(text: str) -> str:
+    """The first sentence of an answer in words that was cut off: what was asked for, if it is whole.
+
+    Raises:
+        Unreadable: it is not.
+    """
+    plain = " ".join(text.split())
+    match = re.match(r"[^{\[<].{10,400}?[.!?](?=\s)", plain)
+    if match is None or is_refusal(plain):
+        raise Unreadable("length", "cut off within its first sentence")
+    return match[0]
+
+
 def strengths(n: int) -> Callable[[dict[str, Any]], list[float]]:
     """The shape {"strengths": [n numbers from 0 to 10]}."""
 

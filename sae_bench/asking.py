@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sae_bench.answers import Unreadable, read_json, sentence
+from sae_bench.answers import Unreadable, read_json, sentence, whole_sentence
 from sae_bench.excerpts import Excerpt
 from sae_bench.judge import Answer, Call, Endpoint, Judge
 from sae_bench.latents import Latent, excerpts_of
@@ -54,6 +54,7 @@ def explain_question(view: View) -> Question:
         schema=object_schema({"explanation": {"type": "string"}}),
         max_tokens=100,
         read=read_explanation,
+        read_cut=whole_sentence,
         excerpts=numbers,
     )
 
@@ -110,8 +111,9 @@ async def _ask(judge: Judge, endpoint: Endpoint, question: Question, tally: Tall
 
 def call_of(endpoint: Endpoint, question: Question) -> Call:
     return Call(
-        endpoint, question.messages, question.schema, question.max_tokens, question.read, logprobs=question.logprobs
-    )
+        endpoint, question.messages, question.schema, question.max_tokens, question.read, question.read_cut,
+        logprobs=question.logprobs,
+    )  # fmt: skip
 
 
 def _record(scorer: str, role: str, question: Question, answer: Answer) -> dict[str, Any]:
@@ -121,6 +123,7 @@ def _record(scorer: str, role: str, question: Question, answer: Answer) -> dict[
         "example": list(question.excerpts),
         "answer": answer.text,
         "failure": answer.failure,
+        "cut": answer.cut,
     }
 
 
@@ -131,8 +134,13 @@ def judged(latent: Latent) -> JudgedLatent:
         latent=latent["latent"],
         scores={name: score["value"] for name, score in scores.items()},
         notes={name: score["note"] for name, score in scores.items() if score["note"]},
-        failures=dict(Counter(answer["failure"] for answer in latent["answers"] if answer["failure"])),
+        failures=dict(Counter(filter(None, map(_lost, latent["answers"])))),
     )
+
+
+def _lost(answer: Mapping[str, Any]) -> str | None:
+    """What an answer is counted as among those that failed or were cut short."""
+    return answer["failure"] or ("cut_short" if answer["cut"] else None)
 
 
 def expected_calls(panel: Panel, latent: Latent) -> Iterator[Call]:

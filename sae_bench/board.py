@@ -53,7 +53,15 @@ class SAE:
 
     @property
     def target(self) -> float:
+        """The wanted L0, or the raw coefficient; of an SAE from elsewhere, which has neither, the L0 it came to."""
+        if self.about["target_l0"] is None and self.about["coefficient"] is None:
+            return round(self.value("l0") or 0.0, 1)
         return target_of(self.records[0])
+
+    @property
+    def seed(self) -> int | None:
+        """None of an SAE that others trained."""
+        return self.about["seed"]  # type: ignore[no-any-return]
 
     @property
     def failures(self) -> list[str]:
@@ -112,7 +120,7 @@ class Board:
                 of.setdefault(record["sae"]["id"], []).append(record)
             saes += [SAE(folder, tuple(found)) for found in of.values()]
         leaderboard.check_comparable(records)
-        saes.sort(key=lambda sae: (sae.setting, sae.label, sae.target, sae.about["seed"], str(sae.run)))
+        saes.sort(key=lambda sae: (sae.setting, sae.label, sae.target, sae.seed is not None, sae.seed, str(sae.run)))
         return Board(records, saes)
 
     @property

@@ -64,13 +64,17 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Call:
-    """What is asked. `read` makes a value of the answer's text, or raises Unreadable."""
+    """What is asked. `read` makes a value of the answer's text, or raises Unreadable.
+
+    `read_cut` does so where the answer was cut off at its limit; None: such an answer is a failure.
+    """
 
     endpoint: Endpoint
     messages: Sequence[Message]
     schema: Mapping[str, Any]
     max_tokens: int
     read: Callable[[str], Any]
+    read_cut: Callable[[str], Any] | None = None
     logprobs: bool = False
 
     @property
@@ -106,6 +110,8 @@ class Answer:
     failure: str | None
     usage: Usage
     cached: bool = False
+    cut: bool = False
+    """Whether it was cut off at its limit, and `value` is what could be read of it."""
     tokens: Sequence[tuple[str, Mapping[str, float]]] = field(default=())
 
 
@@ -211,6 +217,7 @@ class Judge:
         content = {
             "model": call.endpoint.model,
             "text": answer.text,
+            "cut": answer.cut,
             "usage": [answer.usage.prompt_tokens, answer.usage.completion_tokens],
             "tokens": [[token, dict(likely)] for token, likely in answer.tokens],
         }
@@ -226,8 +233,13 @@ def _refused(complaint: str, parameters: Mapping[str, Any]) -> set[str]:
 
 
 def _read(call: Call, content: Mapping[str, Any], *, cached: bool) -> Answer:
-    value, tokens = call.read(content["text"]), [(token, likely) for token, likely in content["tokens"]]
-    return Answer(value, content["text"], None, Usage(*content["usage"]), cached, tokens)
+    read = call.read_cut if content["cut"] else call.read
+    if read is None:
+        raise Unreadable("length", "cut off at its limit")
+    tokens = [(token, likely) for token, likely in content["tokens"]]
+    return Answer(
+        read(content["text"]), content["text"], None, Usage(*content["usage"]), cached, content["cut"], tokens
+    )
 
 
 def _answer(call: Call, completion: Any) -> Answer:
@@ -242,13 +254,15 @@ def _answer(call: Call, completion: Any) -> Answer:
     usage = Usage(said.prompt_tokens, said.completion_tokens) if said else guessed
     if choice.message.refusal or choice.finish_reason == "content_filter":
         return Answer(None, redact(choice.message.refusal or text), "refusal", usage)
-    if choice.finish_reason == "length":
+    cut = choice.finish_reason == "length"
+    read = call.read_cut if cut else call.read
+    if read is None:
         return Answer(None, text, "length", usage)
     try:
-        value = call.read(text)
+        value = read(text)
     except Unreadable as error:
         return Answer(None, text, error.kind, usage)
-    return Answer(value, text, None, usage, tokens=list(_tokens(choice)))
+    return Answer(value, text, None, usage, cut=cut, tokens=list(_tokens(choice)))
 
 
 def _tokens(choice: Any) -> Iterator[tuple[str, dict[str, float]]]:

@@ -113,8 +113,8 @@ def _remarks(record: Mapping[str, Any]) -> list[str]:
     unscored = {name: sum(notes.values()) for name, notes in details.get("unscored", {}).items() if notes}
     remarks += [f"{n} latents without a score in {name}" for name, n in unscored.items() if name in record["scores"]]
     if details["failures"]:
-        remarks.append(f"{sum(details['failures'].values())} of {details['cost']['calls']} answers failed: "
-                       f"{_counted(details['failures'])}")  # fmt: skip
+        n_lost, n_calls = sum(details["failures"].values()), details["cost"]["calls"]
+        remarks.append(f"{n_lost} of {n_calls} answers failed or were cut short: {_counted(details['failures'])}")
     return remarks
 
 

@@ -170,6 +170,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, json.dumps(refused))
         elif fault == "length":
             self._send(200, json.dumps(fake.completion('{"a', finish_reason="length")))
+        elif fault and fault.startswith("trail off "):
+            said = fault.removeprefix("trail off ")
+            self._send(200, json.dumps(fake.completion(said, finish_reason="length")))
         elif fault and fault.startswith("say "):
             self._send(200, json.dumps(fake.completion(fault.removeprefix("say "))))
         elif fault and fault.startswith("edit "):

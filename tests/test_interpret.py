@@ -143,7 +143,7 @@ def test_answers_that_never_came_are_shown_and_asked_for_again(settings, run, se
     server.fault = lambda n: "html" if n == 0 else "refusal" if n == 1 else None
     assert judged(settings, run, server, **{"--judge-concurrency": 1}) == 0
     out = capsys.readouterr().out
-    assert "answers failed: 1 malformed, 1 refusal" in out
+    assert "answers failed or were cut short: 1 malformed, 1 refusal" in out
     lost = [answer["failure"] for latent in latents_of(run) for answer in latent["answers"] if answer["failure"]]
     assert sorted(lost) == ["malformed", "refusal"]
     server.fault = lambda n: None

@@ -14,7 +14,7 @@ from fake_judge import FakeJudge, coin, fake_judge, nay_sayer
 from toy_latents import toy_latent
 
 from sae_bench import judge as judge_module
-from sae_bench.asking import Tally, ask_about
+from sae_bench.asking import Tally, ask_about, judged
 from sae_bench.judge import Endpoint, Judge, JudgeUnusable
 from sae_bench.judge_config import Budget
 from sae_bench.panel import Panel
@@ -89,6 +89,23 @@ def test_a_coin_has_one_half_within_its_interval(server, tmp_path):
     for name, n in (("detection", 12 * 40), ("fuzzing", 12 * 20)):
         mean = sum(scores_of(latent)[name] for latent in latents) / len(latents)
         assert mean == pytest.approx(0.5, abs=3 * 0.5 / n**0.5)
+
+
+def test_an_explanation_that_trails_off_is_read_up_to_its_whole_sentence_and_counted(server, tmp_path):
+    server.fault = lambda n: "trail off A word: river. It is a river of a river of a" if n == 0 else None
+    for _ in range(2):  # the second time from the cache
+        (latent,) = ask(server, tmp_path, toy_latent(), scorers=("detection",))
+        assert latent["explanation"] == "A word: river."
+        assert judged(latent).failures == {"cut_short": 1}
+    assert len(server.requests) == 5
+
+
+@pytest.mark.parametrize("said", ["a river of a river of a", '{"explanation": "river. And', "I am sorry. I cannot"])
+def test_an_explanation_without_a_whole_sentence_is_none(server, tmp_path, said):
+    server.fault = lambda n: f"trail off {said}"
+    (latent,) = ask(server, tmp_path, toy_latent(), scorers=("detection",))
+    assert latent["explanation"] is None
+    assert judged(latent).failures == {"length": 1}
 
 
 @pytest.mark.parametrize(("fault", "n_tries"), [("429", 2), ("500", 2), ("cut", 2), ("hang", 2)])

@@ -172,3 +172,11 @@ def test_flags_say_the_site_that_a_file_leaves_open(settings, foreign, tmp_path)
     command = settings | {"--sae": path, "--layer": 2, "--site": "mlp_out", "--out": tmp_path / "run"}
     assert bench(*flags(command), "--quiet") == 0
     assert {record["sae"]["site"]["name"] for record in records_of(tmp_path / "run")} == {"layer_2.mlp_out"}
+
+
+def test_figures_and_report_are_drawn_of_what_others_trained_too(mixed, at_work):
+    assert bench("figures", mixed, "--out", at_work / "figures") == 0
+    assert list((at_work / "figures").glob("*.svg"))
+    assert bench("report", mixed) == 0
+    assert "gemma-scope" in (mixed / "report.html").read_text()
+    assert bench("table", mixed, "--group-by", "architecture") == 0

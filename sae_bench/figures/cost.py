@@ -50,8 +50,8 @@ def cost(saes: Sequence[SAE], labels: Sequence[str]) -> Figure | None:
     figure, grid = new(len(AXES))
     handles: dict[str, Any] = {}
     for axes, (title, of, unit) in zip(grid[0], AXES, strict=True):
-        for label, seed in sorted({(sae.label, sae.about["seed"]) for sae in measured}):
-            line = [sae for sae in measured if (sae.label, sae.about["seed"]) == (label, seed)]
+        for label, seed in dict.fromkeys((sae.label, sae.seed) for sae in measured):
+            line = [sae for sae in measured if (sae.label, sae.seed) == (label, seed)]
             points = [(x * unit, sae.value("delta_lm_loss")) for sae in line if (x := of(sae)) is not None]
             (handles[label],) = axes.plot(*zip(*points, strict=True), **line_of(looks(labels)[label]))
         axes.set_xlabel(title)

@@ -46,6 +46,8 @@ class Question:
     excerpts: Sequence[int]
     truth: Sequence[Any] = ()
     logprobs: bool = False
+    read_cut: Callable[[str], Any] | None = None
+    """Reads an answer that was cut off at `max_tokens`, where something of it is of use."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ const number = (value) => (value === null || value === undefined ? "undefined" :
 const percent = (share) => `${Number((100 * share).toPrecision(3))}%`;
 const saeLink = (sae) => `#/sae/${encodeURIComponent(sae.key)}`;
 const latentLink = (sae, n) => `#/latent/${encodeURIComponent(sae.key)}/${n}`;
-const nameOf = (sae) => `${sae.label}, target ${sae.target}, seed ${sae.seed}, ${sae.place[1]}`;
+const nameOf = (sae) => `${sae.label}, target ${sae.target}, seed ${sae.seed ?? "unknown"}, ${sae.place[1]}`;
 
 // --- how an architecture looks: the same shapes as in the figures
 
@@ -225,7 +225,7 @@ function listLatents() {
   $("latent-count").textContent = `${found.length} latents`;
   $("latent-more").hidden = found.length <= limit;
   $("latent-list").replaceChildren(...found.slice(0, limit).map(([sae, latent]) => el("li", {},
-    el("a", { href: latentLink(sae, latent.n) }, `Latent ${latent.n}`), key ? null : ` of ${sae.label}, target ${sae.target}, seed ${sae.seed}`,
+    el("a", { href: latentLink(sae, latent.n) }, `Latent ${latent.n}`), key ? null : ` of ${sae.label}, target ${sae.target}, seed ${sae.seed ?? "unknown"}`,
     el("div", {}, latent.explanation ? el("bdi", {}, latent.explanation) : "not explained"),
     el("div", { class: "facts" }, [`fires on ${percent(latent.fired / latent.of)}`, ...Object.entries(latent.scores).map(([name, s]) => `${name} ${number(s.value)}`)].join(" · ")))));
 }
