@@ -25,18 +25,19 @@ class Keeper:
     ) -> None:
         """Take in a batch of excerpts, numbered `excerpt`."""
         n_kept = self.keys.shape[1]
-        both = torch.cat([self.keys, keys], dim=1)
+        # Later batches change few latents: the longer the text, the rarer an excerpt that is among the lowest.
+        some = (keys < self.keys[:, -1:]).any(1).nonzero().squeeze(1)
+        both = torch.cat([self.keys[some], keys[some]], dim=1)
         lowest, place = both.sort(dim=1, stable=True)  # of equals the earliest stays, however they were batched
-        lowest, place = lowest[:, :n_kept].clone(), place[:, :n_kept]
+        place = place[:, :n_kept]
         new = place >= n_kept
         of_batch = (place - n_kept).clamp(min=0)
         of_old = place.clamp(max=n_kept - 1)
-        self.keys = lowest
-        self.excerpt = torch.where(new, excerpt[of_batch], self.excerpt.gather(1, of_old))
+        self.keys[some] = lowest[:, :n_kept]
+        self.excerpt[some] = torch.where(new, excerpt[of_batch], self.excerpt[some].gather(1, of_old))
         if activations is not None:
-            rows = torch.arange(len(keys), device=keys.device)[:, None]
-            old, batch = self.activations[rows, of_old], activations[rows, of_batch]
-            self.activations = torch.where(new[..., None], batch, old)
+            old, batch = self.activations[some[:, None], of_old], activations[some[:, None], of_batch]
+            self.activations[some] = torch.where(new[..., None], batch, old)
 
     def kept(self, i: int) -> list[tuple[int, list[float]]]:
         """Number and activations of latent i's excerpts, the lowest key first."""
