@@ -63,7 +63,8 @@ def stream_of(lm, corpus_path):
 
 
 def scores_of(lm, stream, site, *saes):
-    candidates = [Candidate(sae, site, {name: TASKS[name]() for name in TASKS}) for sae in saes]
+    on_tokens = [name for name in TASKS if not TASKS[name].needs_latents]
+    candidates = [Candidate(sae, site, {name: TASKS[name]() for name in on_tokens}) for sae in saes]
     evaluate(lm, stream, candidates, QUIET)
     return [
         {name: score for result in candidate.results.values() for name, score in result.scores.items()}
