@@ -27,7 +27,7 @@ from sae_bench.progress import Progress
 from sae_bench.registry import ARCHITECTURES
 from sae_bench.sites import find_site
 
-N_LATENTS, N_SAES, N_TOKENS, D_SAE, K, CONTEXT_SIZE = 1000, 16, 2_000_000, 2048, 32, 128
+N_LATENTS, N_SAES, N_TOKENS, D_SAE, K, CONTEXT_SIZE = 1000, 16, 2_000_000, 1280, 16, 128
 
 
 def main(n_tokens: int) -> None:
