@@ -39,7 +39,7 @@ class Gated(SparseAutoencoder):
     options: GatedOptions
     saelens_architecture = "gated"
     saelens_names: ClassVar[dict[str, str]] = {"b_enc": "b_gate"}
-    recipes: ClassVar[dict[str, dict[str, Any]]] = {"short": {"lr": 8e-3}}
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)
