@@ -8,6 +8,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -51,6 +52,7 @@ def run(
         config.model, device=device, dtype=dtype, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
     plans = plan_saes(config, find_sites(lm, config))
+    check_recipes(folder, plans)
     imports = plan_imports(lm, config, opened)
     everything: list[Plan] = [*plans, *imports]
     held_out = token_stream(lm, config, "eval", config.n_held_out)
@@ -100,6 +102,31 @@ def begin(folder: RunFolder, config: RunConfig) -> list[Leg]:
     if manifest["config_hash"] != config.hash:  # --extend-tokens, or `check` would have refused
         earlier.append(Leg(manifest["config"]["tokens"], manifest["config_hash"]))
     return earlier
+
+
+def check_recipes(folder: RunFolder, plans: Sequence[Plan]) -> None:
+    """See that the run was begun with the recipes that its architectures have now: a preset may have changed since.
+
+    Raises:
+        UserError: it was not.
+    """
+    before = (folder.manifest() or {}).get("recipes", {})
+    for plan in plans:
+        was, now = before.get(plan.id), recipe_of(plan)
+        if was is not None and was != now:
+            changed = "; ".join(
+                f"{key}: {was.get(key)!r} -> {now.get(key)!r}" for key in now if was.get(key) != now[key]
+            )
+            raise UserError(
+                f"the run in {folder.path} was begun with another recipe of {plan.id} ({changed}): choose another "
+                "--out, or --overwrite the run"
+            )
+
+
+def recipe_of(plan: Plan) -> dict[str, Any]:
+    """What an SAE learns from besides a run's settings: recipe, options, and the version of its architecture."""
+    about = plan.describe()
+    return {**(about["recipe"] or {}), **about["options"], "arch_version": about["arch_version"]}
 
 
 def plugin_hashes(config: RunConfig) -> dict[str, str]:
@@ -180,5 +207,6 @@ def write_manifest(folder: RunFolder, config: RunConfig, plans: Sequence[Plan], 
             "earlier": [dataclasses.asdict(leg) for leg in earlier],
             "plugins": plugin_hashes(config),
             "saes": [plan.id for plan in plans],
+            "recipes": {plan.id: recipe_of(plan) for plan in plans},
         }
     )

@@ -229,6 +229,20 @@ def test_runs_are_tabulated_together_unless_they_measured_on_different_tokens(fi
     assert "MIXED: these rows were made with different evaluation tokens; do not compare them" in mixed
 
 
+def test_a_preset_that_has_changed_is_not_taken_for_the_one_the_run_was_trained_with(
+    settings, tmp_path, monkeypatch, capsys
+):
+    command = [*flags(settings | {"--arch": "topk", "--l0": 8, "--out": tmp_path / "run"}), "--quiet"]
+    assert bench(*command) == 0
+    assert bench(*command) == 0
+    topk = ARCHITECTURES["topk"]
+    monkeypatch.setattr(topk, "recipes", {"short": topk.recipes["short"] | {"lr": 1e-3}})
+    capsys.readouterr()
+    assert bench(*command) == 2
+    assert "lr: 0.004 -> 0.001" in capsys.readouterr().err
+    assert bench(*command, "--overwrite") == 0
+
+
 def test_an_sae_that_diverges_is_a_failure_on_record_and_spares_the_others(settings, tmp_path, capsys):
     command = settings | {"--arch": ("relu:lr=1e30", "topk"), "--l0": 8, "--out": tmp_path / "run"}
     assert bench(*flags(command), "--quiet") == 1
