@@ -4,17 +4,22 @@ A claim is judged in every setting (model, site, width) at every stated L0 insid
 if one number speaks against it beyond its uncertainty. That one architecture is not worse than another holds if it
 is nowhere worse and somewhere better beyond the uncertainty; where the claim says "about", also if all intervals end
 before 5% worse. That a number is in a range holds if its intervals are wholly inside. Else, and where an
-architecture, a metric or the range is missing, it cannot be told.
+architecture, a metric, the range or a judge is missing, it cannot be told.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
-from sae_bench.compare import ALPHA, Difference, Panel, at
+import numpy as np
+from scipy import stats
+
+from sae_bench.compare import ALPHA, Difference, Panel, Record, at
 from sae_bench.curves import AT_L0
 from sae_bench.leaderboard import escape_markdown
-from sae_bench.resample import Estimate
+from sae_bench.resample import Estimate, holm
 
 Verdict = Literal["holds", "does not hold", "cannot tell"]
 
@@ -52,11 +57,12 @@ ABOUT = 0.05
 
 
 def not_worse(
-    metric: str, better: Literal["up", "down"], label: str, other: str, claim: str, *, about: float = 0.0
+    metric: str, better: Literal["up", "down"], arch: str, than: str, claim: str, *, about: float = 0.0
 ) -> Check:
-    """`label` is at least as good as `other` at matched L0, or worse by a share of at most `about`."""
+    """`arch` is at least as good as `than` at matched L0, or worse by a share of at most `about`."""
 
     def check(panel: Panel, l0s: Sequence[float]) -> Finding:
+        label, other = _name(panel, arch), _name(panel, than)
         differences = [_turned(d, label) for d in _between(panel, metric, label, other, l0s)]
         sign = 1 if better == "down" else -1
         slack = _heights(panel, metric, other, l0s) if about else {}
@@ -78,11 +84,11 @@ def not_worse(
     return check
 
 
-def within(metric: str, label: str, low: float, high: float, claim: str) -> Check:
+def within(metric: str, arch: str, low: float, high: float, claim: str) -> Check:
     """The metric is in a range at every L0."""
 
     def check(panel: Panel, l0s: Sequence[float]) -> Finding:
-        found = []
+        label, found = _name(panel, arch), []
         if any(f.label == label and metric in f.metrics for f in panel.families):
             standings, _ = at(panel, metric, l0s)
             found = [(l0, s.estimate) for l0, of in standings.items() for s in of if s.label == label and s.estimate]
@@ -92,6 +98,87 @@ def within(metric: str, label: str, low: float, high: float, claim: str) -> Chec
         return Finding(claim, _verdict(bool(found) and len(inside) == len(found), bool(outside)), numbers)
 
     return check
+
+
+def about_equal(metrics: Sequence[str], archs: Sequence[str], room: float, claim: str) -> Check:
+    """No two of the architectures differ in any of the metrics by more than `room` at matched L0."""
+
+    def check(panel: Panel, l0s: Sequence[float]) -> Finding:
+        found = [
+            (metric, d)
+            for metric in metrics
+            for label, other in combinations((_name(panel, arch) for arch in archs), 2)
+            for d in (_turned(d, label) for d in _between(panel, metric, label, other, l0s))
+        ]
+        far = [d for _, d in found if d.p_value <= ALPHA and abs(d.estimate.value) > room]
+        near = [d for _, d in found if max(map(abs, d.estimate.interval())) <= room]
+        numbers = tuple(
+            f"L0 {d.l0:g}: {metric} of {d.label} - {d.other} = {_number(d.estimate)}, p {d.p_value:.3g}"
+            for metric, d in found
+        )
+        return Finding(claim, _verdict(bool(found) and len(near) == len(found), bool(far)), numbers)
+
+    return check
+
+
+def falls_with_frequency(metrics: Sequence[str], claim: str) -> Check:
+    """Over the judged latents of an architecture, a score and the frequency have a negative rank correlation.
+
+    Frequencies are those of the evaluation tokens. Latents of all targets and seeds are taken together; the interval
+    is Bonett and Wright's (2000), and p-values are corrected for the number of correlations (Holm).
+    """
+
+    def check(panel: Panel, l0s: Sequence[float]) -> Finding:
+        found, p_values = {}, {}
+        for metric in metrics:
+            for family in panel.families:
+                latents = np.array(_judged_latents(panel, family.label, metric))
+                if len(latents) > 3 and all(np.ptp(latents, axis=0) > 0):  # else no correlation is defined
+                    rho, p_values[metric, family.label] = stats.spearmanr(*latents.T)
+                    found[metric, family.label] = float(rho), len(latents)
+        corrected = holm(p_values)
+        against = any(rho > 0 and corrected[key] <= ALPHA for key, (rho, _) in found.items())
+        speaks_for = all(rho <= 0 for rho, _ in found.values()) and any(p <= ALPHA for p in corrected.values())
+        numbers = []
+        for (metric, label), (rho, n) in found.items():
+            half = stats.norm.ppf(1 - ALPHA / 2) * math.sqrt((1 + rho**2 / 2) / (n - 3))
+            centre = math.atanh(max(-1 + 1e-9, min(1 - 1e-9, rho)))
+            low, high = math.tanh(centre - half), math.tanh(centre + half)
+            numbers.append(
+                f"{label}: rank correlation of {metric} with frequency = {rho:.3g} [{low:.3g}, {high:.3g}] over "
+                f"{n:,} latents, p {corrected[metric, label]:.3g}"
+            )
+        return Finding(claim, _verdict(speaks_for, against), tuple(numbers))
+
+    return check
+
+
+def _judged_latents(panel: Panel, label: str, metric: str) -> list[tuple[float, float]]:
+    """Frequency and score of every latent of an architecture that has a score."""
+    frequency = {
+        record["sae"]["id"]: np.asarray(record["per_latent"]["count"]) / record["details"]["n_tokens"]
+        for record in panel.records
+        if "count" in record["per_latent"] and "n_tokens" in record["details"]
+    }
+    return [
+        (float(frequency[record["sae"]["id"]][latent]), value)
+        for record in panel.records
+        if record["sae"]["label"] == label and record["sae"]["id"] in frequency
+        for latent, value in zip(*_values(record, metric), strict=True)
+        if value is not None
+    ]
+
+
+def _values(record: Record, metric: str) -> tuple[list[int], list[float | None]]:
+    """The latents that a record is about, and what each scored; none, where it is not about latents."""
+    details = record["details"]
+    return (details["latents"], details["values"][metric]) if metric in details.get("values", {}) else ([], [])
+
+
+def _name(panel: Panel, arch: str) -> str:
+    """The label of an architecture in a panel: its name, or with settings, if it is there with one choice of them."""
+    labels = {record["sae"]["label"] for record in panel.records if record["sae"]["arch"] == arch}
+    return labels.pop() if len(labels) == 1 else arch
 
 
 def _between(panel: Panel, metric: str, label: str, other: str, l0s: Sequence[float]) -> list[Difference]:
@@ -133,7 +220,8 @@ def _number(estimate: Estimate) -> str:
     return f"{estimate.value:.4g} [{low:.4g}, {high:.4g}]"
 
 
-METRICS = ("delta_lm_loss", "fve", "dense_10pct_share", "dead_share", "gamma")
+JUDGED = ("detection", "fuzzing", "simulation")
+METRICS = ("delta_lm_loss", "fve", "dense_10pct_share", "dead_share", "gamma", *JUDGED)
 """What the claims are about."""
 
 CLAIMS: tuple[Check, ...] = (
@@ -156,8 +244,15 @@ CLAIMS: tuple[Check, ...] = (
     not_worse("dense_10pct_share", "up", "topk", "gated", "topk has as many latents above 10% frequency as gated"),
     within("dense_10pct_share", "jumprelu", -1, 6e-4, "under 0.06% of jumprelu's latents are above 10% frequency"),
     within("dense_10pct_share", "topk", -1, 6e-4, "under 0.06% of topk's latents are above 10% frequency"),
+    falls_with_frequency(JUDGED, "latents that fire more often are less interpretable"),
     within("dead_share", "jumprelu", -1, 0.02, "few of jumprelu's latents are dead (at most 2%) without resampling"),
     within("dead_share", "topk", -1, 0.02, "few of topk's latents are dead (at most 2%) without resampling"),
+    about_equal(
+        JUDGED,
+        ("jumprelu", "gated", "topk"),
+        0.05,
+        "jumprelu, gated and topk are about equally interpretable (scores within 0.05)",
+    ),
     within("gamma", "relu", 0.8, 0.95, "relu shrinks: gamma between 0.8 and 0.95"),
     within("gamma", "gated", 0.98, 1.02, "gated does not shrink: gamma about 1 (within 2%)"),
     within("gamma", "topk", 0.98, 1.02, "topk does not shrink: gamma about 1 (within 2%)"),

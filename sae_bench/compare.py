@@ -15,7 +15,6 @@ from numpy import ndarray
 
 from sae_bench.curves import AT_L0, area, at_l0, common_range, measured_range
 from sae_bench.errors import UserError, did_you_mean
-from sae_bench.leaderboard import on_tokens
 from sae_bench.resample import N_REPLICATES, Estimate, Weights, estimate, holm, metric_replicates, over_seeds
 
 Record = Mapping[str, Any]
@@ -61,6 +60,8 @@ class Panel:
     weights: Weights
     seeds: tuple[int, ...]
     families: tuple[Family, ...]
+    records: tuple[Record, ...]
+    """Those that it is made of."""
     directions: dict[str, str | None]
     """Which way each metric is better: "up", "down" or None."""
 
@@ -91,16 +92,19 @@ class Difference:
 
 
 def check_metrics(records: Sequence[Record], wanted: Sequence[str] | None) -> list[str]:
-    """The metrics to compare: those asked for, else the headline ones that have a better direction.
+    """The metrics to compare: those asked for, else the headline ones that have a better direction and were measured.
 
     Raises:
         UserError: one of them is in no record.
     """
-    known = {name: metric for record in on_tokens(records) for name, metric in record["metrics"].items()}
+    known = {name: metric for record in records for name, metric in record["metrics"].items()}
     for name in wanted or ():
         if name not in known:
             raise UserError(f'unknown metric "{name}"{did_you_mean(name, known)}')
-    return list(wanted or (name for name, metric in known.items() if metric["headline"] and metric["better"]))
+    # Without a judge nobody has a score: a table of nothing but "no judge" would compare nothing.
+    measured = {name for record in records for name, score in record["scores"].items() if score["value"] is not None}
+    headline = (name for name, metric in known.items() if metric["headline"] and metric["better"])
+    return list(wanted or (name for name in headline if name in measured))
 
 
 def panels(records: Sequence[Record], metrics: Sequence[str], n_replicates: int = N_REPLICATES) -> list[Panel]:
@@ -113,7 +117,7 @@ def panels(records: Sequence[Record], metrics: Sequence[str], n_replicates: int 
         UserError: the architectures of a setting have no seed in common.
     """
     settings: dict[Setting, list[Record]] = {}
-    for record in on_tokens(records):
+    for record in records:
         sae = record["sae"]
         if sae.get("origin"):
             continue
@@ -137,7 +141,8 @@ def _panel(setting: Setting, records: Sequence[Record], metrics: Sequence[str], 
         name: metric["better"] for record in records for name, metric in record["metrics"].items() if name in wanted
     }
     families = tuple(_family(label, records, seeds, wanted, weights) for label in labels)
-    return Panel(setting, weights, tuple(seeds), tuple(f for f in families if f.metrics), directions)
+    mine = tuple(record for record in records if record["sae"]["seed"] in seeds)
+    return Panel(setting, weights, tuple(seeds), tuple(f for f in families if f.metrics), mine, directions)
 
 
 def _family(
