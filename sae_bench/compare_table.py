@@ -127,11 +127,11 @@ def _in_latex(text: str) -> str:
 
 
 def csv(panels: Sequence[Panel], metrics: Sequence[str], l0s: Sequence[float] = AT_L0) -> str:
-    """The long table."""
+    """The long table; to nine digits, for the last ones depend on which processor added up."""
     out = io.StringIO()
     table = long_comparison(panels, metrics, l0s)
     table.map(lambda cell: escape_csv(cell) if isinstance(cell, str) else cell).to_csv(
-        out, index=False, lineterminator="\n"
+        out, index=False, lineterminator="\n", float_format="%.9g"
     )
     return out.getvalue()
 

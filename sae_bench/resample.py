@@ -86,7 +86,7 @@ class Estimate:
 
     def _critical(self, tail: float) -> float:
         """The weighted mean of the sources' critical values."""
-        return sum(weight * -float(special.stdtrit(degrees, tail)) for weight, degrees in self.sources)
+        return float(sum(weight * -special.stdtrit(degrees, tail) for weight, degrees in self.sources))
 
 
 def estimate(replicates: Float[ndarray, "R"], weights: Weights) -> Estimate:
@@ -112,7 +112,7 @@ def _weight_of_seeds(share: float) -> float:
     With one degree of freedom no function of the share gives exactly 95% whatever the true shares are (Linnik, 1968).
     This one, fitted to two seeds by integration, covers 93.1% to 96.9% with two and 94.9% to 96.5% with three.
     """
-    bent = share**1.5
+    bent: float = share**1.5  # between 0 and 1
     return 1.5 * bent / (1 + 0.5 * bent)
 
 
