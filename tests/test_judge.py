@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 from collections import Counter
@@ -83,12 +84,22 @@ def test_a_judge_that_always_says_no_has_one_half_and_saebench_gives_it_ten_of_f
     assert latent["scores"]["simulation"]["note"] == "undefined: constant prediction"
 
 
-def test_a_coin_has_one_half_within_its_interval(server, tmp_path):
+def test_a_coin_has_one_half_within_its_interval_and_scatters_as_a_coin_does(server, tmp_path):
+    """The mean alone would also be right for who says no to everything; a coin's latents lie about it, at one half none.
+
+    Which scores a coin gets is fixed: it falls by the question's text.
+    """
     server.judge = coin()
     latents = ask(server, tmp_path, *(toy_latent(i) for i in range(12)), scorers=("detection", "fuzzing"))
-    for name, n in (("detection", 12 * 40), ("fuzzing", 12 * 20)):
-        mean = sum(scores_of(latent)[name] for latent in latents) / len(latents)
-        assert mean == pytest.approx(0.5, abs=3 * 0.5 / n**0.5)
+    for name, n in (("detection", 40), ("fuzzing", 20)):
+        scores = [scores_of(latent)[name] for latent in latents]
+        assert statistics.mean(scores) == pytest.approx(0.5, abs=3 * 0.5 / (12 * n) ** 0.5)
+        assert sum(score != 0.5 for score in scores) >= 6
+        assert 0.5 < statistics.stdev(scores) / (0.5 / n**0.5) < 1.6
+        for latent in latents:
+            counts = latent["scores"][name]["counts"]
+            assert counts.pop("unanswered") == 0
+            assert min(counts.values()) > 0, "a coin is right and wrong on both sides"
 
 
 def test_an_explanation_that_trails_off_is_read_up_to_its_whole_sentence_and_counted(server, tmp_path):
