@@ -53,9 +53,9 @@ for tensor in reader.tensors:
         name = f"model.layers.{layer}.{LAYER[module]}"
     else:
         name = MODEL[name]
-    weights[f"{name}.weight"] = values.to(torch.bfloat16 if values.ndim > 1 else torch.float32).contiguous()
+    weights[f"{name}.weight"] = values.bfloat16().contiguous()
 config = LlamaConfig(
-    architectures=["LlamaForCausalLM"], dtype="float32", vocab_size=len(read["tokenizer.ggml.tokens"]()),
+    architectures=["LlamaForCausalLM"], dtype="bfloat16", vocab_size=len(read["tokenizer.ggml.tokens"]()),
     hidden_size=llama("embedding_length"), intermediate_size=llama("feed_forward_length"),
     num_hidden_layers=llama("block_count"), num_attention_heads=heads, num_key_value_heads=kv_heads,
     rms_norm_eps=llama("attention.layer_norm_rms_epsilon"), max_position_embeddings=llama("context_length"),
@@ -66,7 +66,7 @@ target.mkdir(parents=True, exist_ok=True)
 tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
 tokenizer.save_pretrained(target)
 config.save_pretrained(target)
-save_file({name: weight.float() for name, weight in weights.items()}, target / "part", metadata={"format": "pt"})
+save_file(weights, target / "part", metadata={"format": "pt"})
 (target / "part").rename(target / "model.safetensors")
 """
 

@@ -11,10 +11,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fake_judge import FakeJudge, coin, fake_judge, nay_sayer
+from fake_judge import EDITS, FakeJudge, coin, fake_judge, nay_sayer
 from toy_latents import toy_latent
 
 from sae_bench import judge as judge_module
+from sae_bench.answers import Unreadable, read_verdict
 from sae_bench.asking import Tally, ask_about, judged
 from sae_bench.judge import Endpoint, Judge, JudgeUnusable
 from sae_bench.judge_config import Budget
@@ -36,14 +37,14 @@ def server():
 
 
 def ask(fake: FakeJudge, folder: Path, *latents, scorers=ALL, budget=None, concurrency=4, timeout=5.0, tally=None,
-        model="toy"):  # fmt: skip
+        model="toy", excerpts=10):  # fmt: skip
     """The latents with what the judge made of them."""
     endpoint = Endpoint(model, fake.base_url)
     meter = Meter(budget or Budget(), {"toy": Price(1.0, 10.0)})
 
     async def run():
         judge = Judge(folder / "cache", meter, concurrency=concurrency, timeout=timeout)
-        panel = Panel(endpoint, endpoint, scorers)
+        panel = Panel(endpoint, endpoint, scorers, excerpts)
         try:
             return await asyncio.gather(*(ask_about(judge, panel, latent, tally or Tally({})) for latent in latents))
         finally:
@@ -85,7 +86,7 @@ def test_a_judge_that_always_says_no_has_one_half_and_saebench_gives_it_ten_of_f
 
 
 def test_a_coin_has_one_half_within_its_interval_and_scatters_as_a_coin_does(server, tmp_path):
-    """The mean alone would also be right for who says no to everything; a coin's latents lie about it, at one half none.
+    """Who says no to everything has the right mean as well, but every latent at one half; a coin's lie about it.
 
     Which scores a coin gets is fixed: it falls by the question's text.
     """
@@ -170,6 +171,85 @@ def test_an_answer_among_words_is_read(server, tmp_path):
     server.fault = lambda n: "edit fenced"
     (latent,) = ask(server, tmp_path, toy_latent())
     assert scores_of(latent) == pytest.approx(dict.fromkeys(ALL, 1.0))
+
+
+def in_a_word(tail):
+    """A judge that answers about one excerpt as small models do."""
+
+    def said(text: str) -> str:
+        content = json.loads(text)
+        return text if "explanation" in content else f"{'True' if content.popitem()[1] else 'False'}.{tail}"
+
+    return said
+
+
+@pytest.mark.parametrize("tail", ["", "\n\nThe excerpt is what it is, true to its word.\n"])
+def test_about_one_excerpt_a_word_is_answer_enough(server, tmp_path, monkeypatch, tail):
+    monkeypatch.setitem(EDITS, "word", in_a_word(tail))
+    server.fault = lambda n: "edit word"
+    (latent,) = ask(server, tmp_path, toy_latent(), scorers=("detection", "fuzzing"), excerpts=1)
+    assert scores_of(latent) == {"detection": 1.0, "fuzzing": 1.0}
+    assert len(server.requests) == 1 + 40 + 20
+    roles = [message["role"] for message in server.requests[-1]["messages"]]
+    assert roles == ["system", "user", "assistant", "user", "assistant", "user"], "two examples"
+    assert server.requests[-1]["messages"][-1]["content"].endswith("Answer with one word alone, true or false.")
+
+
+def test_with_one_excerpt_a_question_the_known_judges_score_as_ever(server, tmp_path):
+    (latent,) = ask(server, tmp_path / "perfect", toy_latent(), scorers=("detection", "fuzzing"), excerpts=1)
+    assert scores_of(latent) == {"detection": 1.0, "fuzzing": 1.0}
+    server.judge = nay_sayer
+    (latent,) = ask(server, tmp_path / "no", toy_latent(), scorers=("detection", "fuzzing"), excerpts=1)
+    assert scores_of(latent) == {"detection": 0.5, "fuzzing": 0.5}
+
+
+def test_a_word_about_several_excerpts_is_no_answer(server, tmp_path):
+    server.fault = lambda n: "say True." if n else None
+    (latent,) = ask(server, tmp_path, toy_latent(), scorers=("detection",), concurrency=1)
+    assert (scores_of(latent), failures_of(latent)) == ({"detection": None}, {"unparsable": 4})
+
+
+def test_a_word_that_is_cut_off_among_its_reasons_stands_and_is_counted(server, tmp_path):
+    server.fault = lambda n: {0: None, 1: "trail off Yes\n\nThe exc", 2: "trail off The exc"}.get(n, "say no")
+    (latent,) = ask(server, tmp_path, toy_latent(), scorers=("detection",), concurrency=1, excerpts=1)
+    assert judged(latent).failures == {"cut_short": 1, "length": 1}
+    counts = latent["scores"]["detection"]["counts"]
+    assert (counts["unanswered"], counts["true_positive"] + counts["false_positive"]) == (1, 1)
+
+
+def test_the_example_said_back_is_no_answer(server, tmp_path):
+    """It stands in the question, so that nobody who repeats the question has answered it."""
+
+    def says_back(n):
+        user = server.requests[n]["messages"][1]["content"]
+        return f"say {user.splitlines()[-1].partition('identifiers: ')[2]}" if n else None
+
+    server.fault = says_back
+    (latent,) = ask(server, tmp_path, toy_latent(), scorers=("detection",), concurrency=1)
+    assert '": true or false, ' in latent["answers"][1]["answer"]
+    assert (scores_of(latent), failures_of(latent)) == ({"detection": None}, {"unparsable": 4})
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("true", True), ("False.", False), (" **Yes**!\n", True), ("`no`", False), ('"true"', True),
+        ('{"abc": false}', False), ('Sure:\n```json\n{"abc": true}\n```', True), ("TRUE\n\nIt says so.", True),
+        ("", "unparsable"), ("maybe", "unparsable"), ("true or false", "unparsable"), ("not true", "unparsable"),
+        ("No, he said, and left", "unparsable"), ("True. It does not.", "unparsable"), ("1, 0", "unparsable"),
+        ("[true]", "unparsable"), ('true {"x": 1}', "unparsable"), ('{"xyz": true}', "unparsable"),
+        ("It is so:\ntrue", "unparsable"), ("```\ntrue\n```", "unparsable"), ("true\ntrue", "wrong_length"),
+        ("true\n\nfalse", "duplicate"), ('{"abc": true, "xyz": true}', "wrong_length"),
+        ('{"abc": true, "abc": true}', "duplicate"), ("I cannot help with that", "refusal"),
+    ],
+)  # fmt: skip
+def test_an_answer_about_one_excerpt_is_read_or_named_and_never_guessed(text, answer):
+    if isinstance(answer, bool):
+        assert read_verdict(text, "abc") == {"abc": answer}
+        return
+    with pytest.raises(Unreadable) as error:
+        read_verdict(text, "abc")
+    assert error.value.kind == answer
 
 
 def test_without_an_explanation_nothing_is_scored_and_the_reason_stands_there(server, tmp_path):
