@@ -56,7 +56,7 @@ def explain_question(view: View) -> Question:
     return Question(
         messages=Prompt.load(EXPLAIN).messages({"excerpts": shown}),
         schema=object_schema({"explanation": {"type": "string"}}),
-        max_tokens=100,
+        max_tokens=80,
         read=read_explanation,
         read_cut=lambda text: _own_words(whole_sentence(text)),
         excerpts=numbers,

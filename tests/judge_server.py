@@ -111,9 +111,7 @@ def served(folder: Path, log: Path | None = None) -> Iterator[tuple[str, str]]:
     Raises:
         NoJudge: it does not start.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _port(folder / "port")
     model = str((folder / "model").absolute())
     command = [folder / "venv/bin/transformers", "serve", model, "--host", "127.0.0.1", "--port", str(port)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
@@ -129,6 +127,20 @@ def served(folder: Path, log: Path | None = None) -> Iterator[tuple[str, str]]:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+
+
+def _port(kept: Path) -> int:
+    """The port of last time, if it is free: answers are cached by endpoint, and an interrupted run shall find its own."""
+    for wanted in (int(kept.read_text()) if kept.exists() else 0, 0):
+        with socket.socket() as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                free.bind(("127.0.0.1", wanted))
+            except OSError:
+                continue
+            kept.write_text(str(free.getsockname()[1]))
+            break
+    return int(kept.read_text())
 
 
 def _wait(server: "subprocess.Popen[bytes]", address: str, log: str) -> None:
