@@ -86,7 +86,7 @@ def read_explanation(text: str) -> str:
 def _own_words(explanation: str) -> str:
     """The explanation, unless it is the question or its example said back, as small models do."""
     words = _words(explanation)
-    if len(words) >= LEAST_SAID_BACK and " ".join(words) in " ".join(_words(Prompt.load(EXPLAIN).text)):
+    if len(words) >= LEAST_SAID_BACK and f" {' '.join(words)} " in f" {' '.join(_words(Prompt.load(EXPLAIN).text))} ":
         raise Unreadable("unparsable", "the question said back, not an answer")
     return explanation
 

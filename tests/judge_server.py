@@ -16,7 +16,7 @@ import time
 import urllib.request
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -130,14 +130,11 @@ def served(folder: Path, log: Path | None = None) -> Iterator[tuple[str, str]]:
 
 
 def _port(kept: Path) -> int:
-    """The port of last time, if it is free: answers are cached by endpoint, and an interrupted run shall find its own."""
+    """The port of last time, if it is free: answers are cached by endpoint, and a run that goes on shall find its own."""
     for wanted in (int(kept.read_text()) if kept.exists() else 0, 0):
-        with socket.socket() as free:
+        with suppress(OSError), socket.socket() as free:
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                free.bind(("127.0.0.1", wanted))
-            except OSError:
-                continue
+            free.bind(("127.0.0.1", wanted))
             kept.write_text(str(free.getsockname()[1]))
             break
     return int(kept.read_text())
