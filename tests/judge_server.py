@@ -130,7 +130,7 @@ def served(folder: Path, log: Path | None = None) -> Iterator[tuple[str, str]]:
 
 
 def _port(kept: Path) -> int:
-    """The port of last time, if it is free: answers are cached by endpoint, and a run that goes on shall find its own."""
+    """The port of last time, if it is free: answers are cached by endpoint, and a later run shall find its own."""
     for wanted in (int(kept.read_text()) if kept.exists() else 0, 0):
         with suppress(OSError), socket.socket() as free:
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -30,9 +30,15 @@ def test_a_real_server_answers_every_question_or_its_failure_is_counted(tmp_path
         prepare(folder)
         with served(folder, tmp_path / "serve.log") as (base_url, model):
             latents = ask(
-                There(base_url), tmp_path, toy_latent(), scorers=("detection",), concurrency=1, timeout=300, model=model,
+                There(base_url),
+                tmp_path,
+                toy_latent(),
+                scorers=("detection",),
+                concurrency=1,
+                timeout=300,
+                model=model,
                 excerpts=1,
-            )  # fmt: skip
+            )
     except NoJudge as reason:
         pytest.skip(f"no SmolLM2 here: {reason}")
     (latent,) = latents
