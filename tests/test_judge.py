@@ -453,7 +453,7 @@ def test_a_process_that_is_killed_loses_no_answer(server, tmp_path, number):
     assert reached.wait(120)
     __import__("time").sleep(0.5)
     child.send_signal(number)
-    child.wait(30)
+    child.wait(120)
     answered = list(server.answered)
     assert len(answered) == 20
     server.fault, server.answered = (lambda n: None), []
