@@ -84,15 +84,18 @@ def read_explanation(text: str) -> str:
 
 
 def _own_words(explanation: str) -> str:
-    """The explanation, unless it is the question or its example said back, as small models do."""
-    words = _words(explanation)
-    if len(words) >= LEAST_SAID_BACK and f" {' '.join(words)} " in f" {' '.join(_words(Prompt.load(EXPLAIN).text))} ":
+    """The explanation, unless it is the question said back, or the answer of its example, as small models do."""
+    prompt = Prompt.load(EXPLAIN)
+    said = _words(explanation)
+    question = len(said.split()) >= LEAST_SAID_BACK and said in _words(prompt.text)
+    if question or any(_words(answer) in said for _, answer in prompt.examples):
         raise Unreadable("unparsable", "the question said back, not an answer")
     return explanation
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+def _words(text: str) -> str:
+    """The words alone, with a space on either side."""
+    return " ".join(["", *re.findall(r"\w+", text.lower()), ""])
 
 
 async def ask_about(judge: Judge, panel: Panel, latent: Latent, tally: Tally) -> Latent:

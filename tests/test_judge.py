@@ -261,11 +261,28 @@ def test_without_an_explanation_nothing_is_scored_and_the_reason_stands_there(se
     assert len(server.requests) == 1
 
 
-def test_the_question_said_back_is_no_explanation(server, tmp_path):
-    server.fault = lambda n: 'say {"explanation": "one sentence of at most 30 words"}'
+@pytest.mark.parametrize(
+    "fault",
+    [
+        'say {"explanation": "one sentence of at most 30 words"}', "say One sentence of at most 30 words.",
+        'say {"explanation": "Names of musical instruments that are played with a bow."}',
+        "say They are names of musical instruments that are played with a bow.",
+        "trail off Names of musical instruments that are played with a bow. And",
+    ],
+)  # fmt: skip
+def test_the_question_or_its_example_said_back_is_no_explanation(server, tmp_path, fault):
+    server.fault = lambda n: fault
     (latent,) = ask(server, tmp_path, toy_latent())
     assert (latent["explanation"], failures_of(latent)) == (None, {"unparsable": 1})
-    assert "one sentence of at most 30 words" in server.requests[0]["messages"][1]["content"]
+    prompt = "".join(message["content"] for message in server.requests[0]["messages"])
+    assert "one sentence of at most 30 words" in prompt
+    assert "Names of musical instruments that are played with a bow." in prompt
+
+
+def test_words_that_the_prompt_also_has_may_explain(server, tmp_path):
+    server.fault = lambda n: "say Names of musical instruments, such as a bow." if n == 0 else None
+    (latent,) = ask(server, tmp_path, toy_latent(), scorers=("detection",))
+    assert latent["explanation"] == "Names of musical instruments, such as a bow."
 
 
 def test_a_rerun_asks_for_nothing(server, tmp_path):
@@ -450,7 +467,7 @@ def test_a_process_that_is_killed_loses_no_answer(server, tmp_path, number):
     server.fault = stop
     code = CHILD.format(tests=str(Path(__file__).parent), url=server.base_url, folder=str(tmp_path))
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, env=dict(os.environ))
-    assert reached.wait(120)
+    assert reached.wait(400)
     __import__("time").sleep(0.5)
     child.send_signal(number)
     child.wait(120)
