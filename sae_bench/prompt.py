@@ -52,7 +52,7 @@ class Prompt:
         (system,), (user,), one = parts["system"], parts["user"], parts.get("one")
         examples = zip(parts.get("example", ()), parts.get("answer", ()), strict=True)
         digest = hashlib.sha256(content.encode()).hexdigest()
-        return Prompt(name, first.split()[1], digest, system, user, one and one[0], tuple(examples))
+        return Prompt(name, first.split()[1], digest, system, user, one[0] if one else None, tuple(examples))
 
     @property
     def text(self) -> str:
