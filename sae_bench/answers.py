@@ -1,7 +1,8 @@
 """Reading what a judge answered: by schema, tolerant of what stands around it, and never guessing.
 
-An answer is a JSON object of the shape that was asked for. It may stand in a code block or among words; everything else
-- a refusal, broken JSON, identifiers that were not given, missing or doubled ones - is a failure with a name.
+An answer is a JSON object of the shape that was asked for. It may stand in a code block or among words; about one
+excerpt alone it may be the word by itself. Everything else - a refusal, broken JSON, identifiers that were not given,
+missing or doubled ones - is a failure with a name.
 """
 
 import json
@@ -11,15 +12,13 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-ASKED_FOR = "one sentence of at most 30 words"
-"""What stands in the explainer's prompt for its sentence; small models say just that."""
-
 _REFUSAL = re.compile(
     r"\W*(?:i(?:'m| am)(?: very)? (?:sorry|unable|not able)|sorry\b|as an ai\b"
     r"|i (?:cannot|can't|can not|won't|will not)\b)",
     re.IGNORECASE,
 )
 _TRUE, _FALSE = {"true", "yes", "1"}, {"false", "no", "0"}
+_ONE_WORD = re.compile(r"[\s\"'`*]*(true|false|yes|no)[\s\"'`*.!]*", re.IGNORECASE)
 
 
 class Unreadable(Exception):
@@ -108,6 +107,45 @@ def _boolean(value: Any) -> bool:
     return word in _TRUE
 
 
+def read_verdict(text: str, identifier: str) -> dict[str, bool]:
+    """The answer about one excerpt: {"identifier": true or false}, or that word by itself on the first line.
+
+    Reasons may follow on other lines. A word at the head of a sentence is no answer: an excerpt that is said back may
+    begin with one.
+
+    Raises:
+        Unreadable: it is neither, or the word is taken back.
+    """
+    try:
+        return read_json(text, booleans([identifier]))
+    except Unreadable as error:
+        if error.kind != "unparsable" or "{" in text:
+            raise
+        lines = text.strip().splitlines()
+        words = [match[1] for match in map(_ONE_WORD.fullmatch, lines) if match]
+        if not words or not _ONE_WORD.fullmatch(lines[0]):
+            raise
+        if len(words) > 1:
+            kind = "wrong_length" if len({_boolean(word) for word in words}) == 1 else "duplicate"
+            raise Unreadable(kind, f"{len(words)} answers about one excerpt") from None
+        return {identifier: _boolean(words[0])}
+
+
+def cut_verdict(text: str, identifier: str) -> dict[str, bool]:
+    """`read_verdict` of an answer that was cut off among its reasons.
+
+    Raises:
+        Unreadable: it is cut off before its first line is whole, or there is no answer in it.
+    """
+    whole, newline, _ = text.rstrip("\n").rpartition("\n")
+    if not newline:
+        raise Unreadable("length", "cut off within its first line")
+    try:
+        return read_verdict(whole, identifier)
+    except Unreadable as error:
+        raise Unreadable("length" if error.kind == "unparsable" else error.kind, str(error)) from None
+
+
 def subset(identifiers: Sequence[str]) -> Callable[[dict[str, Any]], dict[str, bool]]:
     """The shape {"active": [some identifiers]}."""
 
@@ -162,8 +200,6 @@ def sentence(longest: int = 400) -> Callable[[dict[str, Any]], str]:
             raise Unreadable("unparsable", 'no text "explanation"')
         if is_refusal(text):
             raise Unreadable("refusal", "refused in words")
-        if text.strip() == ASKED_FOR:
-            raise Unreadable("unparsable", "the question, not an answer")
         return " ".join(text.split())[:longest]
 
     return shape

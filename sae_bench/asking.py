@@ -5,6 +5,7 @@ as soon as its last answer is there.
 """
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from sae_bench.task import JudgedLatent
 
 STRONGEST = 10
 """Activations are shown to the explainer as whole numbers up to this."""
+
+LEAST_SAID_BACK = 5
+"""So many words in a row of the explainer's prompt are no explanation; fewer may be one by chance."""
 
 PLACEHOLDER = "words that have to do with something of about this length, a sentence for the estimate of what it costs"
 
@@ -52,9 +56,9 @@ def explain_question(view: View) -> Question:
     return Question(
         messages=Prompt.load(EXPLAIN).messages({"excerpts": shown}),
         schema=object_schema({"explanation": {"type": "string"}}),
-        max_tokens=100,
+        max_tokens=80,
         read=read_explanation,
-        read_cut=whole_sentence,
+        read_cut=lambda text: _own_words(whole_sentence(text)),
         excerpts=numbers,
     )
 
@@ -71,12 +75,27 @@ def _shown(excerpt: Excerpt, maximum: float) -> dict[str, Any]:
 def read_explanation(text: str) -> str:
     """The explanation: as JSON, or, from a judge that cannot write it, the text as it is."""
     try:
-        return read_json(text, sentence())
+        return _own_words(read_json(text, sentence()))
     except Unreadable as error:
         plain = " ".join(text.split())
         if error.kind == "unparsable" and plain and not {"{", "<"} & set(plain):
-            return plain[:400]
+            return _own_words(plain[:400])
         raise
+
+
+def _own_words(explanation: str) -> str:
+    """The explanation, unless it is the question said back, or the answer of its example, as small models do."""
+    prompt = Prompt.load(EXPLAIN)
+    said = _words(explanation)
+    question = len(said.split()) >= LEAST_SAID_BACK and said in _words(prompt.text)
+    if question or any(_words(answer) in said for _, answer in prompt.examples):
+        raise Unreadable("unparsable", "the question said back, not an answer")
+    return explanation
+
+
+def _words(text: str) -> str:
+    """The words alone, with a space on either side."""
+    return " ".join(["", *re.findall(r"\w+", text.lower()), ""])
 
 
 async def ask_about(judge: Judge, panel: Panel, latent: Latent, tally: Tally) -> Latent:
@@ -91,7 +110,7 @@ async def ask_about(judge: Judge, panel: Panel, latent: Latent, tally: Tally) ->
         if explained.failure is not None:
             scores[name] = {"value": None, "n": 0, "counts": {}, "note": f"no explanation: {explained.failure}"}
             continue
-        questions = scorer.questions(view, explained.value)
+        questions = scorer.questions(view, explained.value, panel.excerpts_per_question)
         replies = await asyncio.gather(*(_ask(judge, panel.scorer, one, tally) for one in questions))
         answers += [_record(name, "score", *pair) for pair in zip(questions, replies, strict=True)]
         scores[name] = scorer.mark(questions, replies).to_json()
@@ -148,5 +167,5 @@ def expected_calls(panel: Panel, latent: Latent) -> Iterator[Call]:
     view = view_of(latent)
     yield call_of(panel.explainer, explain_question(view))
     for name in panel.scorers:
-        for question in SCORERS[name].questions(view, PLACEHOLDER):
+        for question in SCORERS[name].questions(view, PLACEHOLDER, panel.excerpts_per_question):
             yield call_of(panel.scorer, question)

@@ -80,6 +80,7 @@ def bench(
     judge_base_url: Annotated[str | None, Parameter(group=INTERPRET)] = None,
     explainer_model: Annotated[str | None, Parameter(group=INTERPRET)] = None,
     explainer_base_url: Annotated[str | None, Parameter(group=INTERPRET)] = None,
+    judge_excerpts: Annotated[int | None, Parameter(group=INTERPRET)] = None,
     judge_budget: Annotated[str | None, Parameter(group=INTERPRET)] = None,
     judge_prices: Annotated[str | None, Parameter(group=INTERPRET)] = None,
     judge_concurrency: Annotated[int | None, Parameter(group=INTERPRET)] = None,
@@ -171,6 +172,8 @@ def bench(
         Another model for the explanations.
     explainer_base_url
         Another endpoint for the explanations.
+    judge_excerpts
+        Excerpts in one question of detection or fuzzing; 1 for a small model. Default: 10.
     judge_budget
         The most that judging may cost in this command: $5 or 2M tokens.
     judge_prices
@@ -220,7 +223,8 @@ def bench(
         "compile": compile, "limit": limit, "checkpoint_every": checkpoint_every,
         "n_latents": latents, "interp_tokens": interp_tokens, "hard_negatives": hard_negatives, "chance": chance,
         "scorers": autointerp_scorers, "judge_model": judge_model, "judge_base_url": judge_base_url,
-        "explainer_model": explainer_model, "explainer_base_url": explainer_base_url, "judge_budget": judge_budget,
+        "explainer_model": explainer_model, "explainer_base_url": explainer_base_url, "judge_excerpts": judge_excerpts,
+        "judge_budget": judge_budget,
         "judge_prices": judge_prices, "judge_concurrency": judge_concurrency, "judge_timeout": judge_timeout,
     }  # fmt: skip
     if suite.get("trust_remote_code") and trust_remote_code is None:

@@ -59,6 +59,8 @@ class JudgeConfig(BaseModel):
     judge_base_url: str | None = None
     explainer_model: str | None = None
     explainer_base_url: str | None = None
+    judge_excerpts: Annotated[int, Field(gt=0)] = 10
+    """The most excerpts that one question of detection or fuzzing is about."""
     judge_budget: Annotated[str, BeforeValidator(_checked_budget)] | None = None
     judge_prices: str | None = None
     judge_concurrency: Annotated[int, Field(gt=0)] = 8

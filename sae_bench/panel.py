@@ -27,6 +27,7 @@ class Panel:
     explainer: Endpoint
     scorer: Endpoint
     scorers: Sequence[ScorerName]
+    excerpts_per_question: int = 10
 
     @property
     def prompts(self) -> dict[str, dict[str, str]]:
@@ -43,7 +44,7 @@ def panel_of(config: RunConfig) -> Panel | None:
     )
     if any(endpoint.base_url == OPENAI and not endpoint.key for endpoint in (scorer, explainer)):
         return None
-    return Panel(explainer, scorer, config.scorers)
+    return Panel(explainer, scorer, config.scorers, config.judge_excerpts)
 
 
 def meter_of(config: RunConfig, panel: Panel) -> Meter:
@@ -63,6 +64,7 @@ def judge_settings(config: RunConfig, panel: Panel | None) -> dict[str, Any] | N
         "explainer": {"model": panel.explainer.model, "base_url": redact(panel.explainer.base_url)},
         "scorers": list(panel.scorers),
         "prompts": panel.prompts,
+        "excerpts_per_question": panel.excerpts_per_question,
         "collection": COLLECTION_VERSION,
         "n_latents": config.latents_wanted,
         "interp_tokens": config.interp_tokens_wanted,

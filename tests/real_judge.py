@@ -31,7 +31,7 @@ def main(folder: Path) -> int:
     with served(folder) as (address, model):
         began = time.monotonic()
         judge = ["--judge-model", model, "--judge-base-url", address, "--judge-concurrency", "1",
-                 "--judge-timeout", "600", *sys.argv[2:]]  # fmt: skip
+                 "--judge-timeout", "600", "--judge-excerpts", "1", *sys.argv[2:]]  # fmt: skip
         code = subprocess.run([*command, *judge], cwd=folder, check=False).returncode
         print(f"judged in {time.monotonic() - began:.0f} s")
     return code

@@ -23,7 +23,8 @@ FLAGS = set(
     --l0 --sparsity --seed --dataset --text-column --tokens --reuse --eval-tokens --eval-skip --context-size
     --batch-size --buffer-tokens --out --device --kernels --compile --limit --checkpoint-every --overwrite
     --latents --interp-tokens --hard-negatives --chance --autointerp-scorers --judge-model --judge-base-url
-    --explainer-model --explainer-base-url --judge-budget --judge-prices --judge-concurrency --judge-timeout
+    --explainer-model --explainer-base-url --judge-excerpts --judge-budget --judge-prices --judge-concurrency
+    --judge-timeout
     --extend-tokens --emit --log-to --dry-run --quiet
     """.split()  # noqa: SIM905
 )

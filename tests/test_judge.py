@@ -4,16 +4,18 @@ import asyncio
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from fake_judge import FakeJudge, coin, fake_judge, nay_sayer
+from fake_judge import EDITS, FakeJudge, coin, fake_judge, nay_sayer
 from toy_latents import toy_latent
 
 from sae_bench import judge as judge_module
+from sae_bench.answers import Unreadable, read_verdict
 from sae_bench.asking import Tally, ask_about, judged
 from sae_bench.judge import Endpoint, Judge, JudgeUnusable
 from sae_bench.judge_config import Budget
@@ -35,14 +37,14 @@ def server():
 
 
 def ask(fake: FakeJudge, folder: Path, *latents, scorers=ALL, budget=None, concurrency=4, timeout=5.0, tally=None,
-        model="toy"):  # fmt: skip
+        model="toy", excerpts=10):  # fmt: skip
     """The latents with what the judge made of them."""
     endpoint = Endpoint(model, fake.base_url)
     meter = Meter(budget or Budget(), {"toy": Price(1.0, 10.0)})
 
     async def run():
         judge = Judge(folder / "cache", meter, concurrency=concurrency, timeout=timeout)
-        panel = Panel(endpoint, endpoint, scorers)
+        panel = Panel(endpoint, endpoint, scorers, excerpts)
         try:
             return await asyncio.gather(*(ask_about(judge, panel, latent, tally or Tally({})) for latent in latents))
         finally:
@@ -83,12 +85,22 @@ def test_a_judge_that_always_says_no_has_one_half_and_saebench_gives_it_ten_of_f
     assert latent["scores"]["simulation"]["note"] == "undefined: constant prediction"
 
 
-def test_a_coin_has_one_half_within_its_interval(server, tmp_path):
+def test_a_coin_has_one_half_within_its_interval_and_scatters_as_a_coin_does(server, tmp_path):
+    """Who says no to everything has the right mean as well, but every latent at one half; a coin's lie about it.
+
+    Which scores a coin gets is fixed: it falls by the question's text.
+    """
     server.judge = coin()
     latents = ask(server, tmp_path, *(toy_latent(i) for i in range(12)), scorers=("detection", "fuzzing"))
-    for name, n in (("detection", 12 * 40), ("fuzzing", 12 * 20)):
-        mean = sum(scores_of(latent)[name] for latent in latents) / len(latents)
-        assert mean == pytest.approx(0.5, abs=3 * 0.5 / n**0.5)
+    for name, n in (("detection", 40), ("fuzzing", 20)):
+        scores = [scores_of(latent)[name] for latent in latents]
+        assert statistics.mean(scores) == pytest.approx(0.5, abs=3 * 0.5 / (12 * n) ** 0.5)
+        assert sum(score != 0.5 for score in scores) >= 6
+        assert 0.5 < statistics.stdev(scores) / (0.5 / n**0.5) < 1.6
+        for latent in latents:
+            counts = latent["scores"][name]["counts"]
+            assert counts.pop("unanswered") == 0
+            assert min(counts.values()) > 0, "a coin is right and wrong on both sides"
 
 
 def test_an_explanation_that_trails_off_is_read_up_to_its_whole_sentence_and_counted(server, tmp_path):
@@ -161,6 +173,85 @@ def test_an_answer_among_words_is_read(server, tmp_path):
     assert scores_of(latent) == pytest.approx(dict.fromkeys(ALL, 1.0))
 
 
+def in_a_word(tail):
+    """A judge that answers about one excerpt as small models do."""
+
+    def said(text: str) -> str:
+        content = json.loads(text)
+        return text if "explanation" in content else f"{'True' if content.popitem()[1] else 'False'}.{tail}"
+
+    return said
+
+
+@pytest.mark.parametrize("tail", ["", "\n\nThe excerpt is what it is, true to its word.\n"])
+def test_about_one_excerpt_a_word_is_answer_enough(server, tmp_path, monkeypatch, tail):
+    monkeypatch.setitem(EDITS, "word", in_a_word(tail))
+    server.fault = lambda n: "edit word"
+    (latent,) = ask(server, tmp_path, toy_latent(), scorers=("detection", "fuzzing"), excerpts=1)
+    assert scores_of(latent) == {"detection": 1.0, "fuzzing": 1.0}
+    assert len(server.requests) == 1 + 40 + 20
+    roles = [message["role"] for message in server.requests[-1]["messages"]]
+    assert roles == ["system", "user", "assistant", "user", "assistant", "user"], "two examples"
+    assert server.requests[-1]["messages"][-1]["content"].endswith("Answer with one word alone, true or false.")
+
+
+def test_with_one_excerpt_a_question_the_known_judges_score_as_ever(server, tmp_path):
+    (latent,) = ask(server, tmp_path / "perfect", toy_latent(), scorers=("detection", "fuzzing"), excerpts=1)
+    assert scores_of(latent) == {"detection": 1.0, "fuzzing": 1.0}
+    server.judge = nay_sayer
+    (latent,) = ask(server, tmp_path / "no", toy_latent(), scorers=("detection", "fuzzing"), excerpts=1)
+    assert scores_of(latent) == {"detection": 0.5, "fuzzing": 0.5}
+
+
+def test_a_word_about_several_excerpts_is_no_answer(server, tmp_path):
+    server.fault = lambda n: "say True." if n else None
+    (latent,) = ask(server, tmp_path, toy_latent(), scorers=("detection",), concurrency=1)
+    assert (scores_of(latent), failures_of(latent)) == ({"detection": None}, {"unparsable": 4})
+
+
+def test_a_word_that_is_cut_off_among_its_reasons_stands_and_is_counted(server, tmp_path):
+    server.fault = lambda n: {0: None, 1: "trail off Yes\n\nThe exc", 2: "trail off The exc"}.get(n, "say no")
+    (latent,) = ask(server, tmp_path, toy_latent(), scorers=("detection",), concurrency=1, excerpts=1)
+    assert judged(latent).failures == {"cut_short": 1, "length": 1}
+    counts = latent["scores"]["detection"]["counts"]
+    assert (counts["unanswered"], counts["true_positive"] + counts["false_positive"]) == (1, 1)
+
+
+def test_the_example_said_back_is_no_answer(server, tmp_path):
+    """It stands in the question, so that nobody who repeats the question has answered it."""
+
+    def says_back(n):
+        user = server.requests[n]["messages"][1]["content"]
+        return f"say {user.splitlines()[-1].partition('identifiers: ')[2]}" if n else None
+
+    server.fault = says_back
+    (latent,) = ask(server, tmp_path, toy_latent(), scorers=("detection",), concurrency=1)
+    assert '": true or false, ' in latent["answers"][1]["answer"]
+    assert (scores_of(latent), failures_of(latent)) == ({"detection": None}, {"unparsable": 4})
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("true", True), ("False.", False), (" **Yes**!\n", True), ("`no`", False), ('"true"', True),
+        ('{"abc": false}', False), ('Sure:\n```json\n{"abc": true}\n```', True), ("TRUE\n\nIt says so.", True),
+        ("", "unparsable"), ("maybe", "unparsable"), ("true or false", "unparsable"), ("not true", "unparsable"),
+        ("No, he said, and left", "unparsable"), ("True. It does not.", "unparsable"), ("1, 0", "unparsable"),
+        ("[true]", "unparsable"), ('true {"x": 1}', "unparsable"), ('{"xyz": true}', "unparsable"),
+        ("It is so:\ntrue", "unparsable"), ("```\ntrue\n```", "unparsable"), ("true\ntrue", "wrong_length"),
+        ("true\n\nfalse", "duplicate"), ('{"abc": true, "xyz": true}', "wrong_length"),
+        ('{"abc": true, "abc": true}', "duplicate"), ("I cannot help with that", "refusal"),
+    ],
+)  # fmt: skip
+def test_an_answer_about_one_excerpt_is_read_or_named_and_never_guessed(text, answer):
+    if isinstance(answer, bool):
+        assert read_verdict(text, "abc") == {"abc": answer}
+        return
+    with pytest.raises(Unreadable) as error:
+        read_verdict(text, "abc")
+    assert error.value.kind == answer
+
+
 def test_without_an_explanation_nothing_is_scored_and_the_reason_stands_there(server, tmp_path):
     server.fault = lambda n: "refusal"
     (latent,) = ask(server, tmp_path, toy_latent())
@@ -170,11 +261,28 @@ def test_without_an_explanation_nothing_is_scored_and_the_reason_stands_there(se
     assert len(server.requests) == 1
 
 
-def test_the_question_said_back_is_no_explanation(server, tmp_path):
-    server.fault = lambda n: 'say {"explanation": "one sentence of at most 30 words"}'
+@pytest.mark.parametrize(
+    "fault",
+    [
+        'say {"explanation": "one sentence of at most 30 words"}', "say One sentence of at most 30 words.",
+        'say {"explanation": "Names of musical instruments that are played with a bow."}',
+        "say They are names of musical instruments that are played with a bow.",
+        "trail off Names of musical instruments that are played with a bow. And",
+    ],
+)  # fmt: skip
+def test_the_question_or_its_example_said_back_is_no_explanation(server, tmp_path, fault):
+    server.fault = lambda n: fault
     (latent,) = ask(server, tmp_path, toy_latent())
     assert (latent["explanation"], failures_of(latent)) == (None, {"unparsable": 1})
-    assert "one sentence of at most 30 words" in server.requests[0]["messages"][1]["content"]
+    prompt = "".join(message["content"] for message in server.requests[0]["messages"])
+    assert "one sentence of at most 30 words" in prompt
+    assert "Names of musical instruments that are played with a bow." in prompt
+
+
+def test_words_that_the_prompt_also_has_may_explain(server, tmp_path):
+    server.fault = lambda n: "say Names of musical instruments, such as a bow." if n == 0 else None
+    (latent,) = ask(server, tmp_path, toy_latent(), scorers=("detection",))
+    assert latent["explanation"] == "Names of musical instruments, such as a bow."
 
 
 def test_a_rerun_asks_for_nothing(server, tmp_path):
@@ -204,7 +312,7 @@ def test_a_damaged_cache_entry_is_asked_for_again(server, tmp_path):
 
 
 def test_no_more_requests_are_under_way_than_allowed(server, tmp_path):
-    server.delay = 0.02
+    server.delay = 0.1
     ask(server, tmp_path, *(toy_latent(i) for i in range(3)), concurrency=3)
     assert server.most_under_way == 3
 
@@ -359,10 +467,10 @@ def test_a_process_that_is_killed_loses_no_answer(server, tmp_path, number):
     server.fault = stop
     code = CHILD.format(tests=str(Path(__file__).parent), url=server.base_url, folder=str(tmp_path))
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, env=dict(os.environ))
-    assert reached.wait(120)
+    assert reached.wait(400)
     __import__("time").sleep(0.5)
     child.send_signal(number)
-    child.wait(30)
+    child.wait(120)
     answered = list(server.answered)
     assert len(answered) == 20
     server.fault, server.answered = (lambda n: None), []

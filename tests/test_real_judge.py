@@ -30,13 +30,24 @@ def test_a_real_server_answers_every_question_or_its_failure_is_counted(tmp_path
         prepare(folder)
         with served(folder, tmp_path / "serve.log") as (base_url, model):
             latents = ask(
-                There(base_url), tmp_path, toy_latent(), scorers=("detection",), concurrency=1, timeout=300, model=model
+                There(base_url),
+                tmp_path,
+                toy_latent(),
+                scorers=("detection",),
+                concurrency=1,
+                timeout=300,
+                model=model,
+                excerpts=1,
             )
     except NoJudge as reason:
         pytest.skip(f"no SmolLM2 here: {reason}")
     (latent,) = latents
-    assert len(latent["answers"]) in (1, 5)
+    assert len(latent["answers"]) in (1, 1 + 40)
     assert latent["explanation"] is not None or latent["answers"][0]["failure"] in KNOWN
     for answer in latent["answers"]:
         assert answer["failure"] is None or answer["failure"] in KNOWN
         assert answer["answer"] is not None or answer["failure"] == "timeout", "the server did answer"
+    if latent["explanation"] is not None:
+        read = [answer["failure"] is None for answer in latent["answers"][1:]]
+        assert sum(read) >= 20, "about one excerpt even a small model answers in shape"
+        assert sum(latent["scores"]["detection"]["counts"].values()) == 40

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from sae_bench.answers import booleans, cut_verdict, read_json, read_verdict
 from sae_bench.excerpts import Excerpt, drawer
 from sae_bench.judge import Answer
-from sae_bench.prompt import Message, Prompt
+from sae_bench.prompt import Message, Prompt, identifiers
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,11 @@ class Scorer(ABC):
         return Prompt.load(self.name)
 
     @abstractmethod
-    def questions(self, view: View, explanation: str) -> list[Question]:
-        """What to ask; empty if the latent has too few excerpts for it."""
+    def questions(self, view: View, explanation: str, at_most: int) -> list[Question]:
+        """What to ask; empty if the latent has too few excerpts for it.
+
+        `at_most`: excerpts in one question, where the scorer does not decide that itself.
+        """
 
     @abstractmethod
     def mark(self, questions: Sequence[Question], answers: Sequence[Answer]) -> Verdict:
@@ -109,6 +113,32 @@ def balanced_accuracy(questions: Sequence[Question], answers: Sequence[Answer]) 
         return Verdict(None, n_true + n_false, counts, "undefined: no answers on one of the two sides")
     value = (counts["true_positive"] / n_true + counts["true_negative"] / n_false) / 2
     return Verdict(value, n_true + n_false, counts)
+
+
+def yes_or_no(
+    prompt: Prompt, explanation: str, excerpts: Sequence[Any], numbers: Sequence[int], truth: Sequence[bool]
+) -> Question:
+    """A question about some excerpts, to be answered with true or false under the identifier of each.
+
+    About one alone the word itself is answer enough: there is nothing that it could be mistaken for.
+    """
+    names = identifiers(excerpts)
+    one = len(names) == 1
+    return Question(
+        messages=prompt.messages(
+            {"explanation": explanation, "excerpts": dict(zip(names, excerpts, strict=True))},
+            one=one,
+            count=len(names),
+            # Not an answer: whoever says it back has given none.
+            example="{" + ", ".join(f'"{name}": true or false' for name in names[:2]) + ", ...}",
+        ),
+        schema=object_schema({name: {"type": "boolean"} for name in names}),
+        max_tokens=20 if one else 32 + 16 * len(names),
+        read=lambda text: read_verdict(text, names[0]) if one else read_json(text, booleans(names)),
+        read_cut=(lambda text: cut_verdict(text, names[0])) if one else None,
+        excerpts=numbers,
+        truth=truth,
+    )
 
 
 def portions(numbers: list[int], size: int, draw: random.Random) -> Iterator[list[int]]:

@@ -4,17 +4,12 @@ In half of the firing excerpts the active tokens are marked, in the other half a
 what the explanation describes, so that only the place can tell them apart; balanced accuracy.
 """
 
-import json
 from collections.abc import Sequence
 from itertools import groupby
 
-from sae_bench.answers import booleans, read_json
 from sae_bench.excerpts import Excerpt
 from sae_bench.judge import Answer
-from sae_bench.prompt import identifiers
-from sae_bench.scorers.base import Question, Scorer, Verdict, View, balanced_accuracy, object_schema, portions
-
-PER_QUESTION = 10
+from sae_bench.scorers.base import Question, Scorer, Verdict, View, balanced_accuracy, portions, yes_or_no
 
 Part = str | dict[str, str]
 
@@ -22,7 +17,7 @@ Part = str | dict[str, str]
 class Fuzzing(Scorer):
     name = "fuzzing"
 
-    def questions(self, view: View, explanation: str) -> list[Question]:
+    def questions(self, view: View, explanation: str, at_most: int) -> list[Question]:
         draw = view.draw(self.name)
         active = view.scoring("decile")
         # An excerpt without silent tokens can only be marked rightly.
@@ -39,26 +34,9 @@ class Fuzzing(Scorer):
                 tokens = draw.sample(silent, min(len(tokens), len(silent)))
             marked[i] = mark_tokens(excerpt, set(tokens))
         return [
-            self._question(explanation, numbers, [marked[i] for i in numbers], [i not in lies for i in numbers])
-            for numbers in portions(list(active), PER_QUESTION, draw)
+            yes_or_no(self.prompt, explanation, [marked[i] for i in numbers], numbers, [i not in lies for i in numbers])
+            for numbers in portions(list(active), at_most, draw)
         ]
-
-    def _question(
-        self, explanation: str, numbers: list[int], excerpts: list[list[Part]], truth: list[bool]
-    ) -> Question:
-        names = identifiers(excerpts)
-        return Question(
-            messages=self.prompt.messages(
-                {"explanation": explanation, "excerpts": dict(zip(names, excerpts, strict=True))},
-                count=len(names),
-                example=json.dumps({name: i % 3 == 0 for i, name in enumerate(names)}),
-            ),
-            schema=object_schema({name: {"type": "boolean"} for name in names}),
-            max_tokens=32 + 16 * len(names),
-            read=lambda text: read_json(text, booleans(names)),
-            excerpts=numbers,
-            truth=truth,
-        )
 
     def mark(self, questions: Sequence[Question], answers: Sequence[Answer]) -> Verdict:
         return balanced_accuracy(questions, answers)

@@ -17,7 +17,7 @@ N_TOP, N_WEIGHTED, N_SILENT = 2, 2, 10
 class SAEBenchDetection(Scorer):
     name = "saebench_detection"
 
-    def questions(self, view: View, explanation: str) -> list[Question]:
+    def questions(self, view: View, explanation: str, at_most: int) -> list[Question]:
         draw = view.draw(self.name)
         top, deciles, silent = (view.scoring(kind) for kind in ("top", "decile", "silent"))
         weighted: list[int] = []

@@ -22,7 +22,7 @@ N_FIRING, N_SILENT = 5, 5
 class Simulation(Scorer):
     name = "simulation"
 
-    def questions(self, view: View, explanation: str) -> list[Question]:
+    def questions(self, view: View, explanation: str, at_most: int) -> list[Question]:
         draw = view.draw(self.name)
         firing, silent = view.scoring("decile"), view.scoring("silent", "hard")
         if not firing or not silent:
