@@ -441,7 +441,8 @@ def test_odd_tokens_are_tokens(server, tmp_path, text):
 
 
 CHILD = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_judge import ask
