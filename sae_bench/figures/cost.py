@@ -56,6 +56,6 @@ def cost(saes: Sequence[SAE], labels: Sequence[str]) -> Figure | None:
             (handles[label],) = axes.plot(*zip(*points, strict=True), **line_of(looks(labels)[label]))
         axes.set_xlabel(title)
         axes.set_ylabel("delta LM loss (nats per token) ↓")
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.05 * axes.dataLim.x1)
     legend_above(figure, handles)
     return figure  # type: ignore[no-any-return]
