@@ -348,22 +348,20 @@ def test_frequent_latents_are_less_interpretable_or_not_as_planted(slope, verdic
 
 
 def test_the_rank_correlation_and_its_interval_are_the_textbooks():
-    """Scores that fall with every frequency but one swapped pair: rho = 1 - 6 sum(d^2) / (n (n^2 - 1))."""
-    swapped = {39: 40, 40: 39}
+    """The halves of 40 ranks change places, each by 20: rho = 1 - 6 sum(d^2) / (n (n^2 - 1)) = -.501."""
     records = judged(
-        simulated(0, {"a": 0.0}, n_seeds=1, targets=(16,)),
-        lambda one, f, deviate: -float(swapped.get(round(f * 40), round(f * 40))),
+        simulated(0, {"a": 0.0}, n_seeds=1, targets=(16,)), lambda one, f, deviate: float((round(f * 40) + 19) % 40)
     )
     (panel,) = panels(records, ["loss"])
     (number,) = falls_with_frequency(("detection",), "claim")(panel, ()).numbers
-    rho = 1 - 6 * 2 / (40 * (40**2 - 1))
+    rho = 1 - 6 * 40 * 20**2 / (40 * (40**2 - 1))
     half = 1.959964 * ((1 + rho**2 / 2) / 37) ** 0.5
-    low, high = np.tanh(-np.arctanh(rho) - half), np.tanh(-np.arctanh(rho) + half)
-    assert f"= {-rho:.3g} [{low:.3g}, {high:.3g}] over 40 latents" in number
+    low, high = np.tanh(np.arctanh(rho) - half), np.tanh(np.arctanh(rho) + half)
+    assert f"= {rho:.3g} [{low:.3g}, {high:.3g}] over 40 latents" in number
 
 
 @pytest.mark.parametrize(
-    ("less", "noise", "verdict"), [(0.0, 0.02, "holds"), (0.2, 0.02, "does not hold"), (0.0, 0.9, "cannot tell")]
+    ("less", "noise", "verdict"), [(0.0, 0.02, "holds"), (0.2, 0.02, "does not hold"), (0.0, 0.2, "cannot tell")]
 )
 def test_architectures_are_about_equally_interpretable_or_not_as_planted(less, noise, verdict):
     alike = simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=3)
