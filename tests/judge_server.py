@@ -114,7 +114,8 @@ def served(folder: Path, log: Path | None = None) -> Iterator[tuple[str, str]]:
     port = _port(folder / "port")
     model = str((folder / "model").absolute())
     command = [folder / "venv/bin/transformers", "serve", model, "--host", "127.0.0.1", "--port", str(port)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    # One thread: on cores that have other work, threads that wait for each other take a hundred times as long.
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with open(log or folder / "serve.log", "wb") as out:
         server = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
     try:
