@@ -129,17 +129,18 @@ def falls_with_frequency(metrics: Sequence[str], claim: str) -> Check:
     """
 
     def check(panel: Panel, l0s: Sequence[float]) -> Finding:
-        found, p_values = {}, {}
+        found, p_values, numbers = {}, {}, []
         for metric in metrics:
             for family in panel.families:
                 latents = np.array(_judged_latents(panel, family.label, metric))
-                if len(latents) > 3 and all(np.ptp(latents, axis=0) > 0):  # else no correlation is defined
+                if len(latents) > 3 and all(np.ptp(latents, axis=0) > 0):
                     rho, p_values[metric, family.label] = stats.spearmanr(*latents.T)
                     found[metric, family.label] = float(rho), len(latents)
+                elif len(latents):
+                    numbers.append(f"{family.label}: {metric} of {len(latents):,} latents: too few or all alike")
         corrected = holm(p_values)
         against = any(rho > 0 and corrected[key] <= ALPHA for key, (rho, _) in found.items())
         speaks_for = all(rho <= 0 for rho, _ in found.values()) and any(p <= ALPHA for p in corrected.values())
-        numbers = []
         for (metric, label), (rho, n) in found.items():
             half = stats.norm.ppf(1 - ALPHA / 2) * math.sqrt((1 + rho**2 / 2) / (n - 3))
             centre = math.atanh(max(-1 + 1e-9, min(1 - 1e-9, rho)))

@@ -15,6 +15,7 @@ from numpy import ndarray
 
 from sae_bench.curves import AT_L0, area, at_l0, common_range, measured_range
 from sae_bench.errors import UserError, did_you_mean
+from sae_bench.leaderboard import judged_by, on_tokens
 from sae_bench.resample import N_REPLICATES, Estimate, Weights, estimate, holm, metric_replicates, over_seeds
 
 Record = Mapping[str, Any]
@@ -92,7 +93,9 @@ class Difference:
 
 
 def check_metrics(records: Sequence[Record], wanted: Sequence[str] | None) -> list[str]:
-    """The metrics to compare: those asked for, else the headline ones that have a better direction and were measured.
+    """The metrics to compare: those asked for, else the headline ones that have a better direction.
+
+    Those of a judge only where somebody judged: a table of nothing but "no judge" would compare nothing.
 
     Raises:
         UserError: one of them is in no record.
@@ -101,10 +104,10 @@ def check_metrics(records: Sequence[Record], wanted: Sequence[str] | None) -> li
     for name in wanted or ():
         if name not in known:
             raise UserError(f'unknown metric "{name}"{did_you_mean(name, known)}')
-    # Without a judge nobody has a score: a table of nothing but "no judge" would compare nothing.
-    measured = {name for record in records for name, score in record["scores"].items() if score["value"] is not None}
+    shown = {name for record in on_tokens(records) for name in record["metrics"]}
+    shown |= {name for record in records if judged_by(record) is not None for name in record["scores"]}
     headline = (name for name, metric in known.items() if metric["headline"] and metric["better"])
-    return list(wanted or (name for name in headline if name in measured))
+    return list(wanted or (name for name in headline if name in shown))
 
 
 def panels(records: Sequence[Record], metrics: Sequence[str], n_replicates: int = N_REPLICATES) -> list[Panel]:

@@ -327,9 +327,14 @@ def judged(records, score_of, n_latents=40):
             shared
             | {
                 "task": "j",
+                "measured_on": "latents",
                 "metrics": {"detection": {"better": "up", "headline": True}},
                 "scores": {"detection": of_judge},
-                "details": {"latents": list(range(n_latents)), "values": {"detection": scores}},
+                "details": {
+                    "latents": list(range(n_latents)),
+                    "values": {"detection": scores},
+                    "judge": {"model": "m"},
+                },
             }
         )
     return records + added
@@ -345,6 +350,14 @@ def test_frequent_latents_are_less_interpretable_or_not_as_planted(slope, verdic
     assert [number.partition(" over ")[2].split(",")[0] for number in finding.numbers] == ["216 latents"] * 2, "36 of 6"
     one_way = {-0.2: "a: rank correlation of detection with frequency = -0.", 0.2: "= 0."}
     assert one_way.get(slope, "") in finding.numbers[0]
+
+
+def test_scores_that_are_all_alike_have_no_rank_correlation_and_are_said_to_have_none():
+    records = judged(simulated(0, {"a": 0.0}, n_seeds=1, targets=(16,)), lambda one, f, deviate: 0.5)
+    (panel,) = panels(records, ["loss"])
+    finding = falls_with_frequency(("detection",), "claim")(panel, ())
+    assert finding.verdict == "cannot tell"
+    assert finding.numbers == ("a: detection of 40 latents: too few or all alike",)
 
 
 def test_the_rank_correlation_and_its_interval_are_the_textbooks():
@@ -393,8 +406,10 @@ def test_a_judges_metrics_are_compared_once_somebody_judged():
     for one in records[:12]:
         one["metrics"] |= {"loss": {"better": "down", "headline": True}, "l0": {"better": None, "headline": True}}
     assert check_metrics(records, None) == ["loss", "detection"]
-    nobody = [one | {"scores": {name: score | {"value": None} for name, score in one["scores"].items()}}
-              if one["task"] == "j" else one for one in records]  # fmt: skip
+    undefined = {"value": None, "stderr": None, "n": 0, "formula": None, "note": "undefined"}
+    lost = [one | {"scores": dict.fromkeys(one["scores"], undefined)} for one in records]
+    assert check_metrics(lost, None) == ["loss", "detection"], "what nobody has a value of is said to be missing"
+    nobody = [one | {"details": {}} if one["task"] == "j" else one for one in lost]
     assert check_metrics(nobody, None) == ["loss"]
     (panel,) = panels(records, ["loss", "detection"])
     (difference,) = at(panel, "detection", (30.0,))[1]
