@@ -1,4 +1,4 @@
-from sae_bench.cli import main
+from sae_bench.cli.main import main
 
 if __name__ == "__main__":
     main()

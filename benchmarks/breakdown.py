@@ -24,10 +24,10 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from workers.ours import EncoderProduct, Ours
 from workers.protocol import Spec
 
-import sae_bench.trainee
+import sae_bench.training.trainer
 from sae_bench import SparseAutoencoder
-from sae_bench.books import Books
-from sae_bench.schedules import CoefficientController
+from sae_bench.training.device_stats import Books
+from sae_bench.training.schedules import CoefficientController
 
 METHODS: dict[str, tuple[tuple[object, str], ...]] = {
     "selection": ((SparseAutoencoder, "select_all"),),
@@ -37,7 +37,7 @@ METHODS: dict[str, tuple[tuple[object, str], ...]] = {
         (Books, "usable"),
         (Books, "note"),
         (CoefficientController, "update"),
-        (sae_bench.trainee, "count_per_latent"),
+        (sae_bench.training.trainer, "count_per_latent"),
     ),
 }
 """Part -> what does it: methods, or functions as the trainer calls them."""

@@ -20,12 +20,12 @@ from command import write_corpus
 from tiny import tiny_llama, tiny_tokenizer
 
 from sae_bench import SAEConfig
-from sae_bench.collect import Subject, collect, collection_bytes
-from sae_bench.data import TokenStream
-from sae_bench.lm import LanguageModel
+from sae_bench.autointerp.sample import Subject, collect, collection_bytes
+from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.sites import find_site
+from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
 from sae_bench.registry import ARCHITECTURES
-from sae_bench.sites import find_site
 
 N_LATENTS, N_SAES, N_TOKENS, D_SAE, K, CONTEXT_SIZE = 1000, 16, 2_000_000, 1280, 16, 128
 

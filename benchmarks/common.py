@@ -24,14 +24,14 @@ from safetensors.torch import save_file
 from tabulate import tabulate
 from workers.protocol import Spec, as_message
 
-from sae_bench.activations import ActivationStream
-from sae_bench.cli import quieten_libraries
-from sae_bench.corpus import EMBEDDED, describe
-from sae_bench.data import TokenStream
-from sae_bench.lm import LanguageModel, load_language_model
+from sae_bench.cli.main import quieten_libraries
+from sae_bench.lm.corpus import EMBEDDED, describe
+from sae_bench.lm.model import LanguageModel, load_language_model
+from sae_bench.lm.sites import Site, find_site
+from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
-from sae_bench.provenance import own_version
-from sae_bench.sites import Site, find_site
+from sae_bench.records.provenance import own_version
+from sae_bench.training.buffer import ActivationStream
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

@@ -14,7 +14,7 @@ import torch
 from common import D_IN, RESULTS, application, interleave, ms, ratio, start_workers, table, turn, write_result
 from workers.protocol import Spec
 
-from sae_bench.crossover import dense_above
+from sae_bench.saes.kernel_choice import dense_above
 
 app = application(__doc__)
 

@@ -32,15 +32,15 @@ from common import (
 from safetensors.torch import save_file
 from workers.protocol import peak_gib
 
-import sae_bench.evaluate
+import sae_bench.evaluation.loop
 from sae_bench import ARCHITECTURES, TASKS, SAEConfig
-from sae_bench.corpus import EMBEDDED
-from sae_bench.data import TokenStream
-from sae_bench.evaluate import Candidate, evaluate
-from sae_bench.models import resolve_model
+from sae_bench.evaluation.loop import Candidate, evaluate
+from sae_bench.evaluation.task import Score
+from sae_bench.lm.corpus import EMBEDDED
+from sae_bench.lm.load import resolve_model
+from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
-from sae_bench.task import Score
-from sae_bench.weights import load_sae, save_sae
+from sae_bench.saes.save import load_sae, save_sae
 
 MODEL = "google/gemma-3-270m"
 
@@ -82,7 +82,7 @@ def main(
     """
     assert contexts % contexts_per_batch == 0, "SAEBench takes whole batches"
     torch.set_num_threads(threads)
-    sae_bench.evaluate.MAX_CONTEXTS = contexts_per_batch
+    sae_bench.evaluation.loop.MAX_CONTEXTS = contexts_per_batch
     lm, site = load_demo()
     stream = TokenStream(
         EMBEDDED,

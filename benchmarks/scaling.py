@@ -33,14 +33,14 @@ from common import (
 from workers.protocol import Spec
 
 from sae_bench import ARCHITECTURES, SAEConfig
-from sae_bench.config import ArchSpec
-from sae_bench.crossover import dense_above
-from sae_bench.lm import LanguageModel
-from sae_bench.plan import settle
+from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
-from sae_bench.sites import Site
-from sae_bench.train import train
-from sae_bench.trainee import Trainee
+from sae_bench.runs.config import ArchSpec
+from sae_bench.runs.plan import settle
+from sae_bench.saes.kernel_choice import dense_above
+from sae_bench.training.loop import train
+from sae_bench.training.trainer import Trainee
 
 app = application(__doc__)
 

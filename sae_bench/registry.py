@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from sae_bench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from sae_bench.sae import SparseAutoencoder
-    from sae_bench.task import Task
+    from sae_bench.evaluation.task import Task
+    from sae_bench.saes.base import SparseAutoencoder
 
 T = TypeVar("T")
 

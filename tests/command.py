@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny import TEXT
 
-from sae_bench.cli import main
+from sae_bench.cli.main import main
 
 
 def bench(*arguments: object) -> int:

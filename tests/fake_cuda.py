@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sae_bench.lm import LanguageModel, load_language_model
+from sae_bench.lm.model import LanguageModel, load_language_model
 
 N_DEVICE_TYPES, CUDA, META = 21, 1, 14  # of c10::DeviceType
 

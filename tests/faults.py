@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from command import flags, write_corpus  # noqa: E402
 from tiny import save_tiny  # noqa: E402
 
-RUN = "import sys, torch; torch.set_num_threads(1); from sae_bench.cli import main; main(sys.argv[1:])"
+RUN = "import sys, torch; torch.set_num_threads(1); from sae_bench.cli.main import main; main(sys.argv[1:])"
 VOLATILE = ("seal", "time", "evaluation_seconds", "seconds")
 
 
@@ -185,7 +185,7 @@ def two_processes(lab: Lab, n: int) -> Outcome:
 @contextmanager
 def in_process(lab: Lab, name: str):
     """The command in this process, so that its parts can be replaced; yields a function that runs it."""
-    from sae_bench.cli import main
+    from sae_bench.cli.main import main
 
     def go() -> object:
         try:
@@ -199,7 +199,7 @@ def in_process(lab: Lab, name: str):
 
 def broken_corpus(lab: Lab, n: int) -> Outcome:
     """Reading the corpus fails after a random number of documents, as a lost connection does."""
-    from sae_bench import data
+    from sae_bench.lm import tokens as data
 
     names, survived = [], 0
     whole = data.documents
@@ -223,7 +223,7 @@ def broken_corpus(lab: Lab, n: int) -> Outcome:
 
 def nan_in_the_model(lab: Lab, n: int) -> Outcome:
     """One forward pass gives NaN: in capture it stops the run, and the next one goes on."""
-    from sae_bench.lm import LanguageModel
+    from sae_bench.lm.model import LanguageModel
 
     names, survived = [], 0
     capture = LanguageModel.capture

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sae_bench.files import seal_of
-from sae_bench.paths import file_name
+from sae_bench.records.files import seal_of
+from sae_bench.records.names import file_name
 
 EFFECT = {"gated": 0.05, "jumprelu": 0.0, "relu": 0.35, "topk": 0.02}
 N_DOCUMENTS, D_SAE, D_IN = 30, 512, 64

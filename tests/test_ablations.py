@@ -6,9 +6,9 @@ from tiny import FAMILIES, tiny_tokenizer
 from torch import Tensor
 from torch.nn import functional
 
-from sae_bench.ablations import Ablations
-from sae_bench.lm import LanguageModel
-from sae_bench.sites import Site, find_site
+from sae_bench.lm.ablations import Ablations
+from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.sites import Site, find_site
 
 N, S = 3, 12
 

@@ -12,12 +12,12 @@ import torch
 from tiny import D_MODEL, tiny_gemma2, tiny_gpt_neox, tiny_tokenizer
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from sae_bench.activations import ActivationStream, buffer_bytes
-from sae_bench.data import TokenBatch, TokenStream
 from sae_bench.errors import UserError
-from sae_bench.lm import LanguageModel
+from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.sites import Site, find_site
+from sae_bench.lm.tokens import TokenBatch, TokenStream
 from sae_bench.progress import Progress
-from sae_bench.sites import Site, find_site
+from sae_bench.training.buffer import ActivationStream, buffer_bytes
 
 QUIET = Progress(quiet=True)
 ONE, TWO = Site(0, "resid_post", "one", "output", 3), Site(1, "mlp_out", "two", "output", 5)
@@ -69,13 +69,13 @@ def make(n_tokens, *, batch=16, buffer=80, reuse=1, seeds=(0,), sites=(ONE,), ov
 
 @pytest.fixture(autouse=True)
 def small_passes(monkeypatch):
-    monkeypatch.setattr("sae_bench.activations.CAPTURE_TOKENS", {"cpu": 3 * CONTEXT, "cuda": 0})
+    monkeypatch.setattr("sae_bench.training.buffer.CAPTURE_TOKENS", {"cpu": 3 * CONTEXT, "cuda": 0})
 
 
 @pytest.fixture(params=[False, True], ids=["in_turn", "overlapping"], autouse=True)
 def room(request, monkeypatch):
     """Whether the device has room for a third half, and hence whether a stream left to itself overlaps."""
-    monkeypatch.setattr("sae_bench.activations.has_room", lambda device, n_bytes: request.param)
+    monkeypatch.setattr("sae_bench.training.buffer.has_room", lambda device, n_bytes: request.param)
     return request.param
 
 
@@ -263,7 +263,7 @@ def test_the_staged_half_is_full_when_the_last_batch_of_a_cycle_is_served(room):
 
 def test_whether_to_overlap_is_asked_of_the_device_with_all_that_it_must_hold(monkeypatch, room):
     asked = []
-    monkeypatch.setattr("sae_bench.activations.has_room", lambda device, n: asked.append((device.type, n)) or room)
+    monkeypatch.setattr("sae_bench.training.buffer.has_room", lambda device, n: asked.append((device.type, n)) or room)
     assert make(400, sites=(ONE, TWO), reserved=1000).overlap is room
     assert asked == [("cpu", 3 * 40 * (3 + 5) * 8 + 1000)]
     assert make(400, overlap=not room).overlap is not room

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from twins import no_wait
 
-from sae_bench import patterns
-from sae_bench.active import Active, Room, decode, kernels, latent_major, select, select_all
-from sae_bench.crossover import dense_above, measure
-from sae_bench.patterns import Dense, Sparse
+from sae_bench.saes import layouts as patterns
+from sae_bench.saes.active import Active, Room, decode, kernels, latent_major, select, select_all
+from sae_bench.saes.kernel_choice import dense_above, measure
+from sae_bench.saes.layouts import Dense, Sparse
 
 B, D, F, CHUNK = 23, 6, 40, 7  # 7 does not divide 23
 
@@ -302,7 +302,7 @@ def test_the_crossover_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_pat
     """A run that is repeated must round as it did before, so it must not choose its kernels anew."""
     monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path))
     timings = iter([0.25, 0.5])
-    monkeypatch.setattr("sae_bench.crossover.measure", lambda *shape: next(timings))
+    monkeypatch.setattr("sae_bench.saes.kernel_choice.measure", lambda *shape: next(timings))
     asked = [dense_above(8, d_sae, 32, torch.device("cpu")) for d_sae in (64, 64, 128, 64)]
     assert asked == [0.25, 0.25, 0.5, 0.25]
 
@@ -311,7 +311,7 @@ def test_a_damaged_crossover_file_is_measured_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path))
-    monkeypatch.setattr("sae_bench.crossover.measure", lambda *shape: 0.25)
+    monkeypatch.setattr("sae_bench.saes.kernel_choice.measure", lambda *shape: 0.25)
     (tmp_path / "crossover.json").write_text('{"cut o')
     assert dense_above(8, 64, 32, torch.device("cpu")) == 0.25
     assert "damaged" in caplog.text

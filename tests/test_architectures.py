@@ -25,7 +25,7 @@ from twins import (
 )
 
 from sae_bench import ARCHITECTURES, SAEConfig, SparseAutoencoder, Step
-from sae_bench.sae import START_OVER
+from sae_bench.saes.base import START_OVER
 
 B, D, F = 29, 5, 16
 

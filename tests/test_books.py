@@ -18,14 +18,14 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from twins import no_wait
 
 from sae_bench import ARCHITECTURES, SAEConfig
-from sae_bench import trainee as trainee_module
-from sae_bench.activations import ActivationStream
-from sae_bench.active import select
-from sae_bench.books import READ_EVERY, ROOM_MARGIN, Books
-from sae_bench.config import ArchSpec
-from sae_bench.plan import settle
-from sae_bench.sites import Site
-from sae_bench.trainee import Trainee
+from sae_bench.lm.sites import Site
+from sae_bench.runs.config import ArchSpec
+from sae_bench.runs.plan import settle
+from sae_bench.saes.active import select
+from sae_bench.training import trainer as trainee_module
+from sae_bench.training.buffer import ActivationStream
+from sae_bench.training.device_stats import READ_EVERY, ROOM_MARGIN, Books
+from sae_bench.training.trainer import Trainee
 
 SITE = Site(0, "resid_post", "layers.0", "output", 6)
 BUILT_IN = ("relu", "gated", "topk", "jumprelu")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sae_bench import ARCHITECTURES, TASKS, Loss, Metric, Result, Score, SparseAutoencoder, Task, active_per_token
-from sae_bench.checks import check_architecture, check_task
+from sae_bench.testing import check_architecture, check_task
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in ARCHITECTURES),

@@ -10,8 +10,8 @@ import torch
 from command import bench, files, flags
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sae_bench.cli import app
-from sae_bench.config import RunConfig
+from sae_bench.cli.main import app
+from sae_bench.runs.config import RunConfig
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "datasets", "pandas", "pydantic", "numpy")
@@ -61,15 +61,17 @@ def modules_after(statement: str) -> set[str]:
     return set(done.stderr.split())
 
 
-@pytest.mark.parametrize("statement", ["import sae_bench.cli", "from sae_bench.cli import main; main(['--help'])"])
+@pytest.mark.parametrize(
+    "statement", ["import sae_bench.cli.main", "from sae_bench.cli.main import main; main(['--help'])"]
+)
 def test_help_imports_nothing_heavy(statement):
     loaded = modules_after(statement)
-    assert "sae_bench.cli" in loaded
+    assert "sae_bench.cli.main" in loaded
     assert not loaded & set(HEAVY)
 
 
 def test_a_board_is_drawn_without_torch():
-    loaded = modules_after("import sae_bench.leaderboard")
+    loaded = modules_after("import sae_bench.leaderboard.tables")
     assert "pandas" in loaded
     assert not loaded & {"torch", "transformers", "datasets"}
 
@@ -156,9 +158,9 @@ def test_a_model_that_computes_nan_is_a_mistake(capsys, settings, broken_model):
 
 def test_activations_that_overflow_are_a_mistake(capsys, settings, monkeypatch):
     """Sound logits, but the site itself carries an infinity."""
-    monkeypatch.setattr("sae_bench.lm.LanguageModel.check_logits", lambda lm: None)
-    monkeypatch.setattr("sae_bench.sites.run_until_seen", poisoned_run)
-    monkeypatch.setattr("sae_bench.lm.run_until_seen", poisoned_run)
+    monkeypatch.setattr("sae_bench.lm.model.LanguageModel.check_logits", lambda lm: None)
+    monkeypatch.setattr("sae_bench.lm.sites.run_until_seen", poisoned_run)
+    monkeypatch.setattr("sae_bench.lm.model.run_until_seen", poisoned_run)
     assert "layer_1.resid_post: activations" in complaint(capsys, settings, settings["--out"])
 
 
@@ -218,8 +220,8 @@ def test_ls_lists_names_with_a_meaning_each(capsys, what, names):
 
 
 def test_every_suite_that_comes_along_is_a_valid_configuration():
-    from sae_bench.config import RunConfig, load_suite, suite_files
     from sae_bench.registry import ARCHITECTURES
+    from sae_bench.runs.config import RunConfig, load_suite, suite_files
 
     names = [path.stem for path in suite_files()]
     assert names
@@ -290,7 +292,7 @@ def test_a_plugin_file_takes_part_like_a_built_in(capsys, settings, tmp_path):
     plugin = tmp_path / "my_sae.py"
     plugin.write_text(PLUGIN)
     code = (
-        f"from sae_bench.cli import main; main({[str(part) for part in flags(settings | {'--arch': 'mine'})]!r} "
+        f"from sae_bench.cli.main import main; main({[str(part) for part in flags(settings | {'--arch': 'mine'})]!r} "
         f"+ ['--quiet', '--plugin', {str(plugin)!r}])"
     )  # a process of its own: what is registered stays registered
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -7,14 +7,14 @@ from conftest import make_tokenizer
 from tiny import tiny_llama, tiny_tokenizer
 
 from sae_bench import SAEConfig, SparseAutoencoder
-from sae_bench.collect import Subject, collect, collection_bytes
-from sae_bench.data import TokenStream
-from sae_bench.excerpts import MIN_FIRED, N_SILENT, Pieces
-from sae_bench.keepers import Keeper, random_keys
-from sae_bench.latents import logit_weights
-from sae_bench.lm import LanguageModel
+from sae_bench.autointerp.examples import MIN_FIRED, N_SILENT, Pieces
+from sae_bench.autointerp.latents import logit_weights
+from sae_bench.autointerp.reservoir import Keeper, random_keys
+from sae_bench.autointerp.sample import Subject, collect, collection_bytes
+from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.sites import find_site
+from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
-from sae_bench.sites import find_site
 
 QUIET = Progress(quiet=True)
 N_TOKENS = 3000
@@ -137,7 +137,7 @@ def test_the_beginning_of_a_text_is_no_example(lm, collection):
 
 
 def test_batches_do_not_change_what_is_collected(lm, corpus_path, subject, collection, monkeypatch):
-    monkeypatch.setattr("sae_bench.collect.MAX_CONTEXTS", 3)
+    monkeypatch.setattr("sae_bench.autointerp.sample.MAX_CONTEXTS", 3)
     (again,) = collect(lm, stream_of(lm, corpus_path), [subject], 20, QUIET, hard=True)
     assert [f.excerpts for f in again.found] == [f.excerpts for f in collection.found]
 

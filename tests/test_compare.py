@@ -8,12 +8,20 @@ import pytest
 from scipy import stats
 from scipy.interpolate import PchipInterpolator
 
-from sae_bench import compare_table
-from sae_bench.claims import about_equal, falls_with_frequency, not_worse, within
-from sae_bench.compare import at, by_area, check_metrics, panels
-from sae_bench.curves import area, at_l0, common_range, pareto_front
 from sae_bench.errors import UserError
-from sae_bench.resample import Estimate, Weights, _weight_of_seeds, estimate, holm, metric_replicates, over_seeds
+from sae_bench.leaderboard import compare_table
+from sae_bench.leaderboard.bootstrap import (
+    Estimate,
+    Weights,
+    _weight_of_seeds,
+    estimate,
+    holm,
+    metric_replicates,
+    over_seeds,
+)
+from sae_bench.leaderboard.claims import about_equal, falls_with_frequency, not_worse, within
+from sae_bench.leaderboard.compare import at, by_area, check_metrics, panels
+from sae_bench.leaderboard.curves import area, at_l0, common_range, pareto_front
 
 N_DOCUMENTS = 60
 
@@ -57,7 +65,7 @@ def simulated(seed, effects, n_seeds=5, seed_sd=0.02, document_sd=0.3, noise=0.0
 
 
 def test_a_bootstrapped_ratio_has_the_error_of_the_linearised_one():
-    from sae_bench.stats import ratio_stderr
+    from sae_bench.evaluation.stderr import ratio_stderr
 
     draw = np.random.default_rng(0)
     tokens = draw.integers(50, 150, 400).astype(float)

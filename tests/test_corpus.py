@@ -13,10 +13,10 @@ import datasets
 import pandas as pd
 import pytest
 
-from sae_bench import corpus
-from sae_bench.corpus import describe, docstrings, documents, embedded_documents, extract
 from sae_bench.errors import UserError
-from sae_bench.paths import cache_folder
+from sae_bench.lm import corpus
+from sae_bench.lm.corpus import describe, docstrings, documents, embedded_documents, extract
+from sae_bench.records.names import cache_folder
 
 LONG = "A sentence that is repeated until the docstring is long enough to count. " * 4
 

@@ -11,9 +11,9 @@ import torch
 from conftest import make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from sae_bench import data
-from sae_bench.data import TokenStream, special_ids, special_mask, split_of
 from sae_bench.errors import UserError
+from sae_bench.lm import tokens as data
+from sae_bench.lm.tokens import TokenStream, special_ids, special_mask, split_of
 
 DOCUMENTS = [f"the fox {number} jumps <bos> over <eos> the dog\n{'lazy ' * (number % 23)}" for number in range(700)]
 

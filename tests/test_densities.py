@@ -22,7 +22,8 @@ from twins import (
     topk_twin,
 )
 
-from sae_bench import ARCHITECTURES, SAEConfig, SparseAutoencoder, patterns
+from sae_bench import ARCHITECTURES, SAEConfig, SparseAutoencoder
+from sae_bench.saes import layouts as patterns
 
 B, D, F, CHUNK = 53, 6, 100, 11
 EPS = 0.02

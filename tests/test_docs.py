@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command import flags
 
-from sae_bench.cli import app
+from sae_bench.cli.main import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,7 +40,7 @@ def test_the_example_architecture_passes_the_contract_and_takes_part_in_a_run(tm
         "--context-size": 32, "--out": "run",
     }  # fmt: skip
     arguments = [str(part) for part in flags(settings)]
-    done = python(f"{contract}\nfrom sae_bench.cli import main\nmain({arguments!r} + ['--quiet'])", tmp_path)
+    done = python(f"{contract}\nfrom sae_bench.cli.main import main\nmain({arguments!r} + ['--quiet'])", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     rows = [line.split()[0] for line in done.stdout.splitlines()[2:5]]
     assert rows == list(specs)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny import D_MODEL, HEADS_WIDTH
 
 from sae_bench import ARCHITECTURES
-from sae_bench.weights import load_sae
+from sae_bench.saes.save import load_sae
 
 ARCHS = ("gated", "jumprelu", "relu", "topk")
 WIDTHS = {"resid_post": D_MODEL, "mlp_out": D_MODEL, "attn_out": HEADS_WIDTH}
@@ -155,8 +155,8 @@ def test_all_saes_saw_the_same_number_of_steps_and_tokens(finished):
 def test_the_same_command_again_trains_nothing_and_touches_nothing(again, monkeypatch):
     run, command = again
     before, contents = mtimes(run), files(run)
-    monkeypatch.setattr("sae_bench.run.TrainStage", None)
-    monkeypatch.setattr("sae_bench.run.evaluate", None)
+    monkeypatch.setattr("sae_bench.runs.pipeline.TrainStage", None)
+    monkeypatch.setattr("sae_bench.runs.pipeline.evaluate", None)
     assert bench(*command, "--quiet") == 0
     assert mtimes(run) == before
     assert files(run) == contents
@@ -314,9 +314,9 @@ def test_a_loaded_sae_is_the_trained_one(tmp_path, settings, monkeypatch, arch):
         trained[folder] = sae
         save(folder, sae, *rest)
 
-    from sae_bench.weights import save_sae as save
+    from sae_bench.saes.save import save_sae as save
 
-    monkeypatch.setattr("sae_bench.train_stage.save_sae", keep)
+    monkeypatch.setattr("sae_bench.runs.train.save_sae", keep)
     assert bench(*flags(settings | {"--arch": arch, "--l0": 6, "--out": tmp_path / "run"}), "--quiet") == 0
     ((folder, sae),) = trained.items()
     loaded = load_sae(folder)

@@ -6,13 +6,13 @@ from command import write_corpus
 from tiny import FAMILIES, tiny_tokenizer
 from torch.nn import functional
 
-import sae_bench.evaluate
+import sae_bench.evaluation.loop
 from sae_bench import TASKS, SAEConfig, SparseAutoencoder
-from sae_bench.data import TokenStream
-from sae_bench.evaluate import Candidate, evaluate
-from sae_bench.lm import LanguageModel
+from sae_bench.evaluation.loop import Candidate, evaluate
+from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.sites import find_site, intercept
+from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
-from sae_bench.sites import find_site, intercept
 
 QUIET = Progress(quiet=True)
 N_TOKENS = 500
@@ -133,7 +133,7 @@ def test_results_do_not_depend_on_the_batch_size(lm, corpus_path, monkeypatch):
     noise = torch.randn(site.d_in, generator=torch.Generator().manual_seed(3))
     found = []
     for size in (1, 5, 16):  # 17 contexts: neither divides
-        monkeypatch.setattr(sae_bench.evaluate, "MAX_CONTEXTS", size)
+        monkeypatch.setattr(sae_bench.evaluation.loop, "MAX_CONTEXTS", size)
         (scores,) = scores_of(lm, stream_of(lm, corpus_path), site, Known(site.d_in, c=0.9, shift=noise))
         found.append(scores)
     for scores in found[1:]:
@@ -154,7 +154,7 @@ def test_special_positions_keep_the_clean_activation(lm, site, stream, monkeypat
     """Every replay is given the clean activation at the BOS, whose id is 0 in one of the families."""
     assert lm.bos_id == {"gemma2": 2, "gpt_neox": 0}[lm.name]
     replayed = []
-    replay = sae_bench.evaluate.CleanPass.replay
+    replay = sae_bench.evaluation.loop.CleanPass.replay
 
     def watched(self, site, x_new):
         bos = self.tokens == lm.bos_id
@@ -165,7 +165,7 @@ def test_special_positions_keep_the_clean_activation(lm, site, stream, monkeypat
         return replay(self, site, x_new)
 
     lm.clean_pass(next(stream.batches(2)).tokens, [site])  # the check that a replay is exact is behind us
-    monkeypatch.setattr(sae_bench.evaluate.CleanPass, "replay", watched)
+    monkeypatch.setattr(sae_bench.evaluation.loop.CleanPass, "replay", watched)
     scores_of(lm, stream, site, Known(site.d_in, c=0.5))
     assert replayed
     assert all(replayed)
@@ -211,7 +211,7 @@ def test_losses_are_those_of_a_plain_implementation(lm, site, stream):
 def test_working_through_saes_in_groups_changes_nothing(lm, site, stream, monkeypatch):
     saes = [Known(site.d_in, c=c) for c in (0.5, 0.7, 0.9)]
     together = scores_of(lm, stream, site, *saes)
-    monkeypatch.setattr(sae_bench.evaluate, "BATCH_BYTES", 1)  # one context and one SAE at a time
+    monkeypatch.setattr(sae_bench.evaluation.loop, "BATCH_BYTES", 1)  # one context and one SAE at a time
     apart = scores_of(lm, stream, site, *saes)
     for one, other in zip(together, apart, strict=True):
         for name in one:

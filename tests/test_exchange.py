@@ -13,10 +13,10 @@ from tiny import D_MODEL
 
 from sae_bench import ARCHITECTURES, SAEConfig, SparseAutoencoder
 from sae_bench.errors import UserError
-from sae_bench.export import export, exportable
-from sae_bench.files import read_sealed
 from sae_bench.formats.convert import convert
-from sae_bench.weights import load_sae, save_sae
+from sae_bench.formats.export import export, exportable
+from sae_bench.records.files import read_sealed
+from sae_bench.saes.save import load_sae, save_sae
 
 ARCHS = ("gated", "jumprelu", "relu", "topk")
 D, F, K = 24, 64, 6

@@ -10,10 +10,10 @@ import torch
 from command import bench, files, flags
 from test_end_to_end import records_of
 
-from sae_bench import evaluate as evaluation
-from sae_bench import trainee as trainee_module
-from sae_bench.files import read_sealed, write_sealed
+from sae_bench.evaluation import loop as evaluation
+from sae_bench.records.files import read_sealed, write_sealed
 from sae_bench.registry import TASKS
+from sae_bench.training import trainer as trainee_module
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_a_folder_that_cannot_be_written_is_named(settings, tmp_path, capsys):
 
 
 def test_a_folder_in_use_names_its_owner_and_a_lock_left_behind_binds_nobody(run, capsys):
-    from sae_bench.store import RunFolder
+    from sae_bench.records.run_folder import RunFolder
 
     folder, command = run
     with RunFolder(folder).locked():

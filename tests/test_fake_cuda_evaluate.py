@@ -7,12 +7,14 @@ from fake_cuda import FakeCuda, fake_language_model
 from test_evaluate import Known
 from tiny import save_tiny
 
-from sae_bench import TASKS, ablations, evaluate
-from sae_bench.data import TokenStream
-from sae_bench.evaluate import Candidate
+from sae_bench import TASKS
+from sae_bench.evaluation import loop as evaluate
+from sae_bench.evaluation.loop import Candidate
+from sae_bench.evaluation.task import Result
+from sae_bench.lm import ablations
+from sae_bench.lm.sites import find_site
+from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
-from sae_bench.sites import find_site
-from sae_bench.task import Result
 
 
 class OnDevice(Known):

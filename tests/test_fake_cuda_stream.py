@@ -15,12 +15,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sae_bench import activations
-from sae_bench.activations import ActivationStream
-from sae_bench.data import TokenStream
-from sae_bench.lm import LanguageModel
+from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.sites import find_site
+from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
-from sae_bench.sites import find_site
+from sae_bench.training import buffer as activations
+from sae_bench.training.buffer import ActivationStream
 
 QUIET = Progress(quiet=True)
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from synthetic import EFFECT, HOSTILE, records, write_run
 
-from sae_bench.board import Board
-from sae_bench.figures import draw
-from sae_bench.figures.against_l0 import quality
-from sae_bench.figures.cost import cost, flops_per_token
-from sae_bench.figures.frequency import frequency
-from sae_bench.figures.style import FORMATS, styled
-from sae_bench.palette import LOOKS, looks
+from sae_bench.leaderboard.board import Board
+from sae_bench.leaderboard.figures import draw
+from sae_bench.leaderboard.figures.against_l0 import quality
+from sae_bench.leaderboard.figures.cost import cost, flops_per_token
+from sae_bench.leaderboard.figures.frequency import frequency
+from sae_bench.leaderboard.figures.style import FORMATS, styled
+from sae_bench.leaderboard.palette import LOOKS, looks
 
 ALL = {"quality", "shrinkage", "frequency", "training", "cost", "interpretability"}
 
@@ -55,8 +55,8 @@ def test_several_sites_have_figures_of_their_own(tmp_path):
 
 
 def test_points_and_intervals_are_those_of_the_comparison(board):
-    from sae_bench.compare import panels
-    from sae_bench.resample import estimate
+    from sae_bench.leaderboard.bootstrap import estimate
+    from sae_bench.leaderboard.compare import panels
 
     (panel,) = panels(board.records, draw.METRICS)
     with styled():

@@ -18,8 +18,8 @@ from foreign_files import (
 )
 
 from sae_bench.errors import UserError
-from sae_bench.formats.places import Place, place_of_hook, place_of_path
-from sae_bench.formats.sources import find_sources, open_sae
+from sae_bench.formats.hook_names import Place, place_of_hook, place_of_path
+from sae_bench.formats.open import find_sources, open_sae
 
 DL_CLASSES = {
     "AutoEncoder": "relu", "AutoEncoderNew": "relu", "GatedAutoEncoder": "gated", "AutoEncoderTopK": "topk",

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 
 from sae_bench import ARCHITECTURES, SAEConfig
 from sae_bench.errors import UserError
-from sae_bench.files import read_sealed, write_sealed
 from sae_bench.formats.headers import safetensors_headers
-from sae_bench.formats.sources import find_sources, open_sae
-from sae_bench.weights import save_sae
+from sae_bench.formats.open import find_sources, open_sae
+from sae_bench.records.files import read_sealed, write_sealed
+from sae_bench.saes.save import save_sae
 
 MAKERS = {
     "gemma-scope": lambda folder: write_gemma_scope(folder)[0],

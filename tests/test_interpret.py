@@ -9,12 +9,12 @@ import pytest
 from command import bench, files, flags
 from fake_judge import fake_judge, nay_sayer
 
-from sae_bench.config import RunConfig
+from sae_bench.autointerp.budget import load_prices
+from sae_bench.autointerp.settings import parse_budget
+from sae_bench.cli.latents import highlighted
 from sae_bench.errors import UserError
-from sae_bench.files import read_sealed
-from sae_bench.judge_config import parse_budget
-from sae_bench.prices import load_prices
-from sae_bench.verbs.latents import highlighted
+from sae_bench.records.files import read_sealed
+from sae_bench.runs.config import RunConfig
 
 KEYS = {
     "sae", "latent", "n_fired", "n_tokens", "max", "histogram", "logits", "examples", "explanation", "explainer",

@@ -14,13 +14,13 @@ import pytest
 from fake_judge import EDITS, FakeJudge, coin, fake_judge, nay_sayer
 from toy_latents import toy_latent
 
-from sae_bench import judge as judge_module
-from sae_bench.answers import Unreadable, read_verdict
-from sae_bench.asking import Tally, ask_about, judged
-from sae_bench.judge import Endpoint, Judge, JudgeUnusable
-from sae_bench.judge_config import Budget
-from sae_bench.panel import Panel
-from sae_bench.prices import Meter, Price
+from sae_bench.autointerp import client as judge_module
+from sae_bench.autointerp.budget import Meter, Price
+from sae_bench.autointerp.client import Endpoint, Judge, JudgeUnusable
+from sae_bench.autointerp.explainer import Tally, ask_about, judged
+from sae_bench.autointerp.judges import Panel
+from sae_bench.autointerp.parse import Unreadable, read_verdict
+from sae_bench.autointerp.settings import Budget
 
 ALL = ("detection", "fuzzing", "simulation", "saebench_detection")
 

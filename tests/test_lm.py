@@ -20,9 +20,9 @@ from torch import nn
 from transformers import CohereConfig, CohereForCausalLM
 
 from sae_bench.errors import UserError
-from sae_bench.lm import LanguageModel, load_language_model
-from sae_bench.models import MODELS, hub_commit, resolve_model
-from sae_bench.sites import SITE_KINDS, find_site, intercept
+from sae_bench.lm.load import MODELS, hub_commit, resolve_model
+from sae_bench.lm.model import LanguageModel, load_language_model
+from sae_bench.lm.sites import SITE_KINDS, find_site, intercept
 
 TOKENS = torch.arange(30).reshape(2, 15) + 5
 LAYER = 1

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sae_bench import lm_loss
-from sae_bench.lm_loss import log_normaliser, token_losses
+from sae_bench.lm import losses as lm_loss
+from sae_bench.lm.losses import log_normaliser, token_losses
 
 M, WIDTH, N_VOCAB = 23, 6, 37
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae_bench import ARCHITECTURES, TASKS, EvalBatch, EvalSetting, Result, SAEConfig
-from sae_bench.metrics import DocumentSums
-from sae_bench.stats import jackknife_stderr, ratio_stderr
-from sae_bench.task import LMLosses
+from sae_bench.evaluation.document_sums import DocumentSums
+from sae_bench.evaluation.stderr import jackknife_stderr, ratio_stderr
+from sae_bench.evaluation.task import LMLosses
 
 CPU = torch.device("cpu")
 N = 60

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sae_bench.paths import file_name
+from sae_bench.records.names import file_name
 
 
 @pytest.mark.parametrize(

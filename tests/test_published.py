@@ -8,10 +8,11 @@ import pytest
 from command import bench, files
 from synthetic import HOSTILE, records, write_run
 
-from sae_bench import compare_table, leaderboard
-from sae_bench.board_table import table
-from sae_bench.compare import panels
-from sae_bench.published import outputs
+from sae_bench.leaderboard import compare_table
+from sae_bench.leaderboard import tables as leaderboard
+from sae_bench.leaderboard.board_folder import outputs
+from sae_bench.leaderboard.board_table import table
+from sae_bench.leaderboard.compare import panels
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = sorted(path.parent for path in (ROOT / "results").glob("*/records"))
@@ -94,8 +95,8 @@ def test_over_seeds_a_row_is_an_architecture_with_its_interval(run):
     text = table(of, "csv", ["fve"], over_seeds=True)
     assert len(text.splitlines()) == 1 + 4 * 2
     (panel,) = panels(of, ["fve"])
-    from sae_bench.leaderboard import with_error
-    from sae_bench.resample import estimate
+    from sae_bench.leaderboard.bootstrap import estimate
+    from sae_bench.leaderboard.tables import with_error
 
     e = estimate(panel.families[0].metrics["fve"].value[:, 0], panel.weights)
     assert with_error(e.value, e.interval()[1] - e.value) in text

@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 import pytest
 
-from sae_bench import redact as redaction
-from sae_bench.redact import HIDDEN, RedactedRecord, install_redaction, redact, redact_json
+from sae_bench.records import redact as redaction
+from sae_bench.records.redact import HIDDEN, RedactedRecord, install_redaction, redact, redact_json
 
 ROOT = Path(__file__).parent.parent
 KEY = "correct/horse+battery'staple"
@@ -198,7 +198,7 @@ def test_a_warning_is_redacted(installed):
 
 PROCESS = """
 import logging, os, sys, threading, warnings
-from sae_bench.redact import install_redaction
+from sae_bench.records.redact import install_redaction
 install_redaction()
 install_redaction()
 key = os.environ["JUDGE_API_KEY"]
@@ -232,9 +232,9 @@ def test_a_process_that_dies_of_a_key_does_not_show_it():
 
 
 def test_redaction_needs_no_torch():
-    code = "import sys, sae_bench.redact; print(*sys.modules)"
+    code = "import sys, sae_bench.records.redact; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "sae_bench.redact" in done.stdout.split()
+    assert "sae_bench.records.redact" in done.stdout.split()
     assert not {"torch", "numpy", "pydantic"} & set(done.stdout.split())
 
 

@@ -7,9 +7,9 @@ import pytest
 from chromium import EXECUTABLE, chromium
 from synthetic import HOSTILE, latent, records, seal, write_run
 
-from sae_bench.board import Board
-from sae_bench.report import embedded, report
-from sae_bench.report_data import MOST_EXAMPLES, board_data, visible
+from sae_bench.leaderboard.board import Board
+from sae_bench.leaderboard.html.report import embedded, report
+from sae_bench.leaderboard.html.report_data import MOST_EXAMPLES, board_data, visible
 
 LARGEST = 20_000_000
 

@@ -13,10 +13,10 @@ import torch
 from command import bench, flags
 from test_end_to_end import ARCHS, records_of, weights_of, without_times
 
-from sae_bench import trainee as trainee_module
-from sae_bench.checkpoint import Checkpoints, flatten, unflatten
-from sae_bench.cli import main
-from sae_bench.train_stage import TrainStage
+from sae_bench.cli.main import main
+from sae_bench.runs.train import TrainStage
+from sae_bench.training import trainer as trainee_module
+from sae_bench.training.checkpoint import Checkpoints, flatten, unflatten
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,9 @@ def test_sigterm_finishes_the_step_and_says_how_to_go_on(settings, whole, tmp_pa
 def test_a_process_killed_while_it_works_goes_on(settings, whole, tmp_path):
     """The real thing: kill -9 at a moment of its own, three times."""
     command = [str(part) for part in flags(settings | {"--out": tmp_path / "run", "--checkpoint-every": 2})]
-    script = "import torch; torch.set_num_threads(1); from sae_bench.cli import main; import sys; main(sys.argv[1:])"
+    script = (
+        "import torch; torch.set_num_threads(1); from sae_bench.cli.main import main; import sys; main(sys.argv[1:])"
+    )
     for n_checkpoints in (1, 2, 4):
         process = subprocess.Popen(
             [sys.executable, "-c", script, *command, "--quiet"], cwd=Path(__file__).parent.parent

@@ -10,8 +10,8 @@ import torch
 from command import bench, files, flags
 from foreign_files import D, numbers, write_dictionary_learning, write_gemma_scope, write_saelens, write_sparsify
 
-from sae_bench.config import RunConfig
-from sae_bench.weights import load_sae
+from sae_bench.runs.config import RunConfig
+from sae_bench.saes.save import load_sae
 
 
 @pytest.fixture(scope="module")

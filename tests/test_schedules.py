@@ -5,8 +5,14 @@ import math
 import pytest
 import torch
 
-from sae_bench.config import recipe_for
-from sae_bench.schedules import PROPORTIONAL_GAIN, CoefficientController, lr_factor, n_warmup_steps, sparsity_factor
+from sae_bench.runs.config import recipe_for
+from sae_bench.training.schedules import (
+    PROPORTIONAL_GAIN,
+    CoefficientController,
+    lr_factor,
+    n_warmup_steps,
+    sparsity_factor,
+)
 
 
 def short(step: int) -> float:

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
 from sae_bench.errors import UserError
-from sae_bench.sites import SITE_KINDS, Site, find_backbone, find_site, run_until_seen
+from sae_bench.lm.sites import SITE_KINDS, Site, find_backbone, find_site, run_until_seen
 
 TOKENS = torch.arange(30).reshape(2, 15) + 5
 

@@ -9,9 +9,9 @@ import torch
 
 from sae_bench import ARCHITECTURES, SAEConfig
 from sae_bench.errors import UserError
-from sae_bench.files import read_json, write_bytes, write_json
-from sae_bench.store import RunFolder
-from sae_bench.weights import load_sae, save_sae
+from sae_bench.records.files import read_json, write_bytes, write_json
+from sae_bench.records.run_folder import RunFolder
+from sae_bench.saes.save import load_sae, save_sae
 
 
 @pytest.fixture
@@ -113,8 +113,8 @@ def test_an_sae_is_finished_only_when_its_description_is_there(saved, tmp_path, 
         written.append(path.name)
         write_bytes(path, content)
 
-    monkeypatch.setattr("sae_bench.weights.write_bytes", note)
-    monkeypatch.setattr("sae_bench.files.write_bytes", note)
+    monkeypatch.setattr("sae_bench.saes.save.write_bytes", note)
+    monkeypatch.setattr("sae_bench.records.files.write_bytes", note)
     save_sae(run.sae_path("mine"), load_sae(folder), {}, {}, [], "hash")
     assert written[-1] == "sae_bench.json"
     assert run.has_sae("mine", "hash")

@@ -3,9 +3,9 @@
 import random
 from typing import Any
 
-from sae_bench.collect import Found
-from sae_bench.excerpts import N_FIRING, N_SILENT, N_TOP, Excerpt, allot, drawer
-from sae_bench.latents import latent_json
+from sae_bench.autointerp.examples import N_FIRING, N_SILENT, N_TOP, Excerpt, allot, drawer
+from sae_bench.autointerp.latents import latent_json
+from sae_bench.autointerp.sample import Found
 
 WORDS = "river stone mill boat letter uncle bridge rain iron bread coal lamp harbour teacher circle snow roof".split()  # noqa: SIM905
 

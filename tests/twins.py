@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sae_bench import SparseAutoencoder, Step
-from sae_bench.active import Room, kernels
+from sae_bench.saes.active import Room, kernels
 
 LAMBDA = 0.3
 

@@ -1,7 +1,8 @@
 """Our training step, whole: loss, backward, projection, fused Adam, renormalisation and the trainer's books.
 
-The stream is replaced by the shared activations; everything else is `sae_bench.trainee.Trainee` as a run uses it, with
-the `short` preset. L0 is set by quantiles of the data, and stays because the learning rate is still warming up.
+The stream is replaced by the shared activations; everything else is `sae_bench.training.trainer.Trainee` as a run uses
+it, with the `short` preset. L0 is set by quantiles of the data, and stays because the learning rate is still warming
+up.
 """
 
 from types import SimpleNamespace
@@ -11,12 +12,12 @@ import torch
 from torch import Tensor
 
 from sae_bench import ARCHITECTURES, SAEConfig, SparseAutoencoder, active_per_token
-from sae_bench.active import Kernels
-from sae_bench.config import ArchSpec
-from sae_bench.crossover import dense_above
-from sae_bench.plan import settle
-from sae_bench.sites import Site
-from sae_bench.trainee import Trainee
+from sae_bench.lm.sites import Site
+from sae_bench.runs.config import ArchSpec
+from sae_bench.runs.plan import settle
+from sae_bench.saes.active import Kernels
+from sae_bench.saes.kernel_choice import dense_above
+from sae_bench.training.trainer import Trainee
 from workers.protocol import N_STEPS, QUANTILE_TOKENS, Spec, serve_steps, upper_quantile
 
 SITE = Site(layer=9, kind="resid_post", path="", side="output", d_in=0)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sae_bench.errors import UserError
 from sae_bench.formats.foreign import Weights, assemble
-from sae_bench.sae import SAEConfig, SparseAutoencoder
+from sae_bench.saes.base import SAEConfig, SparseAutoencoder
 
 TARGETS = ("jumprelu", "gated")
 EXACT = ("relu", "gated", "jumprelu")

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from sae_bench.errors import UserError
-from sae_bench.files import replacing, write_json
 from sae_bench.formats.foreign import (
     About,
     ForeignSAE,
@@ -31,9 +30,10 @@ from sae_bench.formats.foreign import (
     without_input_bias,
 )
 from sae_bench.formats.headers import TORCH_DTYPES, TensorHeader, check_pickle, damaged, read_settings
-from sae_bench.formats.places import Place, place_of_path
+from sae_bench.formats.hook_names import Place, place_of_path
 from sae_bench.formats.source import Source
-from sae_bench.sae import SparseAutoencoder
+from sae_bench.records.files import replacing, write_json
+from sae_bench.saes.base import SparseAutoencoder
 
 FORMAT = "dictionary_learning"
 FILES = ("config.json", "ae.pt")

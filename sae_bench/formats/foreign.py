@@ -16,12 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sae_bench.active import latent_major
 from sae_bench.errors import UserError
 from sae_bench.formats.headers import Headers, damaged
-from sae_bench.formats.places import Place
+from sae_bench.formats.hook_names import Place
 from sae_bench.registry import ARCHITECTURES
-from sae_bench.sae import SAEConfig, SparseAutoencoder
+from sae_bench.saes.active import latent_major
+from sae_bench.saes.base import SAEConfig, SparseAutoencoder
 
 Weights = dict[str, Tensor]
 """Tensors by our names for parameters."""

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from sae_bench.errors import UserError
-from sae_bench.files import replacing
 from sae_bench.formats.foreign import About, ForeignSAE, Weights, check_shapes
 from sae_bench.formats.headers import damaged, npz_headers, regular
-from sae_bench.formats.places import place_of_path
+from sae_bench.formats.hook_names import place_of_path
 from sae_bench.formats.source import Source
-from sae_bench.sae import SparseAutoencoder
+from sae_bench.records.files import replacing
+from sae_bench.saes.base import SparseAutoencoder
 
 FORMAT = "gemma-scope"
 FILES = ("params.npz",)

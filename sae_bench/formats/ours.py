@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from sae_bench.errors import UserError
-from sae_bench.files import read_sealed, sha256
 from sae_bench.formats.foreign import ForeignSAE, Weights, check_shapes, load_checked
 from sae_bench.formats.headers import damaged, regular, safetensors_headers
-from sae_bench.formats.places import Place
+from sae_bench.formats.hook_names import Place
 from sae_bench.formats.source import Source
-from sae_bench.paths import file_name
+from sae_bench.records.files import read_sealed, sha256
+from sae_bench.records.names import file_name
 from sae_bench.registry import ARCHITECTURES
-from sae_bench.sae import SAEConfig
+from sae_bench.saes.base import SAEConfig
 
 FORMAT = "sae-arch-bench"
 FILES = ("sae_bench.json", "sae_weights.safetensors")

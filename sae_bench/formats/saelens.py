@@ -13,7 +13,6 @@ from typing import Any
 from safetensors.torch import save
 
 from sae_bench.errors import UserError
-from sae_bench.files import write_bytes, write_json
 from sae_bench.formats.foreign import (
     About,
     ForeignSAE,
@@ -25,10 +24,11 @@ from sae_bench.formats.foreign import (
     without_input_bias,
 )
 from sae_bench.formats.headers import read_settings, safetensors_headers
-from sae_bench.formats.places import Place, place_of_hook, place_of_path
+from sae_bench.formats.hook_names import Place, place_of_hook, place_of_path
 from sae_bench.formats.source import Source
-from sae_bench.sae import SparseAutoencoder
-from sae_bench.weights import saelens_config
+from sae_bench.records.files import write_bytes, write_json
+from sae_bench.saes.base import SparseAutoencoder
+from sae_bench.saes.save import saelens_config
 
 FORMAT = "saelens"
 FILES = ("cfg.json", "sae_weights.safetensors")

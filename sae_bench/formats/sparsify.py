@@ -9,7 +9,6 @@ from pathlib import Path
 from safetensors.torch import save
 
 from sae_bench.errors import UserError
-from sae_bench.files import write_bytes, write_json
 from sae_bench.formats.foreign import (
     About,
     ForeignSAE,
@@ -21,9 +20,10 @@ from sae_bench.formats.foreign import (
     without_input_bias,
 )
 from sae_bench.formats.headers import read_settings, safetensors_headers
-from sae_bench.formats.places import place_of_module, place_of_path
+from sae_bench.formats.hook_names import place_of_module, place_of_path
 from sae_bench.formats.source import Source
-from sae_bench.sae import SparseAutoencoder
+from sae_bench.records.files import write_bytes, write_json
+from sae_bench.saes.base import SparseAutoencoder
 
 FORMAT = "sparsify"
 FILES = ("cfg.json", "sae.safetensors")

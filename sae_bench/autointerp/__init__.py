@@ -1,0 +1,1 @@
+"""Automated interpretability: examples of sampled latents, a judge that explains and scores them, its budget."""

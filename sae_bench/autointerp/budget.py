@@ -1,0 +1,116 @@
+"""What judging costs: prices by model, what was spent, and a budget that no request may break."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sae_bench.autointerp.settings import Budget
+from sae_bench.errors import UserError
+
+OWN = Path(__file__).with_name("prices.toml")
+
+CHARACTERS_PER_TOKEN = 3.0
+"""For estimates, on the low side: a budget shall hold before the first answer says how many tokens a prompt has."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """Dollars per million tokens."""
+
+    input: float
+    output: float
+
+    def of(self, usage: "Usage") -> float:
+        return (self.input * usage.prompt_tokens + self.output * usage.completion_tokens) / 1e6
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of some requests."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens)
+
+    def __sub__(self, other: "Usage") -> "Usage":
+        return Usage(self.prompt_tokens - other.prompt_tokens, self.completion_tokens - other.completion_tokens)
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+def estimated_tokens(text: str) -> int:
+    return round(len(text) / CHARACTERS_PER_TOKEN)
+
+
+def load_prices(own: str | None) -> dict[str, Price]:
+    """The prices that come along, and those of the user's file over them.
+
+    Raises:
+        UserError: the file cannot be read or is of another form.
+    """
+    prices: dict[str, Price] = {}
+    for path in (OWN, *([Path(own)] if own else [])):
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+            prices |= {name: Price(float(row["input"]), float(row["output"])) for name, row in table.items()}
+        except OSError as error:
+            raise UserError(f"--judge-prices {path}: {error.strerror}; give the path of a TOML file") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f'--judge-prices {path}: {type(error).__name__}: {error}; write ["model"] and below it '
+                "input = and output =, in dollars per million tokens"
+            ) from None
+    return prices
+
+
+@dataclass
+class Meter:
+    """What a command has spent on its judges, and what it may spend.
+
+    A request reserves the most that it can cost before it is sent, so that requests under way together keep the budget.
+    """
+
+    budget: Budget
+    prices: Mapping[str, Price]
+    spent: dict[str, Usage] = field(default_factory=dict)
+    reserved: dict[str, Usage] = field(default_factory=dict)
+
+    def check(self, models: set[str]) -> None:
+        """Raise UserError if the budget is in dollars and a model has no price."""
+        for model in sorted(models - self.prices.keys()) if self.budget.dollars is not None else ():
+            raise UserError(
+                f'--judge-budget in dollars: "{model}" has no price; give it in a file with --judge-prices, or a '
+                "budget in tokens"
+            )
+
+    def reserve(self, model: str, usage: Usage) -> bool:
+        """Set aside what a request may cost; False if the budget does not have it."""
+        self._add(self.reserved, model, usage)
+        used = [self.spent.get(name, Usage()) + held for name, held in self.reserved.items()]
+        tokens = sum(usage.tokens for usage in used)
+        over = self.budget.tokens is not None and tokens > self.budget.tokens
+        if self.budget.dollars is not None:
+            dollars = sum(self.prices[name].of(usage) for name, usage in zip(self.reserved, used, strict=True))
+            over = over or dollars > self.budget.dollars
+        if over:
+            self.release(model, usage)
+        return not over
+
+    def release(self, model: str, reserved: Usage, used: Usage | None = None) -> None:
+        """Give back what was set aside, and book what was used."""
+        self.reserved[model] -= reserved
+        self._add(self.spent, model, used or Usage())
+
+    @staticmethod
+    def _add(books: dict[str, Usage], model: str, usage: Usage) -> None:
+        books[model] = books.get(model, Usage()) + usage
+
+    def dollars(self, model: str, usage: Usage) -> float | None:
+        """What this usage costs; None if nobody said."""
+        price = self.prices.get(model)
+        return None if price is None else price.of(usage)

@@ -1,0 +1,115 @@
+"""Latents' files: what was collected of each latent and, once a judge has spoken, its explanation and scores.
+
+One sealed file per latent in `latents/<sae>/`. When all of an SAE's are written, `collections/<sae>.json` says so, with
+the settings that they were collected by: collected once, they serve every judge.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_bench.autointerp.examples import Excerpt, Pieces
+from sae_bench.autointerp.sample import Collection, Found, Subject
+from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.tokens import TokenStream
+from sae_bench.records.files import Damaged, read_sealed, write_sealed
+from sae_bench.records.run_folder import RunFolder
+
+N_LOGITS = 10
+RESIDUAL_SITES = ("resid_post", "mlp_out")
+"""Sites whose vectors are added to the residual stream, which is what the LM head reads."""
+
+ROWS_AT_ONCE = 64
+
+Latent = dict[str, Any]
+"""The content of a latent's file."""
+
+
+def write_latents(
+    folder: RunFolder,
+    lm: LanguageModel,
+    subject: Subject,
+    collection: Collection,
+    stream: TokenStream,
+    settings: Mapping[str, Any],
+) -> None:
+    """Write one SAE's latents, whatever was there before."""
+    folder.drop_latents(subject.id)
+    logits = logit_weights(lm, subject, [found.latent for found in collection.found])
+    for found, words in zip(collection.found, logits, strict=True):
+        content = latent_json(subject.id, found, collection.n_tokens, words)
+        write_sealed(folder.latents_path(subject.id) / f"{found.latent}.json", content)
+    write_sealed(
+        folder.collection_path(subject.id),
+        {
+            "settings": dict(settings),
+            "latents": [found.latent for found in collection.found],
+            "n_eligible": collection.n_eligible,
+            "tokens": stream.n_delivered,
+            "documents": stream.n_documents,
+            "fingerprint": stream.fingerprint,
+        },
+    )
+
+
+def read_latents(folder: RunFolder, sae_id: str, settings: Mapping[str, Any]) -> list[Latent] | None:
+    """An SAE's latents, if they were collected by these settings and are whole."""
+    collection = folder.collection(sae_id)
+    if collection is None or collection["settings"] != settings:
+        return None
+    try:
+        return [read_sealed(folder.latents_path(sae_id) / f"{latent}.json") for latent in collection["latents"]]
+    except (Damaged, OSError, ValueError):
+        return None
+
+
+def latent_json(sae_id: str, found: Found, n_tokens: int, logits: Mapping[str, Any] | None) -> Latent:
+    """A latent that nobody has judged."""
+    return {
+        "sae": sae_id,
+        "latent": found.latent,
+        "n_fired": found.n_fired,
+        "n_tokens": n_tokens,
+        "max": found.maximum,
+        "histogram": {"edges": found.edges, "counts": found.counts},
+        "logits": logits,
+        "examples": [excerpt.to_json() for excerpt in found.excerpts],
+        "explanation": None,
+        "explainer": None,
+        "answers": [],
+        "scores": {},
+        "judge": None,
+    }
+
+
+def excerpts_of(latent: Latent) -> list[Excerpt]:
+    return [Excerpt.from_json(example) for example in latent["examples"]]
+
+
+@torch.no_grad()
+def logit_weights(lm: LanguageModel, subject: Subject, latents: list[int]) -> list[dict[str, Any] | None]:
+    """For each latent the words that its decoder row, seen by the LM head alone, raises and lowers most."""
+    if subject.site.kind not in RESIDUAL_SITES or subject.site.d_in != lm.d_model:
+        return [None] * len(latents)
+    head = lm.model.get_output_embeddings().weight
+    pieces = Pieces(lm.tokenizer)
+    found: list[dict[str, Any] | None] = []
+    for start in range(0, len(latents), ROWS_AT_ONCE):
+        rows: Float[Tensor, "n D"] = subject.sae.W_dec.detach()[latents[start : start + ROWS_AT_ONCE]]
+        # A model may have more rows than its tokenizer has words.
+        weights = (rows.to(head.dtype) @ head.T).float()[:, : len(lm.tokenizer)]
+        for row in weights:
+            top, bottom = (row.topk(min(N_LOGITS, len(row)), largest=largest) for largest in (True, False))
+            found.append(
+                {
+                    name: [
+                        [pieces.of(int(word)), float(value)]
+                        for value, word in zip(best.values, best.indices, strict=True)
+                    ]
+                    for name, best in (("top", top), ("bottom", bottom))
+                }
+            )
+    return found

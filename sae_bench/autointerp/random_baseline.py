@@ -1,0 +1,74 @@
+"""What chance looks like: an SAE that was never trained, whose latents are explained and scored like any other's.
+
+Its encoder and decoder are the random unit vectors that training starts from; on every token the k latents of highest
+pre-activation fire, k being the L0 that the trained ones were to have, measured from the site's mean activation: it
+would else be the mean that decides which fire.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_bench.lm.sites import Site
+from sae_bench.saes.base import START_DENSITY, Latents, Loss, SAEConfig, SparseAutoencoder, Step
+
+LABEL = "random (chance)"
+
+
+class RandomSAE(SparseAutoencoder):
+    """The k highest of random projections."""
+
+    name = "random"
+
+    def encode(self, x: Float[Tensor, "B D"]) -> Latents:
+        k = round(self.config.l0 or 1)
+        active = self.select(x, lambda z: z.topk(k, dim=1).indices)
+        return active.with_values(active.values.relu())
+
+    def loss(self, x: Float[Tensor, "B D"], step: Step) -> Loss:
+        raise AssertionError("it is never trained")
+
+    @torch.no_grad()
+    def centre(self, mean: Float[Tensor, "D"]) -> "RandomSAE":
+        """Measure from this mean; afterwards it takes raw activations."""
+        self.requires_grad_(False)
+        self.b_dec.copy_(mean)
+        self.fold(1.0)
+        return self
+
+
+def chance_plans(shapes: Iterable[tuple[SAEConfig, Site]]) -> dict[str, tuple[SAEConfig, Site]]:
+    """One random SAE for every site, width and L0 of some SAEs, by its name."""
+    found: dict[str, tuple[SAEConfig, Site]] = {}
+    for config, site in shapes:
+        l0 = config.l0 if config.l0 is not None else max(1.0, START_DENSITY * config.d_sae)
+        name = f"random.{site.name}.w{config.d_sae}.l0_{l0:g}"
+        found[name] = (SAEConfig(d_in=config.d_in, d_sae=config.d_sae, l0=l0), site)
+    return found
+
+
+def describe_chance(name: str, config: SAEConfig, site: Site) -> dict[str, Any]:
+    """What a record says of it, in the form of a trained one's description."""
+    digest = hashlib.sha256(json.dumps(["random", "1", config.model_dump(mode="json")], sort_keys=True).encode())
+    return {
+        "id": name,
+        "arch": "random",
+        "label": LABEL,
+        "arch_version": "1",
+        "site": asdict(site) | {"name": site.name},
+        "d_in": config.d_in,
+        "d_sae": config.d_sae,
+        "target_l0": config.l0,
+        "coefficient": None,
+        "seed": config.seed,
+        "options": {},
+        "recipe": {},
+        "training": {"failure": None},
+        "weights_sha256": digest.hexdigest(),
+    }

@@ -1,0 +1,174 @@
+"""`table`, `compare`, `claims`: what runs' records say, printed; `figures`, `report`, `board`: drawn."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+
+def table(
+    runs: Annotated[list[Path], Parameter(required=True)],
+    /,
+    *,
+    columns: list[str] | None = None,
+    group_by: list[str] | None = None,
+    over_seeds: bool = False,
+    mix: bool = False,
+    form: Annotated[Literal["text", "md", "tex", "csv"], Parameter(name="--format")] = "text",
+) -> int:
+    """Print the leaderboard of one or more runs' folders.
+
+    Parameters
+    ----------
+    runs
+        Folders of runs.
+    columns
+        Metrics to show, in this order. Default: L0 and the headline ones.
+    group_by
+        Group rows by model, site, layer, width, architecture, target or seed.
+    over_seeds
+        One row for each architecture and target: the mean over seeds, with its 95% interval.
+    mix
+        Tabulate runs that measured on different tokens, or with different versions of a task, and say so.
+    form
+        text, md, tex or csv; as text without a choice of rows and columns, failures are listed too.
+    """
+    from sae_bench.leaderboard import board_table
+    from sae_bench.leaderboard import tables as leaderboard
+
+    records = leaderboard.gather(runs, mix=mix)
+    if columns is None and group_by is None and not over_seeds and form == "text":
+        print(leaderboard.terminal(records))
+    else:
+        print(board_table.table(records, form, columns, group_by, over_seeds=over_seeds), end="")
+    return 0
+
+
+def compare(
+    runs: Annotated[list[Path], Parameter(required=True)],
+    /,
+    *,
+    metric: list[str] | None = None,
+    at_l0: list[float] | None = None,
+    form: Annotated[Literal["text", "md", "tex", "csv"], Parameter(name="--format")] = "text",
+) -> int:
+    """Compare architectures at matched L0, with intervals, over the seeds and documents of one or more runs.
+
+    Parameters
+    ----------
+    runs
+        Folders of runs.
+    metric
+        Metrics to compare. Default: those of the leaderboard that have a better direction.
+    at_l0
+        L0s to compare at, where they were measured. Default: 20 50 100 150.
+    form
+        text, md, tex or csv.
+    """
+    from sae_bench.leaderboard import compare_table
+    from sae_bench.leaderboard import tables as leaderboard
+    from sae_bench.leaderboard.compare import check_metrics, panels
+    from sae_bench.leaderboard.curves import AT_L0
+
+    records = leaderboard.gather(runs)
+    metrics = check_metrics(records, metric)
+    writers = {
+        "text": compare_table.terminal, "md": compare_table.markdown, "tex": compare_table.latex,
+        "csv": compare_table.csv,
+    }  # fmt: skip
+    facts = () if form == "csv" else (leaderboard.caption(records),)
+    print(writers[form](panels(records, metrics), metrics, at_l0 or AT_L0, *facts))
+    return 0
+
+
+def claims(runs: Annotated[list[Path], Parameter(required=True)], /, *, at_l0: list[float] | None = None) -> int:
+    """Check the findings of the JumpReLU paper on runs: each holds, does not hold, or cannot be told.
+
+    Parameters
+    ----------
+    runs
+        Folders of runs.
+    at_l0
+        L0s to judge at, where they were measured. Default: 20 50 100 150.
+    """
+    from sae_bench.leaderboard import tables as leaderboard
+    from sae_bench.leaderboard.claims import METRICS, check_claims
+    from sae_bench.leaderboard.compare import panels
+    from sae_bench.leaderboard.curves import AT_L0
+
+    records = leaderboard.gather(runs)
+    for panel, finding in check_claims(panels(records, METRICS), at_l0 or AT_L0):
+        setting = panel.setting
+        print(f"{finding.verdict}: {finding.claim} ({setting.model}, {setting.site}, width {setting.width})")
+        for number in finding.numbers:
+            print(f"    {number}")
+    return 0
+
+
+def figures(runs: Annotated[list[Path], Parameter(required=True)], /, *, out: Path) -> int:
+    """Draw the figures of one or more runs as SVG, PDF and PNG.
+
+    Parameters
+    ----------
+    runs
+        Folders of runs.
+    out
+        Folder to write them to.
+    """
+    from sae_bench.leaderboard.board import Board
+    from sae_bench.leaderboard.figures import draw
+    from sae_bench.records.files import write_bytes
+
+    for name, content in draw.figures(Board.read(runs)):
+        write_bytes(out / name, content)
+        print(out / name)
+    return 0
+
+
+def report(
+    runs: Annotated[list[Path], Parameter(required=True)],
+    /,
+    *,
+    out: Path | None = None,
+    at_l0: list[float] | None = None,
+) -> int:
+    """Write one HTML file that shows runs: board, plots, comparisons, SAEs, latents. It needs no network.
+
+    Parameters
+    ----------
+    runs
+        Folders of runs.
+    out
+        The file. Default: report.html in the first run's folder.
+    at_l0
+        L0s to compare at, where they were measured. Default: 20 50 100 150.
+    """
+    from sae_bench.leaderboard.board import Board
+    from sae_bench.leaderboard.curves import AT_L0
+    from sae_bench.leaderboard.html import report as page
+    from sae_bench.records.files import write_text
+
+    path = out or runs[0] / "report.html"
+    write_text(path, page.report(Board.read(runs), at_l0 or AT_L0))
+    print(path)
+    return 0
+
+
+def board(run: Path, /, *, out: Path | None = None, at_l0: list[float] | None = None) -> int:
+    """Write everything that a board is published with: records, tables, claims, figures, report; no weights.
+
+    Parameters
+    ----------
+    run
+        A run's folder, or a published one.
+    out
+        The folder to publish to. Default: draw everything anew where it is.
+    at_l0
+        L0s to compare at, where they were measured. Default: 20 50 100 150.
+    """
+    from sae_bench.leaderboard import board_folder as published
+    from sae_bench.leaderboard.curves import AT_L0
+
+    for name in published.draw_board(run, out, at_l0 or AT_L0):
+        print((out or run) / name)
+    return 0

@@ -1,0 +1,1 @@
+"""The demo model, from a Python package."""

@@ -1,0 +1,1 @@
+"""Evaluation: what a task is, the one pass that feeds all of them, sums by document, standard errors."""

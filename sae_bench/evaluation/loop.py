@@ -1,0 +1,288 @@
+"""The one evaluation pass: held-out tokens through the language model once, every SAE and every task fed from it.
+
+First a pass to the deepest site alone gives each site's mean activation, which FVE and mean ablation need. Then, batch
+by batch: one clean pass, the ablations, and for each SAE a replay of the layers after its site; losses come from the
+final hidden states tile by tile through the vocabulary. The same tokens serve every SAE and every metric.
+
+What is held at once is bounded: a batch has as many contexts as fit with all SAEs, and if one context is too much
+already, the SAEs are worked through in groups. Which positions count is read off the tokens before they go to the
+device, so that nothing in a batch waits for the device.
+
+Shapes: n contexts in a batch, S tokens in each, D width of a site, c counted positions, m predictions. Positions are
+numbered through all contexts of a batch, so that they index the rows of [n S, ...].
+"""
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_bench.device import halved, send
+from sae_bench.evaluation.task import EvalBatch, EvalSetting, LMLosses, Result, Task
+from sae_bench.lm.ablations import Ablations
+from sae_bench.lm.losses import TILE_BYTES, token_losses
+from sae_bench.lm.model import CleanPass, LanguageModel, check_finite
+from sae_bench.lm.sites import Site
+from sae_bench.lm.tokens import TokenBatch, TokenStream, special_mask
+from sae_bench.progress import Progress
+from sae_bench.saes.base import START_DENSITY, Latents, SAEConfig, SparseAutoencoder
+
+log = logging.getLogger(__name__)
+
+BATCH_BYTES = 512 << 20
+"""Bound on what a batch holds of all SAEs together; a batch is one context and one SAE at least."""
+
+MAX_CONTEXTS = 16
+
+PAIR_BYTES = 20
+"""An active latent as it is held: token, latent, value."""
+
+WORKING_BYTES = 48
+"""Per number of an activation, while a decoder layer runs or a task computes in float64, one SAE at a time."""
+
+
+@dataclass
+class Candidate:
+    """An SAE under evaluation: it takes raw activations at its site; one task instance per task."""
+
+    sae: SparseAutoencoder
+    site: Site
+    tasks: Mapping[str, Task]
+    results: dict[str, Result] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    """Why a task has no result."""
+
+    @contextmanager
+    def guarded(self, tasks: Iterable[str]) -> Iterator[None]:
+        """Let some tasks fail, and the others go on. Memory is not theirs alone: too little ends the whole pass."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            log.exception("%s failed", " and ".join(tasks))
+            for name in tasks:
+                self.failures.setdefault(name, f"{type(error).__name__}: {error}")
+
+    def running(self) -> list[tuple[str, Task]]:
+        """The tasks that have not failed."""
+        return [(name, task) for name, task in self.tasks.items() if name not in self.failures]
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """A batch on the device: which positions count, and which predict a counted token (a special one does neither)."""
+
+    tokens: Int[Tensor, "n S"]
+    counted: Int[Tensor, "c"]
+    document: Int[Tensor, "c"]
+    predicts: Int[Tensor, "m"]
+    targets: Int[Tensor, "m"]
+    target_document: Int[Tensor, "m"]
+    opening: int | None
+    """The token at the beginning of every context, if it alone does not count."""
+
+    @staticmethod
+    def of(batch: TokenBatch, special_ids: frozenset[int], device: torch.device) -> "Contexts":
+        """Look at a batch on the CPU and send it to the device."""
+        tokens, document = batch.tokens, batch.document
+        counts = ~special_mask(tokens, special_ids)
+        predicts = torch.zeros_like(counts)
+        predicts[:, :-1] = counts[:, :-1] & counts[:, 1:]
+        counted, predicting = (mask.flatten().nonzero().squeeze(1) for mask in (counts, predicts))
+        alone = bool(counts[:, 1:].all() and not counts[:, 0].any() and (tokens[:, 0] == tokens[0, 0]).all())
+        return Contexts(
+            tokens=send(tokens, device),
+            counted=send(counted, device),
+            document=send(document.flatten()[counted], device),
+            predicts=send(predicting, device),
+            targets=send(tokens.flatten()[predicting + 1], device),
+            target_document=send(document.flatten()[predicting + 1], device),
+            opening=int(tokens[0, 0]) if alone else None,
+        )
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What an SAE makes of a batch, and what the model makes of that: its final hidden states at the predictions."""
+
+    candidate: Candidate
+    f: Latents
+    x_hat: Float[Tensor, "c D"]
+    hidden: Float[Tensor, "m d_model"] | None
+
+    @property
+    def n_bytes(self) -> int:
+        if isinstance(self.f, Tensor):
+            latents = self.f.nbytes
+        else:
+            latents = min(PAIR_BYTES * self.f.values.numel(), 5 * self.f.n_tokens * self.candidate.sae.config.d_sae)
+        return latents + self.x_hat.nbytes + (0 if self.hidden is None else self.hidden.nbytes)
+
+
+@torch.no_grad()
+def evaluate(
+    lm: LanguageModel,
+    stream: TokenStream,
+    candidates: Sequence[Candidate],
+    progress: Progress,
+    means: dict[Site, Float[Tensor, "_"]] | None = None,
+) -> None:
+    """Run every task of every candidate over the stream's contexts and fill in their `results` or `failures`.
+
+    `means` are the sites' mean activations, measured on the same tokens if they are not given. Where memory does not
+    suffice the pass begins again with half as many contexts at a time.
+    """
+    sites = list(dict.fromkeys(candidate.site for candidate in candidates))
+    size = plan_batch(lm, stream.context_size, [(c.site, c.sae.config) for c in candidates]).n_contexts
+    while True:
+        try:
+            if means is None:
+                means = site_means(lm, stream, sites, size, progress)
+            _evaluate(lm, stream, candidates, means, size, progress)
+            return
+        except torch.OutOfMemoryError:
+            size = halved(size, "contexts in an evaluation batch")
+
+
+def _evaluate(
+    lm: LanguageModel,
+    stream: TokenStream,
+    candidates: Sequence[Candidate],
+    means: dict[Site, Float[Tensor, "D"]],
+    size: int,
+    progress: Progress,
+) -> None:
+    with_losses = any(task.needs_lm_loss for candidate in candidates for task in candidate.tasks.values())
+    ablations = Ablations(lm, means)
+    for candidate in candidates:
+        candidate.failures.clear()
+        candidate.results.clear()
+        setting = EvalSetting(candidate.sae, means[candidate.site], stream.n_documents, lm.device)
+        for name, task in candidate.tasks.items():
+            with candidate.guarded([name]):
+                task.start(setting)
+
+    for batch in progress.track("evaluate", stream.batches(size), stream.n_contexts, lambda batch: len(batch.tokens)):
+        contexts = Contexts.of(batch, lm.special_ids, lm.device)
+        # `site_means` has seen that the same activations are finite.
+        clean = lm.clean_pass(contexts.tokens, means, check=False) if with_losses else None
+        activations = clean.activations if clean else lm.capture(contexts.tokens, means, check=False)
+        x = {site: whole.flatten(0, 1)[contexts.counted].float() for site, whole in activations.items()}
+        places = (contexts.counted, contexts.predicts, contexts.targets, contexts.opening)
+        ablated = ablations.losses(clean, *places) if clean else {}
+        held: list[Reply] = []
+        for i, candidate in enumerate(candidates, start=1):
+            with candidate.guarded(candidate.tasks):
+                if candidate.running():
+                    held.append(_reply(candidate, x[candidate.site], clean, contexts))
+            if held and (i == len(candidates) or sum(reply.n_bytes for reply in held) > BATCH_BYTES):
+                _score(held, x, clean, ablated, contexts)
+                held.clear()
+
+    for candidate in candidates:
+        for name, task in candidate.running():
+            with candidate.guarded([name]):
+                candidate.results[name] = _checked(task.finish())
+
+
+def _checked(result: Result) -> Result:
+    """Raise ValueError or TypeError if a record could not hold it: what cannot be had is None, with a note."""
+    for name, score in result.scores.items():
+        for value in (score.value, score.stderr):
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}")
+    for table in (result.by_document, result.per_latent):
+        for name, values in table.items():
+            if not all(map(math.isfinite, values)):
+                raise ValueError(f"{name} has values that are not finite")
+    json.dumps(result.details, allow_nan=False)
+    return result
+
+
+def _reply(candidate: Candidate, x: Float[Tensor, "c D"], clean: CleanPass | None, contexts: Contexts) -> Reply:
+    f = candidate.sae.encode(x)
+    x_hat = candidate.sae.decode(f)
+    hidden = clean.splice(candidate.site, contexts.counted, x_hat)[contexts.predicts] if clean else None
+    return Reply(candidate, f, x_hat, hidden)
+
+
+def _score(
+    replies: Sequence[Reply],
+    x: Mapping[Site, Float[Tensor, "c _"]],
+    clean: CleanPass | None,
+    ablated: Mapping[Site, tuple[Float[Tensor, "m"], Float[Tensor, "m"]]],
+    contexts: Contexts,
+) -> None:
+    """Feed the tasks of some SAEs with a batch."""
+    losses: list[LMLosses | None] = [None] * len(replies)
+    if clean:
+        hidden = [reply.hidden for reply in replies if reply.hidden is not None]
+        scored = token_losses(clean.lm, clean.hidden.flatten(0, 1)[contexts.predicts], hidden, contexts.targets)
+        losses = [
+            LMLosses(contexts.target_document, scored.ce_clean, ce, *ablated[reply.candidate.site], kl)
+            for reply, ce, kl in zip(replies, scored.ce, scored.kl, strict=True)
+        ]
+    for reply, loss in zip(replies, losses, strict=True):
+        view = EvalBatch(x[reply.candidate.site], reply.f, reply.x_hat, contexts.document, loss)
+        for name, task in reply.candidate.running():
+            with reply.candidate.guarded([name]):
+                task.update(view)
+
+
+@torch.no_grad()
+def site_means(
+    lm: LanguageModel, stream: TokenStream, sites: Sequence[Site], size: int, progress: Progress
+) -> dict[Site, Float[Tensor, "D"]]:
+    """Mean activation of each site over all counted tokens of the stream, in float64.
+
+    Raises UserError, at the end, where activations are not finite.
+    """
+    sums = {site: torch.zeros(site.d_in, dtype=torch.float64, device=lm.device) for site in sites}
+    finite = {site: torch.ones((), dtype=torch.bool, device=lm.device) for site in sites}
+    n_tokens = 0
+    for batch in progress.track("site means", stream.batches(size), stream.n_contexts, lambda batch: len(batch.tokens)):
+        contexts = Contexts.of(batch, lm.special_ids, lm.device)
+        n_tokens += len(contexts.counted)
+        for site, x in lm.capture(contexts.tokens, sites, check=False).items():
+            finite[site] &= torch.isfinite(x).all()
+            sums[site] += x.flatten(0, 1)[contexts.counted].sum(0, dtype=torch.float64)
+    for site in sites:
+        check_finite(site, finite[site], lm.dtype)
+    return {site: total / n_tokens for site, total in sums.items()}
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How many contexts make a batch, and about how many bytes the device holds at its height, weights apart."""
+
+    n_contexts: int
+    n_bytes: int
+
+
+def plan_batch(lm: LanguageModel, context_size: int, saes: Sequence[tuple[Site, SAEConfig]]) -> BatchPlan:
+    """As many contexts as keep within BATCH_BYTES with all SAEs, and what that takes."""
+    word = lm.dtype.itemsize
+
+    def of_sae(site: Site, config: SAEConfig) -> int:
+        """Reconstruction, final hidden states, latents; for one token."""
+        l0 = START_DENSITY * config.d_sae if config.l0 is None else config.l0
+        return 4 * site.d_in + word * lm.d_model + round(PAIR_BYTES * l0)
+
+    by_sae = [of_sae(site, config) for site, config in saes]
+    sites = {site for site, _ in saes}
+    # Of the model: final hidden states, whole and at the predictions; activations, as they are and in float32.
+    shared = 2 * word * lm.d_model + sum((word + 4) * site.d_in for site in sites)
+    working = WORKING_BYTES * max(lm.d_model, *(site.d_in for site in sites))
+    n_contexts = BATCH_BYTES // (context_size * (shared + working + sum(by_sae)))
+    n_contexts = max(1, min(MAX_CONTEXTS, n_contexts))
+    n_tokens = n_contexts * context_size
+    held = min(n_tokens * sum(by_sae), BATCH_BYTES + n_tokens * max(by_sae))
+    tiles = 4 * TILE_BYTES.get(lm.device.type, TILE_BYTES["cuda"])
+    return BatchPlan(n_contexts, n_tokens * (shared + working) + held + tiles)

@@ -1,0 +1,133 @@
+"""What a task is: it declares its metrics, is fed every batch of the one evaluation pass, and returns scores.
+
+A task never runs the language model. It says what it needs (`needs_lm_loss`), and the pass that feeds all tasks of all
+SAEs provides it. One instance serves one SAE.
+
+A task that `needs_latents` is about single latents, not tokens: instead of batches it is fed, one after the other, the
+sampled latents that a judge has explained and scored (`judged`), and none of them if there is no judge. It knows as
+little of the judge as the others know of the language model: collecting and asking are the harness's (`interpret`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_bench.saes.base import Latents, SparseAutoencoder
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that a task reports: which way is better (None: neither), its unit, what it means."""
+
+    name: str
+    better: Literal["up", "down"] | None
+    unit: str
+    description: str
+    headline: bool = False
+    """Whether the leaderboard shows it unasked."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A measured value with its standard error (clustered by document) and the number of tokens behind it.
+
+    A value that cannot be had is None, with a note that says why; it never enters a mean.
+    """
+
+    value: float | None
+    stderr: float | None
+    n: int
+    formula: str | None = None
+    """Which per-document sums of the record give the value, as "numerator / denominator"."""
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a task found: a score for every metric it declares, and what further analysis needs."""
+
+    scores: dict[str, Score]
+    by_document: dict[str, list[float]] = field(default_factory=dict)
+    per_latent: dict[str, list[float] | list[int]] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LMLosses:
+    """Per predicted token, in nats: cross-entropies of the language model, clean, spliced and ablated."""
+
+    document: Int[Tensor, "m"]
+    clean: Float[Tensor, "m"]
+    spliced: Float[Tensor, "m"]
+    zero_ablated: Float[Tensor, "m"]
+    mean_ablated: Float[Tensor, "m"]
+    kl: Float[Tensor, "m"]
+    """KL(clean || spliced) between next-token distributions."""
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """The counted tokens of some contexts (special positions are left out) as one SAE sees them."""
+
+    x: Float[Tensor, "n D"]
+    f: Latents
+    x_hat: Float[Tensor, "n D"]
+    document: Int[Tensor, "n"]
+    losses: LMLosses | None
+    """None unless a task of the run has `needs_lm_loss`."""
+
+
+@dataclass(frozen=True)
+class JudgedLatent:
+    """A sampled latent, what a judge made of it by each scorer, and how often which failure came instead of an answer.
+
+    A score is None, with a note, where there is none; it must not enter a mean.
+    """
+
+    latent: int
+    scores: dict[str, float | None]
+    notes: dict[str, str]
+    failures: dict[str, int]
+
+
+@dataclass(frozen=True)
+class EvalSetting:
+    """What is the same for all batches."""
+
+    sae: SparseAutoencoder
+    mean: Float[Tensor, "D"]
+    """Mean activation at the site over the whole evaluation set."""
+    n_documents: int
+    device: torch.device
+
+
+class Task(ABC):
+    """Base of all tasks."""
+
+    name: ClassVar[str]
+    """Short name, set by registration."""
+    version: ClassVar[str]
+    """Raised when a change alters a value; boards refuse to mix versions."""
+    metrics: ClassVar[Sequence[Metric]]
+    needs_lm_loss: ClassVar[bool] = False
+    needs_latents: ClassVar[bool] = False
+
+    @abstractmethod
+    def start(self, setting: EvalSetting) -> None:
+        """Called once, before the first batch."""
+
+    @abstractmethod
+    def update(self, batch: EvalBatch) -> None:
+        """Called for every batch."""
+
+    def judged(self, latent: JudgedLatent) -> None:  # noqa: B027 (for the tasks that want it)
+        """Called for every sampled latent, if the task `needs_latents` and there is a judge."""
+
+    @abstractmethod
+    def finish(self) -> Result:
+        """Called once, after the last batch; returns a score for every declared metric."""

@@ -1,0 +1,73 @@
+"""Our SAEs in the formats of other tools, one folder for each SAE, named as in the run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from sae_bench.errors import UserError, did_you_mean
+from sae_bench.formats import dictionary_learning, gemma_scope, saelens, sparsify
+from sae_bench.formats.foreign import About, ForeignSAE
+from sae_bench.formats.open import find_sources, open_sae
+from sae_bench.records.run_folder import RunFolder
+from sae_bench.saes.base import SparseAutoencoder
+
+WRITERS: dict[str, ModuleType] = {
+    module.FORMAT: module for module in (saelens, gemma_scope, dictionary_learning, sparsify)
+}
+BUILT_IN = ("relu", "gated", "topk", "jumprelu")
+"""The architectures that other tools' formats know."""
+
+
+def saes_of(run: Path, wanted: Sequence[str] = ()) -> list[ForeignSAE]:
+    """The SAEs in the folder of a run, or those of them that are wanted; what failed in training is passed over.
+
+    Raises:
+        UserError: there is no run, or no SAE of that name in it.
+    """
+    by_id = {}
+    for source in find_sources(str(run)):
+        sae = open_sae(source)
+        if sae.own is None:
+            raise UserError(f"{source.name} is not from a run of ours: give the folder of a run")
+        if not sae.own["description"].get("training", {}).get("failure"):
+            by_id[str(sae.own["description"]["id"])] = sae
+    for sae_id in wanted:
+        if sae_id not in by_id:
+            raise UserError(f'{run} has no SAE "{sae_id}"{did_you_mean(sae_id, by_id)}')
+    return [sae for sae_id, sae in by_id.items() if not wanted or sae_id in wanted]
+
+
+def export(run: Path, form: str, out: Path, wanted: Sequence[str] = ()) -> list[Path]:
+    """Write SAEs of a run in another format; returns what was written.
+
+    Raises:
+        UserError: there is no such format, or an SAE does not fit into it; nothing is written then.
+    """
+    if form not in WRITERS:
+        raise UserError(f'unknown format "{form}"{did_you_mean(form, WRITERS)}')
+    records = {record["sae"]["id"]: record for record in RunFolder(run).records() if record["task"] == "reconstruction"}
+    chosen = saes_of(run, wanted)
+    for sae in chosen:
+        WRITERS[form].check(exportable(sae.build()))
+    written = []
+    for sae in chosen:
+        assert sae.own is not None, "an SAE of a run"
+        description = sae.own["description"]
+        score = records.get(description["id"], {}).get("scores", {}).get("l0", {})
+        about = About(description["site"], sae.own["metadata"], score.get("value"))
+        written.append(WRITERS[form].write(out / description["id"], exportable(sae.build()), about))
+    return written
+
+
+def exportable(sae: SparseAutoencoder) -> SparseAutoencoder:
+    """The SAE as a built-in architecture, which is all that other tools know.
+
+    Raises:
+        UserError: a plugin does not say how.
+    """
+    if sae.name in BUILT_IN:
+        return sae
+    other = sae.as_built_in()
+    if other is None or other.name not in BUILT_IN:
+        raise UserError(f'architecture "{sae.name}" does not say how it is exported: give it as_built_in()')
+    return other

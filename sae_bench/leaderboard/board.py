@@ -1,0 +1,132 @@
+"""A board: everything that figures and the report are drawn from, read once from the folders of some runs.
+
+    run.json, records/                            the numbers
+    saes/<sae>/metrics.jsonl                      training logs
+    latents/<sae>/<latent>.json                   latents that were looked at, if any were
+
+A folder under results/ holds these and not the weights, so whatever can be drawn of a run can be drawn again from what
+was published. Records do not repeat the training log: with it, each of an SAE's would be larger by half.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_bench.leaderboard import tables as leaderboard
+from sae_bench.leaderboard.compare import target_of
+from sae_bench.records.files import read_sealed
+from sae_bench.records.run_folder import RunFolder
+
+Record = Mapping[str, Any]
+
+LATENTS = "latents"
+TRAINING_LOG = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class SAE:
+    """One SAE: what it is, and all that was measured of it."""
+
+    run: Path
+    records: tuple[Record, ...]
+    """One for each task, in their names' order."""
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What the records say of the SAE itself."""
+        return dict(self.records[0]["sae"])
+
+    @property
+    def id(self) -> str:
+        return str(self.about["id"])
+
+    @property
+    def label(self) -> str:
+        return str(self.about["label"])
+
+    @property
+    def setting(self) -> tuple[str, str, int]:
+        """Model, site and width: what must be alike for two SAEs to share a figure."""
+        return str(self.records[0]["provenance"]["model"]), str(self.about["site"]["name"]), int(self.about["d_sae"])
+
+    @property
+    def target(self) -> float:
+        """The wanted L0, or the raw coefficient; of an SAE from elsewhere, which has neither, the L0 it came to."""
+        if self.about["target_l0"] is None and self.about["coefficient"] is None:
+            return round(self.value("l0") or 0.0, 1)
+        return target_of(self.records[0])
+
+    @property
+    def seed(self) -> int | None:
+        """None of an SAE that others trained."""
+        return self.about["seed"]  # type: ignore[no-any-return]
+
+    @property
+    def failures(self) -> list[str]:
+        return sorted({record["failure"] for record in self.records if record["failure"]})
+
+    def score(self, metric: str) -> Mapping[str, Any] | None:
+        """A metric's score; None if it was not measured."""
+        return next((record["scores"][metric] for record in self.records if metric in record["scores"]), None)
+
+    def value(self, metric: str) -> float | None:
+        score = self.score(metric)
+        return None if score is None or score["value"] is None else float(score["value"])
+
+    @property
+    def counts(self) -> tuple[list[int], int] | None:
+        """On how many tokens each latent fired, and of how many; None if nobody counted."""
+        for record in self.records:
+            if "count" in record["per_latent"] and "n_tokens" in record["details"]:
+                return list(record["per_latent"]["count"]), int(record["details"]["n_tokens"])
+        return None
+
+    def training_log(self) -> list[dict[str, Any]]:
+        """Its logged steps; none if the log was not kept."""
+        path = RunFolder(self.run).sae_path(self.id) / TRAINING_LOG
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def latents(self) -> Iterator[dict[str, Any]]:
+        """The latents that were looked at, in their order."""
+        folder = self.run / LATENTS / RunFolder(self.run).sae_path(self.id).name  # a name that leads nowhere else
+        for path in sorted(folder.glob("*.json"), key=lambda path: (len(path.stem), path.stem)):
+            yield read_sealed(path)
+
+
+@dataclass(frozen=True)
+class Board:
+    """Some runs, their records and their SAEs."""
+
+    records: Sequence[Record]
+    saes: Sequence[SAE]
+    """Sorted by setting, architecture, target, seed."""
+
+    @staticmethod
+    def read(folders: Sequence[Path]) -> "Board":
+        """Read runs, or published boards.
+
+        Raises:
+            UserError: a folder holds no records, a file is damaged, or the runs are not comparable.
+        """
+        records, saes = [], []
+        for folder in folders:
+            of: dict[str, list[Record]] = {}
+            for record in leaderboard.gather([folder]):
+                records.append(record)
+                of.setdefault(record["sae"]["id"], []).append(record)
+            saes += [SAE(folder, tuple(found)) for found in of.values()]
+        leaderboard.check_comparable(records)
+        saes.sort(key=lambda sae: (sae.setting, sae.label, sae.target, sae.seed is not None, sae.seed, str(sae.run)))
+        return Board(records, saes)
+
+    @property
+    def labels(self) -> list[str]:
+        return sorted({sae.label for sae in self.saes})
+
+    @property
+    def settings(self) -> list[tuple[str, str, int]]:
+        return sorted({sae.setting for sae in self.saes})

@@ -1,0 +1,248 @@
+"""Comparisons at matched L0 as tables: terminal, Markdown, CSV and LaTeX. Pure functions of the panels."""
+
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+from tabulate import tabulate
+
+from sae_bench.errors import one_line
+from sae_bench.leaderboard.compare import Panel, Standing, at, by_area
+from sae_bench.leaderboard.curves import AT_L0, pareto_front
+from sae_bench.leaderboard.tables import ARROWS, LATEX_ARROWS, escape_csv, escape_latex, escape_markdown, with_error
+
+Cell = tuple[str, bool]
+"""Its text, and whether it is the best or tied with it."""
+Row = tuple[str, list[Cell]]
+Escape = Callable[[str], str]
+
+AREA = "area"
+"""Column of the mean height of the curve over log L0."""
+
+
+def long_comparison(panels: Sequence[Panel], metrics: Sequence[str], l0s: Sequence[float] = AT_L0) -> pd.DataFrame:
+    """One row for each setting, metric, architecture and L0 (or the area), with its 95% interval."""
+    rows: list[dict[str, Any]] = []
+    for panel in panels:
+        for metric in metrics:
+            for place, standing in _standings(panel, metric, l0s):
+                e = standing.estimate
+                low, high = e.interval() if e else (None, None)
+                rows.append(
+                    {
+                        "model": panel.setting.model, "site": panel.setting.site, "width": panel.setting.width,
+                        "metric": metric, "better": panel.directions.get(metric) or "", "l0": place,
+                        "architecture": standing.label, "value": e.value if e else None, "low": low, "high": high,
+                        "best": standing.best, "seeds": len(panel.seeds), "over_seeds": bool(e and e.over_seeds),
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _standings(panel: Panel, metric: str, l0s: Sequence[float]) -> list[tuple[str, Standing]]:
+    if not any(metric in family.metrics for family in panel.families):
+        return []
+    standings, _ = at(panel, metric, l0s)
+    found = [(f"{l0:g}", standing) for l0, of in standings.items() for standing in of]
+    return found + [(AREA, standing) for standing in by_area(panel, metric)[1]]
+
+
+def terminal(panels: Sequence[Panel], metrics: Sequence[str], l0s: Sequence[float] = AT_L0, facts: str = "") -> str:
+    """Plain text, the best and whatever is tied with it marked by an asterisk; `facts`: what the records say."""
+    return _text(
+        panels, metrics, l0s, "simple", one_line, lambda cell: f"{cell} *", "* the best, or tied with it", facts
+    )
+
+
+def markdown(panels: Sequence[Panel], metrics: Sequence[str], l0s: Sequence[float] = AT_L0, facts: str = "") -> str:
+    """Markdown, the best and whatever is tied with it in bold."""
+    key = "Bold: best, or tied"
+    return _text(panels, metrics, l0s, "github", escape_markdown, lambda cell: f"**{cell}**", key, facts)
+
+
+def _text(
+    panels: Sequence[Panel],
+    metrics: Sequence[str],
+    l0s: Sequence[float],
+    style: str,
+    escape: Escape,
+    mark: Escape,
+    key: str,
+    facts: str,
+) -> str:
+    parts = []
+
+    def add(title: str, header: Sequence[str], rows: Sequence[Row]) -> None:
+        body = [[escape(label), *(mark(text) if best else text for text, best in cells)] for label, cells in rows]
+        parts.extend([title, tabulate(body, [escape(name) for name in header], tablefmt=style, disable_numparse=True)])
+
+    for panel in panels:
+        for metric in metrics:
+            header, rows = grid(panel, metric, l0s)
+            if rows:
+                add(heading(panel, metric, escape), header, rows)
+    for title, header, rows in summaries(panels, metrics, l0s):
+        add(escape(title), header, rows)
+    gone = "".join(f"\nMissing: {escape(line)}" for panel in panels for f in panel.families for line in f.missing)
+    told = f"{key} (differences paired by document where they can be, Holm-corrected, 5%). {note(panels)}"
+    return "\n\n".join([*parts, " ".join(filter(None, [told, escape(facts)])) + gone])
+
+
+def latex(panels: Sequence[Panel], metrics: Sequence[str], l0s: Sequence[float] = AT_L0, facts: str = "") -> str:
+    """booktabs tables, one for each setting and metric; the best in bold, and all that are tied with it."""
+    tables = []
+
+    def add(caption: str, header: Sequence[str], rows: Sequence[Row]) -> None:
+        body = "\n".join(
+            " & ".join(
+                [escape_latex(label)]
+                + [rf"\textbf{{{_in_latex(text)}}}" if best else _in_latex(text) for text, best in cells]
+            )
+            + r" \\"
+            for label, cells in rows
+        )
+        tables.append(
+            f"\\begin{{table}}\n\\centering\n\\small\n\\caption{{{caption}}}\n"
+            f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}\n\\toprule\n"
+            f"{' & '.join(escape_latex(name) for name in header)} \\\\\n\\midrule\n{body}\n"
+            "\\bottomrule\n\\end{tabular}\n\\end{table}\n"
+        )
+
+    for panel in panels:
+        for metric in metrics:
+            header, rows = grid(panel, metric, l0s)
+            if rows:
+                arrow = LATEX_ARROWS[panel.directions.get(metric)]
+                setting = escape_latex(f"{_setting(panel)} {note([panel])} {facts}".strip())
+                add(f"{escape_latex(metric)}{arrow} at matched L0. {setting} Bold: best, or tied.", header, rows)
+    for title, header, rows in summaries(panels, metrics, l0s):
+        add(escape_latex(f"{title} {facts}".strip()), header, rows)
+    return "\n".join(tables)
+
+
+def _in_latex(text: str) -> str:
+    return text.replace("±", r"$\pm$")
+
+
+def csv(panels: Sequence[Panel], metrics: Sequence[str], l0s: Sequence[float] = AT_L0) -> str:
+    """The long table; to nine digits, for the last ones depend on which processor added up."""
+    out = io.StringIO()
+    table = long_comparison(panels, metrics, l0s)
+    table.map(lambda cell: escape_csv(cell) if isinstance(cell, str) else cell).to_csv(
+        out, index=False, lineterminator="\n", float_format="%.9g"
+    )
+    return out.getvalue()
+
+
+def grid(panel: Panel, metric: str, l0s: Sequence[float]) -> tuple[list[str], list[Row]]:
+    """Header and rows of one comparison: architectures, and at each L0 the value and whether it is the best or tied."""
+    found = _standings(panel, metric, l0s)
+    places = [place for place in dict.fromkeys(place for place, _ in found)
+              if any(s.estimate for at_place, s in found if at_place == place)]  # fmt: skip
+    cells = {(place, standing.label): (_cell(standing), standing.best) for place, standing in found}
+    labels = list(dict.fromkeys(standing.label for _, standing in found))
+    header = ["architecture", *(place if place == AREA else f"L0 {place}" for place in places)]
+    if not places:
+        return header, []
+    front = on_front(panel, metric)
+    if front:
+        header.append("Pareto front")
+    rows = []
+    for label in labels:
+        row = [cells[place, label] for place in places]
+        if front:
+            row.append((", ".join(f"{target:g}" for target in front[label]) or "-", False))
+        rows.append((label, row))
+    return header, rows
+
+
+def on_front(panel: Panel, metric: str) -> dict[str, list[float]]:
+    """For each architecture the targets that are on the Pareto front of all; empty without a better direction."""
+    direction = panel.directions.get(metric)
+    if direction is None:
+        return {}
+    points = [
+        (family.label, target, float(l0), float(value))
+        for family in panel.families
+        if (of := family.metrics.get(metric)) is not None
+        for target, l0, value in zip(of.targets, of.l0[0], of.value[0], strict=True)
+    ]
+    front = pareto_front([point[2] for point in points], [point[3] for point in points], up=direction == "up")
+    found: dict[str, list[float]] = {family.label: [] for family in panel.families}
+    for i in front:
+        found[points[i][0]].append(points[i][1])
+    return {label: sorted(targets) for label, targets in found.items()}
+
+
+def summaries(
+    panels: Sequence[Panel], metrics: Sequence[str], l0s: Sequence[float]
+) -> Iterator[tuple[str, list[str], list[Row]]]:
+    """For boards of several sites, layers or models: where each architecture is the best or tied with it, L0 by L0.
+
+    Wins are counted and nothing is averaged: a nat at one layer is not a nat at another.
+    """
+    if len(panels) < 2:
+        return
+    labels = sorted({family.label for panel in panels for family in panel.families})
+    for metric in metrics:
+        columns = [_place(panel, panels) for panel in panels]
+        wins: dict[str, list[Cell]] = {label: [] for label in labels}
+        total: dict[str, list[int]] = {label: [0, 0] for label in labels}
+        for panel in panels:
+            compared = _compared(_standings(panel, metric, l0s))
+            for label in labels:
+                mine = [standing for standing in compared if standing.label == label]
+                won = sum(standing.best for standing in mine)
+                total[label] = [total[label][0] + won, total[label][1] + len(mine)]
+                wins[label].append((f"{won} of {len(mine)}" if mine else "-", False))
+        if any(of for _, of in total.values()):
+            most = max(won / of for won, of in total.values() if of)
+            rows = [
+                (label, [*wins[label], (f"{won} of {of}", bool(of) and won / of == most)])
+                for label, (won, of) in total.items()
+            ]
+            yield f"{metric}: at how many L0s best, or tied with the best.", ["architecture", *columns, "all"], rows
+
+
+def _compared(found: Sequence[tuple[str, Standing]]) -> list[Standing]:
+    """Standings at the L0s where there is anybody to compare with."""
+    known = [(place, standing) for place, standing in found if place != AREA and standing.estimate is not None]
+    return [standing for place, standing in known if sum(other == place for other, _ in known) > 1]
+
+
+def _place(panel: Panel, panels: Sequence[Panel]) -> str:
+    """What tells a setting from the others of the board."""
+    setting = panel.setting
+    parts = {"model": setting.model, "site": setting.site, "width": f"width {setting.width}"}
+    told = [text for name, text in parts.items() if len({getattr(p.setting, name) for p in panels}) > 1]
+    return one_line(", ".join(told))
+
+
+def _cell(standing: Standing) -> str:
+    e = standing.estimate
+    if e is None:
+        return "-"
+    half = e.interval()[1] - e.value
+    return with_error(e.value, half) if math.isfinite(half) else f"{e.value:.4g} ± unknown"
+
+
+def heading(panel: Panel, metric: str, escape: Escape) -> str:
+    """The title of one comparison."""
+    arrow = ARROWS[panel.directions.get(metric)]
+    return f"{escape(metric)} {arrow} at matched L0: {escape(_setting(panel))}".replace("  ", " ")
+
+
+def _setting(panel: Panel) -> str:
+    setting = panel.setting
+    return f"{setting.model}, {setting.site}, width {setting.width}."
+
+
+def note(panels: Sequence[Panel]) -> str:
+    """What ± is, and how many seeds it covers."""
+    n_seeds = sorted({len(panel.seeds) for panel in panels})
+    seeds = (
+        "one seed, so variance between seeds is unknown" if n_seeds == [1] else f"{', '.join(map(str, n_seeds))} seeds"
+    )
+    return f"± is half of the 95% interval; {seeds}."

@@ -1,0 +1,71 @@
+"""Metrics against L0, one curve for each architecture with 95% intervals: quality, and shrinkage."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sae_bench.leaderboard.bootstrap import estimate
+from sae_bench.leaderboard.compare import Panel
+from sae_bench.leaderboard.curves import at_l0
+from sae_bench.leaderboard.figures.style import l0_axis, legend_above, line_of, new
+from sae_bench.leaderboard.palette import looks
+
+NAMES = {
+    "delta_lm_loss": "delta LM loss (nats per token)",
+    "fve": "fraction of variance explained",
+    "gamma": "relative reconstruction size (gamma)",
+}
+ARROWS = {"up": " ↑", "down": " ↓", None: ""}
+
+
+def quality(panel: Panel, labels: Sequence[str]) -> Figure | None:
+    """Delta LM loss and variance explained against L0."""
+    return _against_l0(panel, labels, ("delta_lm_loss", "fve"))
+
+
+def shrinkage(panel: Panel, labels: Sequence[str]) -> Figure | None:
+    """How large reconstructions are: below 1 they shrink."""
+    figure = _against_l0(panel, labels, ("gamma",))
+    if figure is not None:
+        (axes,) = figure.axes
+        axes.axhline(1, color="#555555", linewidth=0.8, linestyle=":")
+    return figure
+
+
+def _against_l0(panel: Panel, labels: Sequence[str], metrics: Sequence[str]) -> Figure | None:
+    shown = [name for name in metrics if any(name in family.metrics for family in panel.families)]
+    if not shown:
+        return None
+    figure, grid = new(len(shown))
+    handles: dict[str, Any] = {}
+    for axes, metric in zip(grid[0], shown, strict=True):
+        handles |= _draw(axes, panel, labels, metric)
+    legend_above(figure, handles)
+    return figure  # type: ignore[no-any-return]
+
+
+def _draw(axes: Axes, panel: Panel, labels: Sequence[str], metric: str) -> dict[str, Any]:
+    handles, seen = {}, []
+    for family in panel.families:
+        if metric not in family.metrics:
+            continue
+        points = family.metrics[metric]
+        order = np.argsort(points.l0[0])
+        x = points.l0[0][order]
+        found = [estimate(points.value[:, i], panel.weights) for i in order]
+        halves = [e.interval()[1] - e.value for e in found]
+        style = line_of(looks(labels)[family.label])
+        fine = np.geomspace(x[0], x[-1], 60).tolist()
+        axes.plot(fine, at_l0(points.l0[:1], points.value[:1], fine)[0], **style | {"marker": ""})
+        known = [half if np.isfinite(half) else 0.0 for half in halves]
+        axes.errorbar(
+            x, [e.value for e in found], yerr=known, capsize=2.5, elinewidth=1, **style | {"linestyle": "none"}
+        )
+        (handles[family.label],) = axes.plot([], [], **style)
+        seen += x.tolist()
+    l0_axis(axes, seen)
+    axes.set_ylabel(NAMES[metric] + ARROWS[panel.directions.get(metric)])
+    return handles

@@ -1,0 +1,55 @@
+"""All figures of a board as files: `figures RUN... --out DIR`."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from sae_bench.leaderboard.board import SAE, Board
+from sae_bench.leaderboard.compare import Panel, panels
+from sae_bench.leaderboard.figures import against_l0, cost, frequency, interpretability, training
+from sae_bench.leaderboard.figures.style import rendered, styled
+from sae_bench.records.names import file_name
+
+METRICS = ("delta_lm_loss", "fve", "gamma")
+"""Those that are drawn against L0."""
+
+FROM_PANELS: Mapping[str, Callable[[Panel, Sequence[str]], Figure | None]] = {
+    "quality": against_l0.quality,
+    "shrinkage": against_l0.shrinkage,
+}
+FROM_SAES: Mapping[str, Callable[[Sequence[SAE], Sequence[str]], Figure | None]] = {
+    "frequency": frequency.frequency,
+    "training": training.training,
+    "cost": cost.cost,
+    "interpretability": interpretability.interpretability,
+}
+
+
+def figures(board: Board) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every figure's files; what the board does not hold the numbers for is left out.
+
+    A board of several models, sites or widths has each figure once for each, and their names say which.
+    """
+    with styled():
+        for name, figure in _drawn(board):
+            for form, content in rendered(figure).items():
+                yield f"{name}.{form}", content
+
+
+def _drawn(board: Board) -> Iterator[tuple[str, Figure]]:
+    several = len(board.settings) > 1
+    for panel in panels(board.records, METRICS):
+        setting = panel.setting.model, panel.setting.site, panel.setting.width
+        for name, of_panel in FROM_PANELS.items():
+            if (figure := of_panel(panel, board.labels)) is not None:
+                yield _name(name, setting, several), figure
+    for setting in board.settings:
+        saes = [sae for sae in board.saes if sae.setting == setting]
+        for name, of_saes in FROM_SAES.items():
+            if (figure := of_saes(saes, board.labels)) is not None:
+                yield _name(name, setting, several), figure
+
+
+def _name(name: str, setting: tuple[str, str, int], several: bool) -> str:
+    model, site, width = setting
+    return file_name(f"{name}.{model.rpartition('/')[2]}.{site}.w{width}") if several else name

@@ -1,0 +1,322 @@
+"""A language model as the harness needs it: read its activations at a site, and run what comes after a site again.
+
+Training needs activations only, so `capture` leaves the forward pass as soon as the last requested site has been read.
+
+Evaluation asks what the model predicts when one site carries an SAE's reconstruction, and asks it for many SAEs on the
+same tokens. Everything before the site is then the same each time. So `clean_pass` runs the model once and notes how
+every decoder layer after the site was called (position embeddings, masks), and `CleanPass.replay` calls those layers
+again, with those very arguments, on the changed activations: N SAEs cost one prefix and N suffixes. Replaying what was
+captured gives the clean result bit for bit. That is not assumed but checked at the first clean pass for each site;
+a site that fails is replayed by whole forward passes instead.
+
+Neither ever computes logits: over 262,144 words they would be larger than everything else together. `logits` turns any
+chunk of final hidden states into them, `logit_of` into those of one word each.
+
+    lm = load_language_model("gemma-2-2b", device="cuda", dtype=torch.bfloat16)
+    site = find_site(lm.model, "resid_post", 12)
+    clean = lm.clean_pass(tokens, [site])
+    hidden = clean.replay(site, sae(clean.activations[site]))
+    logits = lm.logits(hidden[0, :64])
+
+Shape letters: batch contexts, seq tokens in each, d_in width of a site, d_model width of the model, n tokens, vocab.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from sae_bench.errors import UserError
+from sae_bench.lm.load import explained_load_errors, hub_commit, resolve_model
+from sae_bench.lm.sites import Side, Site, find_backbone, intercept, run_until_seen
+
+log = logging.getLogger(__name__)
+
+REMEDY = "try float32, or check the weights"
+
+# What the two kinds of pass look at: a site, the input of a decoder layer (its number), or the input of the LM head.
+Key = Site | int | str
+_HIDDEN = "hidden"
+
+
+class LanguageModel:
+    """A causal language model of transformers with its tokenizer, frozen and in eval mode.
+
+    `name` is what records call it and `revision` the hub's commit hash, None for a folder. `device` and `dtype` are
+    those of the model and of all activations; `max_context` is the most tokens it takes at once. `bos_id` opens a
+    context: None if the tokenizer has no such token, and it may be 0. `special_ids` are BOS, EOS, PAD and the
+    tokenizer's other special tokens, which are neither trained on nor counted in any metric.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None = None
+    ) -> None:
+        self.model = model.train(False).requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.revision = revision
+        self.config: PreTrainedConfig = model.config.get_text_config()
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        self.n_layers: int = self.config.num_hidden_layers
+        self.d_model: int = self.config.hidden_size
+        self.max_context: int = getattr(self.config, "max_position_embeddings", tokenizer.model_max_length)
+        self.bos_id: int | None = tokenizer.bos_token_id
+        self.special_ids: frozenset[int] = frozenset(tokenizer.all_special_ids)
+        self._backbone = find_backbone(model)
+        self._replayable: dict[Site, bool] = {}
+        self._weight_hash: str | None = None
+
+    def weight_hash(self) -> str:
+        """Return the sha256 (hex) over the parameters' names, dtypes, shapes and bytes, in the order of their names.
+
+        Tied parameters count once. Computed at the first call, at about 1 GB a second.
+        """
+        if self._weight_hash is None:
+            digest = hashlib.sha256()
+            for name, weight in sorted(self.model.named_parameters()):
+                digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+                digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            self._weight_hash = digest.hexdigest()
+        return self._weight_hash
+
+    def tokenizer_hash(self) -> str:
+        """Return the sha256 (hex) of a fast tokenizer's whole definition, of another one's vocabulary."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        text = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @torch.no_grad()
+    def capture(
+        self, tokens: Int[Tensor, "batch seq"], sites: Iterable[Site], *, check: bool = True
+    ) -> dict[Site, Tensor]:
+        """Return the activations, (batch, seq, d_in) each, at one or more `sites` from one pass that ends at the last.
+
+        Raises UserError where activations are not finite. That waits for the device; a caller of many passes may look
+        once, in the end: `check=False`, then `check_finite`.
+        """
+        points = {site: self._point(site) for site in sites}
+        assert points, "nothing to capture"
+        activations = run_until_seen(self.model, tokens.to(self.device), points)
+        _check_activations(activations, check)
+        return activations
+
+    @torch.no_grad()
+    def clean_pass(
+        self, tokens: Int[Tensor, "batch seq"], sites: Iterable[Site] = (), *, check: bool = True
+    ) -> "CleanPass":
+        """Run the model without logits and return the activations at `sites`, with all that a replay from them needs.
+
+        The first clean pass for a site also checks that its replay is exact, and warns where it is not. Raises
+        UserError where activations are not finite; `check` as in `capture`.
+        """
+        tokens, sites = tokens.to(self.device), list(dict.fromkeys(sites))
+        starts = {site: start for site in sites if (start := self._first_replayed_layer(site)) is not None}
+        entered = {start for site, start in starts.items() if start == site.layer}
+        layers = self._backbone.layers if self._backbone else []
+        points: dict[Key, tuple[nn.Module, Side]] = {
+            **{site: self._point(site) for site in sites},
+            **{i: (layers[i], "input") for i in entered},
+            _HIDDEN: (self.model.get_output_embeddings(), "input"),
+        }
+        calls: dict[int, LayerCall] = {}
+
+        def record(i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls[i] = LayerCall(args[1:], kwargs)
+
+        with ExitStack() as hooks:
+            for i in range(min(starts.values(), default=len(layers)), len(layers)):
+                hooks.enter_context(layers[i].register_forward_pre_hook(partial(record, i), with_kwargs=True))
+            seen = run_until_seen(self.model, tokens, points)
+
+        activations = {site: seen[site] for site in sites}
+        _check_activations(activations, check)
+        clean = CleanPass(self, tokens, activations, seen[_HIDDEN], {i: seen[i] for i in entered}, calls)
+        for site in sites:
+            if site not in self._replayable:
+                self._replayable[site] = self._is_replayable(clean, site)
+        return clean
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the weights; tied ones count once."""
+        return sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of words that the LM head scores."""
+        return len(self.model.get_output_embeddings().weight)
+
+    def logits(self, hidden: Float[Tensor, "*n d_model"], words: slice = slice(None)) -> Float[Tensor, "*n vocab"]:
+        """Return the logits, in float32, of final hidden states: the LM head in the model's dtype, then soft-capped.
+
+        `words` asks for a part of the vocabulary alone.
+        """
+        head = self.model.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        return self._cap(functional.linear(hidden, head.weight[words], None if bias is None else bias[words]).float())
+
+    def logit_of(self, hidden: Float[Tensor, "n d_model"], word: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """Return the logit of one word for each final hidden state: what `logits` has in its column."""
+        head = self.model.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        logit = torch.linalg.vecdot(hidden.float(), head.weight[word].float())
+        logit = logit if bias is None else logit + bias[word]
+        return self._cap(logit.to(self.dtype).float())  # rounded as the head rounds it
+
+    def _cap(self, logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        cap: float | None = getattr(self.config, "final_logit_softcapping", None)
+        if cap is None:
+            return logits
+        if logits.requires_grad:
+            return cap * torch.tanh(logits / cap)
+        return logits.div_(cap).tanh_().mul_(cap)  # in place: the largest tensor of an evaluation
+
+    @torch.no_grad()
+    def check_logits(self) -> None:
+        """Raise UserError if the model does more to its logits than `logits` does: Cohere and Granite scale them."""
+        tokens = torch.arange(4, device=self.device)[None]
+        ours = self.logits(self.clean_pass(tokens).hidden[0])
+        theirs = self.model(input_ids=tokens, use_cache=False).logits[0].float()
+        if not torch.isfinite(theirs).all():
+            raise UserError(f'model "{self.name}": logits in {self.dtype} are not all finite: {REMEDY}')
+        # They agree to rounding, which soft-capping in bfloat16 makes coarse; a forgotten factor is far larger.
+        if not (ours - theirs).norm() <= 0.03 * theirs.norm():
+            kind = type(self.model).__name__
+            raise UserError(f'model "{self.name}": {kind} changes its logits in an unknown way: choose another model')
+
+    def _point(self, site: Site) -> tuple[nn.Module, Side]:
+        return self.model.get_submodule(site.path), site.side
+
+    def _first_replayed_layer(self, site: Site) -> int | None:
+        """Return the first decoder layer that a replay from `site` runs; None if it has to run the whole model."""
+        if self._backbone is None or not self._replayable.get(site, True):
+            return None
+        layer = f"{self._backbone.layers_path}.{site.layer}"
+        if site.path == layer and site.side == "output":
+            return site.layer + 1
+        return site.layer if f"{site.path}.".startswith(f"{layer}.") else None
+
+    def _is_replayable(self, clean: "CleanPass", site: Site) -> bool:
+        same = self._first_replayed_layer(site) is not None and torch.equal(
+            clean.replay(site, clean.activations[site]), clean.hidden
+        )
+        if not same:
+            log.warning("%s: replaying the layers after it is not exact; every replay runs the whole model", site.name)
+        return same
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """How a decoder layer was called, apart from its hidden states: references only, nothing is copied."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class CleanPass:
+    """One pass of the language model over `tokens`, left as it is, and the means to continue it from a site.
+
+    `activations` are those of the sites it was asked for; `hidden` is what the LM head sees, after the final norm.
+    All tensors are the model's own, so do not change them in place.
+    """
+
+    lm: LanguageModel
+    tokens: Int[Tensor, "batch seq"]
+    activations: dict[Site, Tensor]
+    hidden: Float[Tensor, "batch seq d_model"]
+    layer_inputs: dict[int, Tensor]
+    calls: dict[int, LayerCall]
+
+    def replay(self, site: Site, x_new: Float[Tensor, "batch seq d_in"]) -> Float[Tensor, "batch seq d_model"]:
+        """Return `hidden` as it is with `x_new`, cast to the model's dtype, in the place of the activations at `site`.
+
+        `site` is one of this pass. Positions that shall stay clean carry their clean activation in `x_new`. Gradients
+        flow back to an `x_new` that requires them.
+        """
+        assert site in self.activations, f"{site.name} is no site of this pass"
+        lm, x_new = self.lm, x_new.to(self.lm.dtype)
+        start = lm._first_replayed_layer(site)
+        with intercept(*lm._point(site), lambda _: x_new):
+            if start is None:
+                head = lm.model.get_output_embeddings()
+                return run_until_seen(lm.model, self.tokens, {_HIDDEN: (head, "input")})[_HIDDEN]
+            assert lm._backbone is not None
+            # A replay starts behind the site's layer, or, for a site within the layer, at the layer's own input.
+            hidden: Tensor = x_new if start > site.layer else self.layer_inputs[start]
+            for i, layer in enumerate(lm._backbone.layers[start:], start):
+                output = layer(hidden, *self.calls[i].args, **self.calls[i].kwargs)
+                hidden = output[0] if isinstance(output, tuple) else output
+            result: Tensor = lm._backbone.final_norm(hidden)
+            return result
+
+    def splice(self, site: Site, at: Int[Tensor, "n"], x_new: Float[Tensor, "n d_in"]) -> Float[Tensor, "m d_model"]:
+        """`replay` with `x_new` at some positions, clean activations elsewhere; all contexts' m positions in a row."""
+        x = self.activations[site]
+        return self.replay(site, x.flatten(0, 1).index_copy(0, at, x_new.to(x.dtype)).view_as(x)).flatten(0, 1)
+
+
+def _check_activations(activations: Mapping[Site, Tensor], values: bool) -> None:
+    for site, x in activations.items():
+        if (d := x.shape[-1]) != site.d_in:
+            raise UserError(f"{site.name}: {site.path} is {d} wide, not {site.d_in}: is it another model's site?")
+        if values:
+            check_finite(site, torch.isfinite(x).all(), x.dtype)
+
+
+def check_finite(site: Site, finite: Bool[Tensor, ""], dtype: torch.dtype) -> None:
+    """Raise UserError unless `finite`, which says whether all activations at `site` are; this waits for the device."""
+    if not finite:
+        raise UserError(f"{site.name}: activations in {dtype} are not all finite: {REMEDY}")
+
+
+def load_language_model(
+    name_or_path: str,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    weights: bool = True,
+) -> LanguageModel:
+    """Load a causal language model and its tokenizer by short name (`models.MODELS`), folder or hub name.
+
+    Without `weights` the model is built from its configuration alone; under torch's FakeTensorMode that takes no
+    memory, and the shapes are enough to plan a run.
+
+    Raises UserError for a name that means nothing, for a model that cannot be had (gated, missing, no network,
+    unreadable), and for one whose logits are not its LM head's output, soft-capped or not.
+    """
+    name, source = resolve_model(name_or_path)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with explained_load_errors(source, revision):
+        config = AutoConfig.from_pretrained(source, **options)
+        # The scaled-dot-product kernel cannot soft-cap attention scores.
+        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+        how: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager" if capped else None}
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if not weights:
+            skeleton: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **how)
+            return LanguageModel(skeleton, tokenizer, name, hub_commit(source, revision))
+        model: Any = AutoModelForCausalLM.from_pretrained(source, config=config, **how, **options)
+    lm = LanguageModel(model.to(device), tokenizer, name, hub_commit(source, revision))
+    lm.check_logits()
+    return lm

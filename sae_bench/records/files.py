@@ -1,0 +1,111 @@
+"""Files that are written whole or not at all, and JSON that notices when it is changed."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from sae_bench.errors import UserError
+from sae_bench.records.redact import redact_json
+
+
+class Damaged(UserError):
+    """A sealed file is not what was written."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write; then make that file durable and put it in the place of `path`, all or nothing.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except BaseException as error:
+        with suppress(OSError):  # where no file could be made there is none to remove
+            temporary.unlink()
+        # safetensors has an exception of its own for a full disk.
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot write {path}: {reason}; free space or choose another --out") from error
+        raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically and durably; errors as in `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """`write_bytes` of text in UTF-8."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically; NaN and infinities are refused, for no reader agrees on them."""
+    write_text(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON with a checksum of itself, and without the secrets that an error's text may have brought in."""
+    clean = redact_json(json.loads(json.dumps(content, allow_nan=False)))
+    write_json(path, clean | {"seal": seal_of(clean)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed` wrote.
+
+    Raises:
+        Damaged: it is something else now.
+        UserError: it cannot be read.
+    """
+    try:
+        content = read_json(path)
+        if content.pop("seal") == seal_of(content):
+            return dict(content)
+    except (AttributeError, KeyError, TypeError):
+        pass  # JSON, but not an object with a seal
+    raise Damaged(f"{path} is not what was written (its checksum differs): delete it and run the same command again")
+
+
+def seal_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of the canonical JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: it is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise Damaged(f"{path} is not valid JSON ({error}); delete it and run the same command again") from None
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 (hex)."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

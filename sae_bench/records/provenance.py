@@ -1,0 +1,47 @@
+"""Where a number comes from: versions, hardware and code, as every record repeats them."""
+
+import functools
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy", "scipy")
+
+
+@functools.cache
+def environment(device: torch.device) -> dict[str, Any]:
+    """Library versions, device and code version; no host name, no path, no user."""
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES} | own_version(),
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} cpu",
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled() or device.type == "cpu",
+    }
+
+
+def own_version() -> dict[str, str]:
+    """This package's version and, in a checkout, the commit of the package itself and whether files were changed."""
+    from sae_bench import __version__
+
+    root = Path(__file__).parents[2]
+    versions = {"sae-arch-bench": __version__}
+    if (root / ".git").exists():
+        commit = _git(root, "rev-parse", "HEAD")
+        dirty = _git(root, "status", "--porcelain", "--", "sae_bench", "architectures", "tasks")
+        if commit:
+            versions["commit"] = commit + ("+changes" if dirty else "")
+    return versions
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""  # no git, or a repository without a commit: the package version has to do

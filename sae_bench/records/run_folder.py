@@ -1,0 +1,238 @@
+"""A run's folder: what is in it, and how it gets there whole or not at all.
+
+    runs/<name>/run.json                         configuration, plan
+                checkpoints/<step>/              the last two of the training under way, or of its end
+                saes/<sae>/sae_weights.safetensors, cfg.json (SAELens v6 where it knows the architecture)
+                           sae_bench.json         what trained it, and how to load it again
+                           metrics.jsonl          its training log
+                records/<sae>.<task>.json         one per (SAE, task)
+                latents/<sae>/<latent>.json       where sampled latents fire, what they were explained by
+                collections/<sae>.json            which those are; written last
+                leaderboard.md .csv .tex          a pure function of the records
+                saebench/<sae>_..._results.json   with --emit saebench
+                .lock                             who works in the folder
+
+Stages talk through these files alone. Every file is written beside its name and renamed onto it, so a stage that dies
+leaves what was finished and nothing half-written (`files`). run.json, sae_bench.json and records are sealed: they hold
+a checksum of themselves, and one that does not match counts as missing.
+"""
+
+import glob
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from sae_bench.errors import UserError
+from sae_bench.records.files import Damaged, read_sealed, sha256, write_sealed
+from sae_bench.records.names import file_name
+from sae_bench.records.redact import redact_json
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
+
+SAE_DESCRIPTION = "sae_bench.json"
+MADE_BY_A_RUN = (
+    *("records", "saes", "checkpoints", "leaderboard.md", "leaderboard.csv", "leaderboard.tex", "tensorboard", "wandb"),
+    *("compare.md", "compare.csv", "compare.tex", "claims.md", "figures", "report.html", "saebench"),
+    *("latents", "collections"),
+    "run.json",  # the last that `clear` deletes: until then the folder is that run's
+)
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def check(self, identity: Mapping[str, Any], *, extended: bool = False) -> None:
+        """See that the folder is free, or holds a run with these settings; `extended`: with fewer tokens is as good.
+
+        Raises:
+            UserError: it holds a run with other settings, or something else.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out {self.path} is a file: choose a folder")
+        manifest = self.manifest()
+        if manifest is None:
+            if any(path.name not in (*MADE_BY_A_RUN, ".lock") for path in self._content()):
+                raise UserError(f"--out {self.path} is not empty and holds no run: choose another --out")
+            return
+        before, identity = manifest["config"], redact_json(identity)
+        changed = [key for key in (identity | before) if before.get(key) != identity.get(key)]
+        if extended and changed == ["tokens"] and before["tokens"] < identity["tokens"]:
+            return
+        if changed:
+            difference = "; ".join(f"{key}: {before.get(key)!r} -> {identity.get(key)!r}" for key in changed)
+            more = "; --extend-tokens trains further" if changed == ["tokens"] else ""
+            raise UserError(
+                f"--out {self.path} holds a run with other settings ({difference}): choose another --out, or "
+                f"--overwrite to delete it{more}"
+            )
+
+    def clear(self) -> None:
+        """Delete the run in this folder, and nothing else that may be there.
+
+        Raises:
+            UserError: there is something, but no run.
+        """
+        if not any(path.name in MADE_BY_A_RUN for path in self._content()):
+            self.check({})
+            return
+        for name in MADE_BY_A_RUN:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only process that works in the folder; the system lets go when a process dies.
+
+        Raises:
+            UserError: another one does, on this machine or another.
+        """
+        file = self._open_lock()
+        with file:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            for name in (
+                MADE_BY_A_RUN if (self.path / "run.json").exists() else ()
+            ):  # what a process that was killed left, and nobody else's files
+                for torn in [*self.path.glob(f".{name}.*.tmp"), *(self.path / name).rglob(".*.tmp")]:
+                    torn.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                self._lock.unlink(missing_ok=True)
+                if not self._content():
+                    self.path.rmdir()
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
+
+    def _open_lock(self) -> TextIO:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # No link is followed: the folder may come from elsewhere, and what the lock is, is emptied.
+            descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+            file = os.fdopen(descriptor, "r+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {self._lock}: {error.strerror}; choose another --out") from None
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            file.close()
+            raise UserError(f"--out {self.path} is in use by {owner}: wait for it, or choose another --out") from None
+        except OSError as error:  # a file system without locks
+            log.warning("%s cannot be locked (%s): see that no other process works there", self.path, error.strerror)
+        try:
+            if os.fstat(file.fileno()).st_ino == self._lock.stat().st_ino:
+                return file
+        except FileNotFoundError:
+            pass
+        file.close()  # its owner has just removed it
+        return self._open_lock()
+
+    def _content(self) -> list[Path]:
+        return list(self.path.iterdir()) if self.path.is_dir() else []
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What run.json says; None if there is none, or it is damaged."""
+        return _read_or_warn(self.path / "run.json")
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        write_sealed(self.path / "run.json", manifest)
+
+    @property
+    def checkpoints_path(self) -> Path:
+        return self.path / "checkpoints"
+
+    def sae_path(self, sae_id: str) -> Path:
+        return self.path / "saes" / _part(sae_id)
+
+    def record_path(self, sae_id: str, task: str) -> Path:
+        return self.path / "records" / f"{_part(sae_id)}.{_part(task)}.json"
+
+    def latents_path(self, sae_id: str) -> Path:
+        return self.path / "latents" / _part(sae_id)
+
+    def collection_path(self, sae_id: str) -> Path:
+        return self.path / "collections" / f"{_part(sae_id)}.json"
+
+    def collection(self, sae_id: str) -> dict[str, Any] | None:
+        """Which latents were collected and from what; None if that did not end, or is damaged."""
+        return _read_or_warn(self.collection_path(sae_id))
+
+    def drop_latents(self, sae_id: str) -> None:
+        """Delete what was collected of an SAE, and first what says that it is whole."""
+        self.collection_path(sae_id).unlink(missing_ok=True)
+        if self.latents_path(sae_id).is_dir():
+            shutil.rmtree(self.latents_path(sae_id))
+
+    def has_sae(self, sae_id: str, config_hash: str) -> bool:
+        """Whether the SAE is finished, whole, and of these settings: its description is written last."""
+        folder = self.sae_path(sae_id)
+        description = _read_or_warn(folder / SAE_DESCRIPTION)
+        if description is None or description["config_hash"] != config_hash:
+            return False
+        for name, digest in description["files"].items():
+            if not (folder / name).is_file() or sha256(folder / name) != digest:
+                log.warning("%s is damaged: it counts as missing", folder / name)
+                return False
+        return True
+
+    def record(self, sae_id: str, task: str) -> dict[str, Any] | None:
+        """A record; None if there is none, or it is damaged."""
+        return _read_or_warn(self.record_path(sae_id, task))
+
+    def drop_stale_records(self, sae_id: str) -> None:
+        """Delete the records and latents of an SAE that were made from weights which are no longer there."""
+        digest = read_sealed(self.sae_path(sae_id) / SAE_DESCRIPTION)["sha256"]
+        for path in (self.path / "records").glob(f"{glob.escape(_part(sae_id))}.*.json"):
+            record = _read_or_warn(path)
+            if record is None or record["sae"]["weights_sha256"] != digest:
+                path.unlink()
+        collection = self.collection(sae_id)
+        if collection is None or collection["settings"]["weights_sha256"] != digest:
+            self.drop_latents(sae_id)
+
+    def records(self) -> list[dict[str, Any]]:
+        """All records, in the order of their names.
+
+        Raises:
+            Damaged: one is not what was written.
+        """
+        return [read_sealed(path) for path in sorted((self.path / "records").glob("*.json"))]
+
+
+def _part(name: str) -> str:
+    """A name, be it read from a file, that leads nowhere but into the folder where it is put."""
+    if name != file_name(name):
+        raise UserError(f'"{name}" is no name of an SAE or a task: delete what names it so')
+    return name
+
+
+def _read_or_warn(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        return read_sealed(path)
+    except Damaged:
+        log.warning("%s is damaged: it counts as missing", path)
+        return None

@@ -1,0 +1,310 @@
+"""A run as data: frozen, validated, hashed. Flags and suite files both end here, and records repeat it in full.
+
+Two presets fill in what is not said. `paper` is the shared training recipe of the JumpReLU paper (arXiv 2407.14435) and
+Gemma Scope (arXiv 2408.05147), exactly; its constants assume two million steps. `short` trains in hundreds to
+thousands of steps; every departure is explained in docs/presets.md with what was measured.
+"""
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from sae_bench.autointerp.settings import DEFAULT_TOKENS, JudgeConfig
+from sae_bench.errors import UserError, did_you_mean
+from sae_bench.parsing import Count, parse_count
+from sae_bench.records.names import file_name
+
+Preset = Literal["paper", "short"]
+
+HUB_DATASET = "monology/pile-uncopyrighted"
+"""What models from the hub are trained on unless told otherwise, as Gemma Scope was trained on the Pile."""
+
+
+def parse_interval(text: str) -> dict[str, float | int]:
+    """Read a time as {"seconds": 600.0} ("10m"; s, m, h), or a number of steps as {"steps": 600} ("600")."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
+    if not match or not float(match[1]) or ("." in match[1] and not match[2]):
+        raise ValueError(f"{text!r} is neither a time nor a number of steps: write 10m, 30s or 1000")
+    if not match[2]:
+        return {"steps": int(match[1])}
+    return {"seconds": float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]}
+
+
+def _checked_interval(text: object) -> str:
+    parse_interval(str(text))
+    return str(text)
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Recipe(Strict):
+    """How one SAE is optimised. Warm-ups and `dead_after` below 1 are fractions of the run, else steps and tokens."""
+
+    lr: float = Field(gt=0)
+    bias_lr: float = Field(gt=0)
+    """Factor on the learning rate of everything that is not a matrix: biases, thresholds, scales."""
+    betas: tuple[float, float]
+    adam_eps: float = Field(gt=0)
+    lr_warmup: float = Field(ge=0)
+    lr_warmup_shape: Literal["cosine", "linear"]
+    lr_decay: float = Field(ge=0, le=1)
+    """Fraction of the run, at its end, over which the learning rate goes linearly to zero."""
+    sparsity_warmup: float = Field(ge=0)
+    grad_clip: float | None
+    """Bound on the whole gradient's norm for data scaled to E||x||^2 = d_in; at our scale it is d_in times smaller."""
+    b_dec_init: Literal["zeros", "mean", "geometric_median"]
+    b_enc_init: Literal["zeros", "quantile"]
+    """"quantile": every latent starts by firing on the same share of the data, START_OVER times the wanted L0."""
+    dead_after: float = Field(gt=0)
+    """A latent that has not fired for this many tokens is dead."""
+    l0_penalty: float = Field(gt=0)
+    """Coefficient of (L0 / target - 1)^2, for architectures with control = "target"."""
+    controller_start: float = Field(gt=0)
+    """First sparsity coefficient of an architecture whose coefficient is adapted to reach an L0."""
+    controller_rate: float = Field(gt=0)
+    controller_until: float = Field(gt=0, le=1)
+
+
+_SHARED: dict[Preset, dict[str, Any]] = {
+    "paper": {
+        "lr": 7e-5, "bias_lr": 1.0, "betas": (0.0, 0.999), "adam_eps": 1e-8, "lr_warmup": 1000,
+        "lr_warmup_shape": "cosine", "lr_decay": 0.0, "sparsity_warmup": 10_000, "grad_clip": None,
+        "b_dec_init": "zeros", "b_enc_init": "zeros", "dead_after": 10_000_000,
+        "l0_penalty": 1.0, "controller_start": 1e-5, "controller_rate": 1e-3, "controller_until": 0.5,
+    },
+    "short": {
+        "lr": 4e-3, "bias_lr": 0.1, "betas": (0.9, 0.999), "adam_eps": 1e-8, "lr_warmup": 0.05,
+        "lr_warmup_shape": "linear", "lr_decay": 0.2, "sparsity_warmup": 0.05, "grad_clip": None,
+        "b_dec_init": "mean", "b_enc_init": "quantile", "dead_after": 0.05,
+        "l0_penalty": 0.1, "controller_start": 5e-3, "controller_rate": 0.03, "controller_until": 0.95,
+    },
+}  # fmt: skip
+
+_RUN_DEFAULTS: dict[Preset, dict[str, Any]] = {
+    "paper": {
+        "tokens": 8_000_000_000, "eval_tokens": 1_000_000, "context_size": 1024, "batch_size": 4096,
+        "buffer_tokens": 1_000_000, "reuse": 1, "widths": (131_072,), "l0s": (50.0,),
+    },
+    "short": {
+        "tokens": 65_536, "eval_tokens": 4096, "context_size": 128, "batch_size": 1024,
+        "buffer_tokens": 262_144, "reuse": 8, "widths": (2048,), "l0s": (32.0,),
+    },
+}  # fmt: skip
+
+
+def recipe_for(preset: Preset, departures: Mapping[str, Any]) -> Recipe:
+    """The preset's shared recipe with an architecture's, or a user's, departures from it."""
+    return Recipe(**{**_SHARED[preset], **departures})
+
+
+class ArchSpec(Strict):
+    """An architecture as asked for: `gated`, or with settings, `gated:penalty=ri_l1,lr=5e-4`.
+
+    Settings name the architecture's options or fields of the recipe; which is which is found when it is built.
+    """
+
+    name: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: object) -> "ArchSpec":
+        if not isinstance(text, str):
+            return cls.model_validate(text)
+        name, _, rest = text.partition(":")
+        settings: dict[str, Any] = {}
+        for pair in filter(None, re.split(r",(?![^\[]*\])", rest)):  # a comma inside [...] belongs to a value
+            key, equals, value = pair.partition("=")
+            if not equals:
+                raise ValueError(f'architecture "{text}": "{pair}" is not key=value; write NAME:key=value,key=value')
+            settings[key.strip()] = _plain_value(value.strip())
+        return cls(name=name, settings=settings)
+
+    @property
+    def label(self) -> str:
+        """How tables call it."""
+        settings = ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+                            for key, value in self.settings.items())  # fmt: skip
+        return f"{self.name}:{settings}" if settings else self.name
+
+
+def _plain_value(text: str) -> Any:
+    try:
+        return json.loads(text.lower())
+    except json.JSONDecodeError:
+        return text
+
+
+class ImportedSAE(Strict):
+    """An SAE that is evaluated and not trained: where it is from, and the hash of its files."""
+
+    source: str
+    sha256: str
+
+
+class RunConfig(JudgeConfig):
+    """Everything that decides the numbers of a run."""
+
+    archs: tuple[Annotated[ArchSpec, BeforeValidator(ArchSpec.parse)], ...]
+    """None, if there are `saes`: nothing is trained."""
+    saes: tuple[ImportedSAE, ...] = ()
+    """From elsewhere, evaluated beside those that are trained."""
+    model: str
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Decoder layers from 0; none named: the middle one."""
+    sites: tuple[str, ...] = Field(min_length=1)
+    widths: tuple[Count, ...] = Field(min_length=1)
+    l0s: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
+    sparsity: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = ()
+    """Raw coefficients (k for topk), instead of `l0s`."""
+    tokens: Count
+    """Activations captured for training; each is used `reuse` times."""
+    reuse: Count
+    eval_tokens: Count
+    eval_skip: Annotated[int, BeforeValidator(parse_count), Field(ge=0)] = 0
+    """Held-out tokens to pass over first: settings are tuned on others than a board evaluates on."""
+    seeds: tuple[int, ...] = Field(min_length=1)
+    dataset: str
+    text_column: str = "text"
+    tasks: tuple[str, ...] = ()
+    """None named: all built-in ones."""
+    preset: Preset
+    context_size: Annotated[Count, Field(ge=3)]
+    batch_size: Count
+    buffer_tokens: Count
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    plugins: tuple[str, ...] = ()
+    kernels: Literal["auto", "dense", "sparse"] = "auto"
+    """Products in training: on the active pairs, on everything, or whichever is faster at the measured density."""
+    compile: bool = False
+    checkpoint_every: Annotated[str, BeforeValidator(_checked_interval)] = "10m"
+    """Time (30s, 10m, 2h) or number of steps between two checkpoints."""
+    limit: Count | None = None
+    """Evaluate on at most this many contexts; for a quick look."""
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @classmethod
+    def build(
+        cls, *sources: Mapping[str, Any], every_arch: Sequence[str] = (), hub_models: Collection[str] = ()
+    ) -> "RunConfig":
+        """Merge settings, later sources over earlier ones, and fill in the preset's values for what is not said.
+
+        Args:
+            sources: settings by the names of the fields.
+            every_arch: what the architecture "all" stands for.
+            hub_models: models that are trained on `HUB_DATASET` unless told otherwise; others on the embedded corpus.
+
+        Raises:
+            UserError: a setting is unknown, missing or out of range.
+        """
+        given: dict[str, Any] = {}
+        for source in sources:
+            # Wanted L0s and raw coefficients exclude each other: the later source decides.
+            if source.get("l0s") and source.get("sparsity"):
+                raise UserError("--l0 and --sparsity are two ways to say the same: give one of them")
+            for one, other in (("l0s", "sparsity"), ("sparsity", "l0s")):
+                if source.get(one):
+                    given.pop(other, None)
+            given |= source
+        preset = given.setdefault("preset", "short")
+        if not isinstance(preset, str) or preset not in _RUN_DEFAULTS:
+            raise UserError(f'unknown preset "{preset}"{did_you_mean(str(preset), _RUN_DEFAULTS)}')
+        defaults = _RUN_DEFAULTS[preset] | {
+            "dataset": HUB_DATASET if str(given.get("model")) in hub_models else "embedded"
+        }
+        if given.get("sparsity"):
+            defaults.pop("l0s")
+        archs = given.get("archs", ())
+        if isinstance(archs, Sequence) and not isinstance(archs, str):
+            expanded = [name for arch in archs for name in (every_arch if arch == "all" else (arch,))]
+            given["archs"] = [arch for i, arch in enumerate(expanded) if arch not in expanded[:i]]
+        try:
+            config = cls(**{**defaults, **given})
+        except ValidationError as error:
+            raise UserError(_one_line(error)) from None
+        config._check()
+        return config
+
+    def _check(self) -> None:
+        if not self.archs and not self.saes:
+            raise UserError("archs: name an architecture, or give an SAE with --sae")
+        if self.tokens * self.reuse < self.batch_size:
+            served = f"--tokens {self.tokens} used {self.reuse} times"
+            raise UserError(f"{served} is less than one batch of {self.batch_size}: raise --tokens")
+
+    @property
+    def n_held_out(self) -> int:
+        """Tokens to evaluate on: `eval_tokens`, or those of `limit` contexts if they are fewer."""
+        if self.limit is None:
+            return self.eval_tokens
+        return min(self.eval_tokens, self.limit * (self.context_size - 1))
+
+    @property
+    def interp_tokens_wanted(self) -> int:
+        """Tokens to find the latents' excerpts in."""
+        return self.interp_tokens or DEFAULT_TOKENS[self.preset]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the numbers; tasks and judges only add records, so they are left out."""
+        without = {"tasks", "checkpoint_every", *JudgeConfig.model_fields} | (set() if self.saes else {"saes"})
+        return self.model_dump(mode="json", exclude=without)
+
+    @property
+    def name(self) -> str:
+        """A folder name that tells runs apart: model, architectures, and the settings' hash."""
+        archs = "+".join(dict.fromkeys([*(arch.name for arch in self.archs), *(["saes"] if self.saes else [])]))
+        return file_name(f"{Path(self.model).name}.{archs}.{self.hash[:8]}")
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 (hex) of the canonical JSON of `identity`."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+
+def load_suite(name: str) -> dict[str, Any]:
+    """Read a suite: a TOML file, or the name of one that comes with the project.
+
+    Raises:
+        UserError: there is no such suite, it cannot be read, or it holds a setting that does not exist.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        known = {suite.stem: suite for suite in suite_files()}
+        if name not in known:
+            raise UserError(f'unknown suite "{name}"{did_you_mean(name, known)}; or give the path of a .toml file')
+        path = known[name]
+    try:
+        suite = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"suite {path}: {error.strerror}; give the path of a readable TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"suite {path}: not valid TOML: {error}") from None
+    for key in suite:
+        if key not in RunConfig.model_fields:
+            raise UserError(f'suite {path}: unknown setting "{key}"{did_you_mean(key, RunConfig.model_fields)}')
+    return suite
+
+
+def suite_files() -> Iterable[Path]:
+    """The suites that come with the project."""
+    here = Path(__file__).parents[1]
+    return sorted(file for folder in (here / "suites", here.parent / "suites") for file in folder.glob("*.toml"))
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = str(first["loc"][0]) if first["loc"] else "configuration"
+    if first["type"] == "extra_forbidden":
+        return f'unknown setting "{place}"{did_you_mean(place, RunConfig.model_fields)}'
+    given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
+    return f"{place}: {first['msg'].removeprefix('Value error, ').removeprefix('Input ')}{given}"

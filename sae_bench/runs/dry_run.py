@@ -1,0 +1,113 @@
+"""`--dry-run`: the plan of a run with its steps, memory and disk, found without loading a weight.
+
+The language model is built from its configuration out of fake tensors, which have shapes but no memory; its sites and
+their widths are found in it exactly as in the real run.
+"""
+
+from dataclasses import dataclass
+
+from tabulate import tabulate
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sae_bench.autointerp.sample import collection_bytes
+from sae_bench.evaluation.loop import plan_batch
+from sae_bench.lm.model import LanguageModel, load_language_model
+from sae_bench.records.run_folder import RunFolder
+from sae_bench.runs.config import RunConfig
+from sae_bench.runs.import_saes import ImportPlan, Plan, open_imports, plan_imports
+from sae_bench.runs.pipeline import choose_device, find_sites
+from sae_bench.runs.plan import SAEPlan, check_names, plan_saes, training_bytes, training_disk_bytes
+from sae_bench.runs.train import token_stream
+from sae_bench.training.buffer import buffer_bytes
+
+PROCESS_BYTES = 1000 << 20
+"""Python with torch and transformers imported, and the working memory of a forward pass."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is expected to take; memory is the device's, the process included."""
+
+    n_steps: int
+    memory_bytes: int
+    disk_bytes: int
+
+
+def estimate(config: RunConfig, plans: list[SAEPlan], imports: list[ImportPlan], lm: LanguageModel) -> Estimate:
+    """Steps, peak memory and disk of a run: what training and what evaluation holds, whichever is more."""
+    sites = list(dict.fromkeys(plan.site for plan in plans))
+    everything: list[Plan] = [*plans, *imports]
+    weights = 4 * sum(plan.n_parameters for plan in everything)
+    training = 0
+    if plans:
+        buffer = buffer_bytes(sites, lm.dtype, config.tokens, config.buffer_tokens, overlap=lm.device.type == "cuda")
+        training = buffer + training_bytes(plans)
+    evaluation = weights + plan_batch(lm, config.context_size, [(p.site, p.config) for p in everything]).n_bytes
+    interpretation = weights + (latent_bytes(config, everything) if config.collects else 0)
+    return Estimate(
+        n_steps=config.tokens * config.reuse // config.batch_size if plans else 0,
+        memory_bytes=PROCESS_BYTES + lm.n_bytes + max(training, evaluation, interpretation),
+        disk_bytes=training_disk_bytes(plans) + 4 * sum(plan.n_parameters for plan in imports),
+    )
+
+
+def latent_bytes(config: RunConfig, plans: list[Plan]) -> int:
+    """Memory for collecting latents, SAEs and language model apart."""
+    widths = [plan.config.d_sae for plan in plans]
+    return collection_bytes(config.latents_wanted, widths, config.interp_tokens_wanted, config.context_size)
+
+
+def describe_plan(config: RunConfig, folder: RunFolder) -> str:
+    """The plan as text: what is new, what is finished already, and what it takes."""
+    check_names(config)
+    folder.check(config.identity)
+    opened = open_imports(config)
+    device, dtype = choose_device(config)
+    with FakeTensorMode():
+        lm = load_language_model(
+            config.model,
+            device=device,
+            dtype=dtype,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            weights=False,
+        )
+        plans = plan_saes(config, find_sites(lm, config))
+        imports = plan_imports(lm, config, opened)
+        token_stream(lm, config, "eval", config.n_held_out)  # checks the context size
+    everything: list[Plan] = [*plans, *imports]
+    rows = [
+        [
+            *(plan.id, plan.site.path, plan.config.d_in),
+            "finished"
+            if folder.has_sae(plan.id, config.hash)
+            else "to import"
+            if isinstance(plan, ImportPlan)
+            else "to train",
+        ]
+        for plan in everything
+    ]
+    takes = estimate(config, plans, imports, lm)
+    n_contexts = plan_batch(lm, config.context_size, [(plan.site, plan.config) for plan in everything]).n_contexts
+    return "\n".join(
+        [
+            tabulate(rows, ["SAE", "module", "d_in", "state"], tablefmt="simple", disable_numparse=True),
+            "",
+            f"model      {lm.name} ({lm.n_bytes / 1e9:.2f} GB in {str(dtype).removeprefix('torch.')} on {device})",
+            f"data       {config.dataset}: {config.tokens:,} activations, each used {config.reuse} times;"
+            f" {config.eval_tokens:,} held-out tokens, {n_contexts} contexts of {config.context_size} at a time",
+            f"training   {len(plans)} SAEs, {takes.n_steps:,} steps of {config.batch_size:,}, preset {config.preset}",
+            *_describe_latents(config, everything),
+            f"memory     about {takes.memory_bytes / 1e9:.1f} GB at the peak",
+            f"disk       about {takes.disk_bytes / 1e9:.2f} GB in {folder.path}",
+        ]
+    )
+
+
+def _describe_latents(config: RunConfig, plans: list[Plan]) -> list[str]:
+    if not config.collects:
+        return []
+    return [
+        f"latents    {config.latents_wanted:,} of each SAE from {config.interp_tokens_wanted:,} more held-out tokens,"
+        f" collected in about {latent_bytes(config, plans) / 1e6:,.0f} MB; judge {config.judge_model or 'none'}"
+    ]

@@ -1,0 +1,146 @@
+"""SAEs that others trained, or other runs: opened, placed in this run's model, and put beside its own.
+
+What is imported is copied into the run's folder, translated, with where it is from. So the folder stays whole when the
+source is gone, and evaluation, `verify` and the tables treat every SAE alike.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_bench.errors import UserError
+from sae_bench.formats.foreign import ForeignSAE
+from sae_bench.formats.hook_names import Place
+from sae_bench.formats.open import find_sources, open_sae
+from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.sites import Site, find_site
+from sae_bench.records.names import file_name
+from sae_bench.records.run_folder import RunFolder
+from sae_bench.registry import ARCHITECTURES
+from sae_bench.runs.config import ImportedSAE, RunConfig
+from sae_bench.runs.plan import SAEPlan
+from sae_bench.runs.train import sae_metadata
+from sae_bench.saes.base import SAEConfig, SparseAutoencoder
+from sae_bench.saes.save import save_sae
+
+log = logging.getLogger(__name__)
+
+Opened = tuple[ImportedSAE, ForeignSAE]
+
+
+@dataclass(frozen=True)
+class ImportPlan:
+    """One SAE to be evaluated as it is."""
+
+    source: ImportedSAE
+    sae: ForeignSAE
+    site: Site
+
+    @property
+    def id(self) -> str:
+        """A name that is safe in a path, and the same for the same bytes alone."""
+        return file_name(
+            f"{self.sae.arch}.{self.site.name}.w{self.sae.d_sae}.{self.sae.format}.{self.source.sha256[:8]}"
+        )
+
+    @property
+    def config(self) -> SAEConfig:
+        return self.sae.config
+
+    @property
+    def n_parameters(self) -> int:
+        return 2 * self.sae.d_in * self.sae.d_sae
+
+    def build(self) -> SparseAutoencoder:
+        """The SAE, loaded and checked."""
+        return self.sae.build()
+
+    def describe(self) -> dict[str, Any]:
+        """What a record says of the SAE; what trained it is known of our own alone."""
+        config = self.config
+        unknown = {"target_l0": None, "coefficient": config.coefficient, "seed": None, "recipe": None}
+        known = dict(self.sae.own["description"]) if self.sae.own else unknown | {"training": {"failure": None}}
+        return known | {
+            "id": self.id,
+            "arch": self.sae.arch,
+            "label": known.get("label", self.sae.arch),
+            "arch_version": known.get("arch_version", ARCHITECTURES[self.sae.arch].version),
+            "site": asdict(self.site) | {"name": self.site.name},
+            "d_in": config.d_in,
+            "d_sae": config.d_sae,
+            "options": config.options,
+            "origin": {
+                "format": self.sae.format,
+                "source": self.source.source,
+                "sha256": self.source.sha256,
+                "hub_commit": self.sae.hub_commit,
+            },
+        }
+
+
+Plan = SAEPlan | ImportPlan
+"""An SAE of a run, be it trained or imported."""
+
+
+def name_sources(texts: Sequence[str]) -> list[dict[str, str]]:
+    """Every SAE that arguments of `--sae` stand for, with the hash of its files: what a run's settings say of it.
+
+    Raises:
+        UserError: one stands for nothing, or is no plain file.
+    """
+    sources = [source for text in texts for source in find_sources(text)]
+    return [{"source": source.name, "sha256": source.sha256()} for source in sources]
+
+
+def open_imports(config: RunConfig) -> list[Opened]:
+    """See by their headers what the SAEs of a run are; nothing slow has happened before.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    return [(imported, open_sae(source)) for imported in config.saes for source in find_sources(imported.source)]
+
+
+def plan_imports(lm: LanguageModel, config: RunConfig, opened: Sequence[Opened]) -> list[ImportPlan]:
+    """Find the site of every SAE in the model; each SAE once.
+
+    Raises:
+        UserError: a site is not known, or it has another width than the SAE.
+    """
+    plans = [ImportPlan(imported, sae, _site_for(lm, config, imported, sae)) for imported, sae in opened]
+    return list({plan.id: plan for plan in plans}.values())
+
+
+def _site_for(lm: LanguageModel, config: RunConfig, imported: ImportedSAE, sae: ForeignSAE) -> Site:
+    said = Place(
+        config.sites[0] if len(config.sites) == 1 else None, config.layers[0] if len(config.layers) == 1 else None
+    )
+    place = sae.place.or_else(said)
+    for what, flag, value in (("layer", "--layer", place.layer), ("site", "--site", place.kind)):
+        if value is None and not (what == "layer" and place.kind and place.kind.startswith("path:")):
+            raise UserError(f"--sae {imported.source} does not say its {what}: give one with {flag}")
+    assert place.kind is not None, "checked above"
+    site = find_site(lm.model, place.kind, place.layer or 0)
+    if site.d_in != sae.d_in:
+        raise UserError(
+            f"--sae {imported.source} is for activations {sae.d_in} wide, {site.path} of {lm.name} has {site.d_in}: "
+            "is it for another model, layer or site?"
+        )
+    if place.model and Path(place.model).name.lower() != Path(lm.name).name.lower():
+        log.warning("--sae %s says that it is for %s, and is evaluated on %s", imported.source, place.model, lm.name)
+    return site
+
+
+def import_saes(lm: LanguageModel, config: RunConfig, plans: Sequence[ImportPlan], folder: RunFolder) -> None:
+    """Copy SAEs into the run's folder, in the form that its own have."""
+    for plan in plans:
+        metadata = sae_metadata(lm, config, plan.site)
+        save_sae(folder.sae_path(plan.id), plan.build(), plan.describe(), metadata, [], config.hash)
+        folder.drop_stale_records(plan.id)
+
+
+def site_of(description: Mapping[str, Any]) -> Site:
+    """The site of an SAE as its description has it."""
+    return Site(**{name: value for name, value in description["site"].items() if name != "name"})

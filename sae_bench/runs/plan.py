@@ -1,0 +1,155 @@
+"""What a run will train: every SAE of it, named and checked before anything long begins."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from sae_bench.errors import UserError, did_you_mean
+from sae_bench.lm.sites import Site
+from sae_bench.records.names import file_name
+from sae_bench.registry import ARCHITECTURES, TASKS
+from sae_bench.runs.config import ArchSpec, Preset, Recipe, RunConfig, recipe_for
+from sae_bench.saes.base import SAEConfig, SparseAutoencoder
+
+
+@dataclass(frozen=True)
+class SAEPlan:
+    """One SAE to be trained."""
+
+    arch: ArchSpec
+    site: Site
+    config: SAEConfig
+    recipe: Recipe
+
+    @property
+    def id(self) -> str:
+        """A name that is safe in a path; `plan_saes` sees to it that no two SAEs of a run share one."""
+        config = self.config
+        sparsity = f"{'l0' if config.l0 is not None else 'c'}_{config.sparsity:g}"
+        return file_name(f"{self.arch.label}.{self.site.name}.w{config.d_sae}.{sparsity}.seed{config.seed}")
+
+    def build(self) -> SparseAutoencoder:
+        """The untrained SAE."""
+        return ARCHITECTURES[self.arch.name](self.config)
+
+    @property
+    def n_parameters(self) -> int:
+        """Numbers to train, counted without allocating any."""
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in self.build().parameters())
+
+    def describe(self) -> dict[str, Any]:
+        """What a record says of the SAE."""
+        return {
+            "id": self.id,
+            "arch": self.arch.name,
+            "label": self.arch.label,
+            "arch_version": ARCHITECTURES[self.arch.name].version,
+            "site": asdict(self.site) | {"name": self.site.name},
+            "d_in": self.config.d_in,
+            "d_sae": self.config.d_sae,
+            "target_l0": self.config.l0,
+            "coefficient": self.config.coefficient,
+            "seed": self.config.seed,
+            "options": self.config.options,
+            "recipe": self.recipe.model_dump(mode="json"),
+        }
+
+
+def check_names(config: RunConfig) -> None:
+    """Raise UserError if an architecture or a task of the run does not exist; nothing slow has happened before."""
+    for arch in config.archs:
+        ARCHITECTURES[arch.name]
+    for task in config.tasks:
+        TASKS[task]
+
+
+def plan_saes(config: RunConfig, sites: list[Site]) -> list[SAEPlan]:
+    """Every SAE of the run: architectures x sites x widths x sparsities x seeds.
+
+    Raises:
+        UserError: an architecture or one of its settings does not exist, or a setting's value is out of range.
+    """
+    plans = [
+        SAEPlan(arch, site, sae_config, recipe)
+        for arch in config.archs
+        for options, recipe in [settle(arch, config.preset)]
+        for site in sites
+        for sae_config in _sae_configs(config, site.d_in, options)
+    ]
+    for plan in plans:
+        try:
+            ARCHITECTURES[plan.arch.name].check(plan.config)
+            if (plan.config.l0 or 0) > plan.config.d_sae:
+                raise ValueError(f"l0 {plan.config.l0:g} is more than the width, {plan.config.d_sae}: lower --l0")
+        except ValueError as error:
+            raise UserError(f"{plan.arch.label}: {error}") from None
+    return _distinct(plans)
+
+
+def _distinct(plans: Sequence[SAEPlan]) -> list[SAEPlan]:
+    """Every plan once; two of one name would share a folder, on some systems even if the names differ in case."""
+    named: dict[str, SAEPlan] = {}
+    for plan in plans:
+        other = named.setdefault(plan.id.lower(), plan)
+        if other != plan:
+            raise UserError(
+                f"two SAEs would be called {plan.id}, {other.arch.settings} at {other.config.sparsity!r} and "
+                f"{plan.arch.settings} at {plan.config.sparsity!r}: make their settings differ in more than "
+                "punctuation, case or the seventh digit"
+            )
+    return list(named.values())
+
+
+def training_bytes(plans: Sequence[SAEPlan]) -> int:
+    """Memory for training some SAEs at once, activations apart.
+
+    Weights and two Adam moments of every SAE; the gradients of one at a time, and as much again in temporaries.
+    """
+    parameters = [4 * plan.n_parameters for plan in plans]
+    return 3 * sum(parameters) + 2 * max(parameters)
+
+
+def weight_bytes(plans: Sequence[SAEPlan]) -> int:
+    """Disk for the trained SAEs."""
+    return sum(4 * plan.n_parameters for plan in plans)
+
+
+def training_disk_bytes(plans: Sequence[SAEPlan]) -> int:
+    """Disk for training some SAEs: their weights, and at the height three checkpoints with two Adam moments each."""
+    return (1 + 3 * 3) * weight_bytes(plans)
+
+
+def _sae_configs(config: RunConfig, d_in: int, options: dict[str, Any]) -> Iterator[SAEConfig]:
+    for d_sae in config.widths:
+        for seed in config.seeds:
+            for l0 in config.l0s:
+                yield SAEConfig(d_in=d_in, d_sae=d_sae, l0=l0, seed=seed, options=options)
+            for coefficient in config.sparsity:
+                yield SAEConfig(d_in=d_in, d_sae=d_sae, coefficient=coefficient, seed=seed, options=options)
+
+
+def settle(arch: ArchSpec, preset: Preset) -> tuple[dict[str, Any], Recipe]:
+    """An architecture's options and recipe: the preset, what the architecture departs from it in, the user's settings.
+
+    Raises:
+        UserError: a setting is neither an option of the architecture nor a field of the recipe, or out of range.
+    """
+    cls = ARCHITECTURES[arch.name]
+    of_options, of_recipe = set(cls.options_type.model_fields), set(Recipe.model_fields)
+    settings = {**cls.recipes.get(preset, {}), **arch.settings}
+    for key in settings:
+        if key not in of_options | of_recipe:
+            meant = did_you_mean(key, of_options | of_recipe)
+            raise UserError(f'architecture {arch.name}: unknown setting "{key}"{meant}')
+    options = {key: value for key, value in settings.items() if key in of_options}
+    departures = {key: value for key, value in settings.items() if key in of_recipe}
+    try:
+        return cls.options_type(**options).model_dump(mode="json"), recipe_for(preset, departures)
+    except ValidationError as error:
+        first = error.errors()[0]
+        setting = f"{first['loc'][0]}: {first['msg']} (given: {first['input']!r})"
+        raise UserError(f"architecture {arch.name}: {setting}") from None

@@ -1,0 +1,82 @@
+"""`publish`: a run as a repository of the hub: weights that SAELens loads, records, the board, and a model card.
+
+Nothing is uploaded but what the run made, read whole and unchanged from its folder, and the card. What the records say
+of models and corpora goes along, paths included.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sae_bench.errors import UserError
+from sae_bench.formats.export import saes_of
+from sae_bench.leaderboard import tables as leaderboard
+from sae_bench.records.files import read_sealed
+from sae_bench.records.redact import redact
+from sae_bench.records.run_folder import RunFolder
+
+BOARDS = ("leaderboard.md", "leaderboard.csv", "leaderboard.tex")
+
+
+def collect(run: Path, repo: str) -> dict[str, Path | bytes]:
+    """Everything to upload, by its path in the repository.
+
+    Raises:
+        UserError: the run is not finished, or holds something that is damaged.
+    """
+    folder = RunFolder(run)
+    records = folder.records()
+    if not records or not all((run / name).is_file() for name in BOARDS):
+        raise UserError(f"{run} holds no board: give the folder of a finished run")
+    files: dict[str, Path | bytes] = {name: run / name for name in (*BOARDS, "run.json")}
+    read_sealed(run / "run.json")
+    for sae in saes_of(run):
+        assert sae.own is not None, "an SAE of a run"
+        if sae.own["description"].get("origin"):
+            continue  # somebody else's, to publish or not
+        sae_id = sae.own["description"]["id"]
+        if not folder.has_sae(sae_id, sae.own["config_hash"]):
+            raise UserError(f"{sae.where} is damaged: run the same command again")
+        names = ("sae_bench.json", *sae.own["files"])
+        files |= {f"saes/{sae_id}/{name}": folder.sae_path(sae_id) / name for name in names}
+    if not any(name.startswith("saes/") for name in files):
+        raise UserError(f"{run} has no SAE of its own to publish: give the folder of a run that trained one")
+    files |= {f"records/{path.name}": path for path in sorted((run / "records").glob("*.json"))}
+    return files | {"README.md": redact(card(records, repo)).encode()}
+
+
+def card(records: Sequence[Mapping[str, Any]], repo: str) -> str:
+    """The model card."""
+    saes = {record["sae"]["id"]: record["sae"] for record in records}
+    own = [sae_id for sae_id, sae in saes.items() if not sae.get("origin")]
+    model = records[0]["provenance"]["model"]
+    base = [f"base_model: {model}"] if "/" in model and not model.startswith(("/", ".")) else []
+    first = own[0]
+    header = ["---", "library_name: saelens", *base, "tags:", "- sparse-autoencoder", "- sae-arch-bench", "---"]
+    board = leaderboard.markdown(records).removeprefix("# Leaderboard\n\n")
+    return "\n".join(
+        [
+            *header,
+            "",
+            f"# Sparse autoencoders on {leaderboard.escape_markdown(model)}",
+            "",
+            f"{len(saes)} SAEs, evaluated by sae-arch-bench on the same held-out tokens; {len(own)} of them are here.",
+            "",
+            board,
+            "## Use",
+            "",
+            "They take raw activations: the input's scale and the pre-encoder bias are folded into the weights.",
+            "",
+            "    from sae_lens import SAE",
+            "    from huggingface_hub import snapshot_download",
+            f'    folder = snapshot_download("{repo}", allow_patterns="saes/{first}/*")',
+            f'    sae = SAE.load_from_disk(f"{{folder}}/saes/{first}")',
+            "",
+            "To put one beside your own SAEs:",
+            "",
+            f"    python bench.py --sae hf:{repo}/saes/{first} --model {model}",
+            "",
+            "`records/` holds every number with its standard error, its count of tokens and what it was measured on.",
+            "",
+        ]
+    )

@@ -1,0 +1,195 @@
+"""`verify`: can the numbers of a finished run be traced to the bytes that made them?
+
+Everything that has a checksum is hashed again, the language model included; then every SAE is evaluated again on the
+first held-out contexts, and each document's sums are held against those of the records.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_bench.errors import UserError
+from sae_bench.evaluation.loop import Candidate, evaluate, plan_batch, site_means
+from sae_bench.leaderboard import tables as leaderboard
+from sae_bench.lm.model import load_language_model
+from sae_bench.progress import Progress
+from sae_bench.records.files import Damaged, read_sealed, sha256
+from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
+from sae_bench.registry import TASKS
+from sae_bench.runs.config import RunConfig
+from sae_bench.runs.import_saes import site_of
+from sae_bench.runs.pipeline import choose_device, find_sites
+from sae_bench.runs.plan import plan_saes
+from sae_bench.runs.train import token_stream
+from sae_bench.saes.save import WEIGHTS, description_of, load_sae
+
+TOLERANCE = 1e-3
+"""Of a document's sum, relative to the largest: what other batch sizes and other machines' rounding may change."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something looked at, and what is wrong with it; None: nothing."""
+
+    what: str
+    problem: str | None
+
+
+def verify(folder: RunFolder, progress: Progress, n_contexts: int = 16) -> Iterator[Finding]:
+    """Check a run's files, its language model and data, and, on a sample, its numbers.
+
+    Raises:
+        UserError: there is no run in the folder.
+    """
+    manifest = read_sealed(folder.path / "run.json")
+    config = RunConfig(**manifest["config"])
+    yield Finding("run.json", None if manifest["config_hash"] == config.hash else "its settings have another hash")
+    for plugin, digest in manifest["plugins"].items():
+        same = Path(plugin).is_file() and sha256(Path(plugin)) == digest
+        yield Finding(f"plugin {plugin}", None if same else "missing or changed since the run")
+    records: dict[tuple[str, str], dict[str, Any]] = {}
+    for path in sorted((folder.path / "records").glob("*.json")):
+        try:
+            record = read_sealed(path)
+        except Damaged as error:
+            yield Finding(path.name, str(error))
+            continue
+        records[record["sae"]["id"], record["task"]] = record
+        same = record["provenance"]["config_hash"] == config.hash
+        yield Finding(path.name, None if same else "made with other settings")
+    saes = manifest["saes"]
+    whole = []
+    for sae_id in saes:
+        problem = _weights_problem(folder, sae_id, [r for (of, _), r in records.items() if of == sae_id])
+        whole += [] if problem else [sae_id]
+        yield Finding(f"weights of {sae_id}", problem)
+    for (sae_id, task), record in records.items():
+        yield Finding(f"scores of {sae_id}.{task}", _score_problem(record))
+    if records:
+        yield Finding("leaderboard", _board_problem(folder, list(records.values())))
+        yield from _verify_numbers(folder, config, records, whole, progress, n_contexts)
+
+
+def _weights_problem(folder: RunFolder, sae_id: str, records: Sequence[Mapping[str, Any]]) -> str | None:
+    try:
+        description = read_sealed(folder.sae_path(sae_id) / SAE_DESCRIPTION)
+        digest = sha256(folder.sae_path(sae_id) / WEIGHTS)
+    except (UserError, OSError) as error:
+        return str(error)
+    for name, was in description["files"].items():
+        path = folder.sae_path(sae_id) / name
+        if not path.is_file() or sha256(path) != was:
+            return f"{name} is not what was saved"
+    if any(record["sae"]["weights_sha256"] != digest for record in records):
+        return "records were made from other weights"
+    return None if records else "no record of it"
+
+
+def _score_problem(record: Mapping[str, Any]) -> str | None:
+    """Scores that are ratios of the record's own sums have to be these ratios."""
+    for name, score in record["scores"].items():
+        if score["formula"] is None or score["value"] is None:
+            continue
+        value = ratio_of_sums(score["formula"], record["by_document"])
+        if not math.isclose(value, score["value"], rel_tol=1e-9, abs_tol=1e-12):
+            return f"{name} is {score['value']:.6g}, its sums give {value:.6g}"
+    return None
+
+
+def ratio_of_sums(formula: str, by_document: Mapping[str, Sequence[float]]) -> float:
+    """The value of a score from the sums that its formula names, "a / b" or "1 - a / b"."""
+    one_minus, ratio = formula.startswith("1 - "), formula.removeprefix("1 - ")
+    above, below = (sum(by_document[name]) for name in ratio.split(" / "))
+    return 1 - above / below if one_minus else above / below
+
+
+def _board_problem(folder: RunFolder, records: list[dict[str, Any]]) -> str | None:
+    for name, content in leaderboard.board_files(records).items():
+        path = folder.path / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != content:
+            return f"{name} is not what the records give"
+    return None
+
+
+def _verify_numbers(
+    folder: RunFolder,
+    config: RunConfig,
+    records: Mapping[tuple[str, str], Mapping[str, Any]],
+    saes: Sequence[str],
+    progress: Progress,
+    n_contexts: int,
+) -> Iterator[Finding]:
+    device, dtype = choose_device(config)
+    lm = load_language_model(
+        config.model, device=device, dtype=dtype, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+    stream = token_stream(lm, config, "eval", config.n_held_out)
+    stream.read()
+    now = {
+        "model_sha256": lm.weight_hash(),
+        "tokenizer_sha256": lm.tokenizer_hash(),
+        "eval_fingerprint": stream.fingerprint,
+    }
+    for what, digest in now.items():
+        was = {record["provenance"][what] for record in records.values()}
+        yield Finding(what, None if was == {digest} else f"is now {digest[:12]}, was {', '.join(sorted(was))}")
+        if what == "eval_fingerprint" and was != {digest}:
+            return
+    sites_of = {plan.id: plan.site for plan in plan_saes(config, find_sites(lm, config)) if plan.id in saes}
+    descriptions = {sae_id: description_of(folder.sae_path(sae_id)) for sae_id in saes}
+    sites_of |= {sae_id: site_of(about) for sae_id, about in descriptions.items() if about.get("origin")}
+    candidates, ids = [], []
+    for sae_id, site in sites_of.items():
+        tasks = [  # a judge is not asked again
+            task
+            for (of, task), record in records.items()
+            if of == sae_id and not record["failure"] and not TASKS[task].needs_latents
+        ]
+        if tasks:
+            sae = load_sae(folder.sae_path(sae_id), device)
+            candidates.append(Candidate(sae, site, {name: TASKS[name]() for name in tasks}))
+            ids.append(sae_id)
+    if not candidates:
+        return
+    sites = list(dict.fromkeys(candidate.site for candidate in candidates))
+    size = plan_batch(lm, config.context_size, [(c.site, c.sae.config) for c in candidates]).n_contexts
+    means = site_means(lm, stream, sites, size, progress)  # of the whole set, as the records have it
+    sample = token_stream(lm, config, "eval", min(config.n_held_out, n_contexts * (config.context_size - 1)))
+    sample.read()
+    evaluate(lm, sample, candidates, progress, means)
+    for sae_id, candidate in zip(ids, candidates, strict=True):
+        for task in candidate.tasks:
+            whole = sample.n_delivered == stream.n_delivered
+            problem = _difference(candidate, task, records[sae_id, task], whole=whole)
+            yield Finding(f"{task} of {sae_id}, {sample.n_documents} documents", problem)
+
+
+def _difference(candidate: Candidate, task: str, record: Mapping[str, Any], *, whole: bool) -> str | None:
+    """What differs between a record's documents and the same ones measured now; the last may have been cut."""
+    if task in candidate.failures:
+        return f"cannot be evaluated now: {candidate.failures[task]}"
+    result = candidate.results[task]
+    if not result.by_document and not result.per_latent:
+        return "it keeps neither sums per document nor values per latent: nothing to compare"
+    for name, counts in result.per_latent.items():
+        now, then = np.array(counts), np.array(record["per_latent"].get(name, []))
+        if now.shape != then.shape:
+            return f"{name} has {len(then)} latents, the SAE has {len(now)}"
+        slack = 0.01 * np.abs(then) + 2  # what rounding may bring across a threshold
+        if np.any(now > then + slack) or (whole and np.any(now < then - slack)):
+            return f"{name} of some latents differs"
+    for name, sums in result.by_document.items():
+        now = np.array(sums if whole else sums[:-1])
+        if not len(now):
+            return "the sample holds no whole document: raise --contexts"
+        then = np.array(record["by_document"].get(name, [])[: len(now)])
+        if now.shape != then.shape:
+            return f"{name} has {len(then)} documents"
+        if np.abs(now - then).max() > TOLERANCE * max(np.abs(then).max(), 1.0):
+            at = int(np.abs(now - then).argmax())
+            return f"{name} of document {at} is {now[at]:.6g}, the record has {then[at]:.6g}"
+    return None

@@ -1,0 +1,1 @@
+"""What a sparse autoencoder is: base class, active sets, their layouts, saving."""

@@ -1,0 +1,262 @@
+"""What every sparse autoencoder is: four weights, a selection rule, a loss, and a way to be saved.
+
+An architecture subclasses `SparseAutoencoder`, writes `encode` and `loss` (and `initialise`, `after_step`, `fold` where
+it has more than the four weights) and registers itself. It never sees the language model, the trainer or a task.
+
+Life of an SAE: built from an `SAEConfig` -> `initialise` on a sample of scaled activations -> trained on scaled
+activations, E||x||^2 = 1 -> `fold(scale)` once, after which it takes raw activations -> saved, loaded, evaluated.
+
+Shapes: B tokens, D = d_in, F = d_sae.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from sae_bench.saes.active import Active, KeepRule, decode, latent_major, select_all
+
+START_OVER = 1.5
+"""L0, as a multiple of the wanted one, that an SAE starts at where initial values are quantiles of the data."""
+
+START_DENSITY = 0.02
+"""Share of latents active at such a start where no L0 is wanted."""
+
+Latents = Active | Tensor
+"""Latents' activations f >= 0: an active set, or a plain [B, F] tensor from an architecture written densely."""
+
+SparsityControl = Literal["k", "target", "coefficient"]
+"""How an architecture reaches a wanted L0: by construction, by a penalty on the distance to it, by its coefficient."""
+
+
+class Options(BaseModel):
+    """The hyperparameters of an architecture; a subclass names its own. Unknown names are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SAEConfig(BaseModel):
+    """What an SAE is made from. Exactly one of `l0` (wanted L0) and `coefficient` (raw, or k) is set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    d_in: int = Field(gt=0)
+    d_sae: int = Field(gt=0)
+    l0: float | None = Field(default=None, gt=0)
+    coefficient: float | None = Field(default=None, ge=0)
+    seed: int = 0
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def sparsity(self) -> float:
+        """The number that sets the sparsity, whichever kind it is."""
+        wanted = self.l0 if self.l0 is not None else self.coefficient
+        assert wanted is not None, "an SAEConfig has l0 or coefficient"
+        return wanted
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the trainer tells a loss about the moment, as tensors on the SAE's device."""
+
+    coefficient: Float[Tensor, ""]
+    """Sparsity coefficient lambda, warm-up and control included."""
+    dead: Int[Tensor, "n_dead"]
+    """Indices of the latents that have not fired for the recipe's number of tokens."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a loss returns: the scalar to descend, and what the trainer keeps its books from."""
+
+    total: Float[Tensor, ""]
+    x_hat: Float[Tensor, "B D"]
+    latents: Latents
+    terms: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    """The parts of `total`, before their coefficients; logged."""
+
+
+class SparseAutoencoder(nn.Module, ABC):
+    """Base of all architectures: x_hat = f W_dec + b_dec, float32 always.
+
+    The encoder sees x - b_dec when `pre_encoder_bias`; decoder rows are held at norm one when `unit_norm_decoder`.
+    """
+
+    name: ClassVar[str]
+    """Short name, set by registration."""
+    version: ClassVar[str] = "1"
+    """Raised when a change alters what the architecture learns."""
+    control: ClassVar[SparsityControl] = "coefficient"
+    autocast: ClassVar[bool] = True
+    """Whether the encoder product may be in bfloat16 where the device has it, in training."""
+    options_type: ClassVar[type[Options]] = Options
+    options: Options
+    saelens_architecture: ClassVar[str | None] = None
+    """What SAELens v6 calls this architecture once folded; None where it has none such."""
+    saelens_names: ClassVar[dict[str, str]] = {}
+    """Its names for our parameters, where they differ."""
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Per preset, the recipe fields in which this architecture departs from the shared ones."""
+
+    def __init__(self, config: SAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.options = self.options_type(**config.options)
+        W_dec = initial_decoder(config.d_in, config.d_sae, config.seed)
+        self.W_dec = nn.Parameter(W_dec)
+        self.W_enc = nn.Parameter(latent_major(W_dec.T))
+        self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
+        self.b_dec = nn.Parameter(torch.zeros(config.d_in))
+        self.folded = False
+
+    @classmethod
+    def check(cls, config: SAEConfig) -> None:
+        """Raise ValueError, with the remedy, for a configuration that this architecture cannot be built from."""
+
+    # --- what an architecture says -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def encode(self, x: Float[Tensor, "B D"]) -> Latents:
+        """Latents' activations f."""
+
+    @abstractmethod
+    def loss(self, x: Float[Tensor, "B D"], step: Step) -> Loss:
+        """The training loss, summed over dimensions and averaged over tokens."""
+
+    @property
+    def pre_encoder_bias(self) -> bool:
+        """Whether the encoder sees x - b_dec; never once folded."""
+        return not self.folded
+
+    @property
+    def unit_norm_decoder(self) -> bool:
+        return True
+
+    def initialise(self, x: Float[Tensor, "B D"]) -> None:
+        """Set data-dependent starting values from a sample of scaled activations; b_dec is set already."""
+
+    def after_step(self, step: Step) -> None:
+        """Project parameters onto their constraints, after the optimiser's step and the decoder's renormalisation."""
+
+    def biases(self) -> list[Float[Tensor, "F"]]:
+        """The per-latent parameters on the scale of the pre-activations: b_enc, and thresholds where there are any."""
+        return [self.b_enc]
+
+    def shift_biases(self, shift: Float[Tensor, "F"]) -> None:
+        """Take the pre-encoder bias's contribution, shift = b_dec W_enc, out of the encoder's biases; for `fold`."""
+        self.b_enc.sub_(shift)
+
+    def as_built_in(self) -> "SparseAutoencoder | None":
+        """For an architecture of your own: an SAE of a built-in one that computes the same, once folded.
+
+        It is what other tools' files can hold; None, if there is none, and exporting says so.
+        """
+        return None
+
+    def saelens_settings(self) -> dict[str, Any]:
+        """What SAELens's configuration needs besides the common fields."""
+        return {}
+
+    @property
+    def starting_density(self) -> float:
+        """Share of the tokens that a latent fires on where initial biases or thresholds are quantiles of the data."""
+        wanted = START_OVER * self.config.l0 / self.config.d_sae if self.config.l0 is not None else START_DENSITY
+        return min(wanted, 0.5)
+
+    # --- what every architecture gets --------------------------------------------------------------------------
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Reconstruct x."""
+        return self.decode(self.encode(x))
+
+    def select(self, x: Float[Tensor, "B D"], keep: KeepRule) -> Active:
+        """Pre-activations z = (x - b_dec) W_enc + b_enc on the pairs that `keep` selects (folded: of x itself)."""
+        return self.select_all(x, (keep,))[0]
+
+    def select_all(self, x: Float[Tensor, "B D"], keeps: Sequence[KeepRule]) -> tuple[Active, ...]:
+        """One active set for each rule, from one encoder product."""
+        return select_all(x, self.W_enc, self.b_enc, keeps, self.b_dec if self.pre_encoder_bias else None)
+
+    def decode(self, f: Latents) -> Float[Tensor, "B D"]:
+        """x_hat = f W_dec + b_dec."""
+        if isinstance(f, Tensor):
+            return f @ self.W_dec + self.b_dec
+        return decode(f, self.W_dec, self.b_dec)
+
+    @torch.no_grad()
+    def project_gradient(self) -> None:
+        """Remove from each decoder row's gradient the part along the row, which would only change its norm."""
+        grad = self.W_dec.grad
+        assert grad is not None
+        along = torch.linalg.vecdot(grad, self.W_dec)
+        grad.addcmul_(self.W_dec, along[:, None], value=-1.0)
+
+    @torch.no_grad()
+    def renormalise(self) -> None:
+        """Bring decoder rows back to norm one."""
+        self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True))
+
+    @torch.no_grad()
+    def fold(self, scale: float) -> "SparseAutoencoder":
+        """Absorb the input scale C, the pre-encoder bias and the decoder's norms: afterwards it takes raw x.
+
+        f' = C ||W_dec,i|| f and x_hat' = C x_hat on raw x.
+        """
+        assert not self.folded, "an SAE is folded once"
+        if self.pre_encoder_bias:
+            self.shift_biases(self.b_dec @ self.W_enc)
+        self.folded = True
+        for bias in (self.b_dec, *self.biases()):
+            bias.mul_(scale)
+        if not self.unit_norm_decoder:
+            norms = torch.linalg.vector_norm(self.W_dec, dim=1)
+            self.W_dec.div_(norms[:, None])
+            for per_latent in (self.W_enc, *self.biases()):
+                per_latent.mul_(norms)
+        return self
+
+
+def initial_decoder(d_in: int, d_sae: int, seed: int) -> Float[Tensor, "F D"]:
+    """He-uniform rows brought to norm one; the same for every architecture with this shape and seed."""
+    W_dec = torch.empty(d_sae, d_in)
+    generator = torch.Generator().manual_seed(seed)
+    bound = math.sqrt(6.0 / d_in)
+    W_dec.uniform_(-bound, bound, generator=generator)
+    return nn.functional.normalize(W_dec, dim=1)
+
+
+def upper_quantile(
+    x: Float[Tensor, "B D"], W_enc: Float[Tensor, "D F"], share: float, latents_at_once: int = 4096
+) -> Float[Tensor, "F"]:
+    """Per latent, the value of x W_enc that the given share of the tokens exceeds."""
+    n_above = max(1, round(share * len(x)))
+    blocks = W_enc.split(latents_at_once, dim=1)
+    return torch.cat([(x @ block).topk(n_above, dim=0, sorted=False).values.amin(0) for block in blocks])
+
+
+def active_per_token(f: Latents) -> Int[Tensor, "B"]:
+    """How many latents are active on each token: its L0."""
+    return (f.detach() > 0).sum(1) if isinstance(f, Tensor) else f.active_per_token()
+
+
+def count_per_latent(
+    f: Latents, group: Int[Tensor, "B"] | None = None, n_groups: int = 1
+) -> Float[Tensor, "n_groups F"]:
+    """On how many tokens each latent is active, separately for each group of tokens (default: one group)."""
+    if not isinstance(f, Tensor):
+        return f.count_per_latent(group, n_groups)
+    fired = (f.detach() > 0).float()
+    if group is None:
+        return fired.sum(0, keepdim=True)
+    return fired.new_zeros(n_groups, fired.shape[1]).index_add_(0, group, fired)
+
+
+def reconstruction_loss(x: Float[Tensor, "B D"], x_hat: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+    """||x - x_hat||^2, summed over dimensions and averaged over tokens."""
+    return (x - x_hat).square().sum(1).mean()

@@ -1,0 +1,1 @@
+"""Training: the shuffle buffer of activations, one trainer an SAE, one loop for all, checkpoints."""

@@ -1,0 +1,338 @@
+"""One SAE in training: its optimiser, coefficient, dead counters, log, and one step of them.
+
+Nothing in a step waits for the device but the log: learning rate and warm-ups are functions of the step's number, L0
+and the coefficient controller stay on the device, `books` are read a few steps late. On a GPU there is room for a
+stated number of active pairs, half as many again as were last seen; a step that needed more, or whose loss or gradient
+is not finite, leaves the weights as they are.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_bench.device import halved
+from sae_bench.lm.sites import Site
+from sae_bench.runs.config import Recipe
+from sae_bench.saes.active import Kernels, Room, kernels
+from sae_bench.saes.base import Latents, Loss, SparseAutoencoder, Step, count_per_latent, upper_quantile
+from sae_bench.saes.layouts import Dense
+from sae_bench.training.buffer import ActivationStream
+from sae_bench.training.device_stats import Books, room_for
+from sae_bench.training.schedules import CoefficientController, lr_factor, sparsity_factor
+
+log = logging.getLogger(__name__)
+
+INIT_SAMPLE = 8192
+"""Activations that data-dependent initial values are taken from."""
+
+ROOM_SAMPLE = 512
+"""Activations that the first room for active pairs is measured on."""
+
+
+@dataclass
+class Trainee:
+    """An SAE in training, with everything that is its own: optimiser, coefficient, dead counters, log."""
+
+    id: str
+    sae: SparseAutoencoder
+    site: Site
+    seed: int
+    recipe: Recipe
+    log: list[dict[str, float]] = field(default_factory=list)
+    kernels: Kernels = "auto"
+    dense_above: float | None = None
+    """Share of active pairs above which "auto" uses dense products; None: a typical one."""
+    compile: bool = False
+    """Whether torch.compile fuses the elementwise part of the loss."""
+    seconds: float = 0.0
+    micro_batch: int | None = None
+    """Tokens whose gradients are computed at once, where memory does not suffice for a batch."""
+    error: str | None = None
+    """The exception that ended the training."""
+    error_step: int | None = None
+
+    def start(self, stream: ActivationStream) -> None:
+        """Make the optimiser, and take initial values from the data."""
+        self.prepare(stream.n_steps, stream.batch_size, stream.lm.device)
+        self.initialise(stream)
+
+    def initialise(self, stream: ActivationStream) -> None:
+        """Take initial values from the data."""
+        sae, recipe, device = self.sae, self.recipe, stream.lm.device
+        with torch.no_grad():
+            sample = stream.sample(self.site, INIT_SAMPLE)
+            if recipe.b_dec_init == "mean":
+                sae.b_dec.copy_(stream.mean[self.site])
+            elif recipe.b_dec_init == "geometric_median":
+                sae.b_dec.copy_(geometric_median(sample))
+            sae.initialise(sample)
+            if recipe.b_enc_init == "quantile":
+                sae.b_enc.sub_(upper_quantile(sample - sae.b_dec, sae.W_enc, sae.starting_density))
+        if waiting_costs(device):
+            self.books.room = self._first_room(sample[:ROOM_SAMPLE])
+
+    def prepare(self, n_steps: int, batch_size: int, device: torch.device) -> None:
+        """Move to the device, and make what a training of `n_steps` steps needs."""
+        self.n_steps, self.batch_size = n_steps, batch_size
+        sae, recipe = self.sae.to(device), self.recipe
+        self.optimiser = torch.optim.Adam(
+            [
+                {"params": [p for p in sae.parameters() if p.ndim > 1], "factor": 1.0},
+                {"params": [p for p in sae.parameters() if p.ndim <= 1], "factor": recipe.bias_lr},
+            ],
+            lr=recipe.lr,
+            betas=recipe.betas,
+            eps=recipe.adam_eps,
+            fused=True,
+        )
+        self._controller = self._coefficient_control(device)
+        self._loss = torch.compile(sae.loss, dynamic=True) if self.compile else sae.loss
+        total = self.n_steps * self.batch_size
+        dead_after = recipe.dead_after * total if recipe.dead_after < 1 else recipe.dead_after
+        self.books = Books(sae.config.d_sae, dead_after, device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on, for a checkpoint."""
+        moments = self.optimiser.state_dict()["state"]
+        return {
+            "sae": self.sae.state_dict(),
+            "adam": {str(i): values for i, values in moments.items()},
+            "controller": self._controller.state_dict() if self._controller else {},
+            "books": self.books.state_dict(),
+            "log": json.dumps(self.log),  # as text, for a loss may be infinite
+            "dense_above": self.dense_above,
+            "seconds": self.seconds,
+            "micro_batch": self.micro_batch,
+            "error": self.error,
+            "error_step": self.error_step,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; call `prepare` before."""
+        self.sae.load_state_dict(state["sae"])
+        adam = self.optimiser.state_dict()
+        parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        adam["state"] = {
+            int(i): {name: _laid_out_like(parameters[int(i)], value) for name, value in values.items()}
+            for i, values in state["adam"].items()
+        }
+        self.optimiser.load_state_dict(adam)
+        if self._controller:
+            self._controller.load_state_dict(state["controller"])
+        device = self.sae.b_dec.device
+        if waiting_costs(device):
+            self.books.room = _no_room(device)
+        self.books.load_state_dict(state["books"])
+        self.log = json.loads(state["log"])
+        self.dense_above, self.seconds = state["dense_above"], state["seconds"]
+        self.micro_batch, self.error, self.error_step = state["micro_batch"], state["error"], state["error_step"]
+
+    @torch.no_grad()
+    def _first_room(self, sample: Float[Tensor, "B D"]) -> Room:
+        """Room for the active pairs of the first steps, from how many a sample has."""
+        device = sample.device
+        room = _no_room(device)
+        none_dead = torch.empty(0, dtype=torch.long, device=device)
+        with kernels("dense", room=room):
+            self.sae.loss(sample, Step(self._coefficient(0, device), none_dead))
+        room.share = room_for(float(room.most))
+        return room
+
+    def _coefficient_control(self, device: torch.device) -> CoefficientController | None:
+        if self.sae.control != "coefficient" or self.sae.config.l0 is None:
+            return None
+        recipe = self.recipe
+        return CoefficientController(
+            self.sae.config.l0,
+            start=recipe.controller_start,
+            rate=recipe.controller_rate,
+            until=recipe.controller_until,
+            n_steps=self.n_steps,
+            device=device,
+        )
+
+    def step(self, x: Float[Tensor, "B D"], step: int, *, logged: bool) -> None:
+        """One optimiser step on a batch of scaled activations."""
+        started = time.perf_counter()
+        sae, recipe = self.sae, self.recipe
+        lr = recipe.lr * lr_factor(
+            step, self.n_steps, warmup=recipe.lr_warmup, shape=recipe.lr_warmup_shape, decay=recipe.lr_decay
+        )
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr * group["factor"]
+        at = Step(self._coefficient(step, x.device), self.books.dead)
+        loss = self._loss_with_gradients(x, at)
+        if sae.unit_norm_decoder:
+            sae.project_gradient()
+        if recipe.grad_clip is not None:
+            torch.nn.utils.clip_grad_norm_(sae.parameters(), recipe.grad_clip / sae.config.d_in)
+        # The fused optimiser looks at this before it moves a weight; loss scaling uses it in the same way.
+        usable = self.books.usable(_check_sum(loss, sae), step)
+        self.optimiser.found_inf = (~usable).float()  # type: ignore[attr-defined]
+        self.optimiser.step()
+        with torch.no_grad():
+            if sae.unit_norm_decoder:
+                sae.renormalise()
+            sae.after_step(at)
+        if self._controller is not None:
+            self._controller.update(step, loss.l0)
+        self.books.note(loss.counts > 0, self.batch_size, step)
+        if logged:
+            self._log(loss, x, at, step, lr)
+        self.seconds += time.perf_counter() - started
+
+    def fail(self, error: Exception, step: int) -> None:
+        """An exception ends this SAE's training, and nothing else."""
+        log.error("%s failed at step %d", self.id, step, exc_info=error)
+        self.error, self.error_step = f"{type(error).__name__} at step {step}: {error}", step
+
+    def _loss_with_gradients(self, x: Float[Tensor, "B D"], at: Step) -> "BatchLoss":
+        """The batch's loss, its gradients in the parameters; in micro-batches where memory demands it."""
+        while True:
+            try:
+                self.optimiser.zero_grad(set_to_none=True)
+                parts = x.split(self.micro_batch or len(x))
+                return BatchLoss.joined([self._part(part, at, len(part) / len(x)) for part in parts])
+            except torch.OutOfMemoryError:
+                self.micro_batch = halved(self.micro_batch or len(x), f"tokens in a step of {self.id}")
+
+    def _part(self, x: Float[Tensor, "b D"], at: Step, share: float) -> "BatchLoss":
+        half = torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda" and self.sae.autocast)
+        with half, kernels(self.kernels, self.dense_above, self.books.room):
+            loss: Loss = self._loss(x, at)
+        (loss.total if share == 1 else loss.total * share).backward()
+        return BatchLoss.of(loss)
+
+    @property
+    def failed_at(self) -> int | None:
+        """The step that failed."""
+        return self.error_step if self.error is not None else self.books.diverged_at
+
+    @property
+    def failure(self) -> str | None:
+        """Why the training failed, as far as the books are read; None if it did not."""
+        if self.error is not None:
+            return self.error
+        at = self.books.diverged_at
+        return None if at is None else f"diverged: the loss at step {at} is not finite"
+
+    def _coefficient(self, step: int, device: torch.device) -> Float[Tensor, ""]:
+        config, recipe = self.sae.config, self.recipe
+        warm = sparsity_factor(step, self.n_steps, recipe.sparsity_warmup)
+        if self._controller is not None:
+            return self._controller.coefficient * warm
+        fixed = recipe.l0_penalty if config.l0 is not None else config.sparsity
+        return torch.full((), fixed * warm, device=device)  # a copy from the host would wait
+
+    @torch.no_grad()
+    def _log(self, loss: "BatchLoss", x: Float[Tensor, "B D"], at: Step, step: int, lr: float) -> None:
+        error, variance = (x - loss.x_hat).square().sum(), (x - x.mean(0)).square().sum()
+        values = {
+            "loss": loss.total,
+            **{f"loss/{name}": term for name, term in loss.terms.items()},
+            "l0": loss.l0,
+            "fve": 1 - error / variance,
+            "coefficient": at.coefficient,
+        }
+        row = {
+            "step": step,
+            "tokens": (step + 1) * self.batch_size,
+            "lr": lr,
+            "dead_share": len(self.books.dead) / self.sae.config.d_sae,
+            "dense_products": float(loss.dense),
+        }
+        row |= {name: float(value) for name, value in values.items()}
+        self.log.append(row)
+
+    def finish(self, scale: float) -> None:
+        """After the last step: read the books to the end, and fold the input scale in."""
+        self.books.close()
+        self.sae.requires_grad_(False)
+        self.sae.fold(scale)
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """What is kept of a batch's loss, or of a micro-batch's: neither its graph nor its latents."""
+
+    total: Float[Tensor, ""]
+    terms: dict[str, Float[Tensor, ""]]
+    x_hat: Float[Tensor, "B D"]
+    counts: Float[Tensor, "F"]
+    """On how many tokens each latent fired."""
+    dense: bool
+
+    @staticmethod
+    @torch.no_grad()
+    def of(loss: Loss) -> "BatchLoss":
+        terms = {name: term.detach() for name, term in loss.terms.items()}
+        counts = count_per_latent(loss.latents)[0]
+        return BatchLoss(loss.total.detach(), terms, loss.x_hat.detach(), counts, is_dense(loss.latents))
+
+    @staticmethod
+    def joined(parts: Sequence["BatchLoss"]) -> "BatchLoss":
+        """The loss of a batch from its micro-batches', weighted by their tokens."""
+        if len(parts) == 1:
+            return parts[0]
+        x_hat = torch.cat([part.x_hat for part in parts])
+        shares = [len(part.x_hat) / len(x_hat) for part in parts]
+
+        def mean(values: Sequence[Tensor]) -> Tensor:
+            return torch.stack([value * share for value, share in zip(values, shares, strict=True)]).sum(0)
+
+        return BatchLoss(
+            mean([part.total for part in parts]),
+            {name: mean([part.terms[name] for part in parts]) for name in parts[0].terms},
+            x_hat,
+            torch.stack([part.counts for part in parts]).sum(0),
+            parts[0].dense,
+        )
+
+    @property
+    def l0(self) -> Float[Tensor, ""]:
+        return self.counts.sum() / len(self.x_hat)
+
+
+def _check_sum(loss: BatchLoss, sae: SparseAutoencoder) -> Float[Tensor, ""]:
+    """A number that is not finite if the loss or a gradient is not: those of the biases stand for the matrices'.
+
+    A latent's column of W_enc gets its gradient through the pre-activation, which b_enc shares, a row of W_dec from
+    latents and errors, which the loss shares.
+    """
+    of_biases = [p.grad.sum() for p in sae.parameters() if p.ndim == 1 and p.grad is not None]
+    return torch.stack([loss.total.float(), *of_biases]).sum()
+
+
+def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A moment with the strides of its parameter: the fused optimiser walks both in the order of memory."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+
+
+def _no_room(device: torch.device) -> Room:
+    return Room(1.0, torch.zeros((), device=device), torch.zeros((), dtype=torch.bool, device=device))
+
+
+def is_dense(f: Latents) -> bool:
+    """Whether dense products work on these latents."""
+    return isinstance(f, Tensor) or isinstance(f.pattern, Dense)
+
+
+def waiting_costs(device: torch.device) -> bool:
+    """Whether the host runs ahead of the device, so that asking it for a number stops both."""
+    return device.type == "cuda"
+
+
+def geometric_median(x: Float[Tensor, "B D"], rounds: int = 100) -> Float[Tensor, "D"]:
+    """The point with the least summed distance to all tokens, by Weiszfeld's iteration."""
+    median = x.mean(0)
+    for _ in range(rounds):
+        weight = 1 / torch.linalg.vector_norm(x - median, dim=1).clamp(min=1e-12)
+        median = weight @ x / weight.sum()
+    return median
