@@ -30,7 +30,7 @@ from sae_bench.lm.model import LanguageModel, load_language_model
 from sae_bench.lm.sites import Site, find_site
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
-from sae_bench.records.provenance import own_version
+from sae_bench.runs.provenance import own_version
 from sae_bench.training.buffer import ActivationStream
 
 HERE = Path(__file__).parent

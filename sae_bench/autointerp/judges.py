@@ -7,10 +7,9 @@ from typing import Any
 from sae_bench.autointerp.budget import Meter, load_prices
 from sae_bench.autointerp.client import OPENAI, Endpoint
 from sae_bench.autointerp.prompt import Prompt
-from sae_bench.autointerp.settings import Budget, ScorerName, parse_budget
+from sae_bench.autointerp.settings import Budget, JudgeConfig, ScorerName, parse_budget
 from sae_bench.errors import UserError
 from sae_bench.records.redact import redact
-from sae_bench.runs.config import RunConfig
 
 COLLECTION_VERSION = "1"
 """Of what is collected and how it is dealt out; raised when that changes."""
@@ -34,7 +33,7 @@ class Panel:
         return {name: Prompt.load(name).identity for name in (EXPLAIN, *self.scorers)}
 
 
-def panel_of(config: RunConfig) -> Panel | None:
+def panel_of(config: JudgeConfig) -> Panel | None:
     """The judges that are asked for; None if there are none, or OpenAI's and no key to it."""
     if config.judge_model is None:
         return None
@@ -47,7 +46,7 @@ def panel_of(config: RunConfig) -> Panel | None:
     return Panel(explainer, scorer, config.scorers, config.judge_excerpts)
 
 
-def meter_of(config: RunConfig, panel: Panel) -> Meter:
+def meter_of(config: JudgeConfig, panel: Panel) -> Meter:
     """The books of this command's judges; UserError as in `load_prices` and `Meter.check`."""
     budget = parse_budget(config.judge_budget) if config.judge_budget else Budget()
     meter = Meter(budget, load_prices(config.judge_prices))
@@ -55,7 +54,7 @@ def meter_of(config: RunConfig, panel: Panel) -> Meter:
     return meter
 
 
-def judge_settings(config: RunConfig, panel: Panel | None) -> dict[str, Any] | None:
+def judge_settings(config: JudgeConfig, panel: Panel | None, interp_tokens: int) -> dict[str, Any] | None:
     """What decides the scores: two records that differ in it do not belong into one table."""
     if panel is None:
         return None
@@ -67,12 +66,12 @@ def judge_settings(config: RunConfig, panel: Panel | None) -> dict[str, Any] | N
         "excerpts_per_question": panel.excerpts_per_question,
         "collection": COLLECTION_VERSION,
         "n_latents": config.latents_wanted,
-        "interp_tokens": config.interp_tokens_wanted,
+        "interp_tokens": interp_tokens,
         "hard_negatives": config.hard_negatives,
     }
 
 
-def check_judge(config: RunConfig) -> None:
+def check_judge(config: JudgeConfig) -> None:
     """Raise UserError for a budget or prices that cannot be worked with, before anything long begins."""
     panel = panel_of(config)
     if panel is not None:

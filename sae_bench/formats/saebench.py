@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_bench.leaderboard.tables import Record
 from sae_bench.records.files import write_json
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.save import load_sae, saelens_config
+
+Record = Mapping[str, Any]
 
 NOT_MEASURED = -1.0
 MOST_LATENTS = 32_768

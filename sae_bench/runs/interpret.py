@@ -48,7 +48,7 @@ def interpret_saes(
     panel = panel_of(config)
     if config.collects:
         _collect(lm, config, members, folder, progress)
-    settings = judge_settings(config, panel)
+    settings = judge_settings(config, panel, config.interp_tokens_wanted)
     missing = [
         member
         for member in members

@@ -10,9 +10,9 @@ from sae_bench.lm.corpus import EMBEDDED
 from sae_bench.lm.corpus import describe as describe_embedded
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.tokens import TokenStream
-from sae_bench.records.provenance import environment
 from sae_bench.registry import TASKS
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.provenance import environment
 
 
 def is_missing(

@@ -15,10 +15,10 @@ from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
-from sae_bench.records.provenance import environment
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.config import RunConfig, parse_interval
 from sae_bench.runs.plan import SAEPlan, training_bytes, training_disk_bytes
+from sae_bench.runs.provenance import environment
 from sae_bench.saes.kernel_choice import dense_above
 from sae_bench.saes.save import save_sae
 from sae_bench.training.buffer import ActivationStream

@@ -35,9 +35,9 @@ from sae_bench.lm.losses import token_losses  # noqa: E402
 from sae_bench.lm.model import load_language_model  # noqa: E402
 from sae_bench.lm.sites import find_site  # noqa: E402
 from sae_bench.records.files import read_json, read_sealed, write_json  # noqa: E402
-from sae_bench.records.provenance import own_version  # noqa: E402
 from sae_bench.records.run_folder import RunFolder  # noqa: E402
 from sae_bench.runs.config import RunConfig  # noqa: E402
+from sae_bench.runs.provenance import own_version  # noqa: E402
 from sae_bench.runs.train import token_stream  # noqa: E402
 
 N_CONTEXTS = 2

@@ -157,10 +157,12 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_and_names_the_step() -> No
 
 
 COMPILED = """
+import sys
+sys.path[:0] = ["training", ""]
 import torch
 compile = torch.compile
 torch.compile = lambda function, **how: compile(function, backend="aot_eager", **how)  # needs no C++ compiler
-from test_books import BUILT_IN, trained
+from test_device_stats import BUILT_IN, trained
 for arch in BUILT_IN:
     plain, compiled = trained(arch).sae, trained(arch, compile=True).sae
     for name, parameter in plain.named_parameters():
@@ -172,7 +174,7 @@ for arch in BUILT_IN:
 
 def test_a_compiled_loss_trains_alike() -> None:
     """In a process of its own: the compiler cannot follow the shape checks of the tests."""
-    subprocess.run([sys.executable, "-c", COMPILED], check=True, cwd=Path(__file__).parent)
+    subprocess.run([sys.executable, "-c", COMPILED], check=True, cwd=Path(__file__).parents[1])
 
 
 # --- on a GPU -----------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The whole way to a real model: SmolLM2-135M behind `transformers serve`, started and stopped here.
 
 It needs an environment of its own, a download and minutes of CPU, so it runs when `SAE_BENCH_JUDGE` names a folder for
-them: SAE_BENCH_JUDGE=/tmp/judge python -m pytest tests/test_real_judge.py
+them: SAE_BENCH_JUDGE=/tmp/judge python -m pytest tests/autointerp/test_real_judge.py
 """
 
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from judge_server import NoJudge, prepare, served
-from test_judge import ask
+from test_client import ask
 from toy_latents import toy_latent
 
 FOLDER = os.environ.get("SAE_BENCH_JUDGE")

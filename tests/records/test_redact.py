@@ -15,7 +15,7 @@ import pytest
 from sae_bench.records import redact as redaction
 from sae_bench.records.redact import HIDDEN, RedactedRecord, install_redaction, redact, redact_json
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KEY = "correct/horse+battery'staple"
 """No well-known shape: only the environment says that it is secret. Quoted and escaped it reads differently."""
 

@@ -443,9 +443,9 @@ def test_odd_tokens_are_tokens(server, tmp_path, text):
 CHILD = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + "/autointerp"]
 from pathlib import Path
-from test_judge import ask
+from test_client import ask
 from toy_latents import toy_latent
 
 class There:
@@ -466,7 +466,7 @@ def test_a_process_that_is_killed_loses_no_answer(server, tmp_path, number):
         return "hang"
 
     server.fault = stop
-    code = CHILD.format(tests=str(Path(__file__).parent), url=server.base_url, folder=str(tmp_path))
+    code = CHILD.format(tests=str(Path(__file__).parents[1]), url=server.base_url, folder=str(tmp_path))
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, env=dict(os.environ))
     assert reached.wait(400)
     __import__("time").sleep(0.5)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from command import write_corpus
 from fake_cuda import FakeCuda, fake_language_model
-from test_evaluate import Known
+from test_loop import Known
 from tiny import save_tiny
 
 from sae_bench import TASKS

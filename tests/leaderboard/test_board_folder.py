@@ -14,7 +14,7 @@ from sae_bench.leaderboard.board_folder import outputs
 from sae_bench.leaderboard.board_table import table
 from sae_bench.leaderboard.compare import panels
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PUBLISHED = sorted(path.parent for path in (ROOT / "results").glob("*/records"))
 TABLES = {f"{name}.{form}" for name in ("leaderboard", "compare") for form in ("md", "csv", "tex")}
 DRAWN = TABLES | {"claims.md", "report.html"}

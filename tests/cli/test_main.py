@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sae_bench.cli.main import app
 from sae_bench.runs.config import RunConfig
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "datasets", "pandas", "pydantic", "numpy")
 
 FLAGS = set(

@@ -126,9 +126,7 @@ def test_a_process_killed_while_it_works_goes_on(settings, whole, tmp_path):
         "import torch; torch.set_num_threads(1); from sae_bench.cli.main import main; import sys; main(sys.argv[1:])"
     )
     for n_checkpoints in (1, 2, 4):
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, *command, "--quiet"], cwd=Path(__file__).parent.parent
-        )
+        process = subprocess.Popen([sys.executable, "-c", script, *command, "--quiet"], cwd=Path(__file__).parents[2])
         done = {path.parent.name for path in (tmp_path / "run").glob("checkpoints/*/checkpoint.json")}
         seen: set[str] = set(done)
         while len(seen) < len(done) + n_checkpoints and process.poll() is None:
