@@ -33,6 +33,7 @@ LEVELS = [
     {"scorers.known"},
     {"active"},
     {"sae", "crossover", "books", "keepers"},
+    {"optimiser"},
     {"task"},
     {"metrics", "registry", "corpus"},
     {"lm", "data", "weights", "leaderboard", "lm_loss", "checkpoint", "formats.foreign"},
