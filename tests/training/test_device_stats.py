@@ -115,7 +115,6 @@ sys.path[:0] = [""]
 import torch
 compile = torch.compile
 torch.compile = lambda function, **how: compile(function, backend="aot_eager", **how)  # needs no C++ compiler
-from test_device_stats import BUILT_IN, trained
 from toy_trainee import BUILT_IN, trained
 for arch in BUILT_IN:
     plain, compiled = trained(arch).sae, trained(arch, compile=True).sae
