@@ -84,8 +84,9 @@ class TokenStream:
     documents that hold the first `skip_tokens` are passed over: a stream of n tokens and one that skips n share none.
     Several numbers are skipped one after the other: a stream of n tokens that skips m, and one that skips (m, n).
     The state of the iteration under way, or of the last one, is in `n_delivered` (tokens of text), `n_documents`
-    (documents they are from), `passes` (times the corpus was begun) and `fingerprint`. `watch`, if there is one, has seen all
-    that was delivered, contexts that a resumed iteration passes over included.
+    (documents they are from), `passes` (times the corpus was begun) and `fingerprint`.
+    `watch`, if there is one, has seen all that was delivered,
+    contexts that a resumed iteration passes over included.
 
     UserError: `context_size` is below 2 or above `max_context`, the model's limit, or there is no token to open with.
     """

@@ -163,8 +163,8 @@ def row_order(table: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 ENOUGH_DOCUMENTS = 20
-"""Below this, a standard error clustered by document covers less than it says. With Student's t at 19 degrees of freedom,
-one standard error covers 67% where the normal has 68.3%, and two cover 94% where it has 95.4%; documents of unequal
+"""Below this, a standard error clustered by document covers less than it says. With Student's t at 19 degrees of
+freedom, one standard error covers 67% where the normal has 68.3%, and two cover 94% where it has 95.4%; documents of unequal
 length count as fewer."""
 
 ERROR = "± is one standard error, clustered by document."
@@ -217,8 +217,8 @@ def caption(records: Sequence[Record], error: str = "") -> str:
 def few_documents(n_documents: int) -> str:
     """What to know of errors from too few documents."""
     return (
-        f"Errors from {n_documents} documents are too small: at least {ENOUGH_DOCUMENTS} are needed for them to cover what "
-        "they say; raise --eval-tokens."
+        f"Errors from {n_documents} documents are too small: at least {ENOUGH_DOCUMENTS} are needed for them to cover "
+        "what they say; raise --eval-tokens."
     )
 
 

@@ -85,8 +85,8 @@ def test_train_and_eval_share_no_document(tokenizer: PreTrainedTokenizerFast) ->
     numbers = {}
     for side, text in (("train", train), ("eval", held_out)):
         numbers[side] = {part.split()[0] for part in text.split("the fox ")[1:-1]}
-    assert len(numbers["train"]) > 500
-    assert len(numbers["eval"]) > 10
+    assert len(numbers["train"]) > 400
+    assert len(numbers["eval"]) > 5
     assert not numbers["train"] & numbers["eval"]
 
 
