@@ -164,8 +164,8 @@ def row_order(table: pd.DataFrame) -> list[tuple[str, str]]:
 
 ENOUGH_DOCUMENTS = 20
 """Below this, a standard error clustered by document covers less than it says. With Student's t at 19 degrees of
-freedom, one standard error covers 67% where the normal has 68.3%, and two cover 94% where it has 95.4%; documents of unequal
-length count as fewer."""
+freedom, one standard error covers 67% where the normal has 68.3%, and two cover 94% where it has 95.4%; documents of
+unequal length count as fewer."""
 
 ERROR = "± is one standard error, clustered by document."
 
