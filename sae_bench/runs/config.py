@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from sae_bench.autointerp.settings import DEFAULT_TOKENS, JudgeConfig
 from sae_bench.errors import UserError, did_you_mean
+from sae_bench.lm.near_duplicates import RULE
 from sae_bench.parsing import Count, parse_count
 from sae_bench.records.names import file_name
 
@@ -202,6 +203,8 @@ class RunConfig(JudgeConfig):
     compile: bool = False
     checkpoint_every: Annotated[str, BeforeValidator(_checked_interval)] = "10m"
     """Time (30s, 10m, 2h) or number of steps between two checkpoints."""
+    split: Literal["near-duplicates 1"] | None = None
+    """The rules by which text is held out, `near_duplicates.RULE`; none in runs from before they had a name."""
     limit: Count | None = None
     """Evaluate on at most this many contexts; for a quick look."""
     revision: str | None = None
@@ -234,7 +237,8 @@ class RunConfig(JudgeConfig):
         if not isinstance(preset, str) or preset not in _RUN_DEFAULTS:
             raise UserError(f'unknown preset "{preset}"{did_you_mean(str(preset), _RUN_DEFAULTS)}')
         defaults = _RUN_DEFAULTS[preset] | {
-            "dataset": HUB_DATASET if str(given.get("model")) in hub_models else "embedded"
+            "dataset": HUB_DATASET if str(given.get("model")) in hub_models else "embedded",
+            "split": RULE,
         }
         if given.get("sparsity"):
             defaults.pop("l0s")
@@ -271,7 +275,8 @@ class RunConfig(JudgeConfig):
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers; tasks and judges only add records, so they are left out."""
-        without = {"tasks", "checkpoint_every", *JudgeConfig.model_fields} | (set() if self.saes else {"saes"})
+        without = {"tasks", "checkpoint_every", *JudgeConfig.model_fields}
+        without |= {name for name in ("saes", "split") if not getattr(self, name)}
         return self.model_dump(mode="json", exclude=without)
 
     @property
