@@ -17,12 +17,13 @@ from markupsafe import Markup
 
 from sae_bench import leaderboard
 from sae_bench.board import Board
-from sae_bench.claims import METRICS, Finding, check_claims
+from sae_bench.claims import METRICS, check_claims
 from sae_bench.compare import Panel, check_metrics, panels
 from sae_bench.compare_table import Row, grid, heading, note, summaries
 from sae_bench.curves import AT_L0
 from sae_bench.errors import one_line
 from sae_bench.report_data import board_data
+from sae_bench.verdicts import Finding
 
 TEMPLATES = resources.files("sae_bench") / "templates"
 
