@@ -37,7 +37,7 @@ class Correlation:
         return math.tanh(centre - half), math.tanh(centre + half)
 
 
-def within_saes(saes: Sequence[Float[ndarray, "n 2"]]) -> Correlation:
+def within_saes(saes: Sequence[Float[ndarray, "_ 2"]]) -> Correlation:
     """The correlation of two columns within SAEs, given each one's n latents; no column may be of one value."""
     weights = [len(latents) - 1 for latents in saes]
     correlations = [stats.spearmanr(*latents.T).statistic for latents in saes]
@@ -68,7 +68,7 @@ def falls_with_frequency(metrics: Sequence[str], claim: str) -> Check:
     return check
 
 
-def _judged_latents(panel: Panel, label: str, metric: str) -> list[Float[ndarray, "n 2"]]:
+def _judged_latents(panel: Panel, label: str, metric: str) -> list[Float[ndarray, "_ 2"]]:
     """Frequency and score of every latent that has a score, for each SAE of an architecture that has any."""
     frequency = {
         record["sae"]["id"]: np.asarray(record["per_latent"]["count"]) / record["details"]["n_tokens"]

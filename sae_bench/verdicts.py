@@ -94,11 +94,11 @@ def _rule(low: float, high: float, n: int, level: float) -> str:
 def contrast(panel: Panel, metric: str, l0: float, coefficients: Mapping[str, float]) -> Estimate | None:
     """A sum of architectures' metrics at one L0, each times its coefficient, taken replicate by replicate.
 
-    None where an architecture lacks the metric, or the L0 is outside of what was measured of it. A standard error of
-    zero is one that is not known: no sample says that a number cannot be otherwise.
+    None where an architecture lacks the metric, or the L0 is outside of what was measured of it. A value that is the
+    same in every replicate, as a share whose jackknife is 0, has an uncertainty that is not known, and so has the sum.
     """
     of = {family.label: family.metrics.get(metric) for family in panel.families}
-    total = np.zeros(len(panel.weights.documents))
+    total, known = np.zeros(len(panel.weights.documents)), True
     for label, coefficient in coefficients.items():
         points = of.get(label)
         if points is None:
@@ -106,9 +106,11 @@ def contrast(panel: Panel, metric: str, l0: float, coefficients: Mapping[str, fl
         low, high = measured_range(points.l0[0])
         if not low <= l0 <= high:
             return None
-        total = total + coefficient * at_l0(points.l0, points.value, [l0])[:, 0]
+        height = at_l0(points.l0, points.value, [l0])[:, 0]
+        known = known and float(np.ptp(height)) > 1e-12 * abs(float(height[0]))  # but for rounding
+        total = total + coefficient * height
     found = estimate(total, panel.weights)
-    return found if found.stderr > 0 else replace(found, stderr=math.inf)
+    return found if known else replace(found, stderr=math.inf)
 
 
 def not_worse(

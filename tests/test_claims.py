@@ -110,11 +110,10 @@ def test_no_claim_contradicts_what_it_prints(source):
     checked = 0
     for _, finding in check_claims(panels(of, METRICS, 100), (20.0, 50.0)):
         if finding.numbers[0].startswith("wanted"):
-            words = finding.numbers[0].partition(";")[0].split()
-            low, high = {
-                "most": (-math.inf, float(words[-1])), "least": (float(words[-1]), math.inf),
-                words[2]: (float(words[2]) if words[1] == "from" else 0.0, float(words[-1])),
-            }[words[2]]  # fmt: skip
+            words = finding.numbers[0].partition(";")[0].split()[1:]
+            low, high = float(words[1]) if words[0] == "from" else -math.inf, float(words[-1])
+            if words[1] == "least":
+                low, high = high, math.inf
             assert finding.verdict == verdict_of(finding.numbers, low, high), finding
             checked += 1
         else:
@@ -172,11 +171,11 @@ def test_a_contrast_is_taken_replicate_by_replicate():
 def test_a_standard_error_of_zero_is_not_certainty():
     records = simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=2)
     for one in records:
-        value = 0.01 if one["sae"]["label"] == "a" else 0.5
-        one["scores"]["share"] = {"value": value, "stderr": 0.0, "n": 9, "formula": None, "note": None}
+        value, stderr = (0.01, 0.0) if one["sae"]["label"] == "a" else (0.5, 0.001)
+        one["scores"]["share"] = {"value": value, "stderr": stderr, "n": 9, "formula": None, "note": None}
         one["metrics"]["share"] = {"better": "down", "headline": True}
     (panel,) = panels(records, ["share"])
-    for check in (within("share", "a", -1, 0.02, "c"), within("share", "b", -1, 0.02, "c"),
+    for check in (within("share", "a", -1, 0.02, "c"), within("share", "a", 0.5, 1, "c"),
                   not_worse("share", "down", "a", "b", "c"), not_worse("share", "down", "b", "a", "c")):  # fmt: skip
         finding = check(panel, (20.0,))
         assert finding.verdict == "cannot tell"
