@@ -94,11 +94,12 @@ def _rule(low: float, high: float, n: int, level: float) -> str:
 def contrast(panel: Panel, metric: str, l0: float, coefficients: Mapping[str, float]) -> Estimate | None:
     """A sum of architectures' metrics at one L0, each times its coefficient, taken replicate by replicate.
 
-    None where an architecture lacks the metric, or the L0 is outside of what was measured of it. A value that is the
-    same in every replicate, as a share whose jackknife is 0, has an uncertainty that is not known, and so has the sum.
+    None where an architecture lacks the metric, or the L0 is outside of what was measured of it. What is the same in
+    every replicate, as a share whose jackknife is 0, is no more certain for that: its uncertainty is unknown, and so is
+    that of a sum with it.
     """
     of = {family.label: family.metrics.get(metric) for family in panel.families}
-    total, known = np.zeros(len(panel.weights.documents)), True
+    terms = []
     for label, coefficient in coefficients.items():
         points = of.get(label)
         if points is None:
@@ -106,11 +107,11 @@ def contrast(panel: Panel, metric: str, l0: float, coefficients: Mapping[str, fl
         low, high = measured_range(points.l0[0])
         if not low <= l0 <= high:
             return None
-        height = at_l0(points.l0, points.value, [l0])[:, 0]
-        known = known and float(np.ptp(height)) > 1e-12 * abs(float(height[0]))  # but for rounding
-        total = total + coefficient * height
+        terms.append(coefficient * at_l0(points.l0, points.value, [l0])[:, 0])
+    total = np.sum(terms, axis=0)
+    rounding = 1e-12 * max(abs(term[0]) for term in terms)
     found = estimate(total, panel.weights)
-    return found if known else replace(found, stderr=math.inf)
+    return found if all(np.ptp(of) > rounding for of in (*terms, total)) else replace(found, stderr=math.inf)
 
 
 def not_worse(

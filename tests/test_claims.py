@@ -174,12 +174,26 @@ def test_a_standard_error_of_zero_is_not_certainty():
         value, stderr = (0.01, 0.0) if one["sae"]["label"] == "a" else (0.5, 0.001)
         one["scores"]["share"] = {"value": value, "stderr": stderr, "n": 9, "formula": None, "note": None}
         one["metrics"]["share"] = {"better": "down", "headline": True}
-    (panel,) = panels(records, ["share"])
+    (panel,) = panels(records, ["share", "loss"])
     for check in (within("share", "a", -1, 0.02, "c"), within("share", "a", 0.5, 1, "c"),
                   not_worse("share", "down", "a", "b", "c"), not_worse("share", "down", "b", "a", "c")):  # fmt: skip
         finding = check(panel, (20.0,))
         assert finding.verdict == "cannot tell"
         assert finding.numbers[1].endswith("its uncertainty is unknown")
+    assert math.isfinite(contrast(panel, "loss", 20.0, {"a": 1.0}).stderr)
+    assert math.isinf(contrast(panel, "share", 20.0, {"b": 1.0, "a": -1.0}).stderr), (
+        "of one that is unknown and one not"
+    )
+
+
+def test_two_that_are_the_same_to_the_last_bit_are_not_certainly_alike():
+    records = simulated(0, {"a": 0.0}, n_seeds=2)
+    for one in list(records):
+        of = one["sae"] | {"label": "b", "arch": "b", "id": one["sae"]["id"].replace("a", "b", 1)}
+        records.append(one | {"sae": of})
+    (panel,) = panels(records, ["loss"])
+    assert math.isinf(contrast(panel, "loss", 20.0, {"a": 1.0, "b": -1.0}).stderr)
+    assert not_worse("loss", "down", "a", "b", "claim")(panel, (20.0,)).verdict == "cannot tell"
 
 
 L0S = (20.0, 50.0)
