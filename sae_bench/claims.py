@@ -203,11 +203,7 @@ def _worst(estimate: Estimate, sign: int) -> float:
 
 def _turned(difference: Difference, first: str) -> Difference:
     """The difference with `first` as the minuend."""
-    if difference.label == first:
-        return difference
-    e = difference.estimate
-    turned = Estimate(-e.value, e.stderr, e.sources, e.over_seeds)
-    return Difference(difference.other, difference.label, difference.l0, turned, difference.p_value)
+    return difference.turned(first)
 
 
 def _verdict(speaks_for: bool, against: bool) -> Verdict:

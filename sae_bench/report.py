@@ -19,7 +19,7 @@ from sae_bench import leaderboard
 from sae_bench.board import Board
 from sae_bench.claims import METRICS, Finding, check_claims
 from sae_bench.compare import Panel, check_metrics, panels
-from sae_bench.compare_table import Row, grid, heading, note, summaries
+from sae_bench.compare_table import RULE, Row, grid, heading, note, summaries
 from sae_bench.curves import AT_L0
 from sae_bench.errors import one_line
 from sae_bench.report_data import board_data
@@ -48,6 +48,7 @@ def report(board: Board, l0s: Sequence[float] = AT_L0) -> str:
         failures=leaderboard.failed(board.records),
         comparisons=[_comparison(panel, metric, l0s) for panel in compared for metric in metrics],
         summaries=[(one_line(title), *rest) for title, *rest in summaries(compared, metrics, l0s)],
+        comparison_rule=RULE,
         comparison_note=note(compared) if compared else "",
         claims=_claims(panels(board.records, METRICS), l0s),
     )

@@ -97,7 +97,7 @@ def test_over_seeds_a_row_is_an_architecture_with_its_interval(run):
     from sae_bench.leaderboard import with_error
     from sae_bench.resample import estimate
 
-    e = estimate(panel.families[0].metrics["fve"].value[:, 0], panel.weights)
+    e = estimate(panel.families[0].metrics["fve"].value[:, 0], panel.design)
     assert with_error(e.value, e.interval()[1] - e.value) in text
     assert "half of the 95% interval; 2 seeds" in table(of, "text", over_seeds=True)
     assert "standard error" not in table(of, "text", over_seeds=True)
