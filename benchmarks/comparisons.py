@@ -1,6 +1,6 @@
 """What comparisons reach, by simulation: how often a table has a false difference, what it finds, what intervals cover.
 
-    python benchmarks/comparisons.py                       # the tables of docs/comparing.md, about ten minutes
+    python benchmarks/comparisons.py                       # the tables of docs/comparing.md, about half an hour
 
 Experiments are drawn from a published board. Documents come with replacement from its own, with the sums that every SAE
 has there: their sizes, their tails and how architectures differ on them are real. Seeds add a normal deviate of a
@@ -174,35 +174,37 @@ def power(world: World, pairs: Sequence[tuple[str, str]], *args: Any) -> list[fl
     return [float(np.mean(of)) for of in told.values()]
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def write(*cells: str) -> None:
+    """A line of a Markdown table."""
+    print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def by_seeds(world: World, n: int) -> str:
+def by_seeds(world: World, n: int) -> None:
     """False differences, coverage and power by seeds, and by how much of the variance they have."""
-    alike, n_documents, rows = world.alike(), len(world.below), []
+    header = ["seeds", "ratio", *(f"false, {spread}" for spread in SPREADS), "values cover", "differences cover",
+              "relu - topk", "jumprelu - topk"]  # fmt: skip
+    write(*header)
+    write(*["---"] * len(header))
+    alike, n_documents = world.alike(), len(world.below)
     for n_seeds in (2, 3, 5):
         for ratio in (0.3, 1.0, 5.0):
             found = {spread: false_differences(alike, n, spread, ratio, n_seeds, n_documents) for spread in SPREADS}
             told = power(world, [("relu", "topk"), ("jumprelu", "topk")], n // 2, "board", ratio, n_seeds, n_documents)
-            rows.append([str(n_seeds), f"{ratio:g}", *(f"{of['false']:.1%}" for of in found.values()),
-                         *(f"{found['equal'][key]:.1%}" for key in ("values", "differences")),
-                         *(f"{share:.2f}" for share in told)])  # fmt: skip
-    header = ["seeds", "ratio", *(f"false, {spread}" for spread in SPREADS), "values cover", "differences cover",
-              "relu - topk", "jumprelu - topk"]  # fmt: skip
-    return table(header, rows)
+            write(str(n_seeds), f"{ratio:g}", *(f"{of['false']:.1%}" for of in found.values()),
+                  *(f"{found['equal'][key]:.1%}" for key in ("values", "differences")),
+                  *(f"{share:.2f}" for share in told))  # fmt: skip
 
 
-def by_documents(world: World, n: int) -> str:
+def by_documents(world: World, n: int) -> None:
     """What the number of documents does, with documents as the only source of variance."""
-    alike, rows = world.alike(), []
+    write("documents", "false", "values cover", "differences cover")
+    write(*["---"] * 4)
+    alike = world.alike()
     refused, resample.MIN_DOCUMENTS = resample.MIN_DOCUMENTS, 2
     for n_documents in (3, 5, 10, 20, 30, 40, 84, 200):
         found = false_differences(alike, n, "equal", 0.0, 1, n_documents)
-        rows.append([str(n_documents), *(f"{found[key]:.1%}" for key in ("false", "values", "differences"))])
+        write(str(n_documents), *(f"{found[key]:.1%}" for key in ("false", "values", "differences")))
     resample.MIN_DOCUMENTS = refused
-    return table(["documents", "false", "values cover", "differences cover"], rows)
 
 
 def main() -> None:
@@ -211,7 +213,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["loss", "fve", "outlier", "documents"])
     given = parser.parse_args()
     loss, fve = World.read("delta_lm_loss"), World.read("fve")
-    made: dict[str, tuple[str, Callable[[World, int], str], World]] = {
+    made: dict[str, tuple[str, Callable[[World, int], None], World]] = {
         "loss": ("delta_lm_loss", by_seeds, loss),
         "fve": ("fve", by_seeds, fve),
         "outlier": ("fve without one document", by_seeds, fve.without_largest()),
@@ -219,7 +221,8 @@ def main() -> None:
     }
     for name, (title, make, world) in made.items():
         if given.only in (None, name):
-            print(f"{title}:\n\n{make(world, given.experiments)}\n", flush=True)
+            print(f"\n{title}:\n", flush=True)
+            make(world, given.experiments)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ LEVEL = 0.95
 MIN_DOCUMENTS = 30
 """With fewer, an interval does not cover what it says, and none is given (docs/comparing.md has the simulation)."""
 
-MIN_DEGREES = 4.0
+MIN_DEGREES = 8.0
 """The fewest degrees of freedom that documents are taken to leave, however few of them carry the variance."""
 
 FORMULA = re.compile(r"(1 - )?(\w+) / (\w+)")
