@@ -190,7 +190,8 @@ def _weight_of_pooled(share: float, degrees: float) -> float:
     Cochran's weight is the share itself; with few degrees of freedom it lets too much through there (two degrees, one
     hypothesis of 30: up to 1.9 times what it says). With this one no tail holds more than it says.
     """
-    return float(share ** (1 - 1 / (2 * degrees)))
+    weight: float = share ** (1 - 1 / (2 * degrees))
+    return weight
 
 
 def metric_replicates(

@@ -228,15 +228,15 @@ def test_corrected_p_values_hold_far_out_in_the_tails(degrees, n_hypotheses):
     edges = np.concatenate([[0], np.geomspace(1e-8, 2e-3, 400), np.linspace(2e-3, 1, 400)[1:]])
     of_seeds = stats.chi2.ppf((edges[1:] + edges[:-1]) / 2, degrees) / degrees
     of_documents = stats.chi2.ppf(np.arange(0.05, 1, 0.1), n_documents - 1) / (n_documents - 1)
+    shares = np.linspace(0, 1, 501)
+    weights = [_weight_of_pooled(float(share), degrees) for share in shares]
     for share in (0.0, 0.05, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 1.0):
         seeds, documents = np.meshgrid(share * of_seeds, (1 - share) * of_documents, indexing="ij")
-        weight = (seeds / (seeds + documents)) ** (1 - 1 / (2 * degrees))
+        weight = np.interp(seeds / (seeds + documents), shares, weights)
         tail = ALPHA / 2 / n_hypotheses
         critical = weight * stats.t.isf(tail, degrees) + (1 - weight) * stats.t.isf(tail, n_documents - 1)
         rejected = (2 * stats.norm.sf(critical * np.sqrt(seeds + documents))).mean(1) @ np.diff(edges)
         assert rejected * n_hypotheses <= 1.04 * ALPHA
-    one = _weight_of_pooled(0.3, degrees)
-    assert one == pytest.approx(0.3 ** (1 - 1 / (2 * degrees))), "which is the weight that differences have"
 
 
 @pytest.mark.parametrize("n_hypotheses", [1, 18])
@@ -281,7 +281,7 @@ def test_pooled_seeds_are_all_architectures_unless_the_pair_varies_more():
     pooled = 2 * sum(own.values()) / 3
     for (label, other), e in differences.items():
         assert e.stderr**2 == pytest.approx(max(pooled, own[label] + own[other])), (label, other)
-        assert e.sources == ((0.0, pytest.approx(59)), (1.0, 3.0)) or e.sources[-1] == (1.0, 3.0)
+        assert e.sources[-1] == (1.0, 3.0), "three architectures with one degree of freedom each"
     assert seed_variance(np.array([10.0] * (1 + 60 + 1) + [11.0, 9.0]), Design(60, 2)) == 1.0
 
 
@@ -353,8 +353,7 @@ def boards():
     return module, module.World.read("delta_lm_loss")
 
 
-@pytest.mark.parametrize("n_seeds", [2, 3, 5])
-@pytest.mark.parametrize("ratio", [0.3, 5.0])
+@pytest.mark.parametrize(("n_seeds", "ratio"), [(2, 0.3), (2, 5.0), (3, 1.0), (5, 5.0)])
 def test_of_tables_drawn_from_the_board_one_in_twenty_has_a_false_difference(boards, n_seeds, ratio):
     """Real tails of documents, and variances between seeds as unequal as the board's."""
     module, world = boards
