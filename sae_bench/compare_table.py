@@ -254,5 +254,6 @@ def note(panels: Sequence[Panel]) -> str:
     if n_documents and n_documents[0] < MIN_DOCUMENTS:
         documents += f", too few for an interval (from {MIN_DOCUMENTS} on): raise --eval-tokens"
     return (
-        f"± is half of the 95% interval of each value; {seeds}; {documents}. The choice of training data is not in it."
+        f"± is half of the 95% interval; {seeds}; {documents}. The choice of training data is not in it. It is "
+        "that of a value alone: differences have their own."
     )
