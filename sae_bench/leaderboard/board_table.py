@@ -16,8 +16,8 @@ from sae_bench.errors import UserError, did_you_mean, one_line
 from sae_bench.leaderboard import tables as leaderboard
 from sae_bench.leaderboard.bootstrap import estimate
 from sae_bench.leaderboard.compare import Panel, panels
-from sae_bench.leaderboard.compare_table import note
-from sae_bench.leaderboard.tables import escape_csv, escape_latex, escape_markdown, with_error
+from sae_bench.leaderboard.compare_table import note, with_interval
+from sae_bench.leaderboard.tables import escape_csv, escape_latex, escape_markdown
 
 GROUPS = ("model", "site", "layer", "width", "architecture", "target", "seed")
 """What rows may be grouped by."""
@@ -74,8 +74,7 @@ def _of_panel(panel: Panel, columns: Sequence[str], layers: Mapping[str, Any]) -
                 if points is None or target not in points.targets:
                     cells[metric] = "undefined"
                     continue
-                e = estimate(points.value[:, points.targets.index(target)], panel.weights)
-                cells[metric] = with_error(e.value, e.interval()[1] - e.value)
+                cells[metric] = with_interval(estimate(points.value[:, points.targets.index(target)], panel.design))
             of = {"model": setting.model, "site": setting.site, "layer": layers[setting.site], "width": setting.width,
                   "architecture": family.label, "target": target}  # fmt: skip
             found.append(Line(of, cells))

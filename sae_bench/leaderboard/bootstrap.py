@@ -1,20 +1,19 @@
-"""How sure a number is: a bootstrap over seeds and documents, from the records' per-document sums.
+"""How sure a number is: a jackknife over seeds and documents, from the records' per-document sums.
 
 Two things would come out otherwise in another experiment: the seeds of the SAEs and the documents they were evaluated
-on. All SAEs saw the same documents, so the two are crossed, not nested, and each is resampled by itself (Owen, "The
-pigeonhole bootstrap", 2007): documents in common for all SAEs, which pairs every comparison, and seeds in common for
-all architectures. The two variances add up. A percentile interval over two or three seeds is far too narrow, and so is
-Student's with Satterthwaite's degrees of freedom: with two seeds 95% intervals cover down to 87%. Cochran's (1964),
-with the mean of the sources' critical values weighted by their variances, is too wide: 98%. The interval here has that
-form and weights that keep the coverage between 93% and 97% (`_weight_of_seeds`).
+on. All SAEs saw the same documents, so the two are crossed, not nested: each document is left out once, for all SAEs
+alike, which pairs every comparison, and each seed is left out once (Efron and Stein, 1981). The two variances add up.
+
+No quantile of Student's distribution fits such a sum exactly. Here the critical value is a weighted mean of the
+sources' own, as Cochran's is (1964). Its weights, and how many degrees of freedom heavy-tailed documents leave, were
+chosen by integration and by simulation: `docs/comparing.md` has what they reach, `benchmarks/comparisons.py` makes it.
 
 Shapes: R replicates, G documents, S seeds.
 """
 
-import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,35 +22,44 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy import special
 
-N_REPLICATES = 1000
 LEVEL = 0.95
+
+MIN_DOCUMENTS = 30
+"""With fewer, an interval does not cover what it says, and none is given (docs/comparing.md has the simulation)."""
+
+MIN_DEGREES = 8.0
+"""The fewest degrees of freedom that documents are taken to leave, however few of them carry the variance."""
 
 FORMULA = re.compile(r"(1 - )?(\w+) / (\w+)")
 
 
 @dataclass(frozen=True)
-class Weights:
-    """How often each seed and each document is drawn: the first replicate is the data themselves."""
+class Design:
+    """The replicates of an experiment, one a row.
 
-    seeds: Float[ndarray, "R S"]
-    documents: Float[ndarray, "R G"]
+    First the data themselves; then each document left out; then, for each architecture, its values moved by the
+    standard error of what is known by a standard error alone; then, with two seeds or more, each seed left out.
+    """
 
-    @staticmethod
-    def draw(n_seeds: int, n_documents: int, n_replicates: int = N_REPLICATES, seed: int = 0) -> "Weights":
-        """The data, then replicates of the documents alone, then, with two seeds or more, of the seeds alone."""
-        generator = np.random.default_rng(seed)
-        as_they_are = np.ones((1, n_seeds)), np.ones((1, n_documents))
-        drawn = generator.multinomial(n_documents, np.full(n_documents, 1 / n_documents), n_replicates).astype(float)
-        seeds, documents = [as_they_are[0], np.ones((n_replicates, n_seeds))], [as_they_are[1], drawn]
-        if n_seeds > 1:
-            seeds.append(generator.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), n_replicates).astype(float))
-            documents.append(np.ones((n_replicates, n_documents)))
-        return Weights(np.concatenate(seeds).astype(float), np.concatenate(documents).astype(float))
+    n_documents: int
+    n_seeds: int
+    n_architectures: int = 1
+
+    @property
+    def documents(self) -> slice:
+        return slice(1, 1 + self.n_documents if self.n_documents > 1 else 1)
+
+    @property
+    def moved(self) -> slice:
+        return slice(self.documents.stop, self.documents.stop + self.n_architectures)
+
+    @property
+    def seeds(self) -> slice:
+        return slice(self.moved.stop, self.moved.stop + (self.n_seeds if self.n_seeds > 1 else 0))
 
     @property
     def n_replicates(self) -> int:
-        """Replicates of one kind."""
-        return (len(self.seeds) - 1) // (2 if self.seeds.shape[1] > 1 else 1)
+        return int(self.seeds.stop)
 
 
 @dataclass(frozen=True)
@@ -66,48 +74,108 @@ class Estimate:
     sources: tuple[tuple[float, float], ...]
     """What the variance comes from: each source's weight in the critical value, and its degrees of freedom."""
     over_seeds: bool
+    n_hypotheses: int = 1
+    """How many estimates are judged together: the interval is simultaneous and the p-value corrected (Bonferroni), so
+    that an interval ends at zero where the p-value is 1 - its level."""
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """The interval of that level; without bounds where the uncertainty is unknown."""
-        half = self._critical((1 - level) / 2) * self.stderr
+        half = self._critical((1 - level) / 2 / self.n_hypotheses) * self.stderr
         return self.value - half, self.value + half
 
     @property
     def p_value(self) -> float:
-        """Two-sided, for the hypothesis that the true value is zero: 1 - the level at which the interval ends there."""
-        if self.stderr == 0:
-            return 1.0 if self.value == 0 else 0.0
+        """Two-sided, for the hypothesis that the true value is zero; NaN where nothing can be said of it.
+
+        That is where the standard error is unknown, and where it is zero though the value is not: what never varied
+        in the data gives no scale to judge it by.
+        """
+        if self.stderr == 0 and self.value == 0:
+            return 1.0
+        if self.stderr == 0 or math.isinf(self.stderr):
+            return math.nan
         size = abs(self.value) / self.stderr
         low, high = math.log(1e-300), math.log(0.5)
         for _ in range(60):
             middle = (low + high) / 2
             low, high = (low, middle) if self._critical(math.exp(middle)) < size else (middle, high)
-        return 2 * math.exp(high)
+        return min(1.0, 2 * math.exp(high) * self.n_hypotheses)
 
     def _critical(self, tail: float) -> float:
         """The weighted mean of the sources' critical values."""
         return float(sum(weight * -special.stdtrit(degrees, tail) for weight, degrees in self.sources))
 
 
-def estimate(replicates: Float[ndarray, "R"], weights: Weights) -> Estimate:
-    """The estimate from a statistic of every replicate, the data's own first.
+def estimate(replicates: Float[ndarray, "R"], design: Design) -> Estimate:
+    """A value's estimate, from a statistic of every replicate, by the variance between its own seeds.
 
-    A bootstrap over n units underestimates their variance by (n - 1) / n, which matters for seeds. One document says
-    nothing of how documents differ.
+    Between 93% and 97% of its 95% intervals cover; further out in the tails its weights were not fitted.
     """
-    n, n_seeds, n_documents = weights.n_replicates, weights.seeds.shape[1], weights.documents.shape[1]
-    if n_documents < 2:
-        return Estimate(float(replicates[0]), math.inf, ((1.0, 1.0),), n_seeds > 1)
-    of_documents = float(np.var(replicates[1 : 1 + n])) * n_documents / (n_documents - 1)
-    of_seeds = float(np.var(replicates[1 + n :])) * n_seeds / (n_seeds - 1) if n_seeds > 1 else 0.0
-    total = of_documents + of_seeds
-    weight = _weight_of_seeds(of_seeds / total) if of_seeds > 0 else 0.0
-    sources = ((1 - weight, n_documents - 1.0), (weight, n_seeds - 1.0)) if weight else ((1.0, n_documents - 1.0),)
-    return Estimate(float(replicates[0]), total**0.5, sources, n_seeds > 1)
+    seeds = seed_variance(replicates, design)
+    degrees = design.n_seeds - 1.0
+    return _combined(replicates, design, seeds, degrees, _weight_of_seeds, 1)
+
+
+def difference(of_pair: Float[ndarray, "R"], design: Design, seeds: float, degrees: float, family: int) -> Estimate:
+    """The estimate of a difference, one of a family of that size, with a variance between seeds from elsewhere.
+
+    Where no variance was seen at all, it is unknown: SAEs that agree by chance would differ beyond any doubt otherwise.
+    """
+    found = _combined(of_pair, design, seeds, degrees, lambda share: _weight_of_pooled(share, degrees), family)
+    if found.stderr > 0:
+        return found
+    return Estimate(found.value, math.inf, found.sources, found.over_seeds, family)
+
+
+def _combined(
+    replicates: Float[ndarray, "R"],
+    design: Design,
+    seeds: float,
+    degrees: float,
+    weigh: Callable[[float], float],
+    family: int,
+) -> Estimate:
+    """Both sources together; one that contributes nothing has no weight."""
+    value, over = float(replicates[0]), design.n_seeds > 1
+    if design.n_documents < MIN_DOCUMENTS:
+        return Estimate(value, math.inf, ((1.0, 1.0),), over, family)
+    documents, of_documents = document_variance(replicates, design)
+    total = documents + seeds
+    weight = weigh(seeds / total) if seeds > 0 else 0.0
+    sources = ((1 - weight, of_documents), (weight, degrees)) if weight else ((1.0, of_documents),)
+    return Estimate(value, total**0.5, sources, over, family)
+
+
+def seed_variance(replicates: Float[ndarray, "R"], design: Design) -> float:
+    """The variance of a mean over seeds that comes from their choice; 0 with one seed, which says nothing of it."""
+    if design.n_seeds < 2:
+        return 0.0
+    return float(np.var(replicates[design.seeds]) * (design.n_seeds - 1))
+
+
+def document_variance(replicates: Float[ndarray, "R"], design: Design) -> tuple[float, float]:
+    """The variance that comes from the choice of documents, and its degrees of freedom.
+
+    The variance of G documents of kurtosis k has 2 G / (k - 1) of them by its first two moments. But a sample shows
+    too small a kurtosis where tails are heavy, and skewness makes a value and its standard error depend on each other:
+    half as many degrees let intervals cover on real per-document sums.
+    """
+    n = design.n_documents
+    left_out = replicates[design.documents] - replicates[design.documents].mean()
+    square = float(np.square(left_out).mean())
+    variance, degrees = square * (n - 1), n - 1.0
+    if square > 0:
+        kurtosis = float(np.mean(left_out**4)) / square**2
+        degrees = min(max(n / max(kurtosis - 1, 1e-9), MIN_DEGREES), degrees)
+    alone = float(np.square(replicates[design.moved] - replicates[0]).sum())
+    total = variance + alone
+    if alone > 0:
+        degrees = total**2 / (variance**2 / degrees + alone**2 / (n - 1))
+    return total, degrees
 
 
 def _weight_of_seeds(share: float) -> float:
-    """The weight of the seeds' critical value, where the seeds have this share of the estimated variance.
+    """The weight of the seeds' critical value, where a value's own seeds have this share of the estimated variance.
 
     With one degree of freedom no function of the share gives exactly 95% whatever the true shares are (Linnik, 1968).
     This one, fitted to two seeds by integration, covers 93.1% to 96.9% with two and 94.9% to 96.5% with three.
@@ -116,13 +184,25 @@ def _weight_of_seeds(share: float) -> float:
     return 1.5 * bent / (1 + 0.5 * bent)
 
 
-def metric_replicates(record: Mapping[str, Any], metric: str, weights: Weights) -> Float[ndarray, "R"]:
-    """A metric of one SAE under every replicate's documents.
+def _weight_of_pooled(share: float, degrees: float) -> float:
+    """The weight of the seeds' critical value in a difference, where corrected p-values come from far in the tails.
+
+    Cochran's weight is the share itself; with few degrees of freedom it lets too much through there (two degrees, one
+    hypothesis of 30: up to 1.9 times what it says). With this one no tail holds more than it says.
+    """
+    weight: float = share ** (1 - 1 / (2 * degrees))
+    return weight
+
+
+def metric_replicates(
+    record: Mapping[str, Any], metric: str, design: Design, architecture: int = 0
+) -> Float[ndarray, "R"]:
+    """A metric of one SAE in every replicate; leaving seeds out is `over_seeds`' part.
 
     Metrics that are ratios of per-document sums are worked out anew. Of others, as the shares of latents or what a
-    judge said of a sample of them, the record has a value and a standard error alone, and normal deviates stand for
-    what was sampled: the same for all SAEs of an architecture, others for each architecture. That is the cautious
-    reading of both: a mean over seeds gets no surer by it, and nothing cancels in a difference.
+    judge said of a sample of them, the record has a value and a standard error alone: all SAEs of an architecture are
+    moved by theirs together, and each architecture by itself. That is the cautious reading of both: a mean over seeds
+    gets no surer by it, and nothing cancels in a difference.
 
     Raises:
         KeyError: the record has no value for the metric, or no standard error of it.
@@ -134,29 +214,22 @@ def metric_replicates(record: Mapping[str, Any], metric: str, weights: Weights) 
     if formula is None:
         if score["stderr"] is None:
             raise KeyError(metric)
-        noise = np.zeros(len(weights.documents))
-        noise[1 : 1 + weights.n_replicates] = _deviates(f"{record['sae']['label']}\n{metric}", weights.n_replicates)
-        return np.asarray(score["value"] + noise * score["stderr"])
+        found = np.full(design.n_replicates, float(score["value"]))
+        found[design.moved.start + architecture] += score["stderr"]
+        return found
     one_minus, numerator, denominator = formula.groups()
-    above, below = (weights.documents @ np.asarray(record["by_document"][name]) for name in (numerator, denominator))
-    return np.asarray(1 - above / below if one_minus else above / below)
+    above, below = (np.asarray(record["by_document"][name], dtype=float) for name in (numerator, denominator))
+    found = np.full(design.n_replicates, above.sum() / below.sum())
+    if design.n_documents > 1:
+        found[design.documents] = (above.sum() - above) / (below.sum() - below)
+    return 1 - found if one_minus else found
 
 
-def _deviates(name: str, n: int) -> Float[ndarray, "_"]:
-    """Normal deviates that belong to a name."""
-    return np.random.default_rng(list(hashlib.sha256(name.encode()).digest())).standard_normal(n)
-
-
-def over_seeds(by_seed: Sequence[Float[ndarray, "R"]], weights: Weights) -> Float[ndarray, "R"]:
-    """The mean over seeds, each as often as the replicate drew it."""
-    return np.asarray((np.stack(by_seed, axis=1) * weights.seeds).sum(1) / weights.seeds.sum(1))
-
-
-def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
-    """P-values corrected for their number (Holm, 1979): any false positive among them has the probability stated."""
-    ordered = sorted(p_values.items(), key=lambda item: item[1])
-    corrected, highest = {}, 0.0
-    for i, (key, p) in enumerate(ordered):
-        highest = max(highest, min(1.0, (len(ordered) - i) * p))
-        corrected[key] = highest
-    return corrected
+def over_seeds(by_seed: Sequence[Float[ndarray, "R"]], design: Design) -> Float[ndarray, "R"]:
+    """The mean over seeds, without the one that a replicate leaves out."""
+    stacked = np.stack(by_seed, axis=1)
+    found = stacked.mean(1)
+    if design.n_seeds > 1:
+        every = stacked[design.seeds]
+        found[design.seeds] = (every.sum(1) - every.diagonal()) / (design.n_seeds - 1)
+    return np.asarray(found)

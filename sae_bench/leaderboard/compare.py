@@ -2,10 +2,13 @@
 
 Records -> one `Panel` for each model, site and width -> comparisons at stated L0s and by area under the curve. Nothing
 is averaged over unlike things: not over metrics, sites, widths or models.
+
+All pairs at all L0s and by area are one family: that any of a table's differences is false has a probability of at
+most 5%, and its intervals cover together.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -15,13 +18,13 @@ from numpy import ndarray
 
 from sae_bench.errors import UserError, did_you_mean
 from sae_bench.leaderboard.bootstrap import (
-    N_REPLICATES,
+    Design,
     Estimate,
-    Weights,
+    difference,
     estimate,
-    holm,
     metric_replicates,
     over_seeds,
+    seed_variance,
 )
 from sae_bench.leaderboard.curves import AT_L0, area, at_l0, common_range, measured_range
 from sae_bench.leaderboard.tables import judged_by, on_tokens
@@ -29,7 +32,7 @@ from sae_bench.leaderboard.tables import judged_by, on_tokens
 Record = Mapping[str, Any]
 
 ALPHA = 0.05
-"""A difference with a corrected p-value above this is a tie."""
+"""Two architectures are told apart if the corrected p-value of their difference is at most this."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Panel:
     """All architectures of a setting, on the same seeds and documents."""
 
     setting: Setting
-    weights: Weights
+    design: Design
     seeds: tuple[int, ...]
     families: tuple[Family, ...]
     records: tuple[Record, ...]
@@ -77,27 +80,51 @@ class Panel:
 
 @dataclass(frozen=True)
 class Standing:
-    """An architecture's metric at an L0 (None: area under the curve), and whether it is the best or tied with it."""
+    """An architecture's metric at an L0 (None: area under the curve)."""
 
     label: str
     estimate: Estimate | None
     """None where the L0 is outside of what was measured."""
     best: bool
+    """Not told apart from the best, where others are."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One architecture's metric minus another's at an L0, with the p-value corrected for all pairs and L0s."""
+    """One architecture's metric minus another's at an L0 (None: by area), as one of the family of all pairs and L0s."""
 
     label: str
     other: str
     l0: float | None
     estimate: Estimate
-    p_value: float
+
+    @property
+    def p_value(self) -> float:
+        """Corrected for the family, as the estimate's interval is; NaN where it is unknown."""
+        return self.estimate.p_value
 
     @property
     def tie(self) -> bool:
-        return self.p_value > ALPHA
+        """Zero is inside of the interval: the p-value is above ALPHA, or unknown."""
+        low, high = self.estimate.interval(1 - ALPHA)
+        return low <= 0 <= high
+
+    def turned(self, first: str) -> "Difference":
+        """The difference with `first` as the minuend."""
+        if self.label == first:
+            return self
+        return Difference(self.other, self.label, self.l0, replace(self.estimate, value=-self.estimate.value))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that a table of one metric says."""
+
+    standings: dict[float | None, list[Standing]]
+    """By L0; None: by area."""
+    differences: list[Difference]
+    between: tuple[float, float] | None
+    """The L0s of the area: those that all architectures cover."""
 
 
 def check_metrics(records: Sequence[Record], wanted: Sequence[str] | None) -> list[str]:
@@ -118,7 +145,7 @@ def check_metrics(records: Sequence[Record], wanted: Sequence[str] | None) -> li
     return list(wanted or (name for name in headline if name in shown))
 
 
-def panels(records: Sequence[Record], metrics: Sequence[str], n_replicates: int = N_REPLICATES) -> list[Panel]:
+def panels(records: Sequence[Record], metrics: Sequence[str]) -> list[Panel]:
     """Sort records into panels.
 
     Only seeds that every architecture has enter a panel, so that seeds are paired. SAEs from elsewhere stay out: what
@@ -134,11 +161,11 @@ def panels(records: Sequence[Record], metrics: Sequence[str], n_replicates: int 
             continue
         setting = Setting(record["provenance"]["model"], sae["site"]["name"], sae["d_sae"])
         settings.setdefault(setting, []).append(record)
-    found = (_panel(setting, settings[setting], metrics, n_replicates) for setting in sorted(settings, key=str))
+    found = (_panel(setting, settings[setting], metrics) for setting in sorted(settings, key=str))
     return [panel for panel in found if panel.families]
 
 
-def _panel(setting: Setting, records: Sequence[Record], metrics: Sequence[str], n_replicates: int) -> Panel:
+def _panel(setting: Setting, records: Sequence[Record], metrics: Sequence[str]) -> Panel:
     labels = sorted({record["sae"]["label"] for record in records})
     by_label = {label: {r["sae"]["seed"] for r in records if r["sae"]["label"] == label} for label in labels}
     seeds = sorted(set.intersection(*by_label.values()))
@@ -146,18 +173,18 @@ def _panel(setting: Setting, records: Sequence[Record], metrics: Sequence[str], 
         have = "; ".join(f"{label}: {', '.join(map(str, sorted(of)))}" for label, of in by_label.items())
         raise UserError(f"the architectures at {setting.site} share no seed ({have}): give runs of the same seeds")
     n_documents = max((len(sums) for record in records for sums in record["by_document"].values()), default=1)
-    weights = Weights.draw(len(seeds), n_documents, n_replicates)
+    design = Design(n_documents, len(seeds), len(labels))
     wanted = list(dict.fromkeys([*metrics, "l0"]))
     directions = {
         name: metric["better"] for record in records for name, metric in record["metrics"].items() if name in wanted
     }
-    families = tuple(_family(label, records, seeds, wanted, weights) for label in labels)
+    families = tuple(_family(label, i, records, seeds, wanted, design) for i, label in enumerate(labels))
     mine = tuple(record for record in records if record["sae"]["seed"] in seeds)
-    return Panel(setting, weights, tuple(seeds), tuple(f for f in families if f.metrics), mine, directions)
+    return Panel(setting, design, tuple(seeds), tuple(f for f in families if f.metrics), mine, directions)
 
 
 def _family(
-    label: str, records: Sequence[Record], seeds: Sequence[int], metrics: Sequence[str], weights: Weights
+    label: str, place: int, records: Sequence[Record], seeds: Sequence[int], metrics: Sequence[str], design: Design
 ) -> Family:
     """For each metric, the targets at which every seed has it and the L0; what is missing says why."""
     measured: dict[tuple[str, float, int], Float[ndarray, R]] = {}
@@ -174,7 +201,7 @@ def _family(
                     "seed"
                 )
             try:
-                measured[key] = metric_replicates(record, name, weights)
+                measured[key] = metric_replicates(record, name, design, place)
             except KeyError:
                 note = record["scores"][name]["note"] or "no value, or no standard error"
                 missing.append(f"{record['sae']['id']}: {name}: {note}")
@@ -183,7 +210,7 @@ def _family(
     for name in metrics:
         kept = [t for t in targets if all((of, t, seed) in measured for of in (name, "l0") for seed in seeds)]
         l0, value = (
-            [over_seeds([measured[of, target, seed] for seed in seeds], weights) for target in kept]
+            [over_seeds([measured[of, target, seed] for seed in seeds], design) for target in kept]
             for of in ("l0", name)
         )
         if kept:
@@ -197,59 +224,91 @@ def target_of(record: Record) -> float:
     return float(sae["target_l0"] if sae["target_l0"] is not None else sae["coefficient"])
 
 
-def at(panel: Panel, metric: str, l0s: Sequence[float] = AT_L0) -> tuple[dict[float, list[Standing]], list[Difference]]:
-    """Every architecture at every wanted L0 inside its measured range, and all pairs' differences there."""
+def compare(panel: Panel, metric: str, l0s: Sequence[float] = AT_L0) -> Comparison:
+    """Every architecture at every wanted L0 inside its measured range and by area, and all pairs' differences there."""
     points = {family.label: family.metrics[metric] for family in panel.families if metric in family.metrics}
     heights = {label: at_l0(of.l0, of.value, l0s) for label, of in points.items()}
-    inside = {
-        label: [low <= wanted <= high for wanted in l0s]
-        for label, of in points.items()
-        for low, high in [measured_range(of.l0[0])]
+    ranges = {label: measured_range(of.l0[0]) for label, of in points.items()}
+    places: dict[float | None, dict[str, Float[ndarray, R]]] = {
+        wanted: {label: heights[label][:, i] for label, (low, high) in ranges.items() if low <= wanted <= high}
+        for i, wanted in enumerate(l0s)
     }
-    values = {
-        wanted: {label: heights[label][:, i] for label in heights if inside[label][i]} for i, wanted in enumerate(l0s)
-    }
-    differences = _differences(values, panel.weights)
-    standings = {
-        wanted: _standings(panel, metric, of, [d for d in differences if d.l0 == wanted])
-        for wanted, of in values.items()
-    }
-    return standings, differences
-
-
-def by_area(panel: Panel, metric: str) -> tuple[tuple[float, float] | None, list[Standing], list[Difference]]:
-    """The mean height over log L0 on the range that all architectures cover: the range, standings and differences."""
-    points = {family.label: family.metrics[metric] for family in panel.families if metric in family.metrics}
     between = common_range([of.l0[0] for of in points.values()]) if points else None
-    if between is None:
-        return None, [], []
-    values = {None: {label: area(of.l0, of.value, between) for label, of in points.items()}}
-    differences = _differences(values, panel.weights)
-    return between, _standings(panel, metric, values[None], differences), differences
-
-
-def _differences(values: Mapping[Any, Mapping[str, Float[ndarray, "R"]]], weights: Weights) -> list[Difference]:
-    found = {
-        (label, other, l0): estimate(of[label] - of[other], weights)
-        for l0, of in values.items()
-        for label, other in combinations(of, 2)
+    if between is not None:
+        places[None] = {label: area(of.l0, of.value, between) for label, of in points.items()}
+    differences = _differences(places, panel.design)
+    standings = {
+        place: _standings(panel, metric, of, [d for d in differences if d.l0 == place]) for place, of in places.items()
     }
-    corrected = holm({key: difference.p_value for key, difference in found.items()})
-    return [Difference(*key, difference, corrected[key]) for key, difference in found.items()]
+    return Comparison(standings, differences, between)
+
+
+def at(panel: Panel, metric: str, l0s: Sequence[float] = AT_L0) -> tuple[dict[float, list[Standing]], list[Difference]]:
+    """The comparison at every wanted L0; the area is in the family of its differences."""
+    found = compare(panel, metric, l0s)
+    standings = {place: of for place, of in found.standings.items() if place is not None}
+    return standings, [d for d in found.differences if d.l0 is not None]
+
+
+def by_area(
+    panel: Panel, metric: str, l0s: Sequence[float] = AT_L0
+) -> tuple[tuple[float, float] | None, list[Standing], list[Difference]]:
+    """The comparison of mean heights over log L0: the range that all cover, standings and differences."""
+    found = compare(panel, metric, l0s)
+    return found.between, found.standings.get(None, []), [d for d in found.differences if d.l0 is None]
+
+
+def _differences(places: Mapping[Any, Mapping[str, Float[ndarray, "R"]]], design: Design) -> list[Difference]:
+    """All pairs at all places, as one family.
+
+    Two or three seeds hardly show how much an architecture varies between them, so the variance is taken over all
+    architectures at a place, unless the two themselves show a larger one. Seeds are not paired: SAEs of one seed share
+    their initial decoder and the order of the data, but on a real board not what seeds change (docs/comparing.md).
+    """
+    pairs = [(label, other, place) for place, of in places.items() for label, other in combinations(of, 2)]
+    between_seeds = {
+        place: {label: seed_variance(values, design) for label, values in of.items()} for place, of in places.items()
+    }
+    found = []
+    for label, other, place in pairs:
+        seeds, degrees = pooled_over_seeds(between_seeds[place], {label: 1.0, other: -1.0}, design)
+        of_pair = places[place][label] - places[place][other]
+        found.append(Difference(label, other, place, difference(of_pair, design, seeds, degrees, len(pairs))))
+    return found
+
+
+def pooled_over_seeds(
+    between_seeds: Mapping[str, float], coefficients: Mapping[str, float], design: Design
+) -> tuple[float, float]:
+    """The variance between seeds of a sum of architectures' values, each times its coefficient, and its degrees.
+
+    It is that of all architectures in the mean, unless those of the sum themselves show a larger one.
+    """
+    squares = {label: coefficient**2 for label, coefficient in coefficients.items()}
+    of_all = sum(squares.values()) * sum(between_seeds.values()) / len(between_seeds)
+    own = sum(square * between_seeds[label] for label, square in squares.items())
+    return max(of_all, own), len(between_seeds) * (design.n_seeds - 1.0)
 
 
 def _standings(
     panel: Panel, metric: str, values: Mapping[str, Float[ndarray, "R"]], differences: Sequence[Difference]
 ) -> list[Standing]:
-    """Best is who has the best value, and whoever is tied with it; who is alone is not."""
-    estimates = {label: estimate(of, panel.weights) for label, of in values.items()}
-    best: set[str] = set()
-    direction = panel.directions.get(metric)
-    if direction is not None and len(estimates) > 1:
-        pick = max if direction == "up" else min
-        leader = pick(estimates, key=lambda label: estimates[label].value)
-        ties = {
-            d.other if d.label == leader else d.label for d in differences if leader in (d.label, d.other) and d.tie
-        }
-        best = {leader} | ties
+    estimates = {label: estimate(of, panel.design) for label, of in values.items()}
+    best = _not_told_apart(estimates, panel.directions.get(metric), differences)
     return [Standing(family.label, estimates.get(family.label), family.label in best) for family in panel.families]
+
+
+def _not_told_apart(
+    estimates: Mapping[str, Estimate], direction: str | None, differences: Sequence[Difference]
+) -> set[str]:
+    """Who is not told apart from the best; nobody, where that would be everybody.
+
+    Differences have standard errors of their own, so a worse architecture may be tied with the best and a better one
+    not. Then the better one is not taken to be told apart either: who is left out is worse than all who are in.
+    """
+    if direction is None or not estimates:
+        return set()
+    ranked = sorted(estimates, key=lambda label: estimates[label].value, reverse=direction == "up")
+    tied = {label for d in differences if d.tie and ranked[0] in (d.label, d.other) for label in (d.label, d.other)}
+    last = max(i for i, label in enumerate(ranked) if i == 0 or label in tied)
+    return set(ranked[: last + 1]) if last + 1 < len(ranked) else set()

@@ -9,17 +9,24 @@ import pandas as pd
 from tabulate import tabulate
 
 from sae_bench.errors import one_line
-from sae_bench.leaderboard.compare import Panel, Standing, at, by_area
+from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS, Estimate
+from sae_bench.leaderboard.compare import Panel, Standing, compare
 from sae_bench.leaderboard.curves import AT_L0, pareto_front
 from sae_bench.leaderboard.tables import ARROWS, LATEX_ARROWS, escape_csv, escape_latex, escape_markdown, with_error
 
 Cell = tuple[str, bool]
-"""Its text, and whether it is the best or tied with it."""
+"""Its text, and whether it is marked: not told apart from the best, where others are."""
 Row = tuple[str, list[Cell]]
 Escape = Callable[[str], str]
 
 AREA = "area"
 """Column of the mean height of the curve over log L0."""
+
+RULE = (
+    "not told apart from the best, where others are (all pairs, L0s and the area of a table as one family, Bonferroni, "
+    "5%; differences paired by document where they can be)"
+)
+"""What is marked."""
 
 
 def long_comparison(panels: Sequence[Panel], metrics: Sequence[str], l0s: Sequence[float] = AT_L0) -> pd.DataFrame:
@@ -36,6 +43,7 @@ def long_comparison(panels: Sequence[Panel], metrics: Sequence[str], l0s: Sequen
                         "metric": metric, "better": panel.directions.get(metric) or "", "l0": place,
                         "architecture": standing.label, "value": e.value if e else None, "low": low, "high": high,
                         "best": standing.best, "seeds": len(panel.seeds), "over_seeds": bool(e and e.over_seeds),
+                        "documents": panel.design.n_documents,
                     }
                 )  # fmt: skip
     return pd.DataFrame(rows)
@@ -44,22 +52,18 @@ def long_comparison(panels: Sequence[Panel], metrics: Sequence[str], l0s: Sequen
 def _standings(panel: Panel, metric: str, l0s: Sequence[float]) -> list[tuple[str, Standing]]:
     if not any(metric in family.metrics for family in panel.families):
         return []
-    standings, _ = at(panel, metric, l0s)
-    found = [(f"{l0:g}", standing) for l0, of in standings.items() for standing in of]
-    return found + [(AREA, standing) for standing in by_area(panel, metric)[1]]
+    standings = compare(panel, metric, l0s).standings
+    return [(AREA if l0 is None else f"{l0:g}", standing) for l0, of in standings.items() for standing in of]
 
 
 def terminal(panels: Sequence[Panel], metrics: Sequence[str], l0s: Sequence[float] = AT_L0, facts: str = "") -> str:
-    """Plain text, the best and whatever is tied with it marked by an asterisk; `facts`: what the records say."""
-    return _text(
-        panels, metrics, l0s, "simple", one_line, lambda cell: f"{cell} *", "* the best, or tied with it", facts
-    )
+    """Plain text, what is not told apart from the best marked by an asterisk; `facts`: what the records say."""
+    return _text(panels, metrics, l0s, "simple", one_line, lambda cell: f"{cell} *", "*", facts)
 
 
 def markdown(panels: Sequence[Panel], metrics: Sequence[str], l0s: Sequence[float] = AT_L0, facts: str = "") -> str:
-    """Markdown, the best and whatever is tied with it in bold."""
-    key = "Bold: best, or tied"
-    return _text(panels, metrics, l0s, "github", escape_markdown, lambda cell: f"**{cell}**", key, facts)
+    """Markdown, what is not told apart from the best in bold."""
+    return _text(panels, metrics, l0s, "github", escape_markdown, lambda cell: f"**{cell}**", "Bold:", facts)
 
 
 def _text(
@@ -86,12 +90,12 @@ def _text(
     for title, header, rows in summaries(panels, metrics, l0s):
         add(escape(title), header, rows)
     gone = "".join(f"\nMissing: {escape(line)}" for panel in panels for f in panel.families for line in f.missing)
-    told = f"{key} (differences paired by document where they can be, Holm-corrected, 5%). {note(panels)}"
+    told = f"{key} {RULE}. {note(panels)}"
     return "\n\n".join([*parts, " ".join(filter(None, [told, escape(facts)])) + gone])
 
 
 def latex(panels: Sequence[Panel], metrics: Sequence[str], l0s: Sequence[float] = AT_L0, facts: str = "") -> str:
-    """booktabs tables, one for each setting and metric; the best in bold, and all that are tied with it."""
+    """booktabs tables, one for each setting and metric; what is not told apart from the best in bold."""
     tables = []
 
     def add(caption: str, header: Sequence[str], rows: Sequence[Row]) -> None:
@@ -116,7 +120,8 @@ def latex(panels: Sequence[Panel], metrics: Sequence[str], l0s: Sequence[float] 
             if rows:
                 arrow = LATEX_ARROWS[panel.directions.get(metric)]
                 setting = escape_latex(f"{_setting(panel)} {note([panel])} {facts}".strip())
-                add(f"{escape_latex(metric)}{arrow} at matched L0. {setting} Bold: best, or tied.", header, rows)
+                key = escape_latex(f"Bold: {RULE}.")
+                add(f"{escape_latex(metric)}{arrow} at matched L0. {setting} {key}", header, rows)
     for title, header, rows in summaries(panels, metrics, l0s):
         add(escape_latex(f"{title} {facts}".strip()), header, rows)
     return "\n".join(tables)
@@ -137,7 +142,7 @@ def csv(panels: Sequence[Panel], metrics: Sequence[str], l0s: Sequence[float] = 
 
 
 def grid(panel: Panel, metric: str, l0s: Sequence[float]) -> tuple[list[str], list[Row]]:
-    """Header and rows of one comparison: architectures, and at each L0 the value and whether it is the best or tied."""
+    """Header and rows of one comparison: architectures, and at each L0 the value and whether it is marked."""
     found = _standings(panel, metric, l0s)
     places = [place for place in dict.fromkeys(place for place, _ in found)
               if any(s.estimate for at_place, s in found if at_place == place)]  # fmt: skip
@@ -179,9 +184,9 @@ def on_front(panel: Panel, metric: str) -> dict[str, list[float]]:
 def summaries(
     panels: Sequence[Panel], metrics: Sequence[str], l0s: Sequence[float]
 ) -> Iterator[tuple[str, list[str], list[Row]]]:
-    """For boards of several sites, layers or models: where each architecture is the best or tied with it, L0 by L0.
+    """For boards of several sites, layers or models: at how many L0s each architecture is marked.
 
-    Wins are counted and nothing is averaged: a nat at one layer is not a nat at another.
+    L0s are counted and nothing is averaged: a nat at one layer is not a nat at another.
     """
     if len(panels) < 2:
         return
@@ -198,12 +203,9 @@ def summaries(
                 total[label] = [total[label][0] + won, total[label][1] + len(mine)]
                 wins[label].append((f"{won} of {len(mine)}" if mine else "-", False))
         if any(of for _, of in total.values()):
-            most = max(won / of for won, of in total.values() if of)
-            rows = [
-                (label, [*wins[label], (f"{won} of {of}", bool(of) and won / of == most)])
-                for label, (won, of) in total.items()
-            ]
-            yield f"{metric}: at how many L0s best, or tied with the best.", ["architecture", *columns, "all"], rows
+            rows = [(label, [*wins[label], (f"{won} of {of}", False)]) for label, (won, of) in total.items()]
+            title = f"{metric}: at how many L0s best or not told apart from the best, where others are."
+            yield title, ["architecture", *columns, "all"], rows
 
 
 def _compared(found: Sequence[tuple[str, Standing]]) -> list[Standing]:
@@ -221,9 +223,11 @@ def _place(panel: Panel, panels: Sequence[Panel]) -> str:
 
 
 def _cell(standing: Standing) -> str:
-    e = standing.estimate
-    if e is None:
-        return "-"
+    return "-" if standing.estimate is None else with_interval(standing.estimate)
+
+
+def with_interval(e: Estimate) -> str:
+    """A value and half of its 95% interval."""
     half = e.interval()[1] - e.value
     return with_error(e.value, half) if math.isfinite(half) else f"{e.value:.4g} ± unknown"
 
@@ -240,9 +244,16 @@ def _setting(panel: Panel) -> str:
 
 
 def note(panels: Sequence[Panel]) -> str:
-    """What ± is, and how many seeds it covers."""
+    """What ± is, how many seeds and documents it covers, and what it does not cover."""
     n_seeds = sorted({len(panel.seeds) for panel in panels})
     seeds = (
         "one seed, so variance between seeds is unknown" if n_seeds == [1] else f"{', '.join(map(str, n_seeds))} seeds"
     )
-    return f"± is half of the 95% interval; {seeds}."
+    n_documents = sorted({panel.design.n_documents for panel in panels})
+    documents = f"{', '.join(map(str, n_documents))} document{'s' * (n_documents != [1])}"
+    if n_documents and n_documents[0] < MIN_DOCUMENTS:
+        documents += f", too few for an interval (from {MIN_DOCUMENTS} on): raise --eval-tokens"
+    return (
+        f"± is half of the 95% interval; {seeds}; {documents}. The choice of training data is not in it. It is "
+        "that of a value alone: differences have their own."
+    )

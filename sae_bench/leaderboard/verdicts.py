@@ -15,9 +15,11 @@ from itertools import combinations
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
 
-from sae_bench.leaderboard.bootstrap import LEVEL, Estimate, estimate
-from sae_bench.leaderboard.compare import Panel
+from sae_bench.leaderboard.bootstrap import LEVEL, Estimate, difference, estimate, seed_variance
+from sae_bench.leaderboard.compare import Panel, pooled_over_seeds
 from sae_bench.leaderboard.curves import at_l0, measured_range
 
 Verdict = Literal["holds", "does not hold", "cannot tell"]
@@ -98,20 +100,31 @@ def contrast(panel: Panel, metric: str, l0: float, coefficients: Mapping[str, fl
     every replicate, as a share whose jackknife is 0, is no more certain for that: its uncertainty is unknown, and so is
     that of a sum with it.
     """
-    of = {family.label: family.metrics.get(metric) for family in panel.families}
-    terms = []
-    for label, coefficient in coefficients.items():
-        points = of.get(label)
-        if points is None:
-            return None
-        low, high = measured_range(points.l0[0])
-        if not low <= l0 <= high:
-            return None
-        terms.append(coefficient * at_l0(points.l0, points.value, [l0])[:, 0])
+    heights = _heights(panel, metric, l0)
+    if not set(coefficients) <= set(heights):
+        return None
+    terms = [coefficient * heights[label] for label, coefficient in coefficients.items()]
     total = np.sum(terms, axis=0)
+    if len(terms) == 1:
+        found = estimate(total, panel.design)
+    else:
+        between_seeds = {label: seed_variance(of, panel.design) for label, of in heights.items()}
+        seeds, degrees = pooled_over_seeds(between_seeds, coefficients, panel.design)
+        found = difference(total, panel.design, seeds, degrees, 1)
     rounding = 1e-12 * max(abs(term[0]) for term in terms)
-    found = estimate(total, panel.weights)
-    return found if all(np.ptp(of) > rounding for of in (*terms, total)) else replace(found, stderr=math.inf)
+    varies = all(np.ptp(of) > rounding for of in (*terms, total))
+    return found if varies else replace(found, stderr=math.inf)
+
+
+def _heights(panel: Panel, metric: str, l0: float) -> dict[str, Float[ndarray, " R"]]:
+    """Every replicate's value at an L0, of each architecture that was measured on both sides of it."""
+    of = {family.label: family.metrics[metric] for family in panel.families if metric in family.metrics}
+    ranges = {label: measured_range(points.l0[0]) for label, points in of.items()}
+    return {
+        label: at_l0(points.l0, points.value, [l0])[:, 0]
+        for label, points in of.items()
+        if ranges[label][0] <= l0 <= ranges[label][1]
+    }
 
 
 def not_worse(

@@ -98,7 +98,7 @@ def test_over_seeds_a_row_is_an_architecture_with_its_interval(run):
     from sae_bench.leaderboard.bootstrap import estimate
     from sae_bench.leaderboard.tables import with_error
 
-    e = estimate(panel.families[0].metrics["fve"].value[:, 0], panel.weights)
+    e = estimate(panel.families[0].metrics["fve"].value[:, 0], panel.design)
     assert with_error(e.value, e.interval()[1] - e.value) in text
     assert "half of the 95% interval; 2 seeds" in table(of, "text", over_seeds=True)
     assert "standard error" not in table(of, "text", over_seeds=True)

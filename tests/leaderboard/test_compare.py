@@ -1,7 +1,11 @@
 """Statistics with known answers: planted differences are found, planted ties are not, intervals cover."""
 
 import csv
+import importlib.util
 import io
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,15 +15,19 @@ from scipy.interpolate import PchipInterpolator
 from sae_bench.errors import UserError
 from sae_bench.leaderboard import compare_table
 from sae_bench.leaderboard.bootstrap import (
+    MIN_DOCUMENTS,
+    Design,
     Estimate,
-    Weights,
+    _weight_of_pooled,
     _weight_of_seeds,
+    difference,
+    document_variance,
     estimate,
-    holm,
     metric_replicates,
     over_seeds,
+    seed_variance,
 )
-from sae_bench.leaderboard.compare import at, by_area, check_metrics, panels
+from sae_bench.leaderboard.compare import ALPHA, at, by_area, check_metrics, compare, panels
 from sae_bench.leaderboard.curves import area, at_l0, common_range, pareto_front
 
 N_DOCUMENTS = 60
@@ -64,35 +72,49 @@ def simulated(seed, effects, n_seeds=5, seed_sd=0.02, document_sd=0.3, noise=0.0
     return records
 
 
-def test_a_bootstrapped_ratio_has_the_error_of_the_linearised_one():
+def left_out(values, design):
+    """Replicates of a mean of one value a document, with nothing between seeds."""
+    found = np.full(design.n_replicates, values.mean())
+    found[design.documents] = (values.sum() - values) / (len(values) - 1)
+    return found
+
+
+def test_a_jackknifed_ratio_has_the_error_of_the_linearised_one():
     from sae_bench.evaluation.stderr import ratio_stderr
 
     draw = np.random.default_rng(0)
     tokens = draw.integers(50, 150, 400).astype(float)
     sums = tokens * draw.normal(1, 0.4, 400)
-    one = record("a", 16, 0, 16.0, sums, tokens)
-    weights = Weights.draw(1, 400, n_replicates=4000)
-    found = estimate(metric_replicates(one, "loss", weights), weights)
+    one, design = record("a", 16, 0, 16.0, sums, tokens), Design(400, 1)
+    found = estimate(metric_replicates(one, "loss", design), design)
     assert found.value == pytest.approx(sums.sum() / tokens.sum(), rel=1e-12)
-    assert found.stderr == pytest.approx(ratio_stderr(sums, tokens), rel=0.04)
+    assert found.stderr == pytest.approx(ratio_stderr(sums, tokens), rel=0.01)
     assert not found.over_seeds
 
 
 def test_seeds_alone_give_students_interval_of_their_mean():
     values = np.array([1.0, 1.4, 0.7, 1.2])
-    weights = Weights.draw(4, 2, n_replicates=20_000)
-    replicates = over_seeds([np.full(len(weights.seeds), value) for value in values], weights)
-    found = estimate(replicates, weights)
+    design = Design(64, 4)
+    replicates = over_seeds([np.full(design.n_replicates, value) for value in values], design)
+    found = estimate(replicates, design)
     assert found.value == pytest.approx(values.mean())
-    assert found.stderr == pytest.approx(stats.sem(values), rel=0.03)
-    low, high = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
-    assert found.interval() == pytest.approx((low, high), rel=0.03)
-    assert found.p_value == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=0.2)
+    assert found.stderr == pytest.approx(stats.sem(values))
+    assert found.interval() == pytest.approx(stats.t.interval(0.95, 3, values.mean(), stats.sem(values)))
+    assert found.p_value == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
 
 
-def test_holm_by_hand():
-    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == {"a": 0.03, "c": 0.06, "b": 0.06}
-    assert holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}
+def test_the_variance_of_documents_has_as_many_degrees_of_freedom_as_its_tails_leave():
+    """Half of Satterthwaite's: G / (kurtosis - 1), between 8 and G - 1."""
+    design = Design(100, 1)
+    draw = np.random.default_rng(0)
+    two_values = np.tile([1.0, -1.0], 50)  # kurtosis 1: as many as there can be
+    assert document_variance(left_out(two_values, design), design)[1] == 99
+    one_alone = np.eye(100)[0]  # kurtosis about G
+    assert document_variance(left_out(one_alone, design), design)[1] == 8
+    bell = draw.normal(size=100)
+    variance, degrees = document_variance(left_out(bell, design), design)
+    assert variance == pytest.approx(bell.var(ddof=1) / 100)
+    assert degrees == pytest.approx(100 / (stats.kurtosis(bell, fisher=False) - 1))
 
 
 def test_curves_go_through_their_points_and_stay_between_them():
@@ -182,16 +204,88 @@ def test_intervals_cover_whatever_the_seeds_have_of_the_variance(n_seeds):
 def test_intervals_of_means_cover(n_seeds):
     """1,000 simulated experiments."""
     covered = 0
-    n = 1000
+    n, design = 1000, Design(64, n_seeds)
     for i in range(n):
         draw = np.random.default_rng(i)
-        weights = Weights.draw(n_seeds, 64, n_replicates=200, seed=i)
-        of_document = draw.normal(0.1, 0.2, 64)
-        seeds = draw.normal(0, 0.03, n_seeds)
-        by_seed = [weights.documents @ (of_document + seed) / 64 for seed in seeds]
-        low, high = estimate(over_seeds(by_seed, weights), weights).interval()
+        of_document = left_out(draw.normal(0.1, 0.2, 64), design)
+        by_seed = [of_document + seed for seed in draw.normal(0, 0.03, n_seeds)]
+        low, high = estimate(over_seeds(by_seed, design), design).interval()
         covered += low <= 0.1 <= high
     assert 0.93 <= covered / n <= 0.97
+
+
+@pytest.mark.parametrize("degrees", [2, 3, 4, 8, 16])
+@pytest.mark.parametrize("n_hypotheses", [1, 6, 12, 30])
+def test_corrected_p_values_hold_far_out_in_the_tails(degrees, n_hypotheses):
+    """By integration: P(p <= 5%) is at most 5%, whatever the true share of the seeds and however many hypotheses."""
+    n_documents = 84
+    edges = np.concatenate([[0], np.geomspace(1e-8, 2e-3, 400), np.linspace(2e-3, 1, 400)[1:]])
+    of_seeds = stats.chi2.ppf((edges[1:] + edges[:-1]) / 2, degrees) / degrees
+    of_documents = stats.chi2.ppf(np.arange(0.05, 1, 0.1), n_documents - 1) / (n_documents - 1)
+    shares = np.linspace(0, 1, 501)
+    weights = [_weight_of_pooled(float(share), degrees) for share in shares]
+    for share in (0.0, 0.05, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 1.0):
+        seeds, documents = np.meshgrid(share * of_seeds, (1 - share) * of_documents, indexing="ij")
+        weight = np.interp(seeds / (seeds + documents), shares, weights)
+        tail = ALPHA / 2 / n_hypotheses
+        critical = weight * stats.t.isf(tail, degrees) + (1 - weight) * stats.t.isf(tail, n_documents - 1)
+        rejected = (2 * stats.norm.sf(critical * np.sqrt(seeds + documents))).mean(1) @ np.diff(edges)
+        assert rejected * n_hypotheses <= 1.04 * ALPHA
+
+
+@pytest.mark.parametrize("n_hypotheses", [1, 18])
+def test_the_interval_ends_at_zero_where_the_p_value_is_five_percent(n_hypotheses):
+    draw, design = np.random.default_rng(0), Design(64, 2)
+    spread = left_out(draw.normal(0, 1, 64), design)
+    for shift in np.linspace(-3, 3, 61):
+        d = difference(spread + shift, design, 0.01, 4, n_hypotheses)
+        low, high = d.interval()
+        assert (low <= 0 <= high) == (d.p_value > 0.05)
+        assert d.interval(1 - d.p_value)[0] == pytest.approx(0, abs=1e-6) or d.p_value == 1 or shift < 0
+
+
+def test_what_never_varied_is_told_from_nothing():
+    """A share whose jackknife is 0 with both seeds, in both architectures."""
+    records = simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=2)
+    for one in records:
+        one["metrics"]["share"] = {"better": "down", "headline": True}
+        share = 0.0 if one["sae"]["label"] == "a" else 0.25
+        one["scores"]["share"] = {"value": share, "stderr": 0.0, "n": 9, "formula": None, "note": None}
+    (panel,) = panels(records, ["share"])
+    standings, (d,) = at(panel, "share", (30.0,))
+    assert d.estimate.value == -0.25
+    assert np.isnan(d.p_value)
+    assert d.estimate.interval() == (-np.inf, np.inf)
+    assert d.tie
+    assert not any(s.best for s in standings[30.0])
+    assert np.isnan(Estimate(0.25, 0.0, ((1.0, 9.0),), True).p_value)
+
+
+def test_pooled_seeds_are_all_architectures_unless_the_pair_varies_more():
+    """Variances between seeds of 2, 8 and 0, two seeds, nothing between documents."""
+    records = simulated(0, {"a": 0.0, "b": 0.0, "c": 0.0}, n_seeds=2, targets=(32,))
+    deviations = {"a": (-1.0, 1.0), "b": (-2.0, 2.0), "c": (0.0, 0.0)}
+    for one in records:
+        tokens = one["by_document"]["tokens"]
+        value = 10 + deviations[one["sae"]["label"]][one["sae"]["seed"]]
+        one["by_document"]["added"] = [value * n for n in tokens]
+    (panel,) = panels(records, ["loss"])
+    differences = {(d.label, d.other): d.estimate for d in at(panel, "loss", (32.0,))[1]}
+    own = {"a": 1.0, "b": 4.0, "c": 0.0}  # of the mean of two
+    pooled = 2 * sum(own.values()) / 3
+    for (label, other), e in differences.items():
+        assert e.stderr**2 == pytest.approx(max(pooled, own[label] + own[other])), (label, other)
+        assert e.sources[-1] == (1.0, 3.0), "three architectures with one degree of freedom each"
+    assert seed_variance(np.array([10.0] * (1 + 60 + 1) + [11.0, 9.0]), Design(60, 2)) == 1.0
+
+
+def test_all_pairs_at_all_l0s_and_by_area_are_one_family():
+    (panel,) = panels(simulated(0, {"a": 0.0, "b": 0.0, "c": 0.0}), ["loss"])
+    found = compare(panel, "loss", (20.0, 50.0, 500.0))
+    assert {d.estimate.n_hypotheses for d in found.differences} == {3 * 3}
+    assert len(found.differences) == 9
+    at_l0s, by = at(panel, "loss", (20.0, 50.0, 500.0))[1], by_area(panel, "loss", (20.0, 50.0, 500.0))[2]
+    assert [*at_l0s, *by] == found.differences
 
 
 PLANTED = {"a": 0.0, "b": 0.0, "c": 0.3}
@@ -203,19 +297,23 @@ def simulations():
     """Whole comparisons - records, curves, L0s, pairs - of simulated experiments: two alike, one worse by 0.3."""
     found = []
     for i in range(SIMULATIONS):
-        (panel,) = panels(simulated(i, PLANTED, n_seeds=3, document_sd=0.1), ["loss"], n_replicates=100)
-        found.append(at(panel, "loss", (20.0, 50.0)))
+        (panel,) = panels(simulated(i, PLANTED, n_seeds=3, document_sd=0.1), ["loss"])
+        found.append(compare(panel, "loss", (20.0, 50.0)))
     return found
 
 
+def covers(e, truth):
+    low, high = e.interval()
+    return low <= truth <= high
+
+
 def test_intervals_of_planted_differences_cover(simulations):
-    covered = []
-    for _, differences in simulations:
-        for d in differences:
-            low, high = d.estimate.interval()
-            covered.append(low <= PLANTED[d.label] - PLANTED[d.other] <= high)
-    assert len(covered) == SIMULATIONS * 2 * 3
-    assert 0.93 <= np.mean(covered) <= 0.97
+    """Each by itself, and all of a table together."""
+    of_tables = [[(d.estimate, PLANTED[d.label] - PLANTED[d.other]) for d in c.differences] for c in simulations]
+    assert all(len(of) == 3 * 3 for of in of_tables)
+    alone = [covers(replace(e, n_hypotheses=1), truth) for of in of_tables for e, truth in of]
+    assert 0.93 <= np.mean(alone) <= 0.97
+    assert np.mean([all(covers(e, truth) for e, truth in of) for of in of_tables]) >= 0.95
 
 
 def test_intervals_of_curves_at_matched_l0_cover(simulations):
@@ -223,20 +321,46 @@ def test_intervals_of_curves_at_matched_l0_cover(simulations):
     targets = np.array([[16.0, 32.0, 64.0]])
     truth = dict(zip((20.0, 50.0), at_l0(targets, 1 - np.log10(targets) / 4, (20.0, 50.0))[0], strict=True))
     covered = []
-    for standings, _ in simulations:
-        for l0, of in standings.items():
-            for s in of:
-                low, high = s.estimate.interval()
-                covered.append(low <= truth[l0] + PLANTED[s.label] <= high)
+    for found in simulations:
+        for l0, height in truth.items():
+            covered += [covers(s.estimate, height + PLANTED[s.label]) for s in found.standings[l0]]
     assert 0.93 <= np.mean(covered) <= 0.97
 
 
 def test_any_false_difference_in_a_table_is_rare(simulations):
-    """Between the two that are alike, at any L0, after Holm's correction: in at most 5% of experiments."""
-    false = [any(not d.tie for d in differences if {d.label, d.other} == {"a", "b"}) for _, differences in simulations]
+    """Between the two that are alike, at any L0 or by area: in at most 5% of experiments."""
+    found = [c.differences for c in simulations]
+    false = [any(not d.tie for d in of if {d.label, d.other} == {"a", "b"}) for of in found]
     assert np.mean(false) <= 0.05
-    found = [all(not d.tie for d in differences if "c" in (d.label, d.other)) for _, differences in simulations]
-    assert np.mean(found) > 0.5, "and the one that is worse is found"
+    told = [all(not d.tie for d in of if "c" in (d.label, d.other)) for of in found]
+    assert np.mean(told) > 0.5, "and the one that is worse is found"
+
+
+@pytest.fixture(scope="module")
+def boards():
+    """The published board's own documents, architectures and L0s, as benchmarks/comparisons.py draws from them."""
+    benchmarks = Path(__file__).parents[1] / "benchmarks" / "comparisons.py"
+    spec = importlib.util.spec_from_file_location("comparisons", benchmarks)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module, module.World.read("delta_lm_loss")
+
+
+@pytest.mark.parametrize(("n_seeds", "ratio"), [(2, 0.3), (2, 5.0), (3, 1.0), (5, 5.0)])
+def test_of_tables_drawn_from_the_board_one_in_twenty_has_a_false_difference(boards, n_seeds, ratio):
+    """Real tails of documents, and variances between seeds as unequal as the board's."""
+    module, world = boards
+    found = module.false_differences(world.alike(), 200, "board", ratio, n_seeds, len(world.below))
+    assert found["false"] <= 0.05
+    assert found["values"] >= 0.93
+
+
+def test_what_is_far_behind_on_the_board_is_found(boards):
+    """relu behind topk, at the board's own differences, with two seeds that have as much variance as documents."""
+    module, world = boards
+    (told,) = module.power(world, [("relu", "topk")], 100, "board", 1.0, 2, len(world.below))
+    assert told >= 0.95
 
 
 def test_what_has_a_standard_error_alone_is_not_paired():
@@ -247,8 +371,8 @@ def test_what_has_a_standard_error_alone_is_not_paired():
         one["scores"]["share"] = {"value": 0.5, "stderr": 0.1, "n": 9, "formula": None, "note": None}
     (panel,) = panels(records, ["share"])
     standings, (difference,) = at(panel, "share", (30.0,))
-    assert [s.estimate.stderr for s in standings[30.0]] == pytest.approx([0.1, 0.1], rel=0.1)
-    assert difference.estimate.stderr == pytest.approx(0.1 * 2**0.5, rel=0.1)
+    assert [s.estimate.stderr for s in standings[30.0]] == pytest.approx([0.1, 0.1])
+    assert difference.estimate.stderr == pytest.approx(0.1 * 2**0.5)
 
 
 def test_a_mean_over_seeds_is_no_surer_of_the_documents_they_share():
@@ -256,17 +380,62 @@ def test_a_mean_over_seeds_is_no_surer_of_the_documents_they_share():
     for one in records:
         one["scores"]["share"] = {"value": 0.5, "stderr": 0.1, "n": 9, "formula": None, "note": None}
     (panel,) = panels(records, ["share"])
-    assert at(panel, "share", (30.0,))[0][30.0][0].estimate.stderr == pytest.approx(0.1, rel=0.1)
+    assert at(panel, "share", (30.0,))[0][30.0][0].estimate.stderr == pytest.approx(0.1)
 
 
-def test_one_document_tells_nothing_apart():
-    records = simulated(0, {"a": 0.0, "b": 5.0}, n_seeds=1)
+@pytest.mark.parametrize("n_documents", [1, 2, MIN_DOCUMENTS - 1])
+def test_too_few_documents_tell_nothing_apart(n_documents):
+    records = simulated(0, {"a": 0.0, "b": 5.0}, n_seeds=2)
     for one in records:
-        one["by_document"] = {name: [sum(of)] for name, of in one["by_document"].items()}
+        one["by_document"] = {name: of[:n_documents] for name, of in one["by_document"].items()}
     (panel,) = panels(records, ["loss"])
-    _, (difference,) = at(panel, "loss", (20.0,))
-    assert (difference.estimate.interval(), difference.p_value) == ((-np.inf, np.inf), 1.0)
-    assert "unknown" in compare_table.terminal([panel], ["loss"], (20.0,))
+    standings, (difference,) = at(panel, "loss", (20.0,))
+    assert difference.estimate.interval() == (-np.inf, np.inf)
+    assert np.isnan(difference.p_value)
+    assert difference.tie
+    assert not any(s.best for s in standings[20.0])
+    text = compare_table.terminal([panel], ["loss"], (20.0,))
+    assert "± unknown" in text
+    assert "*" not in text.partition("\n\n*")[0]
+    assert f"{n_documents} document" in text
+    assert f"too few for an interval (from {MIN_DOCUMENTS} on): raise --eval-tokens" in text
+
+
+def test_enough_documents_are_counted_in_the_note():
+    records = simulated(0, {"a": 0.0, "b": 5.0}, n_seeds=2)
+    for one in records:
+        one["by_document"] = {name: of[:MIN_DOCUMENTS] for name, of in one["by_document"].items()}
+    found = panels(records, ["loss"])
+    assert not at(found[0], "loss", (20.0,))[1][0].tie
+    note = compare_table.note(found)
+    assert f"2 seeds; {MIN_DOCUMENTS} documents. The choice of training data is not in it." in note
+    assert "--eval-tokens" not in note
+
+
+def standing_best(panel, metric="loss", l0=30.0):
+    return {s.label for s in at(panel, metric, (l0,))[0][l0] if s.best}
+
+
+def test_nothing_is_marked_where_nothing_is_told_apart():
+    (panel,) = panels(simulated(0, {"a": 0.0, "b": 0.0, "c": 0.0}), ["loss"])
+    assert standing_best(panel) == set()
+
+
+def test_the_worst_is_never_marked_while_a_better_one_is_not():
+    """b is a little behind and sure, c is far behind and unsure: not told from a, though b is."""
+    records = simulated(0, {"a": 0.0, "b": 0.1, "c": 0.3, "d": 3.0}, n_seeds=1, noise=0.001, document_sd=0.0)
+    draw = np.random.default_rng(1)
+    of_c = draw.normal(0, 1.0, N_DOCUMENTS)
+    for one in records:
+        if one["sae"]["label"] == "c":
+            tokens = np.asarray(one["by_document"]["tokens"])
+            one["by_document"]["added"] = (
+                one["by_document"]["added"] + (of_c - of_c @ tokens / tokens.sum()) * tokens
+            ).tolist()
+    (panel,) = panels(records, ["loss"])
+    ties = {(d.label, d.other): d.tie for d in at(panel, "loss", (30.0,))[1]}
+    assert (ties["a", "b"], ties["a", "c"], ties["a", "d"]) == (False, True, False)
+    assert standing_best(panel) == {"a", "b", "c"}
 
 
 def test_a_metric_that_one_sae_lacks_takes_no_other_metric_away():

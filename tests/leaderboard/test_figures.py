@@ -63,7 +63,7 @@ def test_points_and_intervals_are_those_of_the_comparison(board):
         axes = quality(panel, board.labels).axes[0]
     family = panel.families[0]
     points = family.metrics["delta_lm_loss"]
-    e = estimate(points.value[:, 0], panel.weights)
+    e = estimate(points.value[:, 0], panel.design)
     bars = [path.vertices for container in axes.containers for path in container[2][0].get_paths()]
     assert any(np.allclose(bar[:, 0], points.l0[0, 0]) and np.allclose(bar[:, 1], e.interval()) for bar in bars)
     assert axes.get_xscale() == "log"

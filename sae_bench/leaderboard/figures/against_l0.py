@@ -57,7 +57,7 @@ def _draw(axes: Axes, panel: Panel, labels: Sequence[str], metric: str) -> dict[
         points = family.metrics[metric]
         order = np.argsort(points.l0[0])
         x = points.l0[0][order]
-        found = [estimate(points.value[:, i], panel.weights) for i in order]
+        found = [estimate(points.value[:, i], panel.design) for i in order]
         halves = [e.interval()[1] - e.value for e in found]
         style = line_of(looks(labels)[family.label])
         fine = np.geomspace(x[0], x[-1], 60).tolist()

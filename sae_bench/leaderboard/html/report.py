@@ -20,7 +20,7 @@ from sae_bench.leaderboard import tables as leaderboard
 from sae_bench.leaderboard.board import Board
 from sae_bench.leaderboard.claims import METRICS, check_claims
 from sae_bench.leaderboard.compare import Panel, check_metrics, panels
-from sae_bench.leaderboard.compare_table import Row, grid, heading, note, summaries
+from sae_bench.leaderboard.compare_table import RULE, Row, grid, heading, note, summaries
 from sae_bench.leaderboard.curves import AT_L0
 from sae_bench.leaderboard.html.report_data import board_data
 from sae_bench.leaderboard.verdicts import Finding
@@ -49,6 +49,7 @@ def report(board: Board, l0s: Sequence[float] = AT_L0) -> str:
         failures=leaderboard.failed(board.records),
         comparisons=[_comparison(panel, metric, l0s) for panel in compared for metric in metrics],
         summaries=[(one_line(title), *rest) for title, *rest in summaries(compared, metrics, l0s)],
+        comparison_rule=RULE,
         comparison_note=note(compared) if compared else "",
         claims=_claims(panels(board.records, METRICS), l0s),
     )
