@@ -18,6 +18,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from sae_bench.errors import UserError, one_line
+from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
 from sae_bench.records.files import write_text
 from sae_bench.records.run_folder import RunFolder
 
@@ -162,11 +163,6 @@ def row_order(table: pd.DataFrame) -> list[tuple[str, str]]:
     return [(str(sae.run), str(sae.sae)) for sae in _sorted_saes(table).itertuples()]
 
 
-ENOUGH_DOCUMENTS = 20
-"""Below this, a standard error clustered by document covers less than it says. With Student's t at 19 degrees of
-freedom, one standard error covers 67% where the normal has 68.3%, and two cover 94% where it has 95.4%; documents of
-unequal length count as fewer."""
-
 ERROR = "± is one standard error, clustered by document."
 
 
@@ -201,7 +197,7 @@ def caption(records: Sequence[Record], error: str = "") -> str:
             if overlaps
             else []
         ),
-        *([few_documents(documents[0])] if documents and documents[0] < ENOUGH_DOCUMENTS else []),
+        *([few_documents(documents[0])] if documents and documents[0] < MIN_DOCUMENTS else []),
         *([f"{n_imported} from elsewhere, trained as their origin says."] if n_imported else []),
         f"Seeds {', '.join(map(str, seeds)) or 'unknown'}"
         + ("; variance between seeds is unknown." if len(seeds) == 1 else ".")
@@ -217,7 +213,7 @@ def caption(records: Sequence[Record], error: str = "") -> str:
 def few_documents(n_documents: int) -> str:
     """What to know of errors from too few documents."""
     return (
-        f"Errors from {n_documents} documents are too small: at least {ENOUGH_DOCUMENTS} are needed for them to cover "
+        f"Errors from {n_documents} documents are too small: at least {MIN_DOCUMENTS} are needed for them to cover "
         "what they say; raise --eval-tokens."
     )
 

@@ -17,6 +17,7 @@ from sae_bench.autointerp.judges import check_judge
 from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, evaluate
 from sae_bench.leaderboard import tables as leaderboard
+from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
 from sae_bench.lm.model import LanguageModel, load_language_model
 from sae_bench.lm.sites import Site, find_site
 from sae_bench.lm.tokens import TokenStream
@@ -68,7 +69,7 @@ def run(
         progress.say(f"reading {config.dataset}")
         held_out.read()
         progress.say(f"evaluating on {held_out.n_delivered:,} held-out tokens of {held_out.n_documents:,} documents")
-        if held_out.n_documents < leaderboard.ENOUGH_DOCUMENTS:
+        if held_out.n_documents < MIN_DOCUMENTS:
             log.warning(leaderboard.few_documents(held_out.n_documents))
     if to_train:
         stage = TrainStage(lm, config, to_train, folder, progress, earlier)

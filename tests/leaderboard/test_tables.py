@@ -123,7 +123,7 @@ def test_the_caption_says_what_was_trained_on_and_warns_of_few_documents():
     text = leaderboard.caption([one, other])
     assert "5.3% to 6.1% of them lie in a run of 13 tokens that the training text has too." in text
     assert "of 19 to 40 documents" in text
-    assert "Errors from 19 documents are too small: at least 20" in text
+    assert "Errors from 19 documents are too small: at least 30" in text
 
 
 def test_the_board_is_a_pure_function_of_the_records(tmp_path):
