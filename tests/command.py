@@ -26,7 +26,7 @@ def flags(settings: dict[str, object]) -> list[object]:
 
 
 def write_corpus(path: Path, n_documents: int = 400) -> Path:
-    """Short documents, at 400 some 20,000 tokens, one in twenty held out."""
+    """Short documents, at 400 some 20,000 tokens, one in ten held out."""
     words, draw = TEXT.split(), random.Random(0)
     texts = (" ".join(draw.choices(words, k=draw.randint(30, 70))) for _ in range(n_documents))
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))

@@ -19,7 +19,7 @@ from sae_bench.leaderboard.compare import at, check_metrics, panels
 from sae_bench.leaderboard.frequency_claim import falls_with_frequency, within_saes
 from sae_bench.leaderboard.verdicts import about_equal, contrast, judged, not_worse, within
 
-RESULTS = Path(__file__).parent.parent / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 def rarely(n: int, p: float = 0.025) -> float:
@@ -108,7 +108,7 @@ def test_no_claim_contradicts_what_it_prints(source):
     else:
         of = synthetic_records(targets=(16.0, 64.0))
     checked = 0
-    for _, finding in check_claims(panels(of, METRICS, 100), (20.0, 50.0)):
+    for _, finding in check_claims(panels(of, METRICS), (20.0, 50.0)):
         if finding.numbers[0].startswith("wanted"):
             words = finding.numbers[0].partition(";")[0].split()[1:]
             low, high = float(words[1]) if words[0] == "from" else -math.inf, float(words[-1])
@@ -226,7 +226,7 @@ def test_with_the_true_difference_at_the_margin_neither_verdict_is_more_frequent
     n, check = 1000, not_worse("loss", "down", "a", "b", "claim", about=ABOUT)
     verdicts, by_the_old_rule = [], 0
     for seed in range(n):
-        (panel,) = panels(experiment(seed, 1 + ABOUT), ["loss"], n_replicates=100)
+        (panel,) = panels(experiment(seed, 1 + ABOUT), ["loss"])
         verdicts.append(check(panel, L0S).verdict)
         by_the_old_rule += old_rule(panel, ABOUT)
     assert verdicts.count("does not hold") / n <= rarely(n)
@@ -239,7 +239,7 @@ def test_what_is_well_inside_or_outside_the_margin_is_found(factor, verdict):
     check = not_worse("loss", "down", "a", "b", "claim", about=ABOUT)
     found = []
     for seed in range(100):
-        (panel,) = panels(experiment(seed, factor, noise=0.05), ["loss"], n_replicates=100)
+        (panel,) = panels(experiment(seed, factor, noise=0.05), ["loss"])
         found.append(check(panel, L0S).verdict)
     assert found.count(verdict) > 80
 
@@ -284,16 +284,16 @@ def test_a_dictionary_too_narrow_for_a_share_is_not_asked():
 
 def test_shrinkage_is_judged_about_the_mean():
     of = synthetic_records(targets=(16.0, 64.0))
-    verdicts = {f.claim.partition(":")[0]: f for _, f in check_claims(panels(of, METRICS, 200), (20.0, 50.0))}
+    verdicts = {f.claim.partition(":")[0]: f for _, f in check_claims(panels(of, METRICS), (20.0, 50.0))}
     assert verdicts["relu shrinks"].verdict == "holds"
     assert all(verdicts[f"{arch} does not shrink"].verdict == "holds" for arch in ("gated", "topk", "jumprelu"))
     for one in of:  # as version 1 of the task left them
         for part in ("scores", "metrics"):
             one[part].pop("gamma_centred", None)
-    old = {f.claim.partition(":")[0]: f for _, f in check_claims(panels(of, METRICS, 200), (20.0, 50.0))}
+    old = {f.claim.partition(":")[0]: f for _, f in check_claims(panels(of, METRICS), (20.0, 50.0))}
     assert old["relu shrinks"].verdict == "cannot tell"
     assert old["relu shrinks"].numbers[0].startswith("gamma_centred is in no record: not measured by what made them")
-    assert "gamma_centred is in no record" in as_markdown(check_claims(panels(of, METRICS, 200)))
+    assert "gamma_centred is in no record" in as_markdown(check_claims(panels(of, METRICS)))
 
 
 # --- judged latents ------------------------------------------------------------------------------------------------
@@ -357,7 +357,7 @@ def test_saes_that_differ_in_score_and_frequency_make_no_correlation():
             alike, lambda one, f, deviate: 0.9 - 0.004 * one["sae"]["target_l0"] + 0.05 * deviate, n_latents=20,
             seed=seed, frequency=lambda one, f: f * one["sae"]["target_l0"] / 64,
         )  # fmt: skip
-        (panel,) = panels(records, ["loss"], n_replicates=2)
+        (panel,) = panels(records, ["loss"])
         found.append(check(panel, ()).verdict)
         pooled += all(pooled_p(panel, label) < 0.025 for label in ("a", "b"))
     assert found.count("holds") / n <= 0.05
