@@ -43,6 +43,10 @@ class Usage:
         return self.prompt_tokens + self.completion_tokens
 
 
+def _add(by_model: dict[str, Usage], model: str, usage: Usage) -> None:
+    by_model[model] = by_model.get(model, Usage()) + usage
+
+
 def estimated_tokens(text: str) -> int:
     return round(len(text) / CHARACTERS_PER_TOKEN)
 
@@ -90,7 +94,7 @@ class Spending:
 
     def reserve(self, model: str, usage: Usage) -> bool:
         """Set aside what a request may cost; False if the budget does not have it."""
-        self._add(self.reserved, model, usage)
+        _add(self.reserved, model, usage)
         used = [self.spent.get(name, Usage()) + held for name, held in self.reserved.items()]
         tokens = sum(usage.tokens for usage in used)
         over = self.budget.tokens is not None and tokens > self.budget.tokens
@@ -104,11 +108,7 @@ class Spending:
     def release(self, model: str, reserved: Usage, used: Usage | None = None) -> None:
         """Give back what was set aside, and count what was used."""
         self.reserved[model] -= reserved
-        self._add(self.spent, model, used or Usage())
-
-    @staticmethod
-    def _add(by_model: dict[str, Usage], model: str, usage: Usage) -> None:
-        by_model[model] = by_model.get(model, Usage()) + usage
+        _add(self.spent, model, used or Usage())
 
     def dollars(self, by_model: Mapping[str, Usage]) -> float | None:
         """What this usage of some models costs; None if a price is not known."""
@@ -126,7 +126,7 @@ class Tally:
     n_cached: int = 0
 
     def add(self, model: str, usage: Usage, *, cached: bool = False) -> None:
-        self.by_model[model] = self.by_model.get(model, Usage()) + usage
+        _add(self.by_model, model, usage)
         self.n_calls += 1
         self.n_cached += cached
 

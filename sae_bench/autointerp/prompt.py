@@ -75,13 +75,21 @@ class Prompt:
         return {"version": self.version, "sha256": self.sha256}
 
     def messages(self, data: Mapping[str, Any], *, one: bool = False, **words: object) -> list[Message]:
-        """The prompt with `data` quoted in it; `words` are our own and stand as they are."""
+        """The prompt with `data` quoted in it; `words` are our own and stand as they are.
+
+        Raises:
+            UserError: the prompt asks for a word that is not given.
+        """
         quoted = quote(data)
         fence = "data-" + "".join(seeded_random("fence", self.sha256, quoted).choices(_ALPHABET, k=12))
         values = {"fence": f"[{fence}]"} | {key: str(value) for key, value in words.items()}
 
         def filled(text: str, data: str = quoted) -> str:
-            return re.sub(r"\{\{(\w+)\}\}", lambda found: (values | {"data": data})[found[1]], text)
+            given = values | {"data": data}
+            for name in re.findall(r"\{\{(\w+)\}\}", text):
+                if name not in given:
+                    raise UserError(f"prompt: nothing is given for {{{{{name}}}}}{did_you_mean(name, given)}")
+            return re.sub(r"\{\{(\w+)\}\}", lambda found: given[found[1]], text)
 
         user = self.one if one and self.one else self.user
         turns = [("system", filled(self.system))]

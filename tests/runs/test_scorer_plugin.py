@@ -69,6 +69,12 @@ def test_scorers_are_listed_with_those_of_a_plugin(plugin, capsys):
     assert rows["one_of_four"].startswith("One of four: ")
 
 
+def test_a_prompt_that_asks_for_what_is_not_given_says_so():
+    prompt = Prompt.parse(PROMPT.replace("{{count}}", "{{cuont}}"))
+    with pytest.raises(UserError, match=r'nothing is given for \{\{cuont\}\} \(did you mean "count"'):
+        prompt.messages({"explanation": "x"}, count=4, example="{}")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
