@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sae_bench.autointerp.scorer import Scorer as Scorer
     from sae_bench.evaluation.document_sums import DocumentSums as DocumentSums
     from sae_bench.evaluation.stderr import jackknife_stderr as jackknife_stderr
     from sae_bench.evaluation.stderr import mean_stderr as mean_stderr
@@ -15,13 +16,16 @@ if TYPE_CHECKING:
     from sae_bench.evaluation.task import EvalBatch as EvalBatch
     from sae_bench.evaluation.task import EvalSetting as EvalSetting
     from sae_bench.evaluation.task import JudgedLatent as JudgedLatent
+    from sae_bench.evaluation.task import LatentTask as LatentTask
     from sae_bench.evaluation.task import Metric as Metric
     from sae_bench.evaluation.task import Result as Result
     from sae_bench.evaluation.task import Score as Score
     from sae_bench.evaluation.task import Task as Task
     from sae_bench.registry import ARCHITECTURES as ARCHITECTURES
+    from sae_bench.registry import SCORERS as SCORERS
     from sae_bench.registry import TASKS as TASKS
     from sae_bench.registry import register_architecture as register_architecture
+    from sae_bench.registry import register_scorer as register_scorer
     from sae_bench.registry import register_task as register_task
     from sae_bench.saes.active import Active as Active
     from sae_bench.saes.active import decode as decode
@@ -41,15 +45,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
+    "autointerp.scorer": ("Scorer",),
     "saes.active": ("Active", "decode", "select", "select_all"),
     "evaluation.document_sums": ("DocumentSums",),
-    "registry": ("ARCHITECTURES", "TASKS", "register_architecture", "register_task"),
+    "registry": ("ARCHITECTURES", "SCORERS", "TASKS", "register_architecture", "register_scorer", "register_task"),
     "saes.base": (
         "Latents", "Loss", "Options", "SAEConfig", "SparseAutoencoder", "Step",
         "active_per_token", "count_per_latent", "reconstruction_loss", "upper_quantile",
     ),
     "evaluation.stderr": ("jackknife_stderr", "mean_stderr", "ratio_stderr"),
-    "evaluation.task": ("EvalBatch", "EvalSetting", "JudgedLatent", "Metric", "Result", "Score", "Task"),
+    "evaluation.task": ("EvalBatch", "EvalSetting", "JudgedLatent", "LatentTask", "Metric", "Result", "Score", "Task"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -1,9 +1,10 @@
-"""The only door to plugins: short name -> class, for architectures and for tasks.
+"""The only door to plugins: short name -> class, for architectures, for tasks and for scorers of explanations.
 
-A plugin file decorates its class with `@register_architecture("name")` or `@register_task("name")`. Built-ins stand in
-the folders `architectures/` and `tasks/` and are found through the same entry points as an installed third-party
-package; a file can also be named on the command line (`--plugin my_sae.py`). A plugin is code: none runs before its
-name is asked for, "all" and `ls` being ways to ask for every name. What fails to load is one line that says where.
+A plugin file decorates its class with `@register_architecture("name")`, `@register_task` or `@register_scorer`.
+Built-ins stand in the folders `architectures/`, `tasks/` and `sae_bench/autointerp/scorers/` and are found through the
+same entry points as an installed third-party package; a file can also be named on the command line
+(`--plugin my_sae.py`). A plugin is code: none runs before its name is asked for, "all" and `ls` being ways to ask for
+every name. What fails to load is one line that says where.
 """
 
 import importlib
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from sae_bench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from sae_bench.evaluation.task import Task
+    from sae_bench.autointerp.scorer import Scorer
+    from sae_bench.evaluation.task import BaseTask
     from sae_bench.saes.base import SparseAutoencoder
 
 T = TypeVar("T")
@@ -102,7 +104,8 @@ class Registry(Generic[T]):
 
     def _built_in(self) -> dict[str, str]:
         folder = importlib.import_module(self.package).__path__
-        return {path.stem: f"{self.package}.{path.stem}" for entry in folder for path in Path(entry).glob("*.py")}
+        stems = (path.stem for entry in folder for path in Path(entry).glob("*.py"))
+        return {stem: f"{self.package}.{stem}" for stem in stems if NAME.fullmatch(stem)}
 
 
 def load_plugin(path: str) -> None:
@@ -114,7 +117,7 @@ def load_plugin(path: str) -> None:
     file = Path(path)
     if not file.is_file() or file.suffix != ".py":
         raise UserError(f'--plugin "{path}": no such Python file; give the path of a .py file')
-    before = ARCHITECTURES.n_registrations + TASKS.n_registrations
+    before = _n_registrations()
     name = f"sae_bench_plugin_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None, "a .py file has a loader"
@@ -127,10 +130,15 @@ def load_plugin(path: str) -> None:
         raise
     except Exception as error:
         raise UserError(f'--plugin "{path}" does not load: {_reason(error)}; mend the file') from error
-    if ARCHITECTURES.n_registrations + TASKS.n_registrations == before:
+    if _n_registrations() == before:
         raise UserError(
-            f'--plugin "{path}" registers nothing: decorate a class with @register_architecture or @register_task'
+            f'--plugin "{path}" registers nothing: decorate a class with @register_architecture, @register_task or '
+            "@register_scorer"
         )
+
+
+def _n_registrations() -> int:
+    return ARCHITECTURES.n_registrations + TASKS.n_registrations + SCORERS.n_registrations
 
 
 def _reason(error: Exception) -> str:
@@ -143,7 +151,9 @@ def _reason(error: Exception) -> str:
 
 
 ARCHITECTURES: "Registry[SparseAutoencoder]" = Registry("architecture", "sae_bench.architectures")
-TASKS: "Registry[Task]" = Registry("task", "sae_bench.tasks")
+TASKS: "Registry[BaseTask]" = Registry("task", "sae_bench.tasks")
+SCORERS: "Registry[Scorer]" = Registry("scorer", "sae_bench.autointerp.scorers")
 
 register_architecture = ARCHITECTURES.register
 register_task = TASKS.register
+register_scorer = SCORERS.register

@@ -13,7 +13,7 @@ import copy
 import json
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +26,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from sae_bench.errors import UserError
-from sae_bench.evaluation.task import EvalBatch, EvalSetting, LMLosses, Metric, Result, Task
+from sae_bench.evaluation.task import (
+    BaseTask,
+    EvalBatch,
+    EvalSetting,
+    JudgedLatent,
+    LatentTask,
+    LMLosses,
+    Metric,
+    Result,
+    Task,
+)
 from sae_bench.lm.sites import Site
 from sae_bench.registry import ARCHITECTURES, TASKS
 from sae_bench.runs.config import ArchSpec, Preset
@@ -201,41 +211,72 @@ def _trained(sae: SparseAutoencoder, x: Float[Tensor, "B D"]) -> SparseAutoencod
 
 
 def check_task(name: str) -> None:
-    """Raise AssertionError if the task breaks the contract."""
+    """Raise AssertionError if the task, about tokens or about latents, breaks the contract."""
     cls = TASKS[name]
     try:
-        _check_metrics(cls)
-        data, one_token = _EvalData(cls, n_documents=7), _EvalData(cls, n_documents=1)
-        result = data.run()
-        for of, found in ((data, result), (data, data.run(factor=0.0)), (one_token, one_token.run())):
-            _check_result(of, found)
-        for sizes in ([1] * data.n, [data.n - 9, 9]):
-            _require_same_scores(result, data.run(sizes), f"serving {len(sizes)} batches")
-        _require_same_scores(result, data.run(dense=True), "a plain tensor of latents instead of an active set")
-        _require_same_scores(result, data.run(meanwhile=one_token.run), "another instance at work meanwhile")
+        _require(isinstance(getattr(cls, "version", None), str), 'it declares no version; write version = "1"')
+        if issubclass(cls, Task):
+            _check_token_task(cls)
+        elif issubclass(cls, LatentTask):
+            _check_latent_task(cls)
+        else:
+            raise AssertionError("it is neither a Task nor a LatentTask")
     except AssertionError as error:
         raise AssertionError(f'task "{name}": {error}') from error
 
 
-def _check_metrics(cls: type[Task]) -> None:
-    _require(isinstance(getattr(cls, "version", None), str), 'it declares no version; write version = "1"')
-    metrics = getattr(cls, "metrics", ())
+def _check_token_task(cls: type[Task]) -> None:
+    data, one_token = _EvalData(cls, n_documents=7), _EvalData(cls, n_documents=1)
+    _check_metrics(cls)
+    result = data.run()
+    for of, found in ((data, result), (data, data.run(factor=0.0)), (one_token, one_token.run())):
+        _check_result(cls, found, {"by_document": of.setting.n_documents, "per_latent": of.setting.sae.config.d_sae})
+    for sizes in ([1] * data.n, [data.n - 9, 9]):
+        _require_same_scores(result, data.run(sizes), f"serving {len(sizes)} batches")
+    _require_same_scores(result, data.run(dense=True), "a plain tensor of latents instead of an active set")
+    _require_same_scores(result, data.run(meanwhile=one_token.run), "another instance at work meanwhile")
+
+
+def _check_latent_task(cls: type[LatentTask]) -> None:
+    scorers = [Metric(name, "up", "", "the score of a scorer") for name in ("one", "other")]
+
+    def run(latents: Sequence[JudgedLatent], meanwhile: Callable[[], object] = lambda: None) -> Result:
+        task = cls(scorers)
+        _check_metrics(task)
+        meanwhile()
+        for latent in latents:
+            task.update(latent)
+        result = task.finish()
+        _check_result(task, result, {})
+        return result
+
+    scored = [JudgedLatent(i, {"one": i / 10, "other": 0.5}, {}, {}) for i in (3, 5, 8)]
+    unscored = JudgedLatent(9, {"one": None, "other": 0.25}, {"one": "too few examples"}, {"refusal": 2})
+    result = run([*scored, unscored])
+    for latents in ([], [unscored], scored[:1]):
+        run(latents)
+    _require_same_scores(result, run([unscored, *scored[::-1]]), "another order of latents")
+    _require_same_scores(result, run([*scored, unscored], lambda: run(scored)), "another instance at work meanwhile")
+
+
+def _check_metrics(task: BaseTask | type[BaseTask]) -> None:
+    metrics = getattr(task, "metrics", ())
     _require(bool(metrics) and all(isinstance(metric, Metric) for metric in metrics), "it declares no metrics")
     names = [metric.name for metric in metrics]
     _require(len(set(names)) == len(names), f"it declares a metric twice: {names}")
 
 
-def _check_result(data: "_EvalData", result: Result) -> None:
-    declared, found = {metric.name for metric in data.cls.metrics}, set(result.scores)
+def _check_result(task: BaseTask | type[BaseTask], result: Result, lengths: Mapping[str, int]) -> None:
+    """`lengths` of the values in a table of the result."""
+    declared, found = {metric.name for metric in task.metrics}, set(result.scores)
     _require(found == declared, f"finish() lacks {declared - found or 'nothing'}, adds {found - declared or 'nothing'}")
     for name, score in result.scores.items():
         _require(score.value is not None or bool(score.note), f"{name} is None without a note; say why it is undefined")
         for number in (score.value, score.stderr):
             _require(number is None or math.isfinite(number), f"{name} is {score}; what cannot be had is None")
-    lengths = {"by_document": data.setting.n_documents, "per_latent": data.setting.sae.config.d_sae}
-    for kind, length in lengths.items():
-        for name, values in getattr(result, kind).items():
-            _require(len(values) == length, f"{kind}[{name!r}] has {len(values)} values instead of {length}")
+    for table, length in lengths.items():
+        for name, values in getattr(result, table).items():
+            _require(len(values) == length, f"{table}[{name!r}] has {len(values)} values instead of {length}")
     try:
         json.dumps(asdict(result), allow_nan=False)
     except (TypeError, ValueError) as error:

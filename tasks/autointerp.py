@@ -2,15 +2,16 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from sae_bench import EvalBatch, EvalSetting, JudgedLatent, Metric, Result, Score, Task, mean_stderr, register_task
+from sae_bench import JudgedLatent, LatentTask, Metric, Result, Score, mean_stderr, register_task
 
 
 @register_task("autointerp")
-class AutoInterp(Task):
+class AutoInterp(LatentTask):
     """Mean score of a seeded sample of latents that fire (docs/autointerp.md).
 
     For each of them an explainer sees excerpts in which it fires and says in a sentence what they share. A judge then
@@ -21,25 +22,13 @@ class AutoInterp(Task):
     """
 
     version = "1"
-    needs_latents = True
-    metrics = (
-        Metric(
-            "detection", "up", "", "balanced accuracy: is this excerpt one that the latent fires in?", headline=True
-        ),
-        Metric("fuzzing", "up", "", "balanced accuracy: are the marked tokens those it fires on?", headline=True),
-        Metric("simulation", "up", "", "Pearson correlation of predicted and true activations", headline=True),
-        Metric(
-            "saebench_detection", "up", "", "plain accuracy over 14 excerpts; naming none scores .714", headline=True
-        ),
-    )
 
-    def start(self, setting: EvalSetting) -> None:
+    def __init__(self, scorers: Sequence[Metric]) -> None:
+        super().__init__(scorers)
+        self.metrics = scorers
         self.latents: list[JudgedLatent] = []
 
-    def update(self, batch: EvalBatch) -> None:
-        pass
-
-    def judged(self, latent: JudgedLatent) -> None:
+    def update(self, latent: JudgedLatent) -> None:
         self.latents.append(latent)
 
     def finish(self) -> Result:

@@ -60,7 +60,9 @@ def test_documented_commands_are_ones_that_the_command_line_takes():
 
 
 def test_every_metric_has_its_formula():
-    from sae_bench import TASKS
+    from sae_bench import SCORERS, TASKS
+    from sae_bench.evaluation.task import token_tasks
 
     text = (ROOT / "docs" / "formulas.md").read_text()
-    assert [metric.name for task in TASKS for metric in TASKS[task].metrics if f"`{metric.name}`" not in text] == []
+    names = [metric.name for task in token_tasks(TASKS).values() for metric in task.metrics] + list(SCORERS)
+    assert [name for name in names if f"`{name}`" not in text] == []

@@ -8,7 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from sae_bench import ARCHITECTURES, TASKS, Loss, Metric, Result, Score, SparseAutoencoder, Task, active_per_token
+from sae_bench import (
+    ARCHITECTURES,
+    TASKS,
+    LatentTask,
+    Loss,
+    Metric,
+    Result,
+    Score,
+    SparseAutoencoder,
+    Task,
+    active_per_token,
+)
+from sae_bench.evaluation.task import BaseTask
 from sae_bench.testing import check_architecture, check_task
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -275,6 +287,58 @@ class Unversioned(Task):
     start = update = finish = MeanOfBatches.finish
 
 
+class MeanOfScores(LatentTask):
+    """Sound: the mean over the latents that the first scorer has scored."""
+
+    version = "1"
+    metrics = (Metric("mean", "up", "", "mean score"),)
+
+    def __init__(self, scorers):
+        super().__init__(scorers)
+        self.values = []
+
+    def update(self, latent):
+        self.values.append(latent.scores[self.scorers[0].name])
+
+    def finish(self):
+        found = [value for value in self.values if value is not None]
+        if not found:
+            return Result({"mean": Score(None, None, 0, note="nothing scored")})
+        return Result({"mean": Score(sum(found) / len(found), None, len(found))})
+
+
+class NothingIsNaN(MeanOfScores):
+    def finish(self):
+        found = [value for value in self.values if value is not None] or [float("nan")]
+        return Result({"mean": Score(sum(found) / len(found), None, len(found))})
+
+
+class LastLatent(MeanOfScores):
+    def finish(self):
+        return Result({"mean": Score(self.values[-1] or 0.0 if self.values else 0.0, None, 1)})
+
+
+class SharedLatents(MeanOfScores):
+    values: list = []  # noqa: RUF012
+
+    def __init__(self, scorers):
+        self.scorers = scorers
+
+
+class NoMetrics(MeanOfScores):
+    metrics = ()
+
+
+class NeitherKind(BaseTask):
+    version, metrics = "1", MeanOfScores.metrics
+    finish = MeanOfScores.finish
+
+
+def test_a_sound_task_about_latents_passes() -> None:
+    TASKS.register("under_test")(MeanOfScores)
+    check_task("under_test")
+
+
 BROKEN_TASKS = {
     MissingScore: "lacks {'l0'}",
     NotANumber: "what cannot be had is None",
@@ -285,6 +349,11 @@ BROKEN_TASKS = {
     NotJSON: "no JSON",
     WrongLength: "2 values instead of 24",
     Unversioned: "declares no version",
+    NothingIsNaN: "what cannot be had is None",
+    LastLatent: "another order of latents turns mean's value",
+    SharedLatents: "turns mean's",
+    NoMetrics: "declares no metrics",
+    NeitherKind: "neither a Task nor a LatentTask",
 }
 
 

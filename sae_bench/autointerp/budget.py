@@ -8,7 +8,7 @@ from pathlib import Path
 from sae_bench.autointerp.settings import Budget
 from sae_bench.errors import UserError
 
-OWN = Path(__file__).with_name("prices.toml")
+PRICES = Path(__file__).with_name("prices.toml")
 
 CHARACTERS_PER_TOKEN = 3.0
 """For estimates, on the low side: a budget shall hold before the first answer says how many tokens a prompt has."""
@@ -43,18 +43,22 @@ class Usage:
         return self.prompt_tokens + self.completion_tokens
 
 
+def _add(by_model: dict[str, Usage], model: str, usage: Usage) -> None:
+    by_model[model] = by_model.get(model, Usage()) + usage
+
+
 def estimated_tokens(text: str) -> int:
     return round(len(text) / CHARACTERS_PER_TOKEN)
 
 
-def load_prices(own: str | None) -> dict[str, Price]:
+def load_prices(users: str | None) -> dict[str, Price]:
     """The prices that come along, and those of the user's file over them.
 
     Raises:
         UserError: the file cannot be read or is of another form.
     """
     prices: dict[str, Price] = {}
-    for path in (OWN, *([Path(own)] if own else [])):
+    for path in (PRICES, *([Path(users)] if users else [])):
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
             prices |= {name: Price(float(row["input"]), float(row["output"])) for name, row in table.items()}
@@ -69,7 +73,7 @@ def load_prices(own: str | None) -> dict[str, Price]:
 
 
 @dataclass
-class Meter:
+class Spending:
     """What a command has spent on its judges, and what it may spend.
 
     A request reserves the most that it can cost before it is sent, so that requests under way together keep the budget.
@@ -90,7 +94,7 @@ class Meter:
 
     def reserve(self, model: str, usage: Usage) -> bool:
         """Set aside what a request may cost; False if the budget does not have it."""
-        self._add(self.reserved, model, usage)
+        _add(self.reserved, model, usage)
         used = [self.spent.get(name, Usage()) + held for name, held in self.reserved.items()]
         tokens = sum(usage.tokens for usage in used)
         over = self.budget.tokens is not None and tokens > self.budget.tokens
@@ -102,15 +106,30 @@ class Meter:
         return not over
 
     def release(self, model: str, reserved: Usage, used: Usage | None = None) -> None:
-        """Give back what was set aside, and book what was used."""
+        """Give back what was set aside, and count what was used."""
         self.reserved[model] -= reserved
-        self._add(self.spent, model, used or Usage())
+        _add(self.spent, model, used or Usage())
 
-    @staticmethod
-    def _add(books: dict[str, Usage], model: str, usage: Usage) -> None:
-        books[model] = books.get(model, Usage()) + usage
+    def dollars(self, by_model: Mapping[str, Usage]) -> float | None:
+        """What this usage of some models costs; None if a price is not known."""
+        if by_model.keys() - self.prices.keys():
+            return None
+        return sum(self.prices[model].of(usage) for model, usage in by_model.items())
 
-    def dollars(self, model: str, usage: Usage) -> float | None:
-        """What this usage costs; None if nobody said."""
-        price = self.prices.get(model)
-        return None if price is None else price.of(usage)
+
+@dataclass
+class Tally:
+    """What some answers took: all of them, and how many came out of the cache."""
+
+    by_model: dict[str, Usage] = field(default_factory=dict)
+    n_calls: int = 0
+    n_cached: int = 0
+
+    def add(self, model: str, usage: Usage, *, cached: bool = False) -> None:
+        _add(self.by_model, model, usage)
+        self.n_calls += 1
+        self.n_cached += cached
+
+    @property
+    def total(self) -> Usage:
+        return sum(self.by_model.values(), Usage())

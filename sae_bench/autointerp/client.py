@@ -1,4 +1,4 @@
-"""A language model that judges, behind any endpoint that speaks OpenAI's chat completions.
+"""The client of the language models that explain and judge, behind any endpoint that speaks OpenAI's chat completions.
 
 A call goes through the cache, the budget, a limit on how many are under way, and the `openai` client, which tries
 again with growing pauses after 429, 5xx, lost connections and time-outs. What comes back is an `Answer`: a value of
@@ -11,29 +11,24 @@ later ones to that endpoint.
 """
 
 import asyncio
-import hashlib
-import json
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import openai
 from openai.types.chat import ChatCompletion
 
-from sae_bench.autointerp.budget import Meter, Usage, estimated_tokens
+from sae_bench.autointerp.budget import Spending, Usage, estimated_tokens
+from sae_bench.autointerp.calls import Answer, Call, Endpoint
 from sae_bench.autointerp.parse import Unreadable
-from sae_bench.autointerp.prompt import Message
 from sae_bench.errors import one_line
 from sae_bench.records.files import Damaged, read_sealed, write_sealed
 from sae_bench.records.redact import redact
 
 log = logging.getLogger(__name__)
 
-OPENAI = "https://api.openai.com/v1"
 MAX_RETRIES = 4
 GIVE_UP_AFTER = 20
 """Calls in a row that no answer came to, after which the rest are not tried."""
@@ -45,81 +40,15 @@ _OPTIONAL = {"response_format": ("response_format",), "logprobs": ("logprobs", "
              "temperature": ("temperature",)}  # fmt: skip
 
 
-class JudgeUnusable(Exception):
-    """The endpoint refuses every call: a wrong key, model or address."""
+class EndpointUnusable(Exception):
+    """An endpoint refuses every call: a wrong key, model or address."""
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a judge is and what it is called."""
-
-    model: str
-    base_url: str
-
-    @property
-    def key(self) -> str | None:
-        """The key, from the environment: OpenAI's is sent to OpenAI alone."""
-        return os.environ.get("OPENAI_API_KEY" if self.base_url == OPENAI else "JUDGE_API_KEY")
-
-
-@dataclass(frozen=True)
-class Call:
-    """What is asked. `read` makes a value of the answer's text, or raises Unreadable.
-
-    `read_cut` does so where the answer was cut off at its limit; None: such an answer is a failure.
-    """
-
-    endpoint: Endpoint
-    messages: Sequence[Message]
-    schema: Mapping[str, Any]
-    max_tokens: int
-    read: Callable[[str], Any]
-    read_cut: Callable[[str], Any] | None = None
-    logprobs: bool = False
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        own = self.endpoint.base_url == OPENAI
-        schema = {"name": "answer", "strict": True, "schema": self.schema}
-        return {
-            "max_completion_tokens" if own else "max_tokens": self.max_tokens,
-            "temperature": 0,
-            "seed": 0,
-            "response_format": {"type": "json_schema", "json_schema": schema},
-            **({"logprobs": True, "top_logprobs": 12} if self.logprobs else {}),
-        }
-
-    @property
-    def digest(self) -> str:
-        """What the cache knows it by: endpoint, model, messages and parameters."""
-        asked = [self.endpoint.base_url, self.endpoint.model, list(self.messages), self.parameters]
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def most(self) -> Usage:
-        """The most that it should cost."""
-        return Usage(estimated_tokens("".join(message["content"] for message in self.messages)), self.max_tokens)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back: `value`, or None and what is counted as the reason. `tokens` are those with log-probabilities."""
-
-    value: Any
-    text: str | None
-    failure: str | None
-    usage: Usage
-    cached: bool = False
-    cut: bool = False
-    """Whether it was cut off at its limit, and `value` is what could be read of it."""
-    tokens: Sequence[tuple[str, Mapping[str, float]]] = field(default=())
-
-
-class Judge:
+class Client:
     """Asks; see the module. Use within one event loop, and `close` at the end."""
 
-    def __init__(self, cache: Path, meter: Meter, *, concurrency: int, timeout: float) -> None:
-        self.cache, self.meter = cache, meter
+    def __init__(self, cache: Path, spending: Spending, *, concurrency: int, timeout: float) -> None:
+        self.cache, self.spending = cache, spending
         self._slots = asyncio.Semaphore(concurrency)
         self._timeout = timeout
         self._clients: dict[str, openai.AsyncOpenAI] = {}
@@ -130,20 +59,20 @@ class Judge:
         """The answer, from the cache or from the endpoint.
 
         Raises:
-            JudgeUnusable: the endpoint refuses every call.
+            EndpointUnusable: the endpoint refuses every call.
         """
         if (kept := self._kept(call)) is not None:
             return kept
         async with self._slots:
             if self._n_lost >= GIVE_UP_AFTER:
                 return Answer(None, None, "gave_up", Usage())
-            if not self.meter.reserve(call.endpoint.model, call.most):
+            if not self.spending.reserve(call.endpoint.model, call.most):
                 return Answer(None, None, "budget", Usage())
             answer = Answer(None, None, "connection", Usage())
             try:
                 answer = await self._send(call)
             finally:
-                self.meter.release(call.endpoint.model, call.most, answer.usage)
+                self.spending.release(call.endpoint.model, call.most, answer.usage)
             lost = answer.failure in TRANSIENT
             self._n_lost = self._n_lost + 1 if lost else 0
             if answer.failure is None:
@@ -154,7 +83,7 @@ class Judge:
         try:
             completion = await self._complete(call)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-            raise JudgeUnusable(f"{call.endpoint.model}: {_said(error)}") from None
+            raise EndpointUnusable(f"{call.endpoint.model}: {_said(error)}") from None
         except openai.APITimeoutError:
             return Answer(None, None, "timeout", Usage())
         except openai.APIConnectionError:
@@ -176,7 +105,7 @@ class Judge:
             # Plain dictionaries all the way: the client's types for messages say no more than Message does.
             create: Any = self._client(call.endpoint).chat.completions.create
             try:
-                return await create(model=call.endpoint.model, messages=list(call.messages), **parameters)
+                return await create(model=call.endpoint.model, messages=list(call.question.messages), **parameters)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 refused = _refused(f"{error} {error.response.text}", parameters)
                 if not refused:
@@ -188,7 +117,7 @@ class Judge:
         if endpoint.base_url not in self._clients:
             self._clients[endpoint.base_url] = openai.AsyncOpenAI(
                 base_url=endpoint.base_url,
-                api_key=endpoint.key or "none",
+                api_key=endpoint.api_key or "none",
                 timeout=self._timeout,
                 max_retries=MAX_RETRIES,
             )
@@ -233,7 +162,7 @@ def _refused(complaint: str, parameters: Mapping[str, Any]) -> set[str]:
 
 
 def _read(call: Call, content: Mapping[str, Any], *, cached: bool) -> Answer:
-    read = call.read_cut if content["cut"] else call.read
+    read = call.question.read_cut if content["cut"] else call.question.read
     if read is None:
         raise Unreadable("length", "cut off at its limit")
     tokens = [(token, likely) for token, likely in content["tokens"]]
@@ -255,7 +184,7 @@ def _answer(call: Call, completion: Any) -> Answer:
     if choice.message.refusal or choice.finish_reason == "content_filter":
         return Answer(None, redact(choice.message.refusal or text), "refusal", usage)
     cut = choice.finish_reason == "length"
-    read = call.read_cut if cut else call.read
+    read = call.question.read_cut if cut else call.question.read
     if read is None:
         return Answer(None, text, "length", usage)
     try:

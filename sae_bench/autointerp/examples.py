@@ -1,4 +1,4 @@
-"""Excerpts: the short pieces of text in which a latent is shown, and which of them is shown to whom.
+"""Examples of a latent: short excerpts of text with its activations, and which of them is shown to whom.
 
 A context is cut into excerpts of at most `EXCERPT_TOKENS` tokens behind its BOS, which belongs to none. Of every latent
 there are kept
@@ -8,13 +8,13 @@ there are kept
     silent   a uniform sample of the excerpts in which it does not fire on any token: checked, not assumed
     hard     silent ones that activate similar latents (on request)
 
-`allot` deals them out: an excerpt is either for explaining or for scoring, never both.
+`assign_uses` says what each is for: explaining or scoring, never both.
 """
 
 import hashlib
-import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from random import Random
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -39,10 +39,15 @@ MIN_FIRED = 15
 Kind = Literal["top", "decile", "silent", "hard"]
 Use = Literal["explain", "score"]
 
+KEPT: dict[Kind, tuple[int, bool]] = {
+    "top": (N_TOP, True), "decile": (N_FIRING, True), "silent": (N_SILENT, False), "hard": (N_HARD, False),
+}  # fmt: skip
+"""Of every latent so many excerpts of each kind, and whether it fires in them: its activations are then kept too."""
+
 
 @dataclass(frozen=True)
-class Excerpt:
-    """A piece of text as one latent sees it."""
+class Example:
+    """An excerpt as one latent sees it."""
 
     kind: Kind
     use: Use
@@ -64,54 +69,73 @@ class Excerpt:
         return asdict(self) | {"tokens": list(self.tokens), "activations": list(self.activations)}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Excerpt":
+    def from_json(cls, content: dict[str, Any]) -> "Example":
         return cls(**content | {"tokens": tuple(content["tokens"]), "activations": tuple(content["activations"])})
 
 
-def allot(top: Sequence[Excerpt], firing: Sequence[Excerpt], silent: Sequence[Excerpt], draw: random.Random,
-          hard: Sequence[Excerpt] = ()) -> list[Excerpt]:  # fmt: skip
-    """Deal excerpts out to explaining and scoring.
+@dataclass(frozen=True)
+class LatentExamples:
+    """A latent by its examples, numbered as in its file, and its highest activation anywhere."""
 
-    Scoring gets at most half of the firing ones, so that a latent which fires in few excerpts can still be explained.
-    A text that the corpus holds twice is one excerpt: it must not explain and then score.
+    sae: str
+    latent: int
+    maximum: float
+    examples: Sequence[Example]
+
+    def random(self, *purpose: object) -> Random:
+        """Random numbers that are the same for this latent and purpose always."""
+        return seeded_random(self.sae, self.latent, *purpose)
+
+    def scoring(self, *kinds: str) -> list[int]:
+        """Numbers of the examples of these kinds that are for scoring."""
+        return [i for i, one in enumerate(self.examples) if one.use == "score" and one.kind in kinds]
+
+
+def assign_uses(top: Sequence[Example], firing: Sequence[Example], silent: Sequence[Example], random: Random,
+                hard: Sequence[Example] = ()) -> list[Example]:  # fmt: skip
+    """Divide examples between explaining and scoring.
+
+    Scoring gets at most half of the firing ones, so that a latent which fires in few examples can still be explained.
+    A text that the corpus holds twice is one example: it must not explain and then score.
     """
-    top = list({excerpt.tokens: excerpt for excerpt in reversed(top)}.values())[::-1]
-    by_peak = sorted({excerpt.tokens: excerpt for excerpt in firing}.values(), key=lambda excerpt: excerpt.peak)
-    deciles: list[list[Excerpt]] = [[] for _ in range(N_DECILES)]
-    for rank, excerpt in enumerate(by_peak):
-        deciles[rank * N_DECILES // len(by_peak)].append(replace(excerpt, decile=rank * N_DECILES // len(by_peak) + 1))
+    top = list({example.tokens: example for example in reversed(top)}.values())[::-1]
+    by_peak = sorted({example.tokens: example for example in firing}.values(), key=lambda example: example.peak)
+    deciles: list[list[Example]] = [[] for _ in range(N_DECILES)]
+    for rank, example in enumerate(by_peak):
+        deciles[rank * N_DECILES // len(by_peak)].append(replace(example, decile=rank * N_DECILES // len(by_peak) + 1))
     for members in deciles:
-        draw.shuffle(members)
-    content = {excerpt.tokens for excerpt in (*top, *firing)}
-    scored = _deal(deciles, SCORED_PER_DECILE, len(content) // 2, "score", draw)
-    taken = {excerpt.tokens for excerpt in scored}
-    free = [excerpt for excerpt in top if excerpt.tokens not in taken]
+        random.shuffle(members)
+    content = {example.tokens for example in (*top, *firing)}
+    scored = _from_deciles(deciles, SCORED_PER_DECILE, len(content) // 2, "score", random)
+    taken = {example.tokens for example in scored}
+    free = [example for example in top if example.tokens not in taken]
     n_scored = min(N_TOP_SCORED, len(free) // 3)
-    for excerpt in draw.sample(free, n_scored):
-        scored.append(replace(excerpt, use="score"))
-        free.remove(excerpt)
-    explained = [replace(excerpt, use="explain") for excerpt in free[: N_TOP - N_TOP_SCORED]]
-    taken |= {excerpt.tokens for excerpt in (*scored, *explained)}
+    for example in random.sample(free, n_scored):
+        scored.append(replace(example, use="score"))
+        free.remove(example)
+    explained = [replace(example, use="explain") for example in free[: N_TOP - N_TOP_SCORED]]
+    taken |= {example.tokens for example in (*scored, *explained)}
     left = [[one for one in members if one.tokens not in taken] for members in deciles]
-    explained += _deal(left, EXPLAINED_PER_DECILE, N_DECILES, "explain", draw)
+    explained += _from_deciles(left, EXPLAINED_PER_DECILE, N_DECILES, "explain", random)
     n_silent = N_SILENT - min(len(hard), N_HARD)
     return [*explained, *scored, *(replace(one, use="score") for one in (*silent[:n_silent], *hard[:N_HARD]))]
 
 
-def _deal(deciles: list[list[Excerpt]], each: int, at_most: int, use: Use, draw: random.Random) -> list[Excerpt]:
+def _from_deciles(deciles: list[list[Example]], each: int, at_most: int, use: Use, random: Random) -> list[Example]:
     """Up to `each` of every decile, and `at_most` in all, taken from the deciles in turn."""
-    turns = [excerpt for turn in range(each) for members in _shuffled(deciles, draw) for excerpt in members[turn:][:1]]
-    return [replace(excerpt, use=use) for excerpt in turns[:at_most]]
+    turns = [
+        replace(example, use=use)
+        for turn in range(each)
+        for members in random.sample(deciles, len(deciles))
+        for example in members[turn:][:1]
+    ]
+    return turns[:at_most]
 
 
-def _shuffled(deciles: list[list[Excerpt]], draw: random.Random) -> list[list[Excerpt]]:
-    return draw.sample(deciles, len(deciles))
-
-
-def drawer(*parts: object) -> random.Random:
-    """Random draws that depend on `parts` and on nothing else, in every process and on every machine."""
+def seeded_random(*parts: object) -> Random:
+    """Random numbers that depend on `parts` and on nothing else, in every process and on every machine."""
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
-    return random.Random(int.from_bytes(digest[:8], "little"))
+    return Random(int.from_bytes(digest[:8], "little"))
 
 
 class Pieces:

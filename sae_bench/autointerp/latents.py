@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_bench.autointerp.examples import Excerpt, Pieces
-from sae_bench.autointerp.sample import Collection, Found, Subject
+from sae_bench.autointerp.examples import Example, LatentExamples, Pieces
+from sae_bench.autointerp.sample import CollectedLatent, Collection, Subject
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.records.files import Damaged, read_sealed, write_sealed
@@ -24,7 +24,7 @@ RESIDUAL_SITES = ("resid_post", "mlp_out")
 
 ROWS_AT_ONCE = 64
 
-Latent = dict[str, Any]
+LatentFile = dict[str, Any]
 """The content of a latent's file."""
 
 
@@ -55,7 +55,7 @@ def write_latents(
     )
 
 
-def read_latents(folder: RunFolder, sae_id: str, settings: Mapping[str, Any]) -> list[Latent] | None:
+def read_latents(folder: RunFolder, sae_id: str, settings: Mapping[str, Any]) -> list[LatentFile] | None:
     """An SAE's latents, if they were collected by these settings and are whole."""
     collection = folder.collection(sae_id)
     if collection is None or collection["settings"] != settings:
@@ -66,7 +66,7 @@ def read_latents(folder: RunFolder, sae_id: str, settings: Mapping[str, Any]) ->
         return None
 
 
-def latent_json(sae_id: str, found: Found, n_tokens: int, logits: Mapping[str, Any] | None) -> Latent:
+def latent_json(sae_id: str, found: CollectedLatent, n_tokens: int, logits: Mapping[str, Any] | None) -> LatentFile:
     """A latent that nobody has judged."""
     return {
         "sae": sae_id,
@@ -76,7 +76,7 @@ def latent_json(sae_id: str, found: Found, n_tokens: int, logits: Mapping[str, A
         "max": found.maximum,
         "histogram": {"edges": found.edges, "counts": found.counts},
         "logits": logits,
-        "examples": [excerpt.to_json() for excerpt in found.excerpts],
+        "examples": [example.to_json() for example in found.examples],
         "explanation": None,
         "explainer": None,
         "answers": [],
@@ -85,8 +85,9 @@ def latent_json(sae_id: str, found: Found, n_tokens: int, logits: Mapping[str, A
     }
 
 
-def excerpts_of(latent: Latent) -> list[Excerpt]:
-    return [Excerpt.from_json(example) for example in latent["examples"]]
+def examples_of(latent: LatentFile) -> LatentExamples:
+    examples = [Example.from_json(example) for example in latent["examples"]]
+    return LatentExamples(latent["sae"], latent["latent"], latent["max"], examples)
 
 
 @torch.no_grad()

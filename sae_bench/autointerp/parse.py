@@ -107,7 +107,7 @@ def _boolean(value: Any) -> bool:
     return word in _TRUE
 
 
-def read_verdict(text: str, identifier: str) -> dict[str, bool]:
+def read_boolean(text: str, identifier: str) -> dict[str, bool]:
     """The answer about one excerpt: {"identifier": true or false}, or that word by itself on the first line.
 
     Reasons may follow on other lines. A word at the head of a sentence is no answer: an excerpt that is said back may
@@ -131,8 +131,8 @@ def read_verdict(text: str, identifier: str) -> dict[str, bool]:
         return {identifier: _boolean(words[0])}
 
 
-def cut_verdict(text: str, identifier: str) -> dict[str, bool]:
-    """`read_verdict` of an answer that was cut off among its reasons.
+def read_cut_boolean(text: str, identifier: str) -> dict[str, bool]:
+    """`read_boolean` of an answer that was cut off among its reasons.
 
     Raises:
         Unreadable: it is cut off before its first line is whole, or there is no answer in it.
@@ -141,25 +141,9 @@ def cut_verdict(text: str, identifier: str) -> dict[str, bool]:
     if not newline:
         raise Unreadable("length", "cut off within its first line")
     try:
-        return read_verdict(whole, identifier)
+        return read_boolean(whole, identifier)
     except Unreadable as error:
         raise Unreadable("length" if error.kind == "unparsable" else error.kind, str(error)) from None
-
-
-def subset(identifiers: Sequence[str]) -> Callable[[dict[str, Any]], dict[str, bool]]:
-    """The shape {"active": [some identifiers]}."""
-
-    def shape(content: dict[str, Any]) -> dict[str, bool]:
-        named = content.get("active")
-        if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-            raise Unreadable("unparsable", 'no list "active"')
-        if len(set(named)) < len(named):
-            raise Unreadable("duplicate", "an identifier stands there twice")
-        if not set(named) <= set(identifiers):
-            raise Unreadable("wrong_length", "an identifier that was not given")
-        return {name: name in named for name in identifiers}
-
-    return shape
 
 
 def whole_sentence(text: str) -> str:
@@ -173,22 +157,6 @@ def whole_sentence(text: str) -> str:
     if match is None or is_refusal(plain):
         raise Unreadable("length", "cut off within its first sentence")
     return match[0]
-
-
-def strengths(n: int) -> Callable[[dict[str, Any]], list[float]]:
-    """The shape {"strengths": [n numbers from 0 to 10]}."""
-
-    def shape(content: dict[str, Any]) -> list[float]:
-        values = content.get("strengths")
-        if not isinstance(values, list) or not all(
-            isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 10 for value in values
-        ):
-            raise Unreadable("unparsable", 'no list "strengths" of numbers from 0 to 10')
-        if len(values) != n:
-            raise Unreadable("wrong_length", f"{len(values)} strengths for {n} tokens")
-        return [float(value) for value in values]
-
-    return shape
 
 
 def sentence(longest: int = 400) -> Callable[[dict[str, Any]], str]:

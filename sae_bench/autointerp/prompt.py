@@ -1,8 +1,9 @@
-"""What the judge is told: one file a prompt, with a version, hashed into every record.
+"""What a language model is told: a prompt has a version, and is hashed into every record.
 
-A prompt has a system and a user part; some have another user part, for a question about one excerpt alone. It may have
-examples: small models do as they see it done. These stand before the question as turns of the conversation, in a prompt
-with two user parts only before a question about one excerpt.
+It is written as text, in the file of who asks it: "version 1", then a part `--- system` and a part `--- user`. It may
+have another user part, `--- one`, for a question about one excerpt alone, and demonstrations, `--- example` and
+`--- answer`: small models do as they see it done. These stand before the question as turns of the conversation, in a
+prompt with two user parts only before a question about one excerpt. What stands in double braces is filled in.
 
 What was read from a corpus or answered by a model stands in a prompt only as JSON, between marks that no text can hold
 because they are drawn from a hash of that text: a corpus can neither end its quotation nor name another excerpt.
@@ -14,13 +15,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from sae_bench.autointerp.examples import drawer
+from sae_bench.autointerp.examples import seeded_random
+from sae_bench.errors import UserError, did_you_mean, one_line
 
-FOLDER = Path(__file__).with_name("prompts")
 _CONTROL = re.compile(r"<|\uff5c|\[(?=/?[A-Z_]{3,}\])")
 _ALPHABET = "bcdfghjkmnpqrstvwxz23456789"  # no vowels: an identifier is no word
 
@@ -29,35 +28,46 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt's file."""
+    """A prompt, taken apart."""
 
-    name: str
     version: str
     sha256: str
     system: str
     user: str
     one: str | None = None
     """The user part where only one excerpt is asked about."""
-    examples: tuple[tuple[str, str], ...] = ()
+    demonstrations: tuple[tuple[str, str], ...] = ()
     """Data and answer of each."""
 
-    @staticmethod
-    @cache
-    def load(name: str) -> "Prompt":
-        content = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
-        first, *rest = re.split(r"^--- (\w+)\n", content, flags=re.MULTILINE)
-        parts: dict[str, list[str]] = {}
-        for title, text in zip(rest[::2], rest[1::2], strict=True):
-            parts.setdefault(title, []).append(text.strip())
-        (system,), (user,), one = parts["system"], parts["user"], parts.get("one")
-        examples = zip(parts.get("example", ()), parts.get("answer", ()), strict=True)
-        digest = hashlib.sha256(content.encode()).hexdigest()
-        return Prompt(name, first.split()[1], digest, system, user, one[0] if one else None, tuple(examples))
+    @classmethod
+    def parse(cls, text: str) -> "Prompt":
+        """Take apart what the module describes.
+
+        Raises:
+            UserError: a part is missing or unknown, or stands there too often.
+        """
+        first, *rest = re.split(r"^--- (\w+)\n", text, flags=re.MULTILINE)
+        parts: dict[str, list[str]] = {"system": [], "user": [], "one": [], "example": [], "answer": []}
+        for title, part in zip(rest[::2], rest[1::2], strict=True):
+            if title not in parts:
+                raise UserError(f'prompt: unknown part "--- {title}"{did_you_mean(title, parts)}')
+            parts[title].append(part.strip())
+        n_system, n_user, n_one, n_examples, n_answers = map(len, parts.values())
+        whole = (n_system, n_user, n_examples) == (1, 1, n_answers) and n_one <= 1
+        if not whole or not re.fullmatch(r"version \S+\s*", first):
+            raise UserError(
+                f'prompt "{one_line(text)[:40]}...": write "version 1", one part "--- system", one "--- user", at most '
+                'one "--- one", and an "--- answer" for every "--- example"'
+            )
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        one = parts["one"][0] if parts["one"] else None
+        demonstrations = tuple(zip(parts["example"], parts["answer"], strict=True))
+        return cls(first.split()[1], digest, parts["system"][0], parts["user"][0], one, demonstrations)
 
     @property
     def text(self) -> str:
         """All that it says in words of our own."""
-        return "\n".join((self.system, self.user, self.one or "", *(answer for _, answer in self.examples)))
+        return "\n".join((self.system, self.user, self.one or "", *(answer for _, answer in self.demonstrations)))
 
     @property
     def identity(self) -> dict[str, str]:
@@ -65,17 +75,25 @@ class Prompt:
         return {"version": self.version, "sha256": self.sha256}
 
     def messages(self, data: Mapping[str, Any], *, one: bool = False, **words: object) -> list[Message]:
-        """The prompt with `data` quoted in it; `words` are our own and stand as they are."""
+        """The prompt with `data` quoted in it; `words` are our own and stand as they are.
+
+        Raises:
+            UserError: the prompt asks for a word that is not given.
+        """
         quoted = quote(data)
-        fence = "data-" + "".join(drawer("fence", self.sha256, quoted).choices(_ALPHABET, k=12))
+        fence = "data-" + "".join(seeded_random("fence", self.sha256, quoted).choices(_ALPHABET, k=12))
         values = {"fence": f"[{fence}]"} | {key: str(value) for key, value in words.items()}
 
         def filled(text: str, data: str = quoted) -> str:
-            return re.sub(r"\{\{(\w+)\}\}", lambda found: (values | {"data": data})[found[1]], text)
+            given = values | {"data": data}
+            for name in re.findall(r"\{\{(\w+)\}\}", text):
+                if name not in given:
+                    raise UserError(f"prompt: nothing is given for {{{{{name}}}}}{did_you_mean(name, given)}")
+            return re.sub(r"\{\{(\w+)\}\}", lambda found: given[found[1]], text)
 
         user = self.one if one and self.one else self.user
         turns = [("system", filled(self.system))]
-        for example, answer in self.examples if one or not self.one else ():
+        for example, answer in self.demonstrations if one or not self.one else ():
             turns += [("user", filled(user, example)), ("assistant", answer)]
         return [{"role": role, "content": content} for role, content in (*turns, ("user", filled(user)))]
 
@@ -92,10 +110,10 @@ def quote(data: Mapping[str, Any]) -> str:
 
 def identifiers(excerpts: Sequence[object]) -> list[str]:
     """A short name for each excerpt, drawn from a hash of them all: no excerpt can know its own or another's."""
-    draw = drawer("identifiers", json.dumps(excerpts))
+    random = seeded_random("identifiers", json.dumps(excerpts))
     names: list[str] = []
     while len(names) < len(excerpts):
-        name = "".join(draw.choices(_ALPHABET, k=3))
+        name = "".join(random.choices(_ALPHABET, k=3))
         if name not in names:
             names.append(name)
     return names

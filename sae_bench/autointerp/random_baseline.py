@@ -1,4 +1,4 @@
-"""What chance looks like: an SAE that was never trained, whose latents are explained and scored like any other's.
+"""The random baseline: an SAE that was never trained, whose latents are explained and scored like any other's.
 
 Its encoder and decoder are the random unit vectors that training starts from; on every token the k latents of highest
 pre-activation fire, k being the L0 that the trained ones were to have, measured from the site's mean activation: it
@@ -35,7 +35,7 @@ class RandomSAE(SparseAutoencoder):
         raise AssertionError("it is never trained")
 
     @torch.no_grad()
-    def centre(self, mean: Float[Tensor, "D"]) -> "RandomSAE":
+    def centre(self, mean: Float[Tensor, " D"]) -> "RandomSAE":
         """Measure from this mean; afterwards it takes raw activations."""
         self.requires_grad_(False)
         self.b_dec.copy_(mean)
@@ -43,7 +43,7 @@ class RandomSAE(SparseAutoencoder):
         return self
 
 
-def chance_plans(shapes: Iterable[tuple[SAEConfig, Site]]) -> dict[str, tuple[SAEConfig, Site]]:
+def random_baselines(shapes: Iterable[tuple[SAEConfig, Site]]) -> dict[str, tuple[SAEConfig, Site]]:
     """One random SAE for every site, width and L0 of some SAEs, by its name."""
     found: dict[str, tuple[SAEConfig, Site]] = {}
     for config, site in shapes:
@@ -53,7 +53,7 @@ def chance_plans(shapes: Iterable[tuple[SAEConfig, Site]]) -> dict[str, tuple[SA
     return found
 
 
-def describe_chance(name: str, config: SAEConfig, site: Site) -> dict[str, Any]:
+def describe_random(name: str, config: SAEConfig, site: Site) -> dict[str, Any]:
     """What a record says of it, in the form of a trained one's description."""
     digest = hashlib.sha256(json.dumps(["random", "1", config.model_dump(mode="json")], sort_keys=True).encode())
     return {

@@ -1,4 +1,4 @@
-"""Which excerpts of which latents to keep, in memory that does not grow: the K of lowest key, whatever the key is.
+"""Reservoirs: which excerpts of which latents to keep, in memory that does not grow. The K of lowest key stay.
 
 Minus the peak activation as a key keeps the top excerpts. A random key that depends on latent and excerpt alone keeps a
 uniform sample, the same one however the text was batched. Infinity keeps an excerpt out.
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-class Keeper:
+class Reservoir:
     """For each of N latents the K excerpts of lowest key seen so far, with the latent's activations if wanted."""
 
     def __init__(self, n_latents: int, n_kept: int, n_tokens: int, device: torch.device) -> None:
@@ -21,7 +21,7 @@ class Keeper:
         self.activations = torch.zeros(n_latents, n_kept, n_tokens, device=device)
 
     def add(
-        self, keys: Float[Tensor, "N W"], excerpt: Int[Tensor, "W"], activations: Float[Tensor, "N W L"] | None = None
+        self, keys: Float[Tensor, "N W"], excerpt: Int[Tensor, " W"], activations: Float[Tensor, "N W L"] | None = None
     ) -> None:
         """Take in a batch of excerpts, numbered `excerpt`."""
         n_kept = self.keys.shape[1]
@@ -51,7 +51,7 @@ class Keeper:
         return n_kept * (4 + 8 + 4 * n_tokens)
 
 
-def random_keys(latent: Int[Tensor, "N"], excerpt: Int[Tensor, "W"], salt: int) -> Float[Tensor, "N W"]:
+def random_keys(latent: Int[Tensor, " N"], excerpt: Int[Tensor, " W"], salt: int) -> Float[Tensor, "N W"]:
     """A number in [0, 1) for every latent and excerpt, a hash of the two and the salt."""
     mask = 0xFFFFFFFF
     h = (latent[:, None] * 0x9E3779B1 + excerpt * 0x85EBCA6B + salt * 0xC2B2AE35) & mask

@@ -2,7 +2,7 @@
 
 The language model runs over the interpretation tokens twice, for all SAEs at once. The first time it is counted how
 often each latent fires, for only those that fire `MIN_FIRED` times may be sampled, at random by a seed. The second time
-the excerpts of the sampled latents are gathered (`excerpts` says which). Memory does not grow with the tokens but for
+the examples of the sampled latents are collected (`examples` says which). Memory does not grow with the tokens but for
 the tokens themselves; `collection_bytes` says beforehand how much it will be.
 
 Shapes: N sampled latents, F = d_sae, n contexts of S tokens in a batch, E excerpts in a context, W = n E, L tokens in
@@ -18,18 +18,16 @@ from torch import Tensor
 
 from sae_bench.autointerp.examples import (
     EXCERPT_TOKENS,
+    KEPT,
     MIN_FIRED,
     N_FIRING,
-    N_HARD,
-    N_SILENT,
-    N_TOP,
-    Excerpt,
+    Example,
     Kind,
     Pieces,
-    allot,
-    drawer,
+    assign_uses,
+    seeded_random,
 )
-from sae_bench.autointerp.reservoir import Keeper, random_keys
+from sae_bench.autointerp.reservoir import Reservoir, random_keys
 from sae_bench.device import halved
 from sae_bench.evaluation.loop import Contexts
 from sae_bench.lm.model import LanguageModel
@@ -61,7 +59,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Found:
+class CollectedLatent:
     """What was collected of one latent."""
 
     latent: int
@@ -69,7 +67,7 @@ class Found:
     maximum: float
     edges: list[float]
     counts: list[int]
-    excerpts: list[Excerpt]
+    examples: list[Example]
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class Collection:
     """What was collected of one SAE: the sampled latents, and how many there were to sample from."""
 
     id: str
-    found: list[Found]
+    found: list[CollectedLatent]
     n_eligible: int
     n_tokens: int
 
@@ -93,20 +91,20 @@ def collect(
     hard: bool = False,
     seed: int = 0,
 ) -> Iterator[Collection]:
-    """Sample up to `n_latents` of every SAE and gather their excerpts; `hard` also gathers hard negatives.
+    """Sample up to `n_latents` of every SAE and collect their examples; `hard` also collects hard negatives.
 
     Where memory does not suffice a pass begins again with half as many contexts at a time.
     """
     size = contexts_at_once(stream.context_size, n_latents)
     while True:
         try:
-            gatherers = _passes(lm, stream, subjects, n_latents, size, progress, hard=hard, seed=seed)
+            collectors = _passes(lm, stream, subjects, n_latents, size, progress, hard=hard, seed=seed)
             break
         except torch.OutOfMemoryError:
             size = halved(size, "contexts in a collection batch")
     text = Text(lm, stream)
-    for subject, gatherer in zip(subjects, gatherers, strict=True):
-        yield Collection(subject.id, list(gatherer.results(text)), gatherer.n_eligible, stream.n_delivered)
+    for subject, collector in zip(subjects, collectors, strict=True):
+        yield Collection(subject.id, list(collector.results(text)), collector.n_eligible, stream.n_delivered)
 
 
 def contexts_at_once(context_size: int, n_latents: int) -> int:
@@ -116,13 +114,12 @@ def contexts_at_once(context_size: int, n_latents: int) -> int:
 def collection_bytes(n_latents: int, widths: Sequence[int], n_tokens: int, context_size: int) -> int:
     """Memory that collecting takes beside the language model and SAEs of these widths."""
     n_excerpt = min(EXCERPT_TOKENS, context_size - 1)
-    per_latent = sum(Keeper.n_bytes(n, n_excerpt) for n in (N_TOP, N_FIRING))
-    per_latent += sum(Keeper.n_bytes(n, 0) for n in (N_SILENT, N_HARD)) + 8 * N_BINS
+    per_latent = sum(Reservoir.n_bytes(n, n_excerpt * fires) for n, fires in KEPT.values()) + 8 * N_BINS
     counts = sum((8 + 4) * width for width in widths)
     text = 2 * 8 * n_tokens
-    # The dense activations of a batch, and while a keeper changes, three times what it holds.
+    # The dense activations of a batch, and while a reservoir changes, three times what it holds.
     working = 3 * 4 * context_size * contexts_at_once(context_size, n_latents) * n_latents
-    working += 3 * n_latents * Keeper.n_bytes(N_FIRING, n_excerpt)
+    working += 3 * n_latents * Reservoir.n_bytes(N_FIRING, n_excerpt)
     return int(ALLOWANCE * (len(widths) * n_latents * per_latent + counts + working)) + text
 
 
@@ -136,7 +133,7 @@ def _passes(
     *,
     hard: bool,
     seed: int,
-) -> list["Gatherer"]:
+) -> list["Collector"]:
     sites = list(dict.fromkeys(subject.site for subject in subjects))
 
     def batches(stage: str) -> Iterator[tuple[int, Contexts, dict[Site, Float[Tensor, "c _"]]]]:
@@ -154,17 +151,17 @@ def _passes(
             _, latent, value = pairs_of(subject.sae.encode(x[subject.site]))
             fired += torch.bincount(latent, minlength=len(fired))
             most.scatter_reduce_(0, latent, value, "amax")
-    gatherers = [
-        Gatherer(subject, fired, most, n_latents, stream.context_size, hard=hard, seed=seed)
+    collectors = [
+        Collector(subject, fired, most, n_latents, stream.context_size, hard=hard, seed=seed)
         for subject, fired, most in zip(subjects, n_fired, maximum, strict=True)
     ]
     for first, contexts, x in batches("collect"):
-        for gatherer in gatherers:
-            gatherer.add(gatherer.subject.sae.encode(x[gatherer.subject.site]), contexts, first)
-    return gatherers
+        for collector in collectors:
+            collector.add(collector.subject.sae.encode(x[collector.subject.site]), contexts, first)
+    return collectors
 
 
-def pairs_of(f: Latents) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"], Float[Tensor, "P"]]:
+def pairs_of(f: Latents) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Float[Tensor, " P"]]:
     """Token, latent and value wherever a latent fires, which is where its value is above zero."""
     if isinstance(f, Tensor):
         token, latent = f.nonzero(as_tuple=True)
@@ -175,14 +172,14 @@ def pairs_of(f: Latents) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"], Float[Tens
     return token[fires], latent[fires], value[fires]
 
 
-class Gatherer:
-    """Gathers the excerpts of one SAE's sampled latents."""
+class Collector:
+    """Collects the examples of one SAE's sampled latents."""
 
     def __init__(
         self,
         subject: Subject,
-        n_fired: Int[Tensor, "F"],
-        maximum: Float[Tensor, "F"],
+        n_fired: Int[Tensor, " F"],
+        maximum: Float[Tensor, " F"],
         n_latents: int,
         context_size: int,
         *,
@@ -194,15 +191,14 @@ class Gatherer:
         eligible = (n_fired >= MIN_FIRED).nonzero().squeeze(1).tolist()
         self.n_eligible = len(eligible)
         self.seed = seed
-        sampled = sorted(drawer("latents", seed, subject.id).sample(eligible, min(n_latents, len(eligible))))
+        sampled = sorted(seeded_random("latents", seed, subject.id).sample(eligible, min(n_latents, len(eligible))))
         self.latent = torch.tensor(sampled, dtype=torch.long, device=device)
         self.length = min(EXCERPT_TOKENS, context_size - 1)
         self.per_context = (context_size - 1) // self.length
         self._row = torch.full((len(n_fired),), -1, dtype=torch.long, device=device)
         self._row[self.latent] = torch.arange(len(sampled), device=device)
         n = len(sampled)
-        self.top, self.firing = (Keeper(n, k, self.length, device) for k in (N_TOP, N_FIRING))
-        self.silent, self.hard = (Keeper(n, k, 0, device) for k in (N_SILENT, N_HARD))
+        self.kept = {kind: Reservoir(n, k, self.length * fires, device) for kind, (k, fires) in KEPT.items()}
         self.histogram = torch.zeros(n, N_BINS, dtype=torch.long, device=device)
         self.neighbours = self._nearest() if hard else None
 
@@ -233,19 +229,19 @@ class Gatherer:
         fires = peak > 0
         number = first * self.per_context + torch.arange(n_excerpts, device=value.device)
         never = torch.tensor(torch.inf, device=value.device)
-        self.top.add(torch.where(fires, -peak, never), number, dense)
-        self.firing.add(torch.where(fires, random_keys(self.latent, number, FIRING), never), number, dense)
-        self.silent.add(torch.where(fires, never, random_keys(self.latent, number, SILENT)), number)
+        self.kept["top"].add(torch.where(fires, -peak, never), number, dense)
+        self.kept["decile"].add(torch.where(fires, random_keys(self.latent, number, FIRING), never), number, dense)
+        self.kept["silent"].add(torch.where(fires, never, random_keys(self.latent, number, SILENT)), number)
         if self.neighbours is not None:
             near = self._neighbours_peak(latent[inside], excerpt[inside], value[inside], n_excerpts)
-            self.hard.add(torch.where(~fires & (near > 0), -near, never), number)
+            self.kept["hard"].add(torch.where(~fires & (near > 0), -near, never), number)
 
-    def _bin(self, row: Int[Tensor, "p"], value: Float[Tensor, "p"]) -> None:
+    def _bin(self, row: Int[Tensor, " p"], value: Float[Tensor, " p"]) -> None:
         at = (value / self.maximum[self.latent[row]] * N_BINS).long().clamp(max=N_BINS - 1)
         self.histogram.view(-1).index_add_(0, row * N_BINS + at, torch.ones_like(at))
 
     def _neighbours_peak(
-        self, latent: Int[Tensor, "p"], excerpt: Int[Tensor, "p"], value: Float[Tensor, "p"], n_excerpts: int
+        self, latent: Int[Tensor, " p"], excerpt: Int[Tensor, " p"], value: Float[Tensor, " p"], n_excerpts: int
     ) -> Float[Tensor, "N W"]:
         """The highest activation of a neighbour in every excerpt, as a share of that neighbour's maximum."""
         assert self.neighbours is not None
@@ -258,22 +254,19 @@ class Gatherer:
         peak.scatter_reduce_(0, row[latent][mine] * n_excerpts + excerpt[mine], share, "amax")
         return peak.view(len(near), n_excerpts)[inverse].amax(1)
 
-    def results(self, text: "Text") -> Iterator[Found]:
-        """What was gathered, latent by latent."""
-        kinds: dict[Kind, Keeper] = {
-            "top": self.top, "decile": self.firing, "silent": self.silent, "hard": self.hard
-        }  # fmt: skip
+    def results(self, text: "Text") -> Iterator[CollectedLatent]:
+        """What was collected, latent by latent."""
         for i, latent in enumerate(self.latent.tolist()):
-            lists = {
-                kind: [text.excerpt(kind, number, activations, self) for number, activations in keeper.kept(i)]
-                for kind, keeper in kinds.items()
-            }
-            draw = drawer("excerpts", self.seed, self.subject.id, latent)
-            excerpts = allot(lists["top"], lists["decile"], lists["silent"], draw, lists["hard"])
+            top, firing, silent, hard = (
+                [text.example(kind, number, activations, self) for number, activations in reservoir.kept(i)]
+                for kind, reservoir in self.kept.items()
+            )
+            random = seeded_random("excerpts", self.seed, self.subject.id, latent)
+            examples = assign_uses(top, firing, silent, random, hard)
             most = float(self.maximum[latent])
             edges = [most * bin_ / N_BINS for bin_ in range(N_BINS + 1)]
             counts = self.histogram[i].tolist()
-            yield Found(latent, int(self.n_fired[latent]), most, edges, counts, excerpts)
+            yield CollectedLatent(latent, int(self.n_fired[latent]), most, edges, counts, examples)
 
 
 class Text:
@@ -284,13 +277,13 @@ class Text:
         self.tokens, self.document = (torch.cat(parts) for parts in zip(*batches, strict=True))
         self.pieces = Pieces(lm.tokenizer)
 
-    def excerpt(self, kind: Kind, number: int, activations: list[float], gatherer: Gatherer) -> Excerpt:
-        """Excerpt number `number` of those that the gatherer counts."""
-        context, place = divmod(number, gatherer.per_context)
-        span = slice(1 + place * gatherer.length, 1 + (place + 1) * gatherer.length)
-        values = activations or [0.0] * gatherer.length
+    def example(self, kind: Kind, number: int, activations: list[float], collector: Collector) -> Example:
+        """The excerpt of this number among those that the collector counts, with a latent's activations."""
+        context, place = divmod(number, collector.per_context)
+        span = slice(1 + place * collector.length, 1 + (place + 1) * collector.length)
+        values = activations or [0.0] * collector.length
         peak = max(range(len(values)), key=values.__getitem__)
-        return Excerpt(
+        return Example(
             kind=kind,
             use="score",
             decile=None,

@@ -6,15 +6,13 @@ added makes the records that the judge is for, and nothing else again. What they
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from sae_bench.parsing import Count, parse_count
 
-ScorerName = Literal["detection", "fuzzing", "simulation", "saebench_detection"]
-
-DEFAULT_SCORERS: tuple[ScorerName, ...] = ("detection", "fuzzing")
+DEFAULT_SCORERS = ("detection", "fuzzing")
 DEFAULT_LATENTS = 100
 DEFAULT_TOKENS = {"paper": 2_000_000, "short": 16_384}
 
@@ -49,27 +47,27 @@ class JudgeConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     n_latents: Count | None = None
-    """Latents of each SAE to collect excerpts of; none named: 100 if there is a judge, else none."""
+    """Latents of each SAE to collect examples of; none named: 100 if there is a judge, else none."""
     interp_tokens: Count | None = None
     """Held-out tokens after those of the evaluation; none named: 2,000,000 or, in the preset `short`, 16,384."""
     hard_negatives: bool = False
     chance: bool = False
-    scorers: tuple[ScorerName, ...] = DEFAULT_SCORERS
+    scorers: tuple[str, ...] = DEFAULT_SCORERS
     judge_model: str | None = None
     judge_base_url: str | None = None
     explainer_model: str | None = None
     explainer_base_url: str | None = None
     judge_excerpts: Annotated[int, Field(gt=0)] = 10
-    """The most excerpts that one question of detection or fuzzing is about."""
+    """The most examples that one question of detection or fuzzing is about."""
     judge_budget: Annotated[str, BeforeValidator(_checked_budget)] | None = None
     judge_prices: str | None = None
     judge_concurrency: Annotated[int, Field(gt=0)] = 8
     judge_timeout: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds for one request; the client tries again as often as `judge.MAX_RETRIES` says."""
+    """Seconds for one request; the client tries again as often as `client.MAX_RETRIES` says."""
 
     @property
     def collects(self) -> bool:
-        """Whether excerpts are collected at all."""
+        """Whether examples are collected at all."""
         return self.n_latents is not None or self.judge_model is not None
 
     @property

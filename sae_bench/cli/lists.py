@@ -1,7 +1,7 @@
 """`ls`: what there is to choose from."""
 
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 SITES = {
     "resid_post": "output of the layer: the residual stream after it",
@@ -11,22 +11,24 @@ SITES = {
 }
 
 
-def ls(what: Literal["archs", "tasks", "models", "sites", "suites"], *, plugin: list[str] | None = None) -> int:
-    """List what there is: archs, tasks, models, sites or suites.
+def ls(
+    what: Literal["archs", "tasks", "scorers", "models", "sites", "suites"], *, plugin: list[str] | None = None
+) -> int:
+    """List what there is: archs, tasks, scorers, models, sites or suites.
 
     Parameters
     ----------
     plugin
-        Python files with architectures or tasks of your own.
+        Python files with architectures, tasks or scorers of your own.
     """
     from sae_bench.lm.load import MODELS
-    from sae_bench.registry import ARCHITECTURES, TASKS, load_plugin
+    from sae_bench.registry import ARCHITECTURES, SCORERS, TASKS, Registry, load_plugin
     from sae_bench.runs.config import load_suite, suite_files
 
     for path in plugin or ():
         load_plugin(path)
-    if what in ("archs", "tasks"):
-        registry = ARCHITECTURES if what == "archs" else TASKS
+    registries: dict[str, Registry[Any]] = {"archs": ARCHITECTURES, "tasks": TASKS, "scorers": SCORERS}
+    if registry := registries.get(what):
         rows = [(name, _first_line(registry[name])) for name in registry]
     elif what == "models":
         rows = list(MODELS.items())

@@ -114,7 +114,7 @@ def bench(
     preset
         Training recipe: paper (two million steps) or short. Default: short.
     plugin
-        Python files with architectures or tasks of your own.
+        Python files with architectures, tasks or scorers of your own.
     model
         Short name (see `ls models`), Hugging Face name, or folder. Default: demo.
     layer
@@ -163,7 +163,7 @@ def bench(
     chance
         Explain and score the latents of a random SAE too, to see what chance looks like.
     autointerp_scorers
-        detection, fuzzing, simulation, saebench_detection. Default: detection fuzzing.
+        Ways to score an explanation (see `ls scorers`). Default: detection fuzzing.
     judge_model
         Language model that explains latents and scores explanations (docs/autointerp.md). Default: no judge.
     judge_base_url

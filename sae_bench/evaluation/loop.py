@@ -12,9 +12,7 @@ Shapes: n contexts in a batch, S tokens in each, D width of a site, c counted po
 numbered through all contexts of a batch, so that they index the rows of [n S, ...].
 """
 
-import json
 import logging
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -189,21 +187,7 @@ def _evaluate(
     for candidate in candidates:
         for name, task in candidate.running():
             with candidate.guarded([name]):
-                candidate.results[name] = _checked(task.finish())
-
-
-def _checked(result: Result) -> Result:
-    """Raise ValueError or TypeError if a record could not hold it: what cannot be had is None, with a note."""
-    for name, score in result.scores.items():
-        for value in (score.value, score.stderr):
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"{name} is {value}")
-    for table in (result.by_document, result.per_latent):
-        for name, values in table.items():
-            if not all(map(math.isfinite, values)):
-                raise ValueError(f"{name} has values that are not finite")
-    json.dumps(result.details, allow_nan=False)
-    return result
+                candidate.results[name] = task.finish().checked()
 
 
 def _reply(candidate: Candidate, x: Float[Tensor, "c D"], clean: CleanPass | None, contexts: Contexts) -> Reply:

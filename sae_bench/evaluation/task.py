@@ -1,15 +1,17 @@
-"""What a task is: it declares its metrics, is fed every batch of the one evaluation pass, and returns scores.
+"""What a task is: it declares its metrics, takes in what it is fed, and returns scores. One instance serves one SAE.
 
-A task never runs the language model. It says what it needs (`needs_lm_loss`), and the pass that feeds all tasks of all
-SAEs provides it. One instance serves one SAE.
+A `Task` is about tokens: it is fed every batch of the one evaluation pass. It never runs the language model; it says
+what it needs (`needs_lm_loss`), and the pass that feeds all tasks of all SAEs provides it.
 
-A task that `needs_latents` is about single latents, not tokens: instead of batches it is fed, one after the other, the
-sampled latents that a judge has explained and scored (`judged`), and none of them if there is no judge. It knows as
-little of the judge as the others know of the language model: collecting and asking are the harness's (`interpret`).
+A `LatentTask` is about single latents: it is fed the sampled latents that a judge has explained and scored, one after
+the other, and none of them if there is no judge. It knows as little of the judge as the others know of the language
+model: collecting and judging are the harness's.
 """
 
+import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -17,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_bench.registry import TASKS
 from sae_bench.saes.base import Latents, SparseAutoencoder
 
 
@@ -56,17 +59,34 @@ class Result:
     per_latent: dict[str, list[float] | list[int]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
+    def checked(self) -> "Result":
+        """The result, if a record can hold it: what cannot be had is None, with a note.
+
+        Raises:
+            ValueError, TypeError: it holds a number that is not finite, or something that is no JSON.
+        """
+        for name, score in self.scores.items():
+            for value in (score.value, score.stderr):
+                if value is not None and not math.isfinite(value):
+                    raise ValueError(f"{name} is {value}")
+        for table in (self.by_document, self.per_latent):
+            for name, values in table.items():
+                if not all(map(math.isfinite, values)):
+                    raise ValueError(f"{name} has values that are not finite")
+        json.dumps(self.details, allow_nan=False)
+        return self
+
 
 @dataclass(frozen=True)
 class LMLosses:
     """Per predicted token, in nats: cross-entropies of the language model, clean, spliced and ablated."""
 
-    document: Int[Tensor, "m"]
-    clean: Float[Tensor, "m"]
-    spliced: Float[Tensor, "m"]
-    zero_ablated: Float[Tensor, "m"]
-    mean_ablated: Float[Tensor, "m"]
-    kl: Float[Tensor, "m"]
+    document: Int[Tensor, " m"]
+    clean: Float[Tensor, " m"]
+    spliced: Float[Tensor, " m"]
+    zero_ablated: Float[Tensor, " m"]
+    mean_ablated: Float[Tensor, " m"]
+    kl: Float[Tensor, " m"]
     """KL(clean || spliced) between next-token distributions."""
 
 
@@ -77,7 +97,7 @@ class EvalBatch:
     x: Float[Tensor, "n D"]
     f: Latents
     x_hat: Float[Tensor, "n D"]
-    document: Int[Tensor, "n"]
+    document: Int[Tensor, " n"]
     losses: LMLosses | None
     """None unless a task of the run has `needs_lm_loss`."""
 
@@ -100,22 +120,31 @@ class EvalSetting:
     """What is the same for all batches."""
 
     sae: SparseAutoencoder
-    mean: Float[Tensor, "D"]
+    mean: Float[Tensor, " D"]
     """Mean activation at the site over the whole evaluation set."""
     n_documents: int
     device: torch.device
 
 
-class Task(ABC):
-    """Base of all tasks."""
+class BaseTask(ABC):
+    """What the two kinds of tasks share."""
 
     name: ClassVar[str]
     """Short name, set by registration."""
     version: ClassVar[str]
     """Raised when a change alters a value; boards refuse to mix versions."""
-    metrics: ClassVar[Sequence[Metric]]
+    metrics: Sequence[Metric]
+    """Of the class, or of an instance once it is made."""
+
+    @abstractmethod
+    def finish(self) -> Result:
+        """Called once, at the end; returns a score for every declared metric."""
+
+
+class Task(BaseTask):
+    """Base of all tasks about tokens."""
+
     needs_lm_loss: ClassVar[bool] = False
-    needs_latents: ClassVar[bool] = False
 
     @abstractmethod
     def start(self, setting: EvalSetting) -> None:
@@ -125,9 +154,27 @@ class Task(ABC):
     def update(self, batch: EvalBatch) -> None:
         """Called for every batch."""
 
-    def judged(self, latent: JudgedLatent) -> None:  # noqa: B027 (for the tasks that want it)
-        """Called for every sampled latent, if the task `needs_latents` and there is a judge."""
+
+class LatentTask(BaseTask):
+    """Base of all tasks about latents that were explained and scored.
+
+    Args:
+        scorers: for each scorer of the run a metric of its name, under which `JudgedLatent.scores` has its scores.
+    """
+
+    def __init__(self, scorers: Sequence[Metric]) -> None:
+        self.scorers = scorers
 
     @abstractmethod
-    def finish(self) -> Result:
-        """Called once, after the last batch; returns a score for every declared metric."""
+    def update(self, latent: JudgedLatent) -> None:
+        """Called for every judged latent."""
+
+
+def token_tasks(names: Iterable[str]) -> dict[str, type[Task]]:
+    """The tasks about tokens among these; UserError if one of these does not exist."""
+    return {name: cls for name in names if issubclass(cls := TASKS[name], Task)}
+
+
+def latent_tasks(names: Iterable[str]) -> dict[str, type[LatentTask]]:
+    """The tasks about latents among these; UserError if one of these does not exist."""
+    return {name: cls for name in names if issubclass(cls := TASKS[name], LatentTask)}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, Contexts, evaluate
-from sae_bench.evaluation.task import Score
+from sae_bench.evaluation.task import Score, token_tasks
 from sae_bench.formats.convert import convert
 from sae_bench.formats.export import exportable, saes_of
 from sae_bench.lm.model import LanguageModel, load_language_model
@@ -22,7 +22,6 @@ from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 from sae_bench.records.files import read_sealed, write_sealed
 from sae_bench.records.names import file_name
-from sae_bench.registry import TASKS
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.import_saes import site_of
 from sae_bench.runs.pipeline import choose_device
@@ -103,9 +102,9 @@ def measure(
     """The scores of every SAE before and after, on the same held-out tokens, in one pass."""
     stream = token_stream(lm, config, "eval", min(n_tokens, config.n_held_out))
     stream.read()
-    tasks = dict.fromkeys(COSTS.values())
+    tasks = token_tasks(COSTS.values())
     pairs = [
-        tuple(Candidate(sae, one.site, {name: TASKS[name]() for name in tasks}) for sae in (one.before, one.after))
+        tuple(Candidate(sae, one.site, {name: cls() for name, cls in tasks.items()}) for sae in (one.before, one.after))
         for one in converted
     ]
     evaluate(lm, stream, [candidate for pair in pairs for candidate in pair], progress)

@@ -1,38 +1,33 @@
-"""Records of tasks that need latents: what the task found, and what the harness knows of judge, cost and failures."""
+"""Records of tasks about latents: what the task found, and what the harness knows of judge, cost and failures."""
 
-import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from sae_bench.autointerp.examples import MIN_FIRED
 from sae_bench.autointerp.explainer import judged
-from sae_bench.autointerp.latents import Latent
-from sae_bench.autointerp.random_baseline import RandomSAE
-from sae_bench.evaluation.loop import Candidate
-from sae_bench.evaluation.task import EvalSetting
-from sae_bench.lm.model import LanguageModel
+from sae_bench.autointerp.latents import LatentFile
+from sae_bench.autointerp.scorer import Scorer
+from sae_bench.evaluation.task import LatentTask, Result
 from sae_bench.lm.sites import Site
-from sae_bench.lm.tokens import TokenStream
 from sae_bench.records.files import write_sealed
 from sae_bench.records.run_folder import RunFolder
-from sae_bench.registry import TASKS
-from sae_bench.runs.config import RunConfig
-from sae_bench.runs.records import make_record, provenance_of
+from sae_bench.runs.records import make_record
 from sae_bench.saes.base import SAEConfig
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Member:
+class InterpretedSAE:
     """An SAE of the run, or a random one beside it."""
 
     description: Mapping[str, Any]
     config: SAEConfig
     site: Site
-    settings: Mapping[str, Any]
-    """What its latents are collected by."""
+    collected_by: Mapping[str, Any]
+    """The settings that its latents are collected by."""
 
     @property
     def id(self) -> str:
@@ -43,64 +38,57 @@ class Member:
         return self.description["training"]["failure"] is not None
 
 
-@dataclass
+@dataclass(frozen=True)
 class LatentRecords:
     """Writes the records of a run's latent tasks."""
 
-    lm: LanguageModel
-    config: RunConfig
-    tasks: Sequence[str]
     folder: RunFolder
-    held_out: TokenStream
-    settings: dict[str, Any] | None
+    tasks: Mapping[str, type[LatentTask]]
+    scorers: Sequence[Scorer]
+    settings: Mapping[str, Any] | None
+    """Of the judges; None if there are none."""
+    provenance: Callable[[], dict[str, Any]]
 
     def write(
-        self, member: Member, latents: Sequence[Latent], facts: Mapping[str, Any], failure: str | None = None
+        self, sae: InterpretedSAE, latents: Sequence[LatentFile], facts: Mapping[str, Any], failure: str | None = None
     ) -> None:
         """The record of one SAE for every task."""
-        with torch.device("meta"):  # a task about latents looks at no weight
-            sae = RandomSAE(SAEConfig(d_in=member.config.d_in, d_sae=member.config.d_sae, l0=1))
-        for name in self.tasks:
-            task = TASKS[name]()
-            candidate = Candidate(sae, member.site, {name: task})
-            if failure or member.failed:
-                candidate.failures[name] = failure or "its training failed"
-            else:
-                with candidate.guarded([name]):
-                    task.start(EvalSetting(sae, torch.empty(0), 0, self.lm.device))
-                    for latent in latents:
-                        task.judged(judged(latent))
-                    candidate.results[name] = task.finish()
-                    json.dumps(candidate.results[name].details, allow_nan=False)
-            record = make_record(
-                candidate, name, member.description, provenance_of(self.lm, self.config, self.held_out)
-            )
+        for name, cls in self.tasks.items():
+            task = cls([scorer.metric for scorer in self.scorers])
+            result, problem = (None, failure) if failure or sae.failed else _found(task, latents)
+            record = make_record(task, result, problem, sae.description, self.provenance())
             self._complete(record, facts)
-            write_sealed(self.folder.record_path(member.id, name), record)
+            write_sealed(self.folder.record_path(sae.id, name), record)
 
     def _complete(self, record: dict[str, Any], facts: Mapping[str, Any]) -> None:
-        """Add what the harness knows; metrics that no scorer was asked for are left out."""
+        """Add what the harness knows."""
         record["details"] = {"failures": {}, **record["details"], **facts}
         record["measured_on"] = "latents"
-        asked = set(self.config.scorers)
-        for part in ("metrics", "scores"):
-            record[part] = {name: value for name, value in record[part].items() if name in asked}
         if self.settings is not None:
-            record["details"] |= {"caption": self._caption(), "remarks": _remarks(record)}
+            record["details"] |= {"caption": self._caption(self.settings), "remarks": _remarks(record)}
         lost = record["details"]["failures"]
         if lost and not any(score["value"] is not None for score in record["scores"].values()):
             record["failure"] = record["failure"] or f"no answer of the judge could be used: {_counted(lost)}"
 
-    def _caption(self) -> str:
-        assert self.settings is not None, "there is a judge"
-        judge, explainer, prompts = (self.settings[key] for key in ("judge", "explainer", "prompts"))
-        versions = ", ".join(f"{name} {prompt['version']}" for name, prompt in prompts.items())
-        floor = " Naming no excerpt scores 0.714 in saebench_detection." if "saebench_detection" in prompts else ""
-        return (
-            f"{', '.join(self.settings['scorers'])}: means over up to {self.settings['n_latents']} latents of each "
-            f"SAE, ± over latents; explained by {explainer['model']}, judged by {judge['model']}, "
-            f"prompts {versions}.{floor}"
+    def _caption(self, settings: Mapping[str, Any]) -> str:
+        versions = ", ".join(f"{name} {prompt['version']}" for name, prompt in settings["prompts"].items())
+        means = (
+            f"{', '.join(settings['scorers'])}: means over up to {settings['n_latents']} latents of each SAE, ± over "
+            f"latents; explained by {settings['explainer']['model']}, judged by {settings['judge']['model']}, prompts "
+            f"{versions}."
         )
+        return " ".join([means, *(scorer.caption for scorer in self.scorers if scorer.caption)])
+
+
+def _found(task: LatentTask, latents: Sequence[LatentFile]) -> tuple[Result | None, str | None]:
+    """What the task makes of the latents, or why it failed: it may be a plugin."""
+    try:
+        for latent in latents:
+            task.update(judged(latent))
+        return task.finish().checked(), None
+    except Exception as error:
+        log.exception("%s failed", task.name)
+        return None, f"{type(error).__name__}: {error}"
 
 
 def _remarks(record: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ instead of trained, existing records are kept.
 import dataclasses
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from sae_bench.autointerp.judges import check_judge
 from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, evaluate
+from sae_bench.evaluation.task import Task, latent_tasks, token_tasks
 from sae_bench.leaderboard import tables as leaderboard
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
 from sae_bench.lm.model import LanguageModel, load_language_model
@@ -80,10 +81,8 @@ def run(
     elif folder.manifest() is None:
         write_manifest(folder, config, everything, earlier)
     import_saes(lm, config, to_import, folder)
-    on_tokens = [task for task in tasks if not TASKS[task].needs_latents]
-    on_latents = [task for task in tasks if TASKS[task].needs_latents]
-    evaluate_saes(lm, config, everything, on_tokens, held_out, folder, progress)
-    interpret_saes(lm, config, everything, on_latents, held_out, folder, progress)
+    evaluate_saes(lm, config, everything, token_tasks(tasks), held_out, folder, progress)
+    interpret_saes(lm, config, everything, latent_tasks(tasks), held_out, folder, progress)
     records = folder.records()
     leaderboard.check_comparable(records)
     leaderboard.write_board(folder.path, records)
@@ -171,7 +170,7 @@ def evaluate_saes(
     lm: LanguageModel,
     config: RunConfig,
     plans: Sequence[Plan],
-    tasks: Sequence[str],
+    tasks: Mapping[str, type[Task]],
     stream: TokenStream,
     folder: RunFolder,
     progress: Progress,
@@ -180,7 +179,8 @@ def evaluate_saes(
     candidates, descriptions = [], []
     for plan in plans:
         description = description_of(folder.sae_path(plan.id))
-        missing = [name for name in tasks if is_missing(folder.record(plan.id, name), name, description, config, lm)]
+        made = {name: folder.record(plan.id, name) for name in tasks}
+        missing = [name for name in tasks if is_missing(made[name], name, description, config.hash, lm)]
         if missing and description["training"]["failure"]:
             with torch.device("meta"):  # nobody will ask for its weights
                 sae = plan.build()
@@ -188,7 +188,7 @@ def evaluate_saes(
             sae = load_sae(folder.sae_path(plan.id), lm.device)
         if missing:
             descriptions.append(description)
-            candidates.append(Candidate(sae, plan.site, {name: TASKS[name]() for name in missing}))
+            candidates.append(Candidate(sae, plan.site, {name: tasks[name]() for name in missing}))
     if not candidates:
         return
     start = time.monotonic()
@@ -200,8 +200,9 @@ def evaluate_saes(
     seconds = time.monotonic() - start
     provenance = provenance_of(lm, config, stream) | {"evaluation_seconds": round(seconds, 3)}
     for candidate, description in zip(candidates, descriptions, strict=True):
-        for name in candidate.tasks:
-            record = make_record(candidate, name, description, provenance)
+        for name, task in candidate.tasks.items():
+            result, failure = candidate.results.get(name), candidate.failures.get(name)
+            record = make_record(task, result, failure, description, provenance)
             write_sealed(folder.record_path(description["id"], name), record)
 
 

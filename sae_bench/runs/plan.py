@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from sae_bench.errors import UserError, did_you_mean
 from sae_bench.lm.sites import Site
 from sae_bench.records.names import file_name
-from sae_bench.registry import ARCHITECTURES, TASKS
+from sae_bench.registry import ARCHITECTURES, SCORERS, TASKS
 from sae_bench.runs.config import ArchSpec, Preset, Recipe, RunConfig, recipe_for
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder
 
@@ -60,11 +60,13 @@ class SAEPlan:
 
 
 def check_names(config: RunConfig) -> None:
-    """Raise UserError if an architecture or a task of the run does not exist; nothing slow has happened before."""
+    """Raise UserError if an architecture, a task or a scorer of the run does not exist, before anything slow."""
     for arch in config.archs:
         ARCHITECTURES[arch.name]
     for task in config.tasks:
         TASKS[task]
+    for scorer in config.scorers:
+        SCORERS[scorer]
 
 
 def plan_saes(config: RunConfig, sites: list[Site]) -> list[SAEPlan]:

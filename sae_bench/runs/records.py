@@ -5,7 +5,7 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
-from sae_bench.evaluation.loop import Candidate
+from sae_bench.evaluation.task import BaseTask, Result
 from sae_bench.lm.corpus import EMBEDDED
 from sae_bench.lm.corpus import describe as describe_embedded
 from sae_bench.lm.model import LanguageModel
@@ -19,7 +19,7 @@ def is_missing(
     record: Mapping[str, Any] | None,
     task: str,
     description: Mapping[str, Any],
-    config: RunConfig,
+    config_hash: str,
     lm: LanguageModel,
 ) -> bool:
     """Whether there is no record of this SAE, task and model as they are now; what failed in evaluation is missing."""
@@ -32,19 +32,22 @@ def is_missing(
         record["sae"]["weights_sha256"],
         record["failure"],
     )
-    now = config.hash, lm.weight_hash(), TASKS[task].version, description["weights_sha256"]
+    now = config_hash, lm.weight_hash(), TASKS[task].version, description["weights_sha256"]
     return made_from != (*now, description["training"]["failure"])
 
 
 def make_record(
-    candidate: Candidate, name: str, description: Mapping[str, Any], provenance: Mapping[str, Any]
+    task: BaseTask,
+    result: Result | None,
+    failure: str | None,
+    description: Mapping[str, Any],
+    provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
     """One (SAE, task): its values, or why there are none."""
-    task, result = TASKS[name], candidate.results.get(name)
-    failure = description["training"]["failure"] or candidate.failures.get(name)
+    failure = description["training"]["failure"] or failure
     assert (result is None) == (failure is not None), "an SAE is evaluated unless its training failed"
     return {
-        "task": name,
+        "task": task.name,
         "task_version": task.version,
         "failure": failure,
         "metrics": {metric.name: dataclasses.asdict(metric) for metric in task.metrics},

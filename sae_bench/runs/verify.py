@@ -14,12 +14,12 @@ import numpy as np
 
 from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, evaluate, plan_batch, site_means
+from sae_bench.evaluation.task import token_tasks
 from sae_bench.leaderboard import tables as leaderboard
 from sae_bench.lm.model import load_language_model
 from sae_bench.progress import Progress
 from sae_bench.records.files import Damaged, read_sealed, sha256
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
-from sae_bench.registry import TASKS
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.import_saes import site_of
 from sae_bench.runs.pipeline import choose_device, find_sites
@@ -144,14 +144,11 @@ def _verify_numbers(
     sites_of |= {sae_id: site_of(about) for sae_id, about in descriptions.items() if about.get("origin")}
     candidates, ids = [], []
     for sae_id, site in sites_of.items():
-        tasks = [  # a judge is not asked again
-            task
-            for (of, task), record in records.items()
-            if of == sae_id and not record["failure"] and not TASKS[task].needs_latents
-        ]
+        names = [task for (of, task), record in records.items() if of == sae_id and not record["failure"]]
+        tasks = token_tasks(names)  # a judge is not asked again
         if tasks:
             sae = load_sae(folder.sae_path(sae_id), device)
-            candidates.append(Candidate(sae, site, {name: TASKS[name]() for name in tasks}))
+            candidates.append(Candidate(sae, site, {name: task() for name, task in tasks.items()}))
             ids.append(sae_id)
     if not candidates:
         return

@@ -14,12 +14,14 @@ import pytest
 from fake_judge import EDITS, FakeJudge, coin, fake_judge, nay_sayer
 from toy_latents import toy_latent
 
-from sae_bench.autointerp import client as judge_module
-from sae_bench.autointerp.budget import Meter, Price
-from sae_bench.autointerp.client import Endpoint, Judge, JudgeUnusable
-from sae_bench.autointerp.explainer import Tally, ask_about, judged
-from sae_bench.autointerp.judges import Panel
-from sae_bench.autointerp.parse import Unreadable, read_verdict
+from sae_bench import SCORERS
+from sae_bench.autointerp import client as client_module
+from sae_bench.autointerp.budget import Price, Spending, Tally
+from sae_bench.autointerp.calls import Endpoint
+from sae_bench.autointerp.client import Client, EndpointUnusable
+from sae_bench.autointerp.explainer import judge_latent, judged
+from sae_bench.autointerp.judges import Judges
+from sae_bench.autointerp.parse import Unreadable, read_boolean
 from sae_bench.autointerp.settings import Budget
 
 ALL = ("detection", "fuzzing", "simulation", "saebench_detection")
@@ -40,15 +42,15 @@ def ask(fake: FakeJudge, folder: Path, *latents, scorers=ALL, budget=None, concu
         model="toy", excerpts=10):  # fmt: skip
     """The latents with what the judge made of them."""
     endpoint = Endpoint(model, fake.base_url)
-    meter = Meter(budget or Budget(), {"toy": Price(1.0, 10.0)})
+    spending = Spending(budget or Budget(), {"toy": Price(1.0, 10.0)})
+    judges = Judges(endpoint, endpoint, [SCORERS[name]() for name in scorers], excerpts)
 
     async def run():
-        judge = Judge(folder / "cache", meter, concurrency=concurrency, timeout=timeout)
-        panel = Panel(endpoint, endpoint, scorers, excerpts)
+        client = Client(folder / "cache", spending, concurrency=concurrency, timeout=timeout)
         try:
-            return await asyncio.gather(*(ask_about(judge, panel, latent, tally or Tally({})) for latent in latents))
+            return await asyncio.gather(*(judge_latent(client, judges, one, tally or Tally()) for one in latents))
         finally:
-            await judge.close()
+            await client.close()
 
     return asyncio.run(run())
 
@@ -245,10 +247,10 @@ def test_the_example_said_back_is_no_answer(server, tmp_path):
 )  # fmt: skip
 def test_an_answer_about_one_excerpt_is_read_or_named_and_never_guessed(text, answer):
     if isinstance(answer, bool):
-        assert read_verdict(text, "abc") == {"abc": answer}
+        assert read_boolean(text, "abc") == {"abc": answer}
         return
     with pytest.raises(Unreadable) as error:
-        read_verdict(text, "abc")
+        read_boolean(text, "abc")
     assert error.value.kind == answer
 
 
@@ -319,7 +321,7 @@ def test_no_more_requests_are_under_way_than_allowed(server, tmp_path):
 
 @pytest.mark.parametrize("budget", [Budget(tokens=3000), Budget(dollars=0.006)])
 def test_the_budget_is_kept_and_what_it_cuts_off_is_counted(server, tmp_path, budget):
-    tally = Tally({})
+    tally = Tally()
     latents = ask(server, tmp_path, *(toy_latent(i) for i in range(4)), budget=budget, tally=tally)
     lost = failures_of(*latents)
     assert set(lost) == {"budget"}
@@ -337,7 +339,7 @@ def test_the_budget_is_kept_and_what_it_cuts_off_is_counted(server, tmp_path, bu
 def test_a_wrong_key_ends_it_at_once_and_shows_no_key(server, tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_API_KEY", "very-secret-key-1")
     server.fault = lambda n: "401"
-    with pytest.raises(JudgeUnusable, match="401") as error:
+    with pytest.raises(EndpointUnusable, match="401") as error:
         ask(server, tmp_path, toy_latent())
     assert "sk-abc" not in str(error.value)
     assert server.headers[0]["authorization"] == "Bearer very-secret-key-1"
@@ -353,8 +355,8 @@ def test_the_key_of_openai_goes_to_openai_alone(server, tmp_path, monkeypatch):
 
 
 def test_an_endpoint_that_is_gone_is_given_up(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(judge_module, "MAX_RETRIES", 0)
-    monkeypatch.setattr(judge_module, "GIVE_UP_AFTER", 3)
+    monkeypatch.setattr(client_module, "MAX_RETRIES", 0)
+    monkeypatch.setattr(client_module, "GIVE_UP_AFTER", 3)
     server.fault = lambda n: "500"
     latents = ask(server, tmp_path, *(toy_latent(i) for i in range(10)), concurrency=1)
     assert failures_of(*latents) == {"server": 3, "gave_up": 7}

@@ -9,7 +9,7 @@ from tiny import tiny_llama, tiny_tokenizer
 from sae_bench import SAEConfig, SparseAutoencoder
 from sae_bench.autointerp.examples import MIN_FIRED, N_SILENT, Pieces
 from sae_bench.autointerp.latents import logit_weights
-from sae_bench.autointerp.reservoir import Keeper, random_keys
+from sae_bench.autointerp.reservoir import Reservoir, random_keys
 from sae_bench.autointerp.sample import Subject, collect, collection_bytes
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import find_site
@@ -79,12 +79,12 @@ def test_every_activation_is_where_the_word_is_and_nowhere_else(lm, collection):
     assert len(collection.found) == 20
     for found in collection.found:
         word, strength = word_of(lm, found.latent), pytest.approx(1 + found.latent / 1000)
-        for excerpt in found.excerpts:
-            assert [token for token, value in zip(excerpt.tokens, excerpt.activations, strict=True) if value > 0] == [
-                token for token in excerpt.tokens if token == word
+        for example in found.examples:
+            assert [token for token, value in zip(example.tokens, example.activations, strict=True) if value > 0] == [
+                token for token in example.tokens if token == word
             ]
-            assert all(value in (0, strength) for value in excerpt.activations)
-            assert (word in excerpt.tokens) == (excerpt.kind in ("top", "decile"))
+            assert all(value in (0, strength) for value in example.activations)
+            assert (word in example.tokens) == (example.kind in ("top", "decile"))
         assert found.maximum == strength
 
 
@@ -109,12 +109,12 @@ def test_only_latents_that_fire_often_enough_are_sampled_and_by_chance(lm, colle
 
 def test_what_explains_does_not_score(collection):
     for found in collection.found:
-        by_use = [{e.tokens for e in found.excerpts if e.use == use} for use in ("explain", "score")]
+        by_use = [{e.tokens for e in found.examples if e.use == use} for use in ("explain", "score")]
         assert not by_use[0] & by_use[1]
         assert by_use[0]
-        kinds = {e.kind for e in found.excerpts if e.use == "explain"}
+        kinds = {e.kind for e in found.examples if e.use == "explain"}
         assert kinds <= {"top", "decile"}
-        assert sum(e.kind in ("silent", "hard") for e in found.excerpts) <= N_SILENT
+        assert sum(e.kind in ("silent", "hard") for e in found.examples) <= N_SILENT
 
 
 def test_hard_negatives_are_silent_and_a_neighbour_fires_there(lm, collection, subject):
@@ -122,9 +122,9 @@ def test_hard_negatives_are_silent_and_a_neighbour_fires_there(lm, collection, s
     hard = 0
     for found in collection.found:
         similar = rows @ rows[found.latent]
-        for excerpt in (e for e in found.excerpts if e.kind == "hard"):
+        for example in (e for e in found.examples if e.kind == "hard"):
             hard += 1
-            ids = lm.tokenizer.convert_tokens_to_ids([token.strip() for token in excerpt.tokens])
+            ids = lm.tokenizer.convert_tokens_to_ids([token.strip() for token in example.tokens])
             assert found.latent not in ids
             rank = (similar > max(similar[i] for i in ids)).sum()
             assert rank < 40  # one of the most similar among those that fire at all
@@ -132,14 +132,14 @@ def test_hard_negatives_are_silent_and_a_neighbour_fires_there(lm, collection, s
 
 
 def test_the_beginning_of_a_text_is_no_example(lm, collection):
-    assert all("<bos>" not in e.tokens for found in collection.found for e in found.excerpts)
-    assert all(len(e.tokens) == 32 for found in collection.found for e in found.excerpts)
+    assert all("<bos>" not in e.tokens for found in collection.found for e in found.examples)
+    assert all(len(e.tokens) == 32 for found in collection.found for e in found.examples)
 
 
 def test_batches_do_not_change_what_is_collected(lm, corpus_path, subject, collection, monkeypatch):
     monkeypatch.setattr("sae_bench.autointerp.sample.MAX_CONTEXTS", 3)
     (again,) = collect(lm, stream_of(lm, corpus_path), [subject], 20, QUIET, hard=True)
-    assert [f.excerpts for f in again.found] == [f.excerpts for f in collection.found]
+    assert [f.examples for f in again.found] == [f.examples for f in collection.found]
 
 
 def test_a_dead_sae_gives_an_empty_collection(lm, corpus_path, subject):
@@ -149,7 +149,7 @@ def test_a_dead_sae_gives_an_empty_collection(lm, corpus_path, subject):
     assert (collection.found, collection.n_eligible) == ([], 0)
 
 
-def test_top_excerpts_are_the_strongest(lm, corpus_path, subject):
+def test_top_examples_are_the_strongest(lm, corpus_path, subject):
     """An SAE whose one latent grows with the token's number: the top must hold the highest numbers there are."""
 
     class Ramp(OneWord):
@@ -164,10 +164,10 @@ def test_top_excerpts_are_the_strongest(lm, corpus_path, subject):
     (found,) = collection.found
     tokens = torch.cat([batch.tokens[:, 1:] for batch in stream_of(lm, corpus_path).batches(8)])
     peaks = tokens.amax(1).sort(descending=True).values
-    tops = [e.peak for e in found.excerpts if e.kind == "top"]
+    tops = [e.peak for e in found.examples if e.kind == "top"]
     assert min(tops) >= peaks[len(peaks) // 2]
-    assert max(e.peak for e in found.excerpts) == peaks[0]
-    deciles = {e.decile: e.peak for e in found.excerpts if e.kind == "decile" and e.use == "score"}
+    assert max(e.peak for e in found.examples) == peaks[0]
+    deciles = {e.decile: e.peak for e in found.examples if e.kind == "decile" and e.use == "score"}
     assert [deciles[d] for d in sorted(deciles)] == sorted(deciles.values())
     assert set(deciles) == set(range(1, 11))
 
@@ -225,13 +225,13 @@ def test_memory_is_stated_and_does_not_grow_with_the_text_but_for_the_text():
     assert whole - collection_bytes(1000, [16_384] * 16, 1_000_000, 128) == 16 * 1_000_000
 
 
-def test_a_keeper_holds_what_was_stated_however_much_it_has_seen():
-    keeper = Keeper(50, 6, 32, torch.device("cpu"))
+def test_a_reservoir_holds_what_was_stated_however_much_it_has_seen():
+    reservoir = Reservoir(50, 6, 32, torch.device("cpu"))
     for first in range(0, 300, 30):
         number = torch.arange(first, first + 30)
-        keeper.add(random_keys(torch.arange(50), number, 1), number, torch.rand(50, 30, 32))
-        held = (keeper.keys, keeper.excerpt, keeper.activations)
-        assert sum(part.untyped_storage().nbytes() for part in held) == 50 * Keeper.n_bytes(6, 32)
+        reservoir.add(random_keys(torch.arange(50), number, 1), number, torch.rand(50, 30, 32))
+        held = (reservoir.keys, reservoir.excerpt, reservoir.activations)
+        assert sum(part.untyped_storage().nbytes() for part in held) == 50 * Reservoir.n_bytes(6, 32)
 
 
 def test_random_keys_are_a_fair_draw():

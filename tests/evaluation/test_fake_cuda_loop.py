@@ -10,7 +10,7 @@ from tiny import save_tiny
 from sae_bench import TASKS
 from sae_bench.evaluation import loop as evaluate
 from sae_bench.evaluation.loop import Candidate
-from sae_bench.evaluation.task import Result
+from sae_bench.evaluation.task import Result, token_tasks
 from sae_bench.lm import ablations
 from sae_bench.lm.sites import find_site
 from sae_bench.lm.tokens import TokenStream
@@ -53,9 +53,10 @@ def test_nothing_in_a_batch_waits_for_the_device(family, tmp_path, monkeypatch):
         monkeypatch.setattr(evaluate, "check_finite", lambda site, finite, dtype: None)  # once, before the batches
         monkeypatch.setattr(ablations, "_alike", lambda a, b: True)  # once, at the first batch
         candidates = [
-            Candidate(sae, site, {name: unread(name) for name in TASKS}) for sae, site in zip(saes, sites, strict=True)
+            Candidate(sae, site, {name: unread(name) for name in token_tasks(TASKS)})
+            for sae, site in zip(saes, sites, strict=True)
         ]
         with cuda.border(closed=True):
             evaluate.evaluate(lm, stream, candidates, Progress(quiet=True))
     assert sent
-    assert all(set(candidate.results) == set(TASKS) for candidate in candidates)
+    assert all(set(candidate.results) == set(token_tasks(TASKS)) for candidate in candidates)

@@ -9,6 +9,7 @@ from torch.nn import functional
 import sae_bench.evaluation.loop
 from sae_bench import TASKS, SAEConfig, SparseAutoencoder
 from sae_bench.evaluation.loop import Candidate, evaluate
+from sae_bench.evaluation.task import token_tasks
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import find_site, intercept
 from sae_bench.lm.tokens import TokenStream
@@ -63,8 +64,8 @@ def stream_of(lm, corpus_path):
 
 
 def scores_of(lm, stream, site, *saes):
-    on_tokens = [name for name in TASKS if not TASKS[name].needs_latents]
-    candidates = [Candidate(sae, site, {name: TASKS[name]() for name in on_tokens}) for sae in saes]
+    tasks = token_tasks(TASKS)
+    candidates = [Candidate(sae, site, {name: task() for name, task in tasks.items()}) for sae in saes]
     evaluate(lm, stream, candidates, QUIET)
     return [
         {name: score for result in candidate.results.values() for name, score in result.scores.items()}

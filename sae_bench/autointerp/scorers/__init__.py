@@ -1,1 +1,1 @@
-"""One file for each way to score an explanation; `known` has them all by name."""
+"""One file for each way to score an explanation, found by name: `SCORERS[name]`."""
