@@ -46,6 +46,7 @@ from transformers import (
 from sae_bench.errors import UserError
 from sae_bench.lm.load import explained_load_errors, hub_commit, resolve_model
 from sae_bench.lm.sites import Side, Site, find_backbone, intercept, run_until_seen
+from sae_bench.lm.tokens import special_ids
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +61,8 @@ class LanguageModel:
     """A causal language model of transformers with its tokenizer, frozen and in eval mode.
 
     `name` is what records call it and `revision` the hub's commit hash, None for a folder. `device` and `dtype` are
-    those of the model and of all activations; `max_context` is the most tokens it takes at once. `bos_id` opens a
-    context: None if the tokenizer has no such token, and it may be 0. `special_ids` are BOS, EOS, PAD and the
-    tokenizer's other special tokens, which are neither trained on nor counted in any metric.
+    those of the model and of all activations; `max_context` is the most tokens it takes at once. `special_ids` are
+    those of `tokens.special_ids`, which are neither trained on nor counted in any metric.
     """
 
     def __init__(
@@ -78,8 +78,7 @@ class LanguageModel:
         self.n_layers: int = self.config.num_hidden_layers
         self.d_model: int = self.config.hidden_size
         self.max_context: int = getattr(self.config, "max_position_embeddings", tokenizer.model_max_length)
-        self.bos_id: int | None = tokenizer.bos_token_id
-        self.special_ids: frozenset[int] = frozenset(tokenizer.all_special_ids)
+        self.special_ids = special_ids(tokenizer)
         self._backbone = find_backbone(model)
         self._replayable: dict[Site, bool] = {}
         self._weight_hash: str | None = None
@@ -173,7 +172,7 @@ class LanguageModel:
         bias = getattr(head, "bias", None)
         return self._cap(functional.linear(hidden, head.weight[words], None if bias is None else bias[words]).float())
 
-    def logit_of(self, hidden: Float[Tensor, "n d_model"], word: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+    def logit_of(self, hidden: Float[Tensor, "n d_model"], word: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the logit of one word for each final hidden state: what `logits` has in its column."""
         head = self.model.get_output_embeddings()
         bias = getattr(head, "bias", None)
@@ -268,7 +267,7 @@ class CleanPass:
             result: Tensor = lm._backbone.final_norm(hidden)
             return result
 
-    def splice(self, site: Site, at: Int[Tensor, "n"], x_new: Float[Tensor, "n d_in"]) -> Float[Tensor, "m d_model"]:
+    def splice(self, site: Site, at: Int[Tensor, " n"], x_new: Float[Tensor, "n d_in"]) -> Float[Tensor, "m d_model"]:
         """`replay` with `x_new` at some positions, clean activations elsewhere; all contexts' m positions in a row."""
         x = self.activations[site]
         return self.replay(site, x.flatten(0, 1).index_copy(0, at, x_new.to(x.dtype)).view_as(x)).flatten(0, 1)

@@ -13,10 +13,11 @@ from tabulate import tabulate
 from torch import Tensor
 
 from sae_bench.errors import UserError
-from sae_bench.evaluation.loop import Candidate, Contexts, evaluate
+from sae_bench.evaluation.loop import Candidate, evaluate
 from sae_bench.evaluation.task import Score
 from sae_bench.formats.convert import convert
 from sae_bench.formats.export import exportable, saes_of
+from sae_bench.lm.contexts import Contexts
 from sae_bench.lm.model import LanguageModel, load_language_model
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress

@@ -216,7 +216,7 @@ def test_loading_a_folder(tmp_path, family):
     original = wrap(FAMILIES[family](), family)
     assert (lm.n_layers, lm.d_model, lm.max_context, lm.revision) == (N_LAYERS, D_MODEL, 128, None)
     assert (lm.name, lm.device, lm.dtype) == (str(tmp_path), torch.device("cpu"), torch.float32)
-    assert lm.bos_id == (0 if family == "gpt_neox" else 2)
+    assert lm.tokenizer.bos_token_id == (0 if family == "gpt_neox" else 2)
     assert lm.special_ids == {0, 1, 2, 3}
     assert len(lm.tokenizer) == lm.config.vocab_size
     assert torch.equal(lm.clean_pass(TOKENS).hidden, original.clean_pass(TOKENS).hidden)
