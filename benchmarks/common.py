@@ -26,7 +26,8 @@ from workers.protocol import Spec, as_message
 
 from sae_bench.cli.main import quieten_libraries
 from sae_bench.lm.corpus import EMBEDDED, describe
-from sae_bench.lm.model import LanguageModel, load_language_model
+from sae_bench.lm.load import load_language_model
+from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site, find_site
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress

@@ -37,7 +37,7 @@ from sae_bench import ARCHITECTURES, TASKS, SAEConfig
 from sae_bench.evaluation.loop import Candidate, evaluate
 from sae_bench.evaluation.task import Score
 from sae_bench.lm.corpus import EMBEDDED
-from sae_bench.lm.load import resolve_model
+from sae_bench.lm.model_names import resolve_model
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
 from sae_bench.saes.save import load_sae, save_sae

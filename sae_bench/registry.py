@@ -1,9 +1,10 @@
-"""The only door to plugins: short name -> class, for architectures and for tasks.
+"""The only door to plugins: short name -> what is called so, for architectures, tasks, language models and corpora.
 
-A plugin file decorates its class with `@register_architecture("name")` or `@register_task("name")`. Built-ins stand in
-the folders `architectures/` and `tasks/` and are found through the same entry points as an installed third-party
-package; a file can also be named on the command line (`--plugin my_sae.py`). A plugin is code: none runs before its
-name is asked for, "all" and `ls` being ways to ask for every name. What fails to load is one line that says where.
+A plugin file decorates its class, or the function that finds its model, with `@register_architecture("name")`,
+`@register_task`, `@register_corpus` or `@register_model`. Built-ins stand in a folder for each kind, in files of their
+names; an installed third-party package declares entry points, and a file can also be named on the command line
+(`--plugin my_sae.py`). A plugin is code: none runs before its name is asked for, "all" and `ls` being ways to ask for
+every name. What fails to load is one line that says where.
 """
 
 import importlib
@@ -28,39 +29,43 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 """Names become parts of file names, and of labels such as `name:key=value,key=value`."""
 
 
+REGISTERED: list[str] = []
+"""Everything that was registered in this process, in this order: what a plugin file adds shows here."""
+
+
 class Registry(Generic[T]):
-    """Classes of one kind by short name, imported when asked for.
+    """What there is of one kind, classes or functions, by short name; imported when asked for.
 
     Args:
-        kind: what the classes are, for messages ("architecture").
-        package: the built-ins' package, which is also the entry-point group ("sae_bench.architectures").
+        kind: what is registered, for messages ("architecture").
+        group: its entry points' group ("sae_bench.architectures").
+        package: the built-ins' package, if it is called otherwise than the group.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
-        self.kind, self.package = kind, package
-        self._classes: dict[str, type[T]] = {}
-        self.n_registrations = 0
+    def __init__(self, kind: str, group: str, package: str | None = None) -> None:
+        self.kind, self.group, self.package = kind, group, package or group
+        self._classes: dict[str, T] = {}
 
-    def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Decorator that makes a class known as `name`."""
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that makes a class or a function known as `name`."""
 
         if not NAME.fullmatch(name):
             raise UserError(f'{self.kind} "{name}": a name is up to 64 letters, digits and _.-; rename it')
 
-        def decorate(cls: type[T]) -> type[T]:
+        def decorate(cls: T) -> T:
             known = self._classes.get(name)
             owner = known.__module__ if known is not None else self._built_in().get(name, cls.__module__)
             if owner != cls.__module__:
                 raise UserError(f'{self.kind} "{name}" of {cls.__module__} is taken by {owner}: rename it')
             cls.name = name  # type: ignore[attr-defined]
             self._classes[name] = cls
-            self.n_registrations += 1
+            REGISTERED.append(f"{self.kind} {name}")
             return cls
 
         return decorate
 
-    def __getitem__(self, name: str) -> type[T]:
-        """The class called `name`.
+    def __getitem__(self, name: str) -> T:
+        """What is called `name`.
 
         Raises:
             UserError: nothing is called so, or what is called so does not load.
@@ -96,8 +101,8 @@ class Registry(Generic[T]):
         return name in set(self)
 
     def _modules(self) -> dict[str, str]:
-        """Modules that register a class, by its name: what is installed, and the built-ins' folder."""
-        installed = {entry.name: entry.module for entry in entry_points(group=self.package)}
+        """Modules that register something, by its name: what is installed, and the built-ins' folder."""
+        installed = {entry.name: entry.module for entry in entry_points(group=self.group)}
         return installed | self._built_in()
 
     def _built_in(self) -> dict[str, str]:
@@ -106,7 +111,7 @@ class Registry(Generic[T]):
 
 
 def load_plugin(path: str) -> None:
-    """Run a plugin file, whose decorators then register its classes.
+    """Run a plugin file, which then registers what it brings.
 
     Raises:
         UserError: there is no such file, or it registers nothing.
@@ -114,7 +119,7 @@ def load_plugin(path: str) -> None:
     file = Path(path)
     if not file.is_file() or file.suffix != ".py":
         raise UserError(f'--plugin "{path}": no such Python file; give the path of a .py file')
-    before = ARCHITECTURES.n_registrations + TASKS.n_registrations
+    n_before = len(REGISTERED)
     name = f"sae_bench_plugin_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None, "a .py file has a loader"
@@ -127,9 +132,10 @@ def load_plugin(path: str) -> None:
         raise
     except Exception as error:
         raise UserError(f'--plugin "{path}" does not load: {_reason(error)}; mend the file') from error
-    if ARCHITECTURES.n_registrations + TASKS.n_registrations == before:
+    if len(REGISTERED) == n_before:
         raise UserError(
-            f'--plugin "{path}" registers nothing: decorate a class with @register_architecture or @register_task'
+            f'--plugin "{path}" registers nothing: decorate a class with @register_architecture or @register_task, or '
+            "call another register function of sae_bench"
         )
 
 
@@ -142,8 +148,11 @@ def _reason(error: Exception) -> str:
     return f"{said} ({Path(frame.filename).name}, line {frame.lineno})"
 
 
-ARCHITECTURES: "Registry[SparseAutoencoder]" = Registry("architecture", "sae_bench.architectures")
-TASKS: "Registry[Task]" = Registry("task", "sae_bench.tasks")
+ARCHITECTURES: "Registry[type[SparseAutoencoder]]" = Registry("architecture", "sae_bench.architectures")
+TASKS: "Registry[type[Task]]" = Registry("task", "sae_bench.tasks")
+MODELS: Registry[Callable[[], str]] = Registry("model", "sae_bench.models", "sae_bench.demo.models")
+"""Functions that return where a model is loaded from: a folder, or its name on the hub."""
 
 register_architecture = ARCHITECTURES.register
 register_task = TASKS.register
+register_model = MODELS.register

@@ -17,10 +17,10 @@ def ls(what: Literal["archs", "tasks", "models", "sites", "suites"], *, plugin: 
     Parameters
     ----------
     plugin
-        Python files with architectures or tasks of your own.
+        Python files with architectures, tasks or models of your own.
     """
-    from sae_bench.lm.load import MODELS
-    from sae_bench.registry import ARCHITECTURES, TASKS, load_plugin
+    from sae_bench.lm.model_names import HUB_MODELS
+    from sae_bench.registry import ARCHITECTURES, MODELS, TASKS, load_plugin
     from sae_bench.runs.config import load_suite, suite_files
 
     for path in plugin or ():
@@ -29,7 +29,7 @@ def ls(what: Literal["archs", "tasks", "models", "sites", "suites"], *, plugin: 
         registry = ARCHITECTURES if what == "archs" else TASKS
         rows = [(name, _first_line(registry[name])) for name in registry]
     elif what == "models":
-        rows = list(MODELS.items())
+        rows = sorted([*HUB_MODELS.items(), *((name, _first_line(MODELS[name])) for name in MODELS)])
     elif what == "sites":
         rows = list(SITES.items())
     else:
@@ -40,6 +40,6 @@ def ls(what: Literal["archs", "tasks", "models", "sites", "suites"], *, plugin: 
     return 0
 
 
-def _first_line(cls: type) -> str:
-    text = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
+def _first_line(plugin: object) -> str:
+    text = sys.modules[plugin.__module__].__doc__ or plugin.__doc__ or ""
     return text.strip().partition("\n")[0]

@@ -34,17 +34,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sae_bench.errors import UserError
-from sae_bench.lm.load import explained_load_errors, hub_commit, resolve_model
 from sae_bench.lm.sites import Side, Site, find_backbone, intercept, run_until_seen
 from sae_bench.lm.tokens import special_ids
 
@@ -285,37 +277,3 @@ def check_finite(site: Site, finite: Bool[Tensor, ""], dtype: torch.dtype) -> No
     """Raise UserError unless `finite`, which says whether all activations at `site` are; this waits for the device."""
     if not finite:
         raise UserError(f"{site.name}: activations in {dtype} are not all finite: {REMEDY}")
-
-
-def load_language_model(
-    name_or_path: str,
-    *,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    weights: bool = True,
-) -> LanguageModel:
-    """Load a causal language model and its tokenizer by short name (`models.MODELS`), folder or hub name.
-
-    Without `weights` the model is built from its configuration alone; under torch's FakeTensorMode that takes no
-    memory, and the shapes are enough to plan a run.
-
-    Raises UserError for a name that means nothing, for a model that cannot be had (gated, missing, no network,
-    unreadable), and for one whose logits are not its LM head's output, soft-capped or not.
-    """
-    name, source = resolve_model(name_or_path)
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with explained_load_errors(source, revision):
-        config = AutoConfig.from_pretrained(source, **options)
-        # The scaled-dot-product kernel cannot soft-cap attention scores.
-        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-        how: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager" if capped else None}
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        if not weights:
-            skeleton: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **how)
-            return LanguageModel(skeleton, tokenizer, name, hub_commit(source, revision))
-        model: Any = AutoModelForCausalLM.from_pretrained(source, config=config, **how, **options)
-    lm = LanguageModel(model.to(device), tokenizer, name, hub_commit(source, revision))
-    lm.check_logits()
-    return lm

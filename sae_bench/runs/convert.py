@@ -18,7 +18,8 @@ from sae_bench.evaluation.task import Score
 from sae_bench.formats.convert import convert
 from sae_bench.formats.export import exportable, saes_of
 from sae_bench.lm.contexts import Contexts
-from sae_bench.lm.model import LanguageModel, load_language_model
+from sae_bench.lm.load import load_language_model
+from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 from sae_bench.records.files import read_sealed, write_sealed

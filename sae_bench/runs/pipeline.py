@@ -16,7 +16,8 @@ from sae_bench.autointerp.judges import check_judge
 from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, evaluate
 from sae_bench.leaderboard import tables as leaderboard
-from sae_bench.lm.model import LanguageModel, load_language_model
+from sae_bench.lm.load import load_language_model
+from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site, find_site
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
