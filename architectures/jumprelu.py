@@ -3,7 +3,12 @@
     z = ReLU((x - b_dec) W_enc + b_enc)
     f = z H(z - theta)
     loss = mean[ ||x - x_hat||^2 + lambda sum_i H(z_i - theta_i) ]          `--sparsity lambda`
-    loss = mean||x - x_hat||^2 + lambda (L0 / L0_target - 1)^2              `--l0 target` (the paper's Eq. 13)
+    loss = mean[ ||x - x_hat||^2 + lambda (L0(x) / target - 1)^2 ]          `--l0 target`, l0_penalty_per = "token"
+    loss = mean||x - x_hat||^2 + lambda (mean L0(x) / target - 1)^2         `--l0 target`, l0_penalty_per = "batch"
+
+Per token is how the paper writes the target-L0 penalty (Eq. 13 of its ICLR version): inside the loss of one token. It
+also holds the spread of L0 over tokens down, which the penalty on the batch's mean leaves free; dictionary_learning
+(trainers/jumprelu.py) takes that mean. For one token, or tokens that are all equally sparse, the two are the same.
 
 Both steps are flat almost everywhere, so theta learns through straight-through estimators: a rectangle kernel of width
 eps (the bandwidth) turns the derivative of the mean loss into an average over the pairs with |z - theta| < eps / 2.
@@ -40,10 +45,13 @@ class JumpReLUOptions(Options):
     """The paper's parametrisation theta = exp(log_theta); False trains theta itself."""
     dead_relaxation: float = Field(default=1.0, gt=0, le=1)
     """What the thresholds of dead latents are multiplied by at each step while they are listed; 1: left alone."""
+    l0_penalty_per: Literal["token", "batch"] = "token"
+    """Whether the penalty (L0 / target - 1)^2 is of each token's L0, then averaged, or of the batch's mean L0."""
 
 
 @register_architecture("jumprelu")
 class JumpReLU(SparseAutoencoder):
+    version = "2"  # 1: the penalty was taken on the batch mean alone
     control = "target"
     autocast = False  # bfloat16 numbers lie further apart than the bandwidth: the window would hold one of them or none
     options_type = JumpReLUOptions
@@ -53,7 +61,7 @@ class JumpReLU(SparseAutoencoder):
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         "short": {
             "bandwidth": 3e-3, "theta_init": "quantile", "train_log_theta": False, "dead_relaxation": 0.95,
-            "b_enc_init": "zeros",
+            "b_enc_init": "zeros", "l0_penalty_per": "batch",
         },
     }  # fmt: skip
 
@@ -66,8 +74,15 @@ class JumpReLU(SparseAutoencoder):
     @property
     def theta(self) -> Float[Tensor, "F"]:
         """The thresholds; the exp's chain factor is in the graph where log theta is trained."""
-        in_logs = self.options.train_log_theta and not self.folded
-        return self.theta_parameter.exp() if in_logs else self.theta_parameter
+        return self.theta_parameter.exp() if self.theta_in_logs else self.theta_parameter
+
+    @property
+    def theta_in_logs(self) -> bool:
+        return self.options.train_log_theta and not self.folded
+
+    @property
+    def needs_batch_l0(self) -> bool:
+        return self.config.l0 is not None and self.options.l0_penalty_per == "batch"
 
     @property
     def least_theta(self) -> float:
@@ -87,7 +102,7 @@ class JumpReLU(SparseAutoencoder):
         self.theta_parameter.clamp_(min=math.log(self.least_theta) if in_logs else self.least_theta)
 
     def biases(self) -> list[Float[Tensor, "F"]]:
-        return [self.b_enc, self.theta_parameter]
+        return [self.b_enc] if self.theta_in_logs else [self.b_enc, self.theta_parameter]
 
     def fold(self, scale: float) -> "SparseAutoencoder":
         with torch.no_grad():
@@ -104,9 +119,19 @@ class JumpReLU(SparseAutoencoder):
         f = z.with_values(jump_relu(z.values, theta_of_pair, eps), zero_at_zero=True)
         x_hat = self.decode(f)
         error = reconstruction_loss(x, x_hat)
-        l0 = z.sum_per_token(heaviside(z.values, theta_of_pair, eps))
-        sparsity = l0 if self.config.l0 is None else (l0 / self.config.l0 - 1).square()
-        return Loss(error + step.coefficient * sparsity, x_hat, f, {"reconstruction": error, "l0": l0})
+        l0 = z.sum_of_each_token(heaviside(z.values, theta_of_pair, eps))
+        total = error + step.coefficient * self._sparsity(l0, step.batch_l0)
+        return Loss(total, x_hat, f, {"reconstruction": error, "l0": l0.mean()})
+
+    def _sparsity(self, l0: Float[Tensor, "B"], batch_l0: Float[Tensor, ""] | None) -> Float[Tensor, ""]:
+        target, mean = self.config.l0, l0.mean()
+        if target is None:
+            return mean
+        if self.options.l0_penalty_per == "token":
+            return (l0 / target - 1).square().mean()
+        if batch_l0 is not None:
+            mean = mean + (batch_l0 - mean).detach()  # the batch's value; its gradient is the mean of its parts'
+        return (mean / target - 1).square()
 
 
 def jump_relu(z: Float[Tensor, "..."], theta: Float[Tensor, "..."], eps: float) -> Float[Tensor, "..."]:

@@ -3,7 +3,8 @@
     f = ReLU(x W_enc + b_enc)                       no pre-encoder bias, decoder rows unconstrained
     loss = mean[ ||x - x_hat||^2 + lambda sum_i f_i ||W_dec,i|| ]
 
-Their data are scaled to E||x|| = sqrt(d_in), ours to E||x||^2 = 1: their lambda is sqrt(d_in) times ours.
+Their data are scaled to E||x|| = sqrt(d_in), ours to E||x||^2 = 1: their lambda is sqrt(d_in) times ours, their biases
+are sqrt(d_in) times ours and move as many times as far; the recipe `paper` says so by its `data_norm`.
 """
 
 from typing import Any, ClassVar
@@ -37,7 +38,7 @@ class ReLU(SparseAutoencoder):
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {
             "lr": 5e-5, "betas": (0.9, 0.999), "lr_warmup": 0, "lr_decay": 0.2,
-            "sparsity_warmup": 0.05, "grad_clip": 1.0,
+            "sparsity_warmup": 0.05, "grad_clip": 1.0, "data_norm": "sqrt_d_in",
         },
         "short": {"decoder_init_norm": 1.0, "lr": 8e-3},
     }  # fmt: skip

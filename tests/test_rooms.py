@@ -1,81 +1,12 @@
 """Which room may import which, read from the source: imports run downwards, and some rooms never load torch."""
 
-import ast
-from functools import cache
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).parent.parent
-PACKAGE = ROOT / "sae_bench"
-
-WORDS = {"errors", "progress", "signals", "parsing", "device", "registry"}
-"""What everybody uses: the files beside the rooms, but for `testing`."""
-
-ROOMS = {
-    "words": set(),
-    "records": {"words"},
-    "saes": {"words", "records"},
-    "lm": {"words", "records"},
-    "training": {"words", "records", "saes", "lm"},
-    "evaluation": {"words", "records", "saes", "lm"},
-    "formats": {"words", "records", "saes"},
-    "autointerp": {"words", "records", "saes", "lm", "evaluation"},
-    "leaderboard": {"words", "records"},
-    "runs": {"words", "records", "saes", "lm", "training", "evaluation", "formats", "autointerp", "leaderboard"},
-    "cli": {"words", "records", "saes", "lm", "evaluation", "formats", "leaderboard", "runs"},
-}
-"""A room and the rooms that it may import from."""
-
-BESIDE = {"demo": {"words", "records", "lm"}, "testing": {*ROOMS}}
-"""The plug-in model and corpus, and the contract of plugins: nothing imports them but who asks for them."""
+from rooms import BESIDE, MAP, MODULES, PACKAGE, PLUGINS, ROOMS, ROOT, drawn_map, imports, name_of, own, room_of
 
 WITHOUT_TORCH = {"words": {"device"}, "records": set(), "leaderboard": set(), "cli": set()}
 """Rooms that never load torch, nor anything that does; the files that are excepted."""
 
 OUTSIDE_OF_PLUGINS = {"torch", "jaxtyping", "pydantic", "numpy", "scipy", "typing", "math", "collections"}
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
-PLUGINS = sorted([*ROOT.glob("architectures/*.py"), *ROOT.glob("tasks/*.py")])
-
-
-def name_of(path: Path) -> str:
-    """The module's name within the package: `errors`, `lm.sites`."""
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-
-
-def room_of(module: str) -> str:
-    """The room that a module stands in."""
-    first = module.partition(".")[0]
-    return "words" if first in WORDS else first
-
-
-@cache
-def imports(path: Path, *, at_once: bool = False) -> frozenset[str]:
-    """Every module that a file imports, but for type checkers alone; `at_once`: and that loading the file loads."""
-    tree = ast.parse(path.read_text())
-    left_out = set()
-    for node in ast.walk(tree):
-        typing_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        later = at_once and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        if typing_only or later:
-            left_out |= {id(below) for below in ast.walk(node)}
-    found = set()
-    for node in ast.walk(tree):
-        if id(node) in left_out:
-            continue
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            folder = ROOT.joinpath(*str(node.module).split("."))
-            inside = {f"{node.module}.{alias.name}" for alias in node.names if (folder / f"{alias.name}.py").exists()}
-            found |= inside or {str(node.module)}
-    return frozenset(found)
-
-
-def own(path: Path) -> set[str]:
-    """The modules of the package that a file imports."""
-    return {name.partition("sae_bench.")[2] for name in imports(path) if name.startswith("sae_bench.")}
 
 
 def loaded_by(module: str) -> set[str]:
@@ -89,6 +20,11 @@ def loaded_by(module: str) -> set[str]:
         if path.exists():
             waiting |= imports(path, at_once=True) - found
     return found
+
+
+def test_the_map_is_the_one_of_this_source():
+    """`python tests/rooms.py` draws it again; so no file is missing from it."""
+    assert MAP.read_text() == drawn_map()
 
 
 def test_every_file_stands_in_a_room():

@@ -109,13 +109,20 @@ class DenseJump(torch.autograd.Function):
         return df * (z > theta), (-(theta * df + dgate) * window).sum(0), None
 
 
-def jumprelu_twin(eps: float, target: float | None, *, log: bool) -> Callable[[Parameters, Tensor], Tensor]:
+def jumprelu_twin(
+    eps: float, target: float | None, *, log: bool, per: str = "token"
+) -> Callable[[Parameters, Tensor], Tensor]:
     def twin(p: Parameters, x: Tensor) -> Tensor:
         z = torch.relu((x - p["b_dec"]) @ p["W_enc"] + p["b_enc"])
         theta = p["theta_parameter"].exp() if log else p["theta_parameter"]
         f, gate = DenseJump.apply(z, theta, eps)
-        l0 = gate.sum(1).mean()
-        penalty = l0 if target is None else (l0 / target - 1) ** 2
+        l0 = gate.sum(1)  # of each token
+        if target is None:
+            penalty = l0.mean()
+        elif per == "token":
+            penalty = ((l0 / target - 1) ** 2).mean()
+        else:
+            penalty = (l0.mean() / target - 1) ** 2
         return error(x, f @ p["W_dec"] + p["b_dec"]) + LAMBDA * penalty
 
     return twin

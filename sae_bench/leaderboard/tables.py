@@ -162,6 +162,11 @@ def row_order(table: pd.DataFrame) -> list[tuple[str, str]]:
     return [(str(sae.run), str(sae.sae)) for sae in _sorted_saes(table).itertuples()]
 
 
+ENOUGH_DOCUMENTS = 20
+"""Below this, a standard error clustered by document covers less than it says. With Student's t at 19 degrees of
+freedom, one standard error covers 67% where the normal has 68.3%, and two cover 94% where it has 95.4%; documents of
+unequal length count as fewer."""
+
 ERROR = "± is one standard error, clustered by document."
 
 
@@ -178,6 +183,8 @@ def caption(records: Sequence[Record], error: str = "") -> str:
     n_imported = len({record["sae"]["id"] for record in records if record["sae"].get("origin")})
     trainings = [sae.get("training") or {} for sae in own]
     trained = sorted({training["tokens_seen"] for training in trainings if "tokens_seen" in training})
+    documents = sorted({record["provenance"]["eval_documents"] for record in on_tokens(records)})
+    overlaps = sorted({training["eval_overlap"] for training in trainings if training.get("eval_overlap") is not None})
     datasets = sorted({record["provenance"]["dataset"] for record in records})
     presets = sorted({record["provenance"]["preset"] for record in records})
     seeds = sorted({sae["seed"] for sae in own})
@@ -187,7 +194,14 @@ def caption(records: Sequence[Record], error: str = "") -> str:
         f"Trained on {_range(trained)} activations of {', '.join(datasets)} (preset {', '.join(presets)});"
         if trained
         else f"Dataset {', '.join(datasets)};",
-        f"evaluated on {_range(counts)} held-out tokens, fingerprint {', '.join(fingerprints)}.",
+        f"evaluated on {_range(counts)} held-out tokens of {_range(documents)} documents, fingerprint "
+        f"{', '.join(fingerprints)}.",
+        *(
+            [f"{_shares(overlaps)} of them lie in a run of 13 tokens that the training text has too."]
+            if overlaps
+            else []
+        ),
+        *([few_documents(documents[0])] if documents and documents[0] < ENOUGH_DOCUMENTS else []),
         *([f"{n_imported} from elsewhere, trained as their origin says."] if n_imported else []),
         f"Seeds {', '.join(map(str, seeds)) or 'unknown'}"
         + ("; variance between seeds is unknown." if len(seeds) == 1 else ".")
@@ -198,6 +212,14 @@ def caption(records: Sequence[Record], error: str = "") -> str:
     if mixed:
         parts.insert(0, f"MIXED: these rows were made with different {' and '.join(mixed)}; do not compare them.")
     return " ".join(parts)
+
+
+def few_documents(n_documents: int) -> str:
+    """What to know of errors from too few documents."""
+    return (
+        f"Errors from {n_documents} documents are too small: at least {ENOUGH_DOCUMENTS} are needed for them to cover "
+        "what they say; raise --eval-tokens."
+    )
 
 
 def remarks(records: Iterable[Record]) -> list[str]:
@@ -331,3 +353,7 @@ def _range(numbers: Sequence[int]) -> str:
     if not numbers:
         return "no"
     return f"{numbers[0]:,}" if numbers[0] == numbers[-1] else f"{numbers[0]:,} to {numbers[-1]:,}"
+
+
+def _shares(shares: Sequence[float]) -> str:
+    return f"{shares[0]:.1%}" if shares[0] == shares[-1] else f"{shares[0]:.1%} to {shares[-1]:.1%}"

@@ -2,8 +2,9 @@
 
     documents (shuffled by a seed) -> train or eval (by content) -> tokens -> [BOS t t t ...] [BOS t t t ...] ...
 
-Three decisions matter to every number measured downstream. A document belongs to one side by the hash of its
-text, so no seed, order or repetition can leak evaluation text into training. Each context holds exactly one
+Three decisions matter to every number measured downstream. A document belongs to one side by its
+content (`near_duplicates`), so no seed, order or repetition can leak evaluation text into training; what other texts
+repeat of it is counted (`shared_runs`). Each context holds exactly one
 special token, the BOS in front, so "special positions are not counted" costs the same share everywhere. And the
 stream keeps a running hash of what it delivered: two runs with the same fingerprint saw the same tokens.
 
@@ -16,7 +17,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
 
 import numpy as np
 import torch
@@ -26,25 +26,22 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sae_bench.errors import UserError
-from sae_bench.lm.corpus import documents
+from sae_bench.lm.corpus import documents, repeated
+from sae_bench.lm.near_duplicates import Split, digest, split_of
+from sae_bench.lm.shared_runs import SharedRuns
 
 __all__ = ["Split", "TokenBatch", "TokenStream", "documents", "opening_id", "special_ids", "special_mask", "split_of"]
 
 log = logging.getLogger(__name__)
 
-Split = Literal["train", "eval"]
+EVAL_CONTEXTS = 2
+"""Contexts' worth of tokens taken of an evaluation document at most: errors are by document, so many must share the
+tokens, and a few long ones would have most of them."""
 
-EVAL_SHARE = 20  # one document in this many is held out: 5%
 SEPARATOR = "\n\n"  # ends every document, so that none runs into the next
 TOKENIZER_BATCH = 256  # documents at once: enough to keep a fast tokenizer's threads busy
 
 IdArray = NDArray[np.int64]
-
-
-def split_of(text: str) -> Split:
-    """Return the side that a document belongs to, a function of its content alone: 5% of all texts are "eval"."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return "eval" if int.from_bytes(digest, "little") % EVAL_SHARE == 0 else "train"
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -88,6 +85,8 @@ class TokenStream:
     Several numbers are skipped one after the other: a stream of n tokens that skips m, and one that skips (m, n).
     The state of the iteration under way, or of the last one, is in `n_delivered` (tokens of text), `n_documents`
     (documents they are from), `passes` (times the corpus was begun) and `fingerprint`.
+    `watch`, if there is one, has seen all that was delivered,
+    contexts that a resumed iteration passes over included.
 
     UserError: `context_size` is below 2 or above `max_context`, the model's limit, or there is no token to open with.
     """
@@ -105,6 +104,7 @@ class TokenStream:
         max_context: int | None = None,
         skip_tokens: int | tuple[int, ...] = 0,
         flag: str = "--eval-tokens",
+        watch: SharedRuns | None = None,
     ) -> None:
         if context_size < 2:
             raise UserError(f"context size {context_size} leaves no room for text after the BOS; use at least 2")
@@ -118,6 +118,7 @@ class TokenStream:
         self.order_seed = order_seed
         self.skips = (skip_tokens,) if isinstance(skip_tokens, int) else skip_tokens
         self.flag = flag
+        self.watch = watch
         self.column = column
         self.bos_id = opening_id(tokenizer)
         self._warned = False
@@ -127,6 +128,11 @@ class TokenStream:
     def n_contexts(self) -> int:
         """Contexts in the whole stream: ceil(n_tokens / (context_size - 1))."""
         return math.ceil(self.n_tokens / (self.context_size - 1))
+
+    @property
+    def fewest_documents(self) -> int:
+        """Documents that an evaluation stream takes its tokens from at least: none gives more than EVAL_CONTEXTS."""
+        return math.ceil(self.n_contexts / EVAL_CONTEXTS)
 
     @property
     def fingerprint(self) -> str:
@@ -145,6 +151,10 @@ class TokenStream:
             tokens, document = torch.from_numpy(np.stack(rows, axis=1))
             yield TokenBatch(tokens, document)
 
+    def shared_runs(self) -> SharedRuns:
+        """What counts the text that this stream has in common with another, which is to `watch` with it."""
+        return SharedRuns(context[:, 1:] for context in self._contexts())
+
     def read(self) -> None:
         """Go through the whole stream once: UserError if the corpus is too small, and every count is final."""
         for _ in self._contexts():
@@ -153,6 +163,8 @@ class TokenStream:
     def _restart(self) -> None:
         self.n_delivered = self.n_documents = self.passes = 0
         self._digest = hashlib.sha256()
+        if self.watch:
+            self.watch.restart()
 
     def _contexts(self) -> Iterator[IdArray]:
         """Yield one context at a time as [2, S]: token ids above, document ordinals below."""
@@ -171,6 +183,8 @@ class TokenStream:
             self._digest.update(context[0].astype("<i8").tobytes())
             self.n_delivered += text_size
             self.n_documents = int(context[1, -1]) + 1
+            if self.watch:
+                self.watch.see(context[:, 1:])
             yield context
 
     def _pieces(self) -> Iterator[IdArray]:
@@ -189,6 +203,8 @@ class TokenStream:
                     return_attention_mask=False,
                     verbose=False,
                 )["input_ids"]
+                if self.split == "eval":
+                    encoded = [self._window(text, ids) for text, ids in zip(batch, encoded, strict=True)]
                 tokens = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in encoded])
                 document = np.repeat(np.arange(n_documents, n_documents + len(batch)), [len(ids) for ids in encoded])
                 # A text may spell out "<bos>", and the tokenizer takes it at its word.
@@ -197,6 +213,12 @@ class TokenStream:
                 n_tokens += piece.shape[1]
                 yield piece
             self._end_of_corpus(n_tokens)
+
+    def _window(self, text: str, ids: list[int]) -> list[int]:
+        """At most EVAL_CONTEXTS contexts' worth of a document, from a place that its hash decides."""
+        size = EVAL_CONTEXTS * (self.context_size - 1)
+        start = digest(text) % max(1, len(ids) - size + 1)
+        return ids[start : start + size]
 
     def _after_skip(self, pieces: Iterator[IdArray], n_skipped: int) -> Iterator[IdArray]:
         """The pieces from the first document on that begins after `n_skipped` tokens, which is then number 0."""
@@ -212,7 +234,14 @@ class TokenStream:
         # Mixed, not added: pass 1 of seed 0 must not be pass 0 of seed 1.
         seed = int(np.random.SeedSequence([self.order_seed, n_pass]).generate_state(1)[0])
         texts = documents(self.source, order_seed=seed, column=self.column)
-        return (text for text in self._readable(texts) if split_of(text) == self.split)
+        return self._readable(self._of_side(texts))
+
+    def _of_side(self, texts: Iterator[str]) -> Iterator[str]:
+        own = (text for text in texts if split_of(text) == self.split)
+        if self.split == "train":
+            return own
+        left_out = repeated(self.source, self.column)
+        return (text for text in own if digest(text) not in left_out)
 
     def _readable(self, texts: Iterator[str]) -> Iterator[str]:
         """The texts; whatever goes wrong in reading them, a lost connection or a damaged file, is a UserError."""

@@ -7,6 +7,7 @@ thousands of steps; every departure is explained in docs/presets.md with what wa
 
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from sae_bench.autointerp.settings import DEFAULT_TOKENS, JudgeConfig
 from sae_bench.errors import UserError, did_you_mean
+from sae_bench.lm.near_duplicates import RULE
 from sae_bench.parsing import Count, parse_count
 from sae_bench.records.names import file_name
 
@@ -46,11 +48,21 @@ class Strict(BaseModel):
 
 
 class Recipe(Strict):
-    """How one SAE is optimised. Warm-ups and `dead_after` below 1 are fractions of the run, else steps and tokens."""
+    """How one SAE is optimised. Warm-ups and `dead_after` below 1 are fractions of the run, else steps and tokens.
 
+    SAEs are trained on data with E||x||^2 = 1. `data_norm` says which data the recipe is written for; those of its
+    constants that depend on it (`adam_eps`, `grad_clip`, the learning rate of biases and thresholds) are converted to
+    ours. Sparsity coefficients are not, nor an architecture's options: they are for E||x||^2 = 1 always.
+    """
+
+    data_norm: Literal["unit", "sqrt_d_in"] = "unit"
+    """Norm of the data that the recipe is written for: E||x||^2 = 1, or E||x||^2 = d_in as Anthropic scale them."""
     lr: float = Field(gt=0)
     bias_lr: float = Field(gt=0)
-    """Factor on the learning rate of everything that is not a matrix: biases, thresholds, scales."""
+    """Factor on the learning rate of everything that is not a matrix: biases, thresholds, scales.
+
+    Biases and thresholds are as large as the data: for `data_norm` sqrt(d_in) theirs is divided by sqrt(d_in) besides.
+    """
     betas: tuple[float, float]
     adam_eps: float = Field(gt=0)
     lr_warmup: float = Field(ge=0)
@@ -58,8 +70,8 @@ class Recipe(Strict):
     lr_decay: float = Field(ge=0, le=1)
     """Fraction of the run, at its end, over which the learning rate goes linearly to zero."""
     sparsity_warmup: float = Field(ge=0)
-    grad_clip: float | None
-    """Bound on the whole gradient's norm for data scaled to E||x||^2 = d_in; at our scale it is d_in times smaller."""
+    grad_clip: float | None = Field(gt=0)
+    """Bound on the norm of the gradient in all parameters, for data of the norm `data_norm`; None: no clipping."""
     b_dec_init: Literal["zeros", "mean", "geometric_median"]
     b_enc_init: Literal["zeros", "quantile"]
     """"quantile": every latent starts by firing on the same share of the data, START_OVER times the wanted L0."""
@@ -71,6 +83,10 @@ class Recipe(Strict):
     """First sparsity coefficient of an architecture whose coefficient is adapted to reach an L0."""
     controller_rate: float = Field(gt=0)
     controller_until: float = Field(gt=0, le=1)
+
+    def data_scale(self, d_in: int) -> float:
+        """What data with E||x||^2 = 1 are multiplied by to have the norm that the recipe is written for."""
+        return math.sqrt(d_in) if self.data_norm == "sqrt_d_in" else 1.0
 
 
 _SHARED: dict[Preset, dict[str, Any]] = {
@@ -187,6 +203,8 @@ class RunConfig(JudgeConfig):
     compile: bool = False
     checkpoint_every: Annotated[str, BeforeValidator(_checked_interval)] = "10m"
     """Time (30s, 10m, 2h) or number of steps between two checkpoints."""
+    split: Literal["near-duplicates 1"] | None = None
+    """The rules by which text is held out, `near_duplicates.RULE`; none in runs from before they had a name."""
     limit: Count | None = None
     """Evaluate on at most this many contexts; for a quick look."""
     revision: str | None = None
@@ -219,7 +237,8 @@ class RunConfig(JudgeConfig):
         if not isinstance(preset, str) or preset not in _RUN_DEFAULTS:
             raise UserError(f'unknown preset "{preset}"{did_you_mean(str(preset), _RUN_DEFAULTS)}')
         defaults = _RUN_DEFAULTS[preset] | {
-            "dataset": HUB_DATASET if str(given.get("model")) in hub_models else "embedded"
+            "dataset": HUB_DATASET if str(given.get("model")) in hub_models else "embedded",
+            "split": RULE,
         }
         if given.get("sparsity"):
             defaults.pop("l0s")
@@ -256,7 +275,8 @@ class RunConfig(JudgeConfig):
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers; tasks and judges only add records, so they are left out."""
-        without = {"tasks", "checkpoint_every", *JudgeConfig.model_fields} | (set() if self.saes else {"saes"})
+        without = {"tasks", "checkpoint_every", *JudgeConfig.model_fields}
+        without |= {name for name in ("saes", "split") if not getattr(self, name)}
         return self.model_dump(mode="json", exclude=without)
 
     @property

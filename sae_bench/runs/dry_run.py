@@ -75,7 +75,7 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
         )
         plans = plan_saes(config, find_sites(lm, config))
         imports = plan_imports(lm, config, opened)
-        token_stream(lm, config, "eval", config.n_held_out)  # checks the context size
+        held_out = token_stream(lm, config, "eval", config.n_held_out)
     everything: list[Plan] = [*plans, *imports]
     rows = [
         [
@@ -96,7 +96,8 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
             "",
             f"model      {lm.name} ({lm.n_bytes / 1e9:.2f} GB in {str(dtype).removeprefix('torch.')} on {device})",
             f"data       {config.dataset}: {config.tokens:,} activations, each used {config.reuse} times;"
-            f" {config.eval_tokens:,} held-out tokens, {n_contexts} contexts of {config.context_size} at a time",
+            f" {config.n_held_out:,} held-out tokens of {held_out.fewest_documents} documents at least,"
+            f" {n_contexts} contexts of {config.context_size} at a time",
             f"training   {len(plans)} SAEs, {takes.n_steps:,} steps of {config.batch_size:,}, preset {config.preset}",
             *_describe_latents(config, everything),
             f"memory     about {takes.memory_bytes / 1e9:.1f} GB at the peak",

@@ -5,6 +5,7 @@ instead of trained, existing records are kept.
 """
 
 import dataclasses
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ from sae_bench.runs.records import is_missing, make_record, provenance_of
 from sae_bench.runs.train import Leg, TrainStage, token_stream
 from sae_bench.saes.save import description_of, load_sae
 from sae_bench.training.logging import LogSink
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -65,6 +68,9 @@ def run(
         # What can be wrong with data or activations shows before the first file is written and the first step is made.
         progress.say(f"reading {config.dataset}")
         held_out.read()
+        progress.say(f"evaluating on {held_out.n_delivered:,} held-out tokens of {held_out.n_documents:,} documents")
+        if held_out.n_documents < leaderboard.ENOUGH_DOCUMENTS:
+            log.warning(leaderboard.few_documents(held_out.n_documents))
     if to_train:
         stage = TrainStage(lm, config, to_train, folder, progress, earlier)
         stage.start()

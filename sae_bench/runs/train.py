@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 ORDER_SEED = 0
 """Documents come in one order for every run, so that runs on one corpus evaluate on the same tokens."""
 
+FACTS = ("activations_captured", "fingerprint", "passes_over_corpus", "eval_overlap")
+"""What an SAE's record says of the text it was trained on; `eval_overlap`: see `shared_runs`."""
+
 STREAM, RANDOM = "stream", "random"
 """Parts of a checkpoint besides the SAEs."""
 
@@ -146,6 +149,7 @@ class TrainStage:
             for plan in self.plans
         ]
         self._above, self._n_done = above, 0
+        self.stream.tokens.watch = token_stream(self.lm, self.config, "eval", self.config.n_held_out).shared_runs()
         if found is not None:
             self._go_on(found)
             return
@@ -234,6 +238,7 @@ class TrainStage:
             "activations_captured": self.stream.n_captured,
             "fingerprint": self.stream.tokens.fingerprint,
             "passes_over_corpus": self.stream.tokens.passes,
+            "eval_overlap": self.stream.tokens.watch.share if self.stream.tokens.watch else None,
             "dense_above": self._above,
             "environment": environment(self.lm.device),
             "model": self._model(),
@@ -252,7 +257,8 @@ class TrainStage:
             keeper = Keeper(self._checkpoints, self._take, **parse_interval(self.config.checkpoint_every))  # type: ignore[arg-type]
             train(self.trainees, self.stream, self.progress, sink, n_done=self._n_done, keeper=keeper)
             self._facts = self._facts_now()
-        facts = {name: self._facts[name] for name in ("activations_captured", "fingerprint", "passes_over_corpus")}
+        facts = {name: self._facts[name] for name in FACTS}
+        self.progress.say(f"{facts['eval_overlap']:.1%} of the held-out tokens lie in runs of 13 that were trained on")
         for plan, trainee in zip(self.plans, self.trainees, strict=True):
             try:
                 trainee.finish(self.stream.scale[plan.site])

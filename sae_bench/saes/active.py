@@ -13,7 +13,10 @@ and a mask, and the same functions use dense products; a plugin never knows. Val
 formulation.
 
 `values` may hold padding besides the active pairs (`patterns` says when), so sums over the active are taken by
-`sum_per_token`, never by `values.sum()`.
+`sum_per_token` and its kin, never by `values.sum()`.
+
+Where the trainer asks for it (`kernels`), the encoder product alone multiplies bfloat16 numbers; what `select` returns,
+and everything computed from it, has the type of x.
 
 Shapes: B tokens, D = d_in, F = d_sae, V the shape of values. W_enc is [D, F] by meaning and stored latent by latent
 (its transpose is contiguous), so that the gradient of a latent's weights is one contiguous row; see `latent_major`.
@@ -59,6 +62,7 @@ class Room:
 # Share of active pairs above which dense products are used; `crossover` measures the one of the machine at hand.
 _dense_above: ContextVar[float] = ContextVar("dense_above", default=0.1)
 _room: ContextVar[Room | None] = ContextVar("room", default=None)
+_encoder_dtype: ContextVar[torch.dtype | None] = ContextVar("encoder_dtype", default=None)
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,13 @@ class Active:
     def sum_per_token(self, values: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Sum of `values` over the active latents, mean over ALL tokens of the batch (those without any included)."""
         return self.pattern.total(values) / self.n_tokens
+
+    def sum_of_each_token(self, values: Float[Tensor, "..."]) -> Float[Tensor, "B"]:
+        """Sum of `values` over the active latents of each token, for losses that are not linear in it; differentiable.
+
+        Its mean is `sum_per_token`.
+        """
+        return self.pattern.total_per_token(values)
 
     def mean_per_latent(self) -> Float[Tensor, "F"]:
         """Mean of each latent's values over ALL tokens of the batch; differentiable.
@@ -209,16 +220,16 @@ class _Decode(torch.autograd.Function):
 
 def _pre_activations(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield x W_enc + b_enc for a chunk of tokens at a time; each chunk overwrites the last."""
-    size = chunk_size(W_enc.shape[1], x.device)
+    size, dtype = chunk_size(W_enc.shape[1], x.device), _encoder_dtype.get()
+    W_enc = W_enc if dtype is None else W_enc.to(dtype)
     buffer = x.new_empty(min(size, len(x)), W_enc.shape[1])
     for tokens in slices(len(x), size):
         some = x[tokens]
         out = buffer[: len(some)]
-        if torch.is_autocast_enabled(x.device.type):
-            half = torch.get_autocast_dtype(x.device.type)
-            torch.add(some.to(half) @ W_enc.to(half), b_enc, out=out)
-        else:
+        if dtype is None:
             torch.addmm(b_enc, some, W_enc, out=out)
+        else:
+            torch.add(some.to(dtype) @ W_enc, b_enc, out=out)  # added in the type of b_enc
         yield tokens, out
 
 
@@ -287,15 +298,19 @@ def latent_major(W: Float[Tensor, "D F"]) -> Float[Tensor, "D F"]:
 
 
 @contextmanager
-def kernels(choice: Kernels, measured: float | None = None, room: Room | None = None) -> Iterator[None]:
+def kernels(
+    choice: Kernels, measured: float | None = None, room: Room | None = None, encoder_dtype: torch.dtype | None = None
+) -> Iterator[None]:
     """Within the block use dense products always, never, or above the density `measured` (None: the default).
 
-    With `room`, masks are gathered without asking the device how many pairs they keep.
+    With `room`, masks are gathered without asking the device how many pairs they keep. The factors of the encoder
+    product, and the product, are rounded to `encoder_dtype` (None: left as they are); no other number is.
     """
     above = {"dense": -1.0, "sparse": 1.0, "auto": _dense_above.get() if measured is None else measured}[choice]
-    tokens = _dense_above.set(above), _room.set(room)
+    tokens = _dense_above.set(above), _room.set(room), _encoder_dtype.set(encoder_dtype)
     try:
         yield
     finally:
         _dense_above.reset(tokens[0])
         _room.reset(tokens[1])
+        _encoder_dtype.reset(tokens[2])

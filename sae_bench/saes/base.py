@@ -69,6 +69,8 @@ class Step:
     """Sparsity coefficient lambda, warm-up and control included."""
     dead: Int[Tensor, "n_dead"]
     """Indices of the latents that have not fired for the recipe's number of tokens."""
+    batch_l0: Float[Tensor, ""] | None = None
+    """L0 of the whole batch, for a loss with `needs_batch_l0` that is shown a part of it; None: it sees all."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,14 @@ class SparseAutoencoder(nn.Module, ABC):
     @property
     def unit_norm_decoder(self) -> bool:
         return True
+
+    @property
+    def needs_batch_l0(self) -> bool:
+        """Whether the loss is no mean over tokens but also a function of the L0 of the whole batch.
+
+        Where memory forces a batch into parts, the losses of whose tokens are added up, it is then told that L0.
+        """
+        return False
 
     def initialise(self, x: Float[Tensor, "B D"]) -> None:
         """Set data-dependent starting values from a sample of scaled activations; b_dec is set already."""

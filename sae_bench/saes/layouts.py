@@ -46,6 +46,10 @@ class Pattern(ABC):
         """The sum over active places; differentiable."""
 
     @abstractmethod
+    def total_per_token(self, values: Float[Tensor, "*V"]) -> Float[Tensor, "B"]:
+        """The sum over each token's active places; differentiable."""
+
+    @abstractmethod
     def total_per_latent(self, values: Float[Tensor, "*V"], *, clean: bool) -> Float[Tensor, "F"]:
         """The sum over each latent's active places; differentiable. `clean` as for the products."""
 
@@ -117,6 +121,9 @@ class Sparse(Pattern):
     def total(self, values: Float[Tensor, "P"]) -> Float[Tensor, ""]:
         return self._clean(values).sum()
 
+    def total_per_token(self, values: Float[Tensor, "P"]) -> Float[Tensor, "B"]:
+        return values.new_zeros(self.n_tokens).index_add(0, self.token, self._clean(values))
+
     def total_per_latent(self, values: Float[Tensor, "P"], *, clean: bool) -> Float[Tensor, "F"]:
         return self.sums(self._clean(values))  # clean or not, for padding gets no gradient
 
@@ -186,7 +193,10 @@ class Dense(Pattern):
         return parameter  # broadcasts over the tokens
 
     def total(self, values: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-        total: Tensor = _apply(_MaskedSum, self.fill(values), self.mask)
+        return self.total_per_token(values).sum()
+
+    def total_per_token(self, values: Float[Tensor, "..."]) -> Float[Tensor, "B"]:
+        total: Tensor = _apply(_MaskedSumPerToken, self.fill(values), self.mask)
         return total
 
     def total_per_latent(self, values: Float[Tensor, "B F"], *, clean: bool) -> Float[Tensor, "F"]:
@@ -268,20 +278,20 @@ class _Gather(torch.autograd.Function):
         return grad.new_zeros(ctx.n_latents).index_add_(0, latent, grad), None
 
 
-class _MaskedSum(torch.autograd.Function):
-    """(values * mask).sum() without that product in memory."""
+class _MaskedSumPerToken(torch.autograd.Function):
+    """(values * mask).sum(1) without that product in memory."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, mask: Tensor) -> Tensor:
         ctx.save_for_backward(mask)
         size = chunk_size(mask.shape[1], mask.device)
         parts = zip(values.split(size), mask.split(size), strict=True)
-        return torch.stack([kept.to(some.dtype).mul_(some).sum() for some, kept in parts]).sum()
+        return torch.cat([kept.to(some.dtype).mul_(some).sum(1) for some, kept in parts])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (mask,) = ctx.saved_tensors
-        return mask.to(grad.dtype).mul_(grad), None
+        return mask.to(grad.dtype).mul_(grad[:, None]), None
 
 
 class _MaskedSumPerLatent(torch.autograd.Function):

@@ -10,7 +10,8 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,16 +22,28 @@ from sae_bench.device import halved
 from sae_bench.lm.sites import Site
 from sae_bench.runs.config import Recipe
 from sae_bench.saes.active import Kernels, Room, kernels
-from sae_bench.saes.base import Latents, Loss, SparseAutoencoder, Step, count_per_latent, upper_quantile
+from sae_bench.saes.base import (
+    Latents,
+    Loss,
+    SparseAutoencoder,
+    Step,
+    active_per_token,
+    count_per_latent,
+    upper_quantile,
+)
 from sae_bench.saes.layouts import Dense
 from sae_bench.training.buffer import ActivationStream
 from sae_bench.training.device_stats import Books, room_for
+from sae_bench.training.optimiser import adam, clip_gradient, set_lr
 from sae_bench.training.schedules import CoefficientController, lr_factor, sparsity_factor
 
 log = logging.getLogger(__name__)
 
 INIT_SAMPLE = 8192
 """Activations that data-dependent initial values are taken from."""
+
+ENCODER_DTYPE = {"cuda": torch.bfloat16}
+"""Type, by device, that the encoder product is in where the architecture lets it; everything else is float32."""
 
 ROOM_SAMPLE = 512
 """Activations that the first room for active pairs is measured on."""
@@ -82,16 +95,7 @@ class Trainee:
         """Move to the device, and make what a training of `n_steps` steps needs."""
         self.n_steps, self.batch_size = n_steps, batch_size
         sae, recipe = self.sae.to(device), self.recipe
-        self.optimiser = torch.optim.Adam(
-            [
-                {"params": [p for p in sae.parameters() if p.ndim > 1], "factor": 1.0},
-                {"params": [p for p in sae.parameters() if p.ndim <= 1], "factor": recipe.bias_lr},
-            ],
-            lr=recipe.lr,
-            betas=recipe.betas,
-            eps=recipe.adam_eps,
-            fused=True,
-        )
+        self.optimiser = adam(sae, recipe)
         self._controller = self._coefficient_control(device)
         self._loss = torch.compile(sae.loss, dynamic=True) if self.compile else sae.loss
         total = self.n_steps * self.batch_size
@@ -165,16 +169,14 @@ class Trainee:
         lr = recipe.lr * lr_factor(
             step, self.n_steps, warmup=recipe.lr_warmup, shape=recipe.lr_warmup_shape, decay=recipe.lr_decay
         )
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr * group["factor"]
+        set_lr(self.optimiser, lr)
         at = Step(self._coefficient(step, x.device), self.books.dead)
         loss = self._loss_with_gradients(x, at)
         if sae.unit_norm_decoder:
             sae.project_gradient()
-        if recipe.grad_clip is not None:
-            torch.nn.utils.clip_grad_norm_(sae.parameters(), recipe.grad_clip / sae.config.d_in)
+        norm = None if recipe.grad_clip is None else clip_gradient(self.optimiser, recipe.grad_clip)
         # The fused optimiser looks at this before it moves a weight; loss scaling uses it in the same way.
-        usable = self.books.usable(_check_sum(loss, sae), step)
+        usable = self.books.usable(_check_sum(loss, sae, norm), step)
         self.optimiser.found_inf = (~usable).float()  # type: ignore[attr-defined]
         self.optimiser.step()
         with torch.no_grad():
@@ -199,16 +201,27 @@ class Trainee:
             try:
                 self.optimiser.zero_grad(set_to_none=True)
                 parts = x.split(self.micro_batch or len(x))
+                if len(parts) > 1 and self.sae.needs_batch_l0:
+                    at = replace(at, batch_l0=self._batch_l0(parts))
                 return BatchLoss.joined([self._part(part, at, len(part) / len(x)) for part in parts])
             except torch.OutOfMemoryError:
                 self.micro_batch = halved(self.micro_batch or len(x), f"tokens in a step of {self.id}")
 
     def _part(self, x: Float[Tensor, "b D"], at: Step, share: float) -> "BatchLoss":
-        half = torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda" and self.sae.autocast)
-        with half, kernels(self.kernels, self.dense_above, self.books.room):
+        with self._kernels(x.device):
             loss: Loss = self._loss(x, at)
         (loss.total if share == 1 else loss.total * share).backward()
         return BatchLoss.of(loss)
+
+    @torch.no_grad()
+    def _batch_l0(self, parts: Sequence[Tensor]) -> Float[Tensor, ""]:
+        """L0 of a batch from its parts, each [b, D]."""
+        with self._kernels(parts[0].device):
+            return torch.cat([active_per_token(self.sae.encode(part)) for part in parts]).float().mean()
+
+    def _kernels(self, device: torch.device) -> AbstractContextManager[None]:
+        encoder_dtype = ENCODER_DTYPE.get(device.type) if self.sae.autocast else None
+        return kernels(self.kernels, self.dense_above, self.books.room, encoder_dtype)
 
     @property
     def failed_at(self) -> int | None:
@@ -300,14 +313,14 @@ class BatchLoss:
         return self.counts.sum() / len(self.x_hat)
 
 
-def _check_sum(loss: BatchLoss, sae: SparseAutoencoder) -> Float[Tensor, ""]:
-    """A number that is not finite if the loss or a gradient is not: those of the biases stand for the matrices'.
+def _check_sum(loss: BatchLoss, sae: SparseAutoencoder, norm: Float[Tensor, ""] | None) -> Float[Tensor, ""]:
+    """A number that is not finite if the loss, a gradient or the gradient's norm is not.
 
-    A latent's column of W_enc gets its gradient through the pre-activation, which b_enc shares, a row of W_dec from
-    latents and errors, which the loss shares.
+    Gradients of the biases stand for the matrices': a latent's column of W_enc gets its gradient through the
+    pre-activation, which b_enc shares, a row of W_dec from latents and errors, which the loss shares.
     """
     of_biases = [p.grad.sum() for p in sae.parameters() if p.ndim == 1 and p.grad is not None]
-    return torch.stack([loss.total.float(), *of_biases]).sum()
+    return torch.stack([loss.total, *of_biases, *([] if norm is None else [norm])]).sum()
 
 
 def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import re
 import pytest
 
 from sae_bench.errors import UserError, one_line
-from sae_bench.leaderboard import tables as leaderboard
 from sae_bench.leaderboard.tables import escape_csv, escape_latex, escape_markdown, gather, with_error
+from sae_bench.leaderboard.tables import tables as leaderboard
 from sae_bench.records.files import write_sealed
 
 METRICS = {
@@ -35,7 +35,7 @@ def record(label="topk", l0=32.0, *, target=32.0, seed=0, task="reconstruction",
         },
         "provenance": {
             "model": "tiny", "dataset": "corpus", "preset": "short", "eval_fingerprint": "f" * 64,
-            "config_hash": run * 64,
+            "eval_documents": 40, "config_hash": run * 64,
             "versions": {"sae-arch-bench": "0.1.0"},
         },
     }  # fmt: skip
@@ -102,10 +102,28 @@ def test_undefined_failed_and_unmeasured_cells_say_so():
 
 def test_the_caption_says_what_was_counted():
     text = leaderboard.caption([record(), record("relu")])
-    for fact in ("Model tiny", "width 2048", "524,288 activations of corpus", "4,096 held-out tokens", "f" * 12):
+    for fact in (
+        "Model tiny",
+        "width 2048",
+        "524,288 activations of corpus",
+        "4,096 held-out tokens of 40 documents",
+        "f" * 12,
+    ):
         assert fact in text
     assert "variance between seeds is unknown" in text
     assert "variance between seeds" not in leaderboard.caption([record(), record(seed=1)])
+
+
+def test_the_caption_says_what_was_trained_on_and_warns_of_few_documents():
+    one, other = record(), record("relu")
+    assert "run of 13" not in leaderboard.caption([one])
+    assert "too small" not in leaderboard.caption([one])
+    one["sae"]["training"]["eval_overlap"], other["sae"]["training"]["eval_overlap"] = 0.0526, 0.061
+    other["provenance"]["eval_documents"] = 19
+    text = leaderboard.caption([one, other])
+    assert "5.3% to 6.1% of them lie in a run of 13 tokens that the training text has too." in text
+    assert "of 19 to 40 documents" in text
+    assert "Errors from 19 documents are too small: at least 20" in text
 
 
 def test_the_board_is_a_pure_function_of_the_records(tmp_path):

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 
 from sae_bench.errors import UserError
-from sae_bench.lm import corpus
 from sae_bench.lm.corpus import describe, docstrings, documents, embedded_documents, extract
+from sae_bench.lm.model import corpus
 from sae_bench.records.names import cache_folder
 
 LONG = "A sentence that is repeated until the docstring is long enough to count. " * 4

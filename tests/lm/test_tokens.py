@@ -12,10 +12,12 @@ from conftest import make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from sae_bench.errors import UserError
-from sae_bench.lm import tokens as data
+from sae_bench.lm.model import tokens as data
 from sae_bench.lm.tokens import TokenStream, special_ids, special_mask, split_of
 
-DOCUMENTS = [f"the fox {number} jumps <bos> over <eos> the dog\n{'lazy ' * (number % 23)}" for number in range(700)]
+DOCUMENTS = [
+    f"the fox {number} jumps <bos> over <eos> the dog\n{f'l{number} ' * (number % 23)}" for number in range(700)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -40,25 +42,51 @@ def whole_text(tokens: TokenStream, tokenizer: PreTrainedTokenizerFast) -> str:
     return tokenizer.decode(contexts(tokens)[:, 1:].flatten().tolist())
 
 
-def test_the_split_is_by_content_and_one_in_twenty() -> None:
-    texts = [f"text {number}" for number in range(20_000)]
-    sides = [split_of(text) for text in texts]
-    assert set(sides) == {"train", "eval"}
-    assert sides.count("eval") == pytest.approx(1000, abs=100)
-    assert [split_of(text) for text in reversed(texts)] == sides[::-1]
-    # Pinned: a change would move documents between the sides of published results.
-    digest = hashlib.blake2b(b"text 3", digest_size=8).digest()
-    assert split_of("text 3") == ("eval" if int.from_bytes(digest, "little") % 20 == 0 else "train")
+def test_a_long_held_out_document_gives_two_contexts_worth_from_a_place_that_its_content_decides(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    long = [" ".join(f"{letters[(i * k) % 26]}{k}{i}" for i in range(200)) for k in range(1, 200)]
+    long = [text for text in long if split_of(text) == "eval"]
+    monkeypatch.setattr(data, "documents", lambda source, *, order_seed, column: iter(long))
+    held_out = stream(tokenizer, split="eval", n_tokens=32 * len(long))
+    batches = list(held_out.batches(10))
+    text, document = (
+        torch.cat([getattr(batch, name) for batch in batches])[:, 1:].flatten() for name in ("tokens", "document")
+    )
+    assert document.bincount().tolist() == [32] * len(long)
+    assert held_out.fewest_documents == held_out.n_documents == len(long) > 5
+    wholes = [tokenizer.encode(whole + "\n\n", add_special_tokens=False) for whole in long]
+    starts = []
+    for i, whole in enumerate(wholes):
+        window = text[document == i].tolist()
+        starts.append(next(j for j in range(len(whole)) if whole[j : j + 32] == window))
+    assert len(set(starts)) > len(long) / 2
+    assert torch.equal(
+        torch.cat([batch.tokens for batch in held_out.batches(10)]), torch.cat([b.tokens for b in batches])
+    )
+
+
+def test_a_watched_stream_counts_the_same_after_a_resumption(tokenizer: PreTrainedTokenizerFast) -> None:
+    watch = stream(tokenizer, n_tokens=480, order_seed=8).shared_runs()
+    tokens = stream(tokenizer, watch=watch)
+    contexts(tokens)
+    share = watch.share
+    assert 0 < share < 1
+    contexts(tokens, 10, start_context=150)
+    assert watch.share == share
+    next(tokens.batches(1))
+    assert watch.share != share
 
 
 def test_train_and_eval_share_no_document(tokenizer: PreTrainedTokenizerFast) -> None:
     train = whole_text(stream(tokenizer, n_tokens=36_000), tokenizer)
-    held_out = whole_text(stream(tokenizer, split="eval", n_tokens=1000, order_seed=1), tokenizer)
+    held_out = whole_text(stream(tokenizer, split="eval", context_size=301, n_tokens=600, order_seed=1), tokenizer)
     numbers = {}
     for side, text in (("train", train), ("eval", held_out)):
         numbers[side] = {part.split()[0] for part in text.split("the fox ")[1:-1]}
-    assert len(numbers["train"]) > 500
-    assert len(numbers["eval"]) > 10
+    assert len(numbers["train"]) > 400
+    assert len(numbers["eval"]) > 5
     assert not numbers["train"] & numbers["eval"]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from twins import no_wait
 
 from sae_bench.saes import layouts as patterns
-from sae_bench.saes.active import Active, Room, decode, kernels, latent_major, select, select_all
+from sae_bench.saes.active import Active, Kernels, Room, decode, kernels, latent_major, select, select_all
 from sae_bench.saes.kernel_choice import dense_above, measure
 from sae_bench.saes.layouts import Dense, Sparse
 
@@ -72,6 +72,7 @@ def sparse_path(p: dict[str, Tensor], keeps: list[Keep]) -> Tensor:
     for i, z in enumerate(select_all(p["x"], p["W_enc"], p["b_enc"], keeps, p["b_pre"])):
         x_hat = decode(z.with_values(z.values.sin() * z.values), p["W_dec"], p["b_dec"])
         total = total + (x_hat - 2 * p["x"]).pow(3).sum() + (i + 2) * z.sum_per_token(z.values.cos())
+        total = total + z.sum_of_each_token(z.values.cos()).pow(3).sum()
     return total
 
 
@@ -82,6 +83,7 @@ def dense_twin(p: dict[str, Tensor], keeps: list[Keep]) -> Tensor:
         mask = mask_of(keep, z)
         x_hat = (z.sin() * z * mask) @ p["W_dec"] + p["b_dec"]
         total = total + (x_hat - 2 * p["x"]).pow(3).sum() + (i + 2) * (z.cos() * mask).sum() / len(z)
+        total = total + (z.cos() * mask).sum(1).pow(3).sum()
     return total
 
 
@@ -212,6 +214,7 @@ def test_counts_are_kept_apart_by_group() -> None:
 def test_sum_per_token_divides_by_all_tokens() -> None:
     f = hand_made()
     assert f.sum_per_token(f.values).item() == 17 / 4
+    assert f.sum_of_each_token(f.values).tolist() == [8, 0, 2, 7]
 
 
 def test_per_latent_looks_up_and_gathers_the_gradient() -> None:
@@ -294,6 +297,20 @@ def test_the_gradient_of_W_enc_is_stored_as_W_enc_is() -> None:
         assert gradient.T.is_contiguous()
 
 
+@pytest.mark.parametrize("choice", ["sparse", "dense"])
+def test_a_rounded_encoder_product_leaves_everything_else_in_the_type_of_x(choice: Kernels) -> None:
+    """1 + 2^-9 is 1 in bfloat16, and 2^-9 as a bias is added after the product: z = 1 + 2^-9, where x W is 1 + 2^-9."""
+    x, W, tiny = torch.tensor([[1 + 2**-9]]), torch.ones(1, 3).requires_grad_(), 2**-9
+    b = torch.tensor([0.0, tiny, 1.5 * tiny]).requires_grad_()
+    with kernels(choice, encoder_dtype=torch.bfloat16):
+        z = select(x, W, b, above(1.0))
+    assert z.to_dense().tolist() == [[0, 1 + tiny, 1 + 1.5 * tiny]]
+    decode(z, torch.full((3, 1), 1 + tiny)).sum().backward()
+    assert W.grad.tolist() == [[0, (1 + tiny) ** 2, (1 + tiny) ** 2]]
+    assert b.grad.tolist() == [0, 1 + tiny, 1 + tiny]
+    assert {t.dtype for t in (z.values, W.grad, b.grad)} == {torch.float32}
+
+
 def test_the_crossover_is_a_share() -> None:
     assert 0 < measure(8, 64, 32, torch.device("cpu")) <= 1
 
@@ -335,6 +352,7 @@ def test_padding_counts_nowhere() -> None:
     group = torch.arange(B) % 3
     assert (len(z.values), len(exact.values)) == (B * F // 2, B * F // 10)
     assert z.sum_per_token(ones.values).item() == pytest.approx(len(exact.values) / B)
+    assert torch.equal(z.sum_of_each_token(ones.values), exact_ones.active_per_token().double())
     assert torch.equal(ones.active_per_token(), exact_ones.active_per_token())
     assert torch.equal(ones.count_per_latent(group, 3), exact_ones.count_per_latent(group, 3))
     for mine, his in zip(ones.pairs(), exact_ones.pairs(), strict=True):

@@ -25,6 +25,8 @@ from twins import (
 )
 
 from sae_bench import ARCHITECTURES, SAEConfig, SparseAutoencoder, Step
+from sae_bench.runs.config import ArchSpec
+from sae_bench.runs.plan import settle
 from sae_bench.saes.base import START_OVER
 
 B, D, F = 29, 5, 16
@@ -287,13 +289,15 @@ def build_jumprelu(theta: float, spread: float = 0.2, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("log", [True, False], ids=["log theta", "theta"])
-@pytest.mark.parametrize("target", [None, 3.0], ids=["L0", "target L0"])
+@pytest.mark.parametrize(
+    ("target", "per"), [(None, "token"), (3.0, "token"), (3.0, "batch")], ids=["L0", "target L0", "target mean L0"]
+)
 @pytest.mark.parametrize("theta", [0.8, 0.21], ids=["far from eps / 2", "just above eps / 2"])
-def test_jumprelu_equals_its_dense_twin(theta: float, target: float | None, log: bool) -> None:
+def test_jumprelu_equals_its_dense_twin(theta: float, target: float | None, per: str, log: bool) -> None:
     """Every gradient, also where the window nearly reaches z = 0, that is every inactive latent of the dense twin."""
     sparsity = {"l0": target} if target else {"l0": None, "coefficient": LAMBDA}
-    sae = build_jumprelu(theta, bandwidth=0.4, train_log_theta=log, **sparsity)
-    assert_twins_agree(sae, jumprelu_twin(0.4, target, log=log), step())
+    sae = build_jumprelu(theta, bandwidth=0.4, train_log_theta=log, l0_penalty_per=per, **sparsity)
+    assert_twins_agree(sae, jumprelu_twin(0.4, target, log=log, per=per), step())
 
 
 def test_training_keeps_theta_from_half_a_bandwidth_upwards() -> None:
@@ -325,15 +329,77 @@ def test_the_l0_term_moves_theta_only() -> None:
         assert torch.equal(gradient, gradients[1][name]) == (name != "theta_parameter"), name
 
 
+def sae_with_l0s(*l0s: int, **options: Any) -> tuple[Any, Tensor]:
+    """An SAE of target L0 2 that reproduces its input, and tokens with so many latents on; theta is 0.5."""
+    sae = build("jumprelu", l0=2.0, d_in=F, theta_init=0.5, train_log_theta=False, **options)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.eye(F))
+        sae.W_dec.copy_(torch.eye(F))
+    return sae, torch.stack([(torch.arange(F) < n).double() for n in l0s])
+
+
+@pytest.mark.parametrize(("per", "penalty"), [("token", (0.25 + 0.25 + 1 + 4) / 4), ("batch", (2.5 / 2 - 1) ** 2)])
+def test_the_target_penalty_by_hand(per: str, penalty: float) -> None:
+    """L0s of 1, 3, 0 and 6 at target 2: (L0 / 2 - 1)^2 is .25, .25, 1 and 4; their mean L0 is 2.5."""
+    sae, x = sae_with_l0s(1, 3, 0, 6, l0_penalty_per=per)
+    loss = sae.loss(x, step(0.3))
+    assert loss.terms["reconstruction"].item() == 0
+    assert loss.terms["l0"].item() == 2.5
+    assert loss.total.item() == pytest.approx(0.3 * penalty)
+
+
+def test_the_target_penalty_is_per_token_unless_told_otherwise() -> None:
+    """As the papers have it: tokens with 1 and 3 latents on are no tokens with 2."""
+    sae, x = sae_with_l0s(1, 3)
+    assert sae.loss(x, step(1.0)).total.item() == 0.25
+    assert settle(ArchSpec(name="jumprelu"), "paper")[0].get("l0_penalty_per", "token") == "token"
+
+
+@pytest.mark.parametrize("per", ["token", "batch"])
+def test_the_mean_pseudo_gradient_of_the_target_penalty_is_its_gradient(per: str) -> None:
+    """Two latents read independent x ~ N(0, 1), so L0 is binomial: E[L0] = 2p and E[L0^2] = 2p + 2p^2.
+
+    d / d theta_1 of E[(L0 / T - 1)^2], or of (E[L0] / T - 1)^2, by central differences, within five standard errors.
+    """
+    n, theta, eps, target = 1_000_000, 0.8, 0.05, 1.5
+    x = torch.randn(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    options = {"bandwidth": eps, "train_log_theta": False, "theta_init": theta, "l0_penalty_per": per}
+    sae = ARCHITECTURES["jumprelu"](SAEConfig(d_in=2, d_sae=2, l0=target, options=options)).double()
+    gradients = []
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.eye(2))
+        sae.W_dec.copy_(torch.eye(2))
+    for coefficient in (0.0, 1.0):
+        (gradient,) = torch.autograd.grad(sae.loss(x, step(coefficient)).total, sae.theta_parameter)
+        gradients.append(gradient)
+
+    def above(threshold: float) -> float:
+        return 0.5 * (1 - math.erf(threshold / math.sqrt(2)))
+
+    def exact(threshold: float) -> float:
+        """With the first latent's threshold there and the second's at theta."""
+        p, q = above(threshold), above(theta)
+        of_square = (p + q + 2 * p * q) / target**2 if per == "token" else ((p + q) / target) ** 2
+        return of_square - 2 * (p + q) / target + 1
+
+    h = 1e-4
+    slope = (exact(theta + h) - exact(theta - h)) / (2 * h)
+    density = math.exp(-(theta**2) / 2) / math.sqrt(2 * math.pi)
+    # A token in the window adds at most 2 / (T eps), for |L0 / T - 1| <= 1 here; the kernel's width moves the mean too.
+    tolerance = 5 * 2 / (target * eps) * math.sqrt(eps * density / n) + eps / 4 * 2 / target * density
+    assert abs(slope) > 5 * tolerance
+    assert (gradients[1] - gradients[0])[0].item() == pytest.approx(slope, abs=tolerance)
+
+
 def test_the_target_penalty_pulls_l0_from_both_sides() -> None:
-    """d (L0 / T - 1)^2 = 2 (L0 / T - 1) / T dL0: theta rises where L0 is above T and falls where it is below."""
+    """L0 of the batch: d (L0 / T - 1)^2 = 2 (L0 / T - 1) / T dL0: theta rises where L0 is above T and falls below."""
     free = build_jumprelu(0.8, bandwidth=0.4, l0=None, coefficient=1.0)
     terms = free.loss(activations(), step()).terms
     l0 = terms["l0"].item()
     (slope,) = torch.autograd.grad(terms["l0"], free.theta_parameter)
     assert slope.max() <= 0
     for target in (l0 / 2, 2 * l0):
-        sae = build_jumprelu(0.8, bandwidth=0.4, l0=target)
+        sae = build_jumprelu(0.8, bandwidth=0.4, l0=target, l0_penalty_per="batch")
         gradients = []
         for coefficient in (0.0, 7.0):
             loss = sae.loss(activations(), step(coefficient)).total

@@ -84,12 +84,13 @@ def test_masks(case: str, density: float) -> None:
     assert_twins_agree_on(activations(), sae, twin, step())
 
 
+@pytest.mark.parametrize("per", ["token", "batch"])
 @pytest.mark.parametrize("density", DENSITIES)
-def test_jumprelu(density: float) -> None:
+def test_jumprelu(density: float, per: str) -> None:
     """Several pairs lie within the window at every density: the cut is at one, and theta is a bandwidth wide."""
-    sae = at_density("jumprelu", density, train_log_theta=False, bandwidth=EPS)
+    sae = at_density("jumprelu", density, train_log_theta=False, bandwidth=EPS, l0_penalty_per=per)
     assert_share(sae, density)
-    assert_twins_agree_on(activations(), sae, jumprelu_twin(EPS, sae.config.l0, log=False), step())
+    assert_twins_agree_on(activations(), sae, jumprelu_twin(EPS, sae.config.l0, log=False, per=per), step())
 
 
 @pytest.mark.parametrize("dead", [(), tuple(range(F))[SILENT]], ids=["none dead", "the silent are dead"])

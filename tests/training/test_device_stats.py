@@ -6,29 +6,19 @@ Shapes: F = 3 latents in `Books` alone, F = 24 in a trainee.
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from fake_cuda import FakeCuda
 from graph_walk import backward
-from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException
+from toy_trainee import BUILT_IN, activations, started, trained
 from twins import no_wait
 
-from sae_bench import ARCHITECTURES, SAEConfig
-from sae_bench.lm.sites import Site
-from sae_bench.runs.config import ArchSpec
-from sae_bench.runs.plan import settle
 from sae_bench.saes.active import select
 from sae_bench.training import trainer as trainee_module
-from sae_bench.training.buffer import ActivationStream
 from sae_bench.training.device_stats import READ_EVERY, ROOM_MARGIN, Books
-from sae_bench.training.trainer import Trainee
-
-SITE = Site(0, "resid_post", "layers.0", "output", 6)
-BUILT_IN = ("relu", "gated", "topk", "jumprelu")
 
 
 def keep(books: Books, n_steps: int, fired: list[bool], first: int = 0) -> None:
@@ -76,43 +66,6 @@ def test_a_step_without_room_is_not_usable_and_the_room_follows_what_was_seen() 
 # --- a trainee ----------------------------------------------------------------------------------------------------
 
 
-def activations(seed: int, device: str = "cpu") -> Tensor:
-    generator = torch.Generator().manual_seed(seed) if device == "cpu" else None  # a fake GPU draws nothing
-    x = torch.randn(40, 6, generator=generator, device=device) + 2
-    return x / x.square().sum(1).mean().sqrt()
-
-
-class Sample(ActivationStream):
-    """A stream as a trainee sees one before the first step, which has no language model behind it."""
-
-    n_steps = 50
-
-    def __init__(self, x: Tensor) -> None:
-        self.x, self.batch_size, self.mean = x, len(x), {SITE: x.mean(0)}
-        self.lm = cast(Any, SimpleNamespace(device=x.device))
-
-    def sample(self, site: Site, n: int) -> Tensor:
-        return self.x[:n]
-
-
-def started(arch: str, device: str = "cpu", preset: Any = "short", **settings: Any) -> Trainee:
-    """A trainee before its first step."""
-    spec = ArchSpec(name=arch)
-    options, recipe = settle(spec, preset)
-    with torch.device(device):
-        sae = ARCHITECTURES[arch](SAEConfig(d_in=6, d_sae=24, l0=3, seed=1, options=options))
-    trainee = Trainee("one", sae, SITE, 0, recipe, **settings)
-    trainee.start(Sample(activations(0, device)))
-    return trainee
-
-
-def trained(arch: str, **settings: Any) -> Trainee:
-    trainee = started(arch, **settings)
-    for step in range(50):
-        trainee.step(activations(step), step, logged=step == 49)
-    return trainee
-
-
 @pytest.mark.parametrize("arch", BUILT_IN)
 def test_training_without_waiting_is_training(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Room instead of exact numbers of pairs: the same SAE, up to the order of additions."""
@@ -158,11 +111,11 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_and_names_the_step() -> No
 
 COMPILED = """
 import sys
-sys.path[:0] = ["training", ""]
+sys.path[:0] = [""]
 import torch
 compile = torch.compile
 torch.compile = lambda function, **how: compile(function, backend="aot_eager", **how)  # needs no C++ compiler
-from test_device_stats import BUILT_IN, trained
+from toy_trainee import BUILT_IN, trained
 for arch in BUILT_IN:
     plain, compiled = trained(arch).sae, trained(arch, compile=True).sae
     for name, parameter in plain.named_parameters():
@@ -202,8 +155,6 @@ def test_a_step_on_a_fake_gpu_mixes_no_devices_and_asks_for_no_number(arch: str,
         trainee = started(arch, "cuda", preset, kernels=choice)
         patch.undo()
         patch.setattr(torch.Tensor, "backward", backward)
-        patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-        patch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
         batches = [activations(step, "cuda") for step in range(READ_EVERY)]
         assert {parameter.device.type for parameter in trainee.sae.parameters()} == {"cuda"}
         trainee.books.dead = torch.zeros(5, dtype=torch.long, device="cuda")

@@ -1,0 +1,91 @@
+"""Which side of the split a text is on, so that texts that repeat each other do not face each other across it.
+
+Two rules, both of the corpus' content alone. A text's side is decided by the smallest hash of its shingles (five words
+in a row): two texts of resemblance J, the share of their shingles that both have, share that hash with probability J
+(MinHash; Broder, Compression and Complexity of Sequences, 1997). So of an evaluation text's near-duplicates, at most
+1 - J are on the training side. And where the whole corpus can be read, an evaluation text is on no side if more
+than a twentieth of its longer shingles (eight words) stand in training texts: shared paragraphs make no near-duplicate.
+
+Clusters were tried in place of the first rule, on the embedded corpus. At a resemblance of .5 they left what the
+smallest hash leaves; low enough to catch shared paragraphs, they chained more than half the corpus into one.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
+from zlib import crc32
+
+import numpy as np
+
+from sae_bench.lm.shared_runs import HashArray, mixed
+
+__all__ = ["RULE", "Split", "digest", "repeated_texts", "split_of"]
+
+Split = Literal["train", "eval"]
+
+RULE = "near-duplicates 1"
+"""Name and version of the rules: raise it when a text may change its side."""
+
+EVAL_SHARE = 10  # one text in this many is held out, before those that repeat training texts are taken out
+KEY_WORDS = 5
+REPEAT_WORDS = 8
+MOST_REPEATED = 0.05
+
+_WORD = re.compile(r"\w+")
+
+
+def split_of(text: str) -> Split:
+    """Return the side that a document belongs to, a function of its content alone."""
+    return _side(_words(text))
+
+
+def digest(text: str) -> int:
+    """A number that stands for a text: the hash of all its words."""
+    words = _words(text)
+    return int(_shingles(words, len(words))[0])
+
+
+def repeated_texts(texts: Callable[[], Iterable[str]]) -> frozenset[int]:
+    """The digests of evaluation texts that are mostly repeated in training texts.
+
+    The corpus is read twice, in any order. In memory are the shingles of the evaluation texts alone.
+    """
+    held_out = {digest(text): np.unique(_shingles(_words(text), REPEAT_WORDS)) for text in texts()
+                if split_of(text) == "eval"}  # fmt: skip
+    if not held_out:
+        return frozenset()
+    known = np.unique(np.concatenate(list(held_out.values())))
+    found = np.zeros(len(known), dtype=bool)
+    for words in _training(texts()):
+        hashes = _shingles(words, REPEAT_WORDS)
+        place = np.searchsorted(known, hashes).clip(max=len(known) - 1)
+        found[place[known[place] == hashes]] = True
+    return frozenset(
+        text for text, hashes in held_out.items() if found[np.searchsorted(known, hashes)].mean() > MOST_REPEATED
+    )
+
+
+def _training(texts: Iterable[str]) -> Iterator[HashArray]:
+    return (words for words in map(_words, texts) if _side(words) == "train")
+
+
+def _side(words: HashArray) -> Split:
+    # Mixed once more: a smallest hash is a small number.
+    key = mixed(_shingles(words, KEY_WORDS).min(keepdims=True))
+    return "eval" if int(key[0]) % EVAL_SHARE == 0 else "train"
+
+
+def _words(text: str) -> HashArray:
+    """One hash a word, upper and lower case alike; of a text without a word, that of the text."""
+    words = "\n".join(_WORD.findall(text.lower())).encode().split(b"\n") if _WORD.search(text) else [text.encode()]
+    return mixed(np.fromiter(map(crc32, words), dtype=np.uint64, count=len(words)))
+
+
+def _shingles(words: HashArray, length: int) -> HashArray:
+    """One hash for every `length` words in a row; the whole text if it is shorter."""
+    length = min(length, len(words))
+    n = len(words) - length + 1
+    hashes = np.zeros(n, dtype=np.uint64)
+    for offset in range(length):
+        hashes = mixed(hashes + words[offset : offset + n])
+    return hashes

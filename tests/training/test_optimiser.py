@@ -1,0 +1,163 @@
+"""The optimiser: recipes written for data of another norm, and clipping of the gradient.
+
+Shapes: d_in = 6, d_sae = 24, batches of 40.
+"""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from toy_trainee import SITE, Sample, activations, started
+
+from sae_bench import ARCHITECTURES, SAEConfig
+from sae_bench.runs.config import ArchSpec, Recipe
+from sae_bench.runs.plan import settle
+from sae_bench.training import trainer as trainee_module
+from sae_bench.training.optimiser import adam, clip_gradient
+from sae_bench.training.trainer import Trainee
+
+CLIP = {"relu": 4.0, "gated": 10.0, "topk": 1.0, "jumprelu": 10.0}
+"""Norms on data of norm sqrt(d_in), which some of the steps exceed."""
+
+S = math.sqrt(6)  # data with E||x||^2 = d_in are S times as large as ours
+
+
+def paper(arch: str, **departures: Any) -> Recipe:
+    """The paper's recipe at a rate that moves something in 30 steps, with an eps that is felt and a norm that clips."""
+    recipe = settle(ArchSpec(name=arch), "paper")[1]
+    common = {"lr": 5e-3, "lr_warmup": 0, "sparsity_warmup": 0.1, "adam_eps": 1e-2, "grad_clip": CLIP[arch]}
+    return recipe.model_copy(update=common | departures)
+
+
+def trained_on(
+    x_scale: float, arch: str, recipe: Recipe, coefficient: float, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> tuple[Any, list[float]]:
+    """An SAE trained in float64 on activations times `x_scale`, and the gradients' norms before clipping."""
+    norms: list[float] = []
+
+    def noted(optimiser: torch.optim.Optimizer, bound: float) -> Tensor:
+        norms.append(float(norm := clip_gradient(optimiser, bound)))
+        return norm
+
+    monkeypatch.setattr(trainee_module, "clip_gradient", noted)
+    sae = ARCHITECTURES[arch](SAEConfig(d_in=6, d_sae=24, coefficient=coefficient, seed=1, options=options)).double()
+    trainee = Trainee("one", sae, SITE, 0, recipe)
+    trainee.start(Sample(x_scale * activations(0).double()))
+    for step in range(30):
+        trainee.step(x_scale * activations(step).double(), step, logged=False)
+    return sae, norms
+
+
+THRESHOLDS = ({"bandwidth": 0.2, "theta_init": 0.3}, {"bandwidth": 0.2 * S, "theta_init": 0.3 * S})
+
+
+@pytest.mark.parametrize(
+    ("arch", "coefficient", "theirs", "options"),
+    [
+        ("relu", 0.05, 0.05 * S, ({}, {})),
+        ("gated", 0.05, 0.05 * S, ({}, {})),
+        ("topk", 3, 3, ({}, {})),
+        ("jumprelu", 0.01, 0.01 * S**2, THRESHOLDS),
+        ("jumprelu", 0.01, 0.01 * S**2, tuple(each | {"train_log_theta": False} for each in THRESHOLDS)),
+    ],
+    ids=["relu", "gated", "topk", "jumprelu, log theta", "jumprelu, theta"],
+)
+def test_a_recipe_for_data_of_norm_sqrt_d_in_trains_the_same_sae_on_ours(
+    arch: str, coefficient: float, theirs: float, options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On their data by the numbers as they stand, on ours converted: the same SAE up to the scale of its biases."""
+    on_ours, norms = trained_on(
+        1.0, arch, paper(arch, data_norm="sqrt_d_in"), coefficient, monkeypatch, **options[0]
+    )  # fmt: skip
+    on_theirs, their_norms = trained_on(S, arch, paper(arch, data_norm="unit"), theirs, monkeypatch, **options[1])
+    assert min(norms) < CLIP[arch] < max(norms), "some steps are clipped and some are not"
+    assert norms == pytest.approx(their_norms)
+    for name, parameter in on_ours.named_parameters():
+        grows = name in ("b_enc", "b_dec", "b_mag") or (name == "theta_parameter" and not on_ours.theta_in_logs)
+        shift = math.log(S) if name == "theta_parameter" and not grows else 0.0
+        expected = parameter.detach() * (S if grows else 1) + shift
+        torch.testing.assert_close(on_theirs.get_parameter(name).detach(), expected, msg=name)
+        if name != "W_dec":
+            assert parameter.std() > 1e-4, f"{name} has not moved, which shows nothing"
+
+
+def test_papers_relu_is_written_for_data_of_norm_sqrt_d_in_and_no_other_recipe_is() -> None:
+    """At d_in = 640 its biases move 640^-1/2 as fast as its matrices."""
+    for arch in ("relu", "gated", "topk", "jumprelu"):
+        for preset in ("paper", "short"):
+            recipe = settle(ArchSpec(name=arch), preset)[1]  # type: ignore[arg-type]
+            assert (recipe.data_norm == "sqrt_d_in") == ((arch, preset) == ("relu", "paper"))
+    relu = settle(ArchSpec(name="relu"), "paper")[1]
+    sae = ARCHITECTURES["relu"](SAEConfig(d_in=640, d_sae=8, l0=3))
+    factors = {group["params"][0].shape: group["factor"] for group in adam(sae, relu).param_groups}
+    assert factors == pytest.approx(
+        {torch.Size(shape): factor for shape, factor in {
+            (8, 640): 1, (640, 8): 1, (8,): 640**-0.5, (640,): 640**-0.5,
+        }.items()}
+    )  # fmt: skip
+
+
+# --- clipping -----------------------------------------------------------------------------------------------------
+
+
+def with_gradients(norm: float, data_norm: str = "unit") -> tuple[Any, torch.optim.Adam]:
+    """A topk SAE, d_in = 4, whose gradient has this norm on our data: 12/13 of it in W_enc, 5/13 in b_enc."""
+    sae = ARCHITECTURES["topk"](SAEConfig(d_in=4, d_sae=4, l0=1))
+    optimiser = adam(sae, settle(ArchSpec(name="topk", settings={"data_norm": data_norm}), "short")[1])
+    sae.W_enc.grad, sae.b_enc.grad = torch.zeros(4, 4), torch.zeros(4)
+    sae.W_enc.grad[1, 2], sae.b_enc.grad[3] = 12 * norm / 13, -5 * norm / 13
+    return sae, optimiser
+
+
+@pytest.mark.parametrize(("bound", "left"), [(0.1, 0.1), (0.39, 0.39), (0.4, 0.4 * 0.975), (2.0, 0.39)])
+def test_a_longer_gradient_is_shrunk_to_the_bound_and_a_shorter_one_is_left(bound: float, left: float) -> None:
+    sae, optimiser = with_gradients(0.39)
+    assert clip_gradient(optimiser, bound).item() == pytest.approx(0.39)
+    assert sae.W_enc.grad[1, 2].item() == pytest.approx(left * 12 / 13)
+    assert sae.b_enc.grad[3].item() == pytest.approx(-left * 5 / 13)
+
+
+def test_the_norm_is_that_on_the_data_which_the_recipe_is_written_for() -> None:
+    """d_in = 4: a matrix's gradient counts four times, a bias's twice: (48, 10) / 13 and not (12, 5) / 13."""
+    sae, optimiser = with_gradients(1.0, "sqrt_d_in")
+    norm = math.hypot(48, 10) / 13
+    assert clip_gradient(optimiser, 1.0).item() == pytest.approx(norm)
+    assert sae.W_enc.grad[1, 2].item() == pytest.approx(12 / 13 / norm)
+    assert sae.b_enc.grad[3].item() == pytest.approx(-5 / 13 / norm)
+
+
+def test_no_gradient_is_no_reason_to_fail() -> None:
+    sae, optimiser = with_gradients(0.0)
+    assert clip_gradient(optimiser, 0.1).item() == 0
+    assert not sae.W_enc.grad.any()
+
+
+@pytest.mark.parametrize("arch", ["relu", "gated", "topk", "jumprelu"])
+def test_adam_sees_the_clipped_gradient_and_clipping_the_projected_one(arch: str) -> None:
+    """The first moments of the first step, over 1 - beta_1, are the gradient that Adam was given."""
+    trainee = started(f"{arch}:grad_clip=0.001")
+    rows = trainee.sae.W_dec.detach().clone()
+    trainee.step(activations(1), 0, logged=False)
+    moments = {
+        name: trainee.optimiser.state[parameter]["exp_avg"] / (1 - trainee.recipe.betas[0])
+        for name, parameter in trainee.sae.named_parameters()
+    }
+    length = torch.stack([torch.linalg.vector_norm(moment) for moment in moments.values()]).square().sum().sqrt()
+    assert length.item() == pytest.approx(0.001)
+    along = torch.linalg.vecdot(moments["W_dec"], rows).abs().max()
+    assert (along < 1e-8) == trainee.sae.unit_norm_decoder
+
+
+def test_a_norm_that_overflows_leaves_the_weights_and_is_told() -> None:
+    """Data of 1e12: loss and gradients of 1e24 are finite, the squares of the gradients are not."""
+    trainee = started("topk:grad_clip=0.01")
+    for step in range(4):
+        before = {name: value.detach().clone() for name, value in trainee.sae.named_parameters()}
+        trainee.step(activations(step) * (1e12 if step == 3 else 1), step, logged=step == 3)
+        if step == 3:
+            torch.testing.assert_close(dict(trainee.sae.named_parameters()), before, atol=1e-6, rtol=0)
+    assert math.isfinite(trainee.log[-1]["loss"])
+    trainee.books.close()
+    assert trainee.failure is not None

@@ -1,0 +1,122 @@
+"""A step of training: what is in half precision, and what a batch in parts changes.
+
+Gradients are compared by the norm of their difference. Numbers that are rounded choose other pairs here and there, so
+that rounding moves gradients by more than its 2^-9; what is exact is a float32 step on the rounded product.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from toy_trainee import activations, started
+
+from sae_bench import Step
+from sae_bench.saes import active
+from sae_bench.training import trainer as trainee_module
+from sae_bench.training.trainer import ENCODER_DTYPE, Trainee
+
+EVERY_RECIPE = [
+    (arch, preset) for arch in ("relu", "gated", "gated:penalty=ri_l1", "topk", "jumprelu")
+    for preset in ("paper", "short")
+]  # fmt: skip
+
+LAYOUTS = {
+    "sparse": ["sparse"], "dense": ["dense"], "switching": ["sparse", "dense", "dense"], "auto": ["auto"],
+}  # fmt: skip
+
+
+@contextmanager
+def half_products() -> Iterator[None]:
+    """The CPU multiplies bfloat16 in the encoder, as CUDA does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENCODER_DTYPE, "cpu", torch.bfloat16)
+        yield
+
+
+def rounded_product(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """What half precision means: float32 numbers of which the product alone was rounded."""
+    yield slice(0, len(x)), (x.bfloat16() @ W_enc.bfloat16()).float() + b_enc
+
+
+def gradients(trainee: Trainee, x: Tensor, at: Step) -> dict[str, Tensor]:
+    trainee._loss_with_gradients(x, at)
+    return {name: parameter.grad.clone() for name, parameter in trainee.sae.named_parameters()}
+
+
+def assert_close_in_norm(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    for name, gradient in expected.items():
+        assert found[name].dtype == torch.float32, name
+        distance, length = (torch.linalg.vector_norm(g).item() for g in (found[name] - gradient, gradient))
+        assert distance <= tolerance * length, f"{name}: {distance:.3g} of {length:.3g}"
+
+
+@pytest.mark.parametrize("without_waiting", [False, True], ids=["waiting", "without waiting"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("arch", "preset"), EVERY_RECIPE, ids=lambda value: value)
+def test_only_the_encoder_product_is_in_half_precision(
+    arch: str, preset: str, layout: str, without_waiting: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained so; at every step types are float32 and gradients those of a float32 step within bfloat16's rounding."""
+    monkeypatch.setattr(trainee_module, "waiting_costs", lambda device: without_waiting)
+    trainee = started(arch, preset=preset)
+    start = copy.deepcopy(trainee.sae.state_dict())
+    for i in range(9):
+        trainee.kernels = LAYOUTS[layout][i % len(LAYOUTS[layout])]  # type: ignore[assignment]
+        x, at = activations(i), Step(torch.tensor(1e-3), torch.tensor([3, 5]))
+        exact = gradients(trainee, x, at)
+        with monkeypatch.context() as patch:
+            if trainee.sae.autocast:
+                patch.setattr(active, "_pre_activations", rounded_product)
+            rounded = gradients(trainee, x, at)
+        with half_products():
+            with trainee._kernels(x.device):
+                loss = trainee.sae.loss(x, at)
+            found = gradients(trainee, x, at)
+            trainee.step(x, i, logged=False)
+        assert {t.dtype for t in (loss.total, loss.x_hat, loss.latents.values, *loss.terms.values())} == {torch.float32}
+        assert_close_in_norm(found, rounded, 1e-5)
+        assert_close_in_norm(found, exact, 0.2)
+        same = all(torch.equal(found[name], exact[name]) for name in exact)
+        assert same == (not trainee.sae.autocast), "the encoder product was not in half precision, or should not be"
+    trainee.books.close()
+    assert trainee.failure is None
+    assert all(not torch.equal(trainee.sae.state_dict()[name], start[name]) for name in ("W_enc", "W_dec", "b_dec"))
+
+
+# --- batches in parts ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", [
+    "relu", "gated", "topk", "jumprelu:l0_penalty_per=token", "jumprelu:l0_penalty_per=batch",
+])  # fmt: skip
+def test_a_batch_in_parts_has_the_loss_and_the_gradients_of_the_whole(arch: str) -> None:
+    """40 tokens in parts of 7; the parts' L0s differ from the batch's, which the penalty on the batch's mean needs."""
+    trainee, x = started(arch), activations(1) * torch.linspace(0.5, 1.5, 40)[:, None]
+    trainee.sae.double()
+    at, losses, found = Step(torch.tensor(0.3), torch.tensor([3, 5])), [], []
+    for trainee.micro_batch in (None, 7):
+        trainee.optimiser.zero_grad()
+        losses.append(trainee._loss_with_gradients(x.double(), at))
+        found.append({name: parameter.grad.clone() for name, parameter in trainee.sae.named_parameters()})
+    torch.testing.assert_close(losses[0].total, losses[1].total)
+    assert losses[0].l0 == losses[1].l0
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, msg=name)
+
+
+def test_without_the_batch_s_l0_the_penalty_on_its_mean_is_another_in_parts() -> None:
+    """Which is why it is told: the mean of the parts' squares is no square of their mean."""
+    trainee, x = started("jumprelu:l0_penalty_per=batch"), activations(1) * torch.linspace(0.5, 1.5, 40)[:, None]
+    assert trainee.sae.needs_batch_l0
+    at = Step(torch.tensor(1.0), torch.tensor([], dtype=torch.long))
+    parts: list[Any] = list(x.split(20))
+    alone = torch.stack([trainee.sae.loss(part, at).total for part in parts]).mean()
+    told = replace(at, batch_l0=trainee._batch_l0(parts))
+    whole = trainee.sae.loss(x, at).total
+    torch.testing.assert_close(torch.stack([trainee.sae.loss(part, told).total for part in parts]).mean(), whole)
+    assert alone > whole + 1e-3
