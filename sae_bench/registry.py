@@ -21,6 +21,7 @@ from sae_bench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from sae_bench.evaluation.task import Task
+    from sae_bench.lm.corpus import Corpus
     from sae_bench.saes.base import SparseAutoencoder
 
 T = TypeVar("T")
@@ -152,7 +153,9 @@ ARCHITECTURES: "Registry[type[SparseAutoencoder]]" = Registry("architecture", "s
 TASKS: "Registry[type[Task]]" = Registry("task", "sae_bench.tasks")
 MODELS: Registry[Callable[[], str]] = Registry("model", "sae_bench.models", "sae_bench.demo.models")
 """Functions that return where a model is loaded from: a folder, or its name on the hub."""
+CORPORA: "Registry[type[Corpus]]" = Registry("corpus", "sae_bench.corpora", "sae_bench.demo.corpora")
 
 register_architecture = ARCHITECTURES.register
 register_task = TASKS.register
 register_model = MODELS.register
+register_corpus = CORPORA.register
