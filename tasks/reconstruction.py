@@ -2,19 +2,32 @@
 
 import torch
 
-from sae_bench import DocumentSums, EvalBatch, EvalSetting, Metric, Result, Task, active_per_token, register_task
+from sae_bench import DocumentSums, EvalBatch, EvalSetting, Metric, Result, Score, Task, active_per_token, register_task
+
+UNRELATED = 1e-5
+"""A correlation of x_hat with x below this is the rounding of their mean: x_hat does not vary with x."""
 
 
 @register_task("reconstruction")
 class Reconstruction(Task):
-    """FVE and its relatives (docs/formulas.md), all pooled over tokens."""
+    """FVE and its relatives (docs/formulas.md), all pooled over tokens.
 
-    version = "1"
+    Where most of E||x||^2 is the mean's, as on residual streams, what is taken about zero cannot show what happens to
+    the deviations from the mean: `gamma`, `cosine` and `l2_ratio` are kept because others publish them, and none leads.
+    """
+
+    version = "2"
     metrics = (
         Metric("fve", "up", "", "fraction of variance explained: 1 - fvu", headline=True),
         Metric("fvu", "down", "", "sum ||x - x_hat||^2 / sum ||x - mean(x)||^2, mean over the whole evaluation set"),
         Metric("l0", None, "latents", "mean number of active latents on a token", headline=True),
-        Metric("gamma", None, "", "E||x_hat||^2 / E[x . x_hat]; below 1 is shrinkage", headline=True),
+        Metric(
+            "gamma_centred", None, "",
+            "E||x_hat - m||^2 / E[(x - m) . (x_hat - m)], m = mean(x) over the evaluation set; below 1 is shrinkage",
+            headline=True,
+        ),
+        Metric("gamma", None, "", "E||x_hat||^2 / E[x . x_hat]: about zero, so that a large mean hides shrinkage"),
+        Metric("cosine_centred", "up", "", "mean cosine similarity of x - m and x_hat - m"),
         Metric("cosine", "up", "", "mean cosine similarity of x and x_hat"),
         Metric("l2_ratio", None, "", "mean ||x_hat|| / ||x||"),
         Metric(
@@ -32,7 +45,9 @@ class Reconstruction(Task):
         x, x_hat = batch.x.double(), batch.x_hat.double()
         error = (x - x_hat).square().sum(1)
         norm, norm_hat, inner = x.norm(dim=1), x_hat.norm(dim=1), (x * x_hat).sum(1)
-        variance = (x - self.mean).square().sum(1)
+        deviation, deviation_hat = x - self.mean, x_hat - self.mean
+        variance, variance_hat = deviation.square().sum(1), deviation_hat.square().sum(1)
+        inner_centred = (deviation * deviation_hat).sum(1)
         varies = variance > 0  # a token at the mean has no legacy value
         self.sums.add_count(batch.document, "tokens")
         self.sums.add(
@@ -43,8 +58,11 @@ class Reconstruction(Task):
                 "active": active_per_token(batch.f),
                 "norm_hat_squared": norm_hat.square(),
                 "inner": inner,
+                "deviation_hat_squared": variance_hat,
+                "inner_centred": inner_centred,
                 # A zero reconstruction has no direction: its cosine counts as 0.
                 "cosine": inner / (norm * norm_hat).clamp(min=1e-300),
+                "cosine_centred": inner_centred / (variance.sqrt() * variance_hat.sqrt()).clamp(min=1e-300),
                 "norm_ratio": norm_hat / norm.clamp(min=1e-300),
                 # SAEBench takes the mean over its batch; the whole set is the one batch that no memory limit decides.
                 "legacy": torch.where(varies, 1 - error / variance, 0.0),
@@ -63,10 +81,20 @@ class Reconstruction(Task):
             "fve": ratio("squared_error", "variance", "tokens", one_minus=True),
             "fvu": ratio("squared_error", "variance", "tokens"),
             "l0": ratio("active", "tokens", "tokens"),
+            "gamma_centred": self._gamma_centred(),
             "gamma": ratio("norm_hat_squared", "inner", "tokens"),
+            "cosine_centred": ratio("cosine_centred", "tokens", "tokens"),
             "cosine": ratio("cosine", "tokens", "tokens"),
             "l2_ratio": ratio("norm_ratio", "tokens", "tokens"),
             "explained_variance_legacy": ratio("legacy", "legacy_tokens", "legacy_tokens"),
         }
         totals = {name: float(total) for name, total in self.totals.items()}
         return Result(scores, by_document=self.sums.by_document(), details={"sums": totals})
+
+    def _gamma_centred(self) -> Score:
+        """Undefined where x_hat does not vary with x, as if all latents are dead: its denominator is 0, but rounded."""
+        total = self.sums.total
+        least = UNRELATED * (total("variance") * total("deviation_hat_squared")) ** 0.5
+        if abs(total("inner_centred")) <= least:
+            return Score(None, None, int(total("tokens")), note="undefined: x_hat does not vary with x")
+        return self.sums.ratio("deviation_hat_squared", "inner_centred", "tokens")

@@ -43,16 +43,21 @@ def record(label, target, seed, task, *, site="layer_9.resid_post", model="demo"
         by_document = {"added": (loss * tokens).tolist(), "predictions": tokens.tolist()}
         scores = {"delta_lm_loss": score((loss * tokens).sum() / tokens.sum(), "added / predictions")}
     elif task == "reconstruction":
-        metrics = {name: metric(name, better) for name, better in (("fve", "up"), ("l0", None), ("gamma", None))}
+        metrics = {
+            name: metric(name, better)
+            for name, better in (("fve", "up"), ("fvu", "down"), ("l0", None), ("gamma", None), ("gamma_centred", None))
+        }
         by_document = {
             "squared_error": (fvu * tokens).tolist(), "variance": tokens.tolist(), "active": (l0 * tokens).tolist(),
             "tokens": tokens.tolist(), "norm_hat_squared": (gamma * tokens).tolist(), "inner": tokens.tolist(),
         }  # fmt: skip
         scores = {
             "fve": score(1 - (fvu * tokens).sum() / tokens.sum(), "1 - squared_error / variance"),
+            "fvu": score((fvu * tokens).sum() / tokens.sum(), "squared_error / variance"),
             "l0": score(l0, "active / tokens", stderr=0.2),
             "gamma": score((gamma * tokens).sum() / tokens.sum(), "norm_hat_squared / inner"),
         }
+        scores["gamma_centred"] = scores["gamma"]  # of data whose mean is zero
     else:
         metrics = {name: metric(name, "down") for name in ("dead_share", "dense_10pct_share")}
         frequency = np.sort(10 ** draw.normal(math.log10(target / D_SAE), 0.8, D_SAE).clip(-9, -0.3))

@@ -85,6 +85,7 @@ def test_an_identity_costs_exactly_nothing(lm, site, stream):
     assert scores["loss_recovered"].value == scores["loss_recovered_mean"].value == 1
     assert (scores["fve"].value, scores["fvu"].value) == (1, 0)
     assert scores["gamma"].value == pytest.approx(1, abs=1e-12)
+    assert scores["gamma_centred"].value == pytest.approx(1, abs=1e-12)
     assert scores["cosine"].value == pytest.approx(1, abs=1e-12)
     assert scores["l2_ratio"].value == 1
     assert scores["ce_clean"].value == scores["ce_spliced"].value > 0
@@ -116,6 +117,13 @@ def test_shrinkage_by_c_gives_gamma_c_and_a_constant_is_not_free(lm, site, strea
     assert shrunk["l2_ratio"].value == pytest.approx(0.7, rel=1e-6)
     assert shrunk["cosine"].value == pytest.approx(1, abs=1e-6)
     assert shifted["fvu"].value > 0.1
+
+
+def test_shrinkage_towards_the_mean_by_c_gives_gamma_centred_c(lm, site, stream):
+    mean = mean_of(lm, stream, site)
+    (shrunk,) = scores_of(lm, stream, site, Known(site.d_in, c=0.7, shift=0.3 * mean))
+    assert shrunk["gamma_centred"].value == pytest.approx(0.7, rel=1e-4)
+    assert shrunk["cosine_centred"].value == pytest.approx(1, abs=1e-6)
 
 
 def test_latents_are_counted_on_every_counted_token(lm, site, stream):

@@ -91,6 +91,62 @@ def test_gamma_of_a_shrunken_reconstruction_is_the_factor(c: float) -> None:
     assert found["cosine"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("c", [0.5, 0.9, 2.0])
+def test_gamma_centred_is_the_factor_of_the_deviations_whatever_the_mean_is(c: float) -> None:
+    """x_hat = m + c (x - m), m a hundred times the deviations: what is taken about zero sees next to nothing of it."""
+    x = torch.randn(N, 4, generator=torch.Generator().manual_seed(0)).double() + 100
+    m = x.mean(0)
+    found = reconstruction(x, m + c * (x - m), document=DOCUMENT)
+    assert found["gamma_centred"] == pytest.approx(c, rel=1e-9)
+    assert found["cosine_centred"] == pytest.approx(1)
+    for name in ("gamma", "cosine", "l2_ratio"):
+        assert found[name] == pytest.approx(1, abs=2e-4), name
+
+
+def test_gamma_centred_and_its_error_by_hand() -> None:
+    """x = (1, 3, 5, 7), mean 4, x_hat = (2, 3, 6, 6): deviations (-3, -1, 1, 3), (-2, -1, 2, 2); (4+1+4+4) / (6+1+2+6).
+
+    Two documents: residuals 5 - 13/15 * 7 = -16/15 and 8 - 13/15 * 8 = 16/15; sqrt(2 * 2 * (16/15)^2) / 15.
+    """
+    x, x_hat = torch.tensor([[1.0], [3], [5], [7]]), torch.tensor([[2.0], [3], [6], [6]])
+    score = run("reconstruction", x, x_hat, document=torch.tensor([0, 0, 1, 1]), sizes=[1, 3]).scores["gamma_centred"]
+    assert score.value == pytest.approx(13 / 15)
+    assert score.stderr == pytest.approx(32 / 225)
+    assert score.formula == "deviation_hat_squared / inner_centred"
+
+
+def test_gamma_centred_follows_from_sums_about_zero_where_the_means_agree() -> None:
+    """How it is computed from records that do not hold it: E||x_hat||^2 - |m|^2 over E[x . x_hat] - |m|^2."""
+    x = tokens().double()
+    x_hat = 0.8 * x + 0.3 * torch.randn(N, 4, generator=torch.Generator().manual_seed(1)).double()
+    x_hat += x.mean(0) - x_hat.mean(0)
+    result = run("reconstruction", x, x_hat, document=DOCUMENT)
+    sums = {name: sum(of) for name, of in result.by_document.items()}
+    of_mean = result.details["sums"]["norm_squared"] - sums["variance"]
+    computed = (sums["norm_hat_squared"] - of_mean) / (sums["inner"] - of_mean)
+    assert result.scores["gamma_centred"].value == pytest.approx(computed)
+
+
+@pytest.mark.parametrize("constant", ["mean", "another"])
+def test_a_constant_reconstruction_has_no_gamma_centred_and_says_why(constant: str) -> None:
+    x = tokens()
+    x_hat = (x.double().mean(0).float() + (constant == "another")).expand(N, -1)
+    score = run("reconstruction", x, x_hat, document=DOCUMENT).scores["gamma_centred"]
+    assert (score.value, score.stderr) == (None, None)
+    assert score.note == "undefined: x_hat does not vary with x"
+
+
+def test_no_metric_that_leads_is_blind_to_halved_deviations() -> None:
+    """Of a mean that holds 94% of E||x||^2, as on the residual stream of the published board, every one moves."""
+    x = torch.randn(N, 4, generator=torch.Generator().manual_seed(0)).double()
+    x += 4 * x.std(0) - x.mean(0)
+    whole, halved = (reconstruction(x, x.mean(0) + c * (x - x.mean(0))) for c in (1.0, 0.5))
+    for metric in TASKS["reconstruction"].metrics:
+        if metric.headline and metric.name != "l0":
+            assert abs(whole[metric.name] - halved[metric.name]) > 0.2, metric.name
+    assert abs(whole["gamma"] - halved["gamma"]) < 0.03
+
+
 def test_a_zero_reconstruction_has_no_gamma_and_says_why() -> None:
     scores = run("reconstruction", tokens(), 0 * tokens()).scores
     assert scores["gamma"].value is None

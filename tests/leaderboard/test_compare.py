@@ -19,7 +19,6 @@ from sae_bench.leaderboard.bootstrap import (
     metric_replicates,
     over_seeds,
 )
-from sae_bench.leaderboard.claims import about_equal, falls_with_frequency, not_worse, within
 from sae_bench.leaderboard.compare import at, by_area, check_metrics, panels
 from sae_bench.leaderboard.curves import area, at_l0, common_range, pareto_front
 
@@ -37,6 +36,7 @@ def record(label, target, seed, l0, numerator, tokens, better="down"):
     return {
         "failure": None,
         "task": "t",
+        "task_version": "1",
         "metrics": {"loss": {"better": better}, "l0": {"better": None}},
         "scores": {"loss": score("added"), "l0": score("active")},
         "by_document": by_document,
@@ -294,147 +294,7 @@ def test_runs_that_cannot_be_compared_are_refused():
     assert panels(failed, ["loss"]) == []
 
 
-# --- claims, tables and the command line ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("effect", "verdict"), [(-0.15, "holds"), (0.15, "does not hold"), (0.002, "cannot tell")])
-def test_a_claim_holds_or_not_as_planted(effect, verdict):
-    (panel,) = panels(simulated(2, {"mine": effect, "other": 0.0}, seed_sd=0.01), ["loss"])
-    finding = not_worse("loss", "down", "mine", "other", "claim")(panel, (20.0, 50.0))
-    assert finding.verdict == verdict
-    assert len(finding.numbers) == 2
-    about = not_worse("loss", "down", "mine", "other", "claim", about=0.1)(panel, (20.0, 50.0))
-    assert about.verdict == {"cannot tell": "holds"}.get(verdict, verdict), "within a tenth is about as good"
-    upside_down = not_worse("loss", "up", "mine", "other", "claim")(panel, (20.0, 50.0))
-    assert upside_down.verdict == {"holds": "does not hold", "does not hold": "holds"}.get(verdict, upside_down.verdict)
-    assert not_worse("loss", "down", "mine", "absent", "claim")(panel, (20.0,)).verdict == "cannot tell"
-    assert not_worse("loss", "down", "mine", "other", "claim")(panel, (1000.0,)).verdict == "cannot tell"
-
-
-def judged(records, score_of, n_latents=40):
-    """The records, and for each SAE those of a judge: a latent's score comes from its frequency and a deviate."""
-    added = []
-    for one in records:
-        draw = np.random.default_rng(len(added))
-        counts = draw.permutation(np.arange(1, n_latents + 1))
-        scores = [
-            score_of(one, count / n_latents, deviate)
-            for count, deviate in zip(counts, draw.normal(size=n_latents), strict=True)
-        ]
-        found = [score for score in scores if score is not None]
-        of_judge = {
-            "value": float(np.mean(found)),
-            "stderr": float(stats.sem(found)),
-            "n": len(found),
-            "formula": None,
-            "note": None,
-        }
-        shared = one | {"by_document": {}, "scores": {}, "metrics": {}}
-        added.append(shared | {"task": "d", "per_latent": {"count": counts.tolist()}, "details": {"n_tokens": 1000}})
-        added.append(
-            shared
-            | {
-                "task": "j",
-                "measured_on": "latents",
-                "metrics": {"detection": {"better": "up", "headline": True}},
-                "scores": {"detection": of_judge},
-                "details": {
-                    "latents": list(range(n_latents)),
-                    "values": {"detection": scores},
-                    "judge": {"model": "m"},
-                },
-            }
-        )
-    return records + added
-
-
-@pytest.mark.parametrize(("slope", "verdict"), [(-0.2, "holds"), (0.2, "does not hold"), (0.0, "cannot tell")])
-def test_frequent_latents_are_less_interpretable_or_not_as_planted(slope, verdict):
-    alike = simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=2)
-    records = judged(alike, lambda one, f, deviate: None if f > 0.9 else 0.7 + slope * f + 0.05 * deviate)
-    (panel,) = panels(records, ["loss", "detection"])
-    finding = falls_with_frequency(("detection", "fuzzing"), "claim")(panel, ())
-    assert finding.verdict == verdict
-    assert [number.partition(" over ")[2].split(",")[0] for number in finding.numbers] == ["216 latents"] * 2, "36 of 6"
-    one_way = {-0.2: "a: rank correlation of detection with frequency = -0.", 0.2: "= 0."}
-    assert one_way.get(slope, "") in finding.numbers[0]
-
-
-def test_scores_that_are_all_alike_have_no_rank_correlation_and_are_said_to_have_none():
-    records = judged(simulated(0, {"a": 0.0}, n_seeds=1, targets=(16,)), lambda one, f, deviate: 0.5)
-    (panel,) = panels(records, ["loss"])
-    finding = falls_with_frequency(("detection",), "claim")(panel, ())
-    assert finding.verdict == "cannot tell"
-    assert finding.numbers == ("a: detection of 40 latents: too few or all alike",)
-
-
-def test_the_rank_correlation_and_its_interval_are_the_textbooks():
-    """The halves of 40 ranks change places, each by 20: rho = 1 - 6 sum(d^2) / (n (n^2 - 1)) = -.501."""
-    records = judged(
-        simulated(0, {"a": 0.0}, n_seeds=1, targets=(16,)), lambda one, f, deviate: float((round(f * 40) + 19) % 40)
-    )
-    (panel,) = panels(records, ["loss"])
-    (number,) = falls_with_frequency(("detection",), "claim")(panel, ()).numbers
-    rho = 1 - 6 * 40 * 20**2 / (40 * (40**2 - 1))
-    half = 1.959964 * ((1 + rho**2 / 2) / 37) ** 0.5
-    low, high = np.tanh(np.arctanh(rho) - half), np.tanh(np.arctanh(rho) + half)
-    assert f"= {rho:.3g} [{low:.3g}, {high:.3g}] over 40 latents" in number
-
-
-@pytest.mark.parametrize(
-    ("less", "noise", "verdict"), [(0.0, 0.02, "holds"), (0.2, 0.02, "does not hold"), (0.0, 0.2, "cannot tell")]
-)
-def test_architectures_are_about_equally_interpretable_or_not_as_planted(less, noise, verdict):
-    alike = simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=3)
-    records = judged(alike, lambda one, f, deviate: 0.7 - less * (one["sae"]["label"] == "b") + noise * deviate)
-    (panel,) = panels(records, ["loss", "detection"])
-    finding = about_equal(("detection", "fuzzing"), ("a", "b"), 0.05, "claim")(panel, (20.0, 50.0))
-    assert finding.verdict == verdict
-    assert [number.partition(" = ")[0] for number in finding.numbers] == [
-        "L0 20: detection of a - b", "L0 50: detection of a - b",
-    ]  # fmt: skip
-    assert about_equal(("fuzzing",), ("a", "b"), 0.05, "claim")(panel, (20.0,)).verdict == "cannot tell", (
-        "nobody judged"
-    )
-
-
-def test_a_claim_finds_its_architecture_under_the_one_choice_of_settings_that_is_there():
-    check = not_worse("loss", "down", "mine", "other", "claim")
-    (panel,) = panels(simulated(2, {"mine:lr=0.1": -0.15, "other": 0.0}, seed_sd=0.01), ["loss"])
-    finding = check(panel, (20.0,))
-    assert finding.verdict == "holds"
-    assert "mine:lr=0.1 - other" in finding.numbers[0]
-    several = {"mine:lr=0.1": -0.15, "mine:lr=0.2": 0.0, "other": 0.0}
-    (panel,) = panels(simulated(2, several, seed_sd=0.01), ["loss"])
-    assert check(panel, (20.0,)).verdict == "cannot tell", "which of the two is meant, nobody said"
-
-
-def test_a_judges_metrics_are_compared_once_somebody_judged():
-    records = judged(simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=2), lambda one, f, deviate: 0.7 + 0.1 * deviate)
-    for one in records[:12]:
-        one["metrics"] |= {"loss": {"better": "down", "headline": True}, "l0": {"better": None, "headline": True}}
-    assert check_metrics(records, None) == ["loss", "detection"]
-    undefined = {"value": None, "stderr": None, "n": 0, "formula": None, "note": "undefined"}
-    lost = [one | {"scores": dict.fromkeys(one["scores"], undefined)} for one in records]
-    assert check_metrics(lost, None) == ["loss", "detection"], "what nobody has a value of is said to be missing"
-    nobody = [one | {"details": {}} if one["task"] == "j" else one for one in lost]
-    assert check_metrics(nobody, None) == ["loss"]
-    (panel,) = panels(records, ["loss", "detection"])
-    (difference,) = at(panel, "detection", (30.0,))[1]
-    of_one = records[-1]["scores"]["detection"]["stderr"]
-    assert difference.estimate.stderr > of_one, "the judge's noise is in it, twice and unpaired"
-
-
-def test_a_range_is_kept_missed_or_not_told():
-    (panel,) = panels(simulated(3, {"a": 0.0}, document_sd=0.01, seed_sd=0.001), ["loss"])
-    value = at(panel, "loss", (30.0,))[0][30.0][0].estimate.value
-    ranges = {
-        "holds": (value - 0.1, value + 0.1),
-        "does not hold": (value + 0.1, value + 0.2),
-        "cannot tell": (value, value + 1),
-    }
-    for verdict, (low, high) in ranges.items():
-        assert within("loss", "a", low, high, "claim")(panel, (30.0,)).verdict == verdict
+# --- tables and the command line -----------------------------------------------------------------------------------
 
 
 def test_tables_mark_the_best_and_all_that_are_tied_with_it():

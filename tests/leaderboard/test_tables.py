@@ -9,8 +9,8 @@ import re
 import pytest
 
 from sae_bench.errors import UserError, one_line
+from sae_bench.leaderboard import tables as leaderboard
 from sae_bench.leaderboard.tables import escape_csv, escape_latex, escape_markdown, gather, with_error
-from sae_bench.leaderboard.tables import tables as leaderboard
 from sae_bench.records.files import write_sealed
 
 METRICS = {

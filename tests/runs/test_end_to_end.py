@@ -108,7 +108,7 @@ def test_the_board_has_a_row_for_every_sae_sorted_by_architecture_and_l0(finishe
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
     header, body = rows[0], rows[2:]
     assert header[:3] == ["architecture", "target", "l0"]
-    assert {"delta_lm_loss ↓", "fve ↑", "loss_recovered ↑", "kl ↓", "gamma"} <= set(header)
+    assert {"delta_lm_loss ↓", "fve ↑", "loss_recovered_mean ↑", "kl ↓", "gamma_centred"} <= set(header)
     assert [(row[0], row[1]) for row in body] == [(arch, target) for arch in ARCHS for target in ("4", "12")]
     l0 = {arch: [float(row[2].split(" ± ")[0]) for row in body if row[0] == arch] for arch in ARCHS}
     assert all(values == sorted(values) for values in l0.values())

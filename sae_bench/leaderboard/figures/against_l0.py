@@ -16,6 +16,7 @@ from sae_bench.leaderboard.palette import looks
 NAMES = {
     "delta_lm_loss": "delta LM loss (nats per token)",
     "fve": "fraction of variance explained",
+    "gamma_centred": "relative size of deviations from the mean (gamma_centred)",
     "gamma": "relative reconstruction size (gamma)",
 }
 ARROWS = {"up": " ↑", "down": " ↓", None: ""}
@@ -27,8 +28,9 @@ def quality(panel: Panel, labels: Sequence[str]) -> Figure | None:
 
 
 def shrinkage(panel: Panel, labels: Sequence[str]) -> Figure | None:
-    """How large reconstructions are: below 1 they shrink."""
-    figure = _against_l0(panel, labels, ("gamma",))
+    """How large deviations are reconstructed: below 1 they shrink. Older records have `gamma` alone."""
+    centred = any("gamma_centred" in family.metrics for family in panel.families)
+    figure = _against_l0(panel, labels, ("gamma_centred" if centred else "gamma",))
     if figure is not None:
         (axes,) = figure.axes
         axes.axhline(1, color="#555555", linewidth=0.8, linestyle=":")

@@ -10,7 +10,7 @@ from sae_bench.leaderboard.figures import against_l0, cost, frequency, interpret
 from sae_bench.leaderboard.figures.style import rendered, styled
 from sae_bench.records.names import file_name
 
-METRICS = ("delta_lm_loss", "fve", "gamma")
+METRICS = ("delta_lm_loss", "fve", "gamma_centred", "gamma")
 """Those that are drawn against L0."""
 
 FROM_PANELS: Mapping[str, Callable[[Panel, Sequence[str]], Figure | None]] = {

@@ -18,11 +18,12 @@ from markupsafe import Markup
 from sae_bench.errors import one_line
 from sae_bench.leaderboard import tables as leaderboard
 from sae_bench.leaderboard.board import Board
-from sae_bench.leaderboard.claims import METRICS, Finding, check_claims
+from sae_bench.leaderboard.claims import METRICS, check_claims
 from sae_bench.leaderboard.compare import Panel, check_metrics, panels
 from sae_bench.leaderboard.compare_table import Row, grid, heading, note, summaries
 from sae_bench.leaderboard.curves import AT_L0
 from sae_bench.leaderboard.html.report_data import board_data
+from sae_bench.leaderboard.verdicts import Finding
 
 TEMPLATES = resources.files("sae_bench.leaderboard.html") / "templates"
 

@@ -1,0 +1,202 @@
+"""Whether a claim about numbers holds, by their intervals alone: all lie where they should, or one where it must not.
+
+A claim says that some numbers - one at each L0, say - all lie in a range. It **holds** if every 95% interval lies
+inside the range: that is an intersection-union test, which needs no correction (Berger, 1982). It **does not hold** if
+one interval lies wholly outside, and any of K numbers may do so by chance: their level is 1 - .05 / K (Bonferroni). So
+with the truth at a limit of the range either is said falsely at most 2.5% of the time. Else it cannot be told.
+
+What is judged is what is printed: ends are rounded first. A number without a known uncertainty tells nothing.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from sae_bench.leaderboard.bootstrap import LEVEL, Estimate, estimate
+from sae_bench.leaderboard.compare import Panel
+from sae_bench.leaderboard.curves import at_l0, measured_range
+
+Verdict = Literal["holds", "does not hold", "cannot tell"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim's verdict in one setting, and the numbers behind it, or what is missing."""
+
+    claim: str
+    verdict: Verdict
+    numbers: tuple[str, ...]
+
+
+Check = Callable[[Panel, Sequence[float]], Finding]
+
+
+@runtime_checkable
+class Uncertain(Protocol):
+    """A number with intervals."""
+
+    @property
+    def value(self) -> float: ...
+
+    def interval(self, level: float) -> tuple[float, float]: ...
+
+
+def judged(
+    claim: str, found: Sequence[tuple[str, Uncertain]], low: float, high: float, notes: Sequence[str] = ()
+) -> Finding:
+    """The verdict on a claim that all of some named numbers lie between two limits, either of which may be infinite."""
+    if not found:
+        return Finding(claim, "cannot tell", tuple(notes))
+    levels = LEVEL, 1 - (1 - LEVEL) / len(found)
+    each, family = ([_rounded(number.interval(level)) for _, number in found] for level in levels)
+    verdict: Verdict = "cannot tell"
+    if any(below > high or above < low for below, above in family):
+        verdict = "does not hold"
+    elif all(low <= below and above <= high for below, above in each):
+        verdict = "holds"
+    numbers = [
+        _line(name, number.value, dict(zip(levels, intervals, strict=True)))
+        for (name, number), *intervals in zip(found, each, family, strict=True)
+    ]
+    return Finding(claim, verdict, (_rule(low, high, len(found), levels[1]), *numbers, *notes))
+
+
+def _rounded(interval: tuple[float, float]) -> tuple[float, float]:
+    below, above = (float(f"{end:.4g}") for end in interval)
+    return below, above
+
+
+def _line(name: str, value: float, intervals: Mapping[float, tuple[float, float]]) -> str:
+    """A number with its intervals, by level: of one number alone, both are the same."""
+    shown = [f"{100 * level:.4g}% [{below:.4g}, {above:.4g}]" for level, (below, above) in intervals.items()]
+    known = math.isfinite(intervals[LEVEL][0])
+    return f"{name} = {value:.4g}, {', '.join(shown) if known else 'its uncertainty is unknown'}"
+
+
+def _rule(low: float, high: float, n: int, level: float) -> str:
+    """What is wanted of every number, and which intervals decide."""
+    wanted = f"from {low:.4g} to {high:.4g}"
+    if math.isinf(low):
+        wanted = f"at most {high:.4g}"
+    elif math.isinf(high):
+        wanted = f"at least {low:.4g}"
+    of_all = "" if n == 1 else f" (95% for {n} together)"
+    return (
+        f"wanted: {wanted}; holds if every 95% interval is inside, does not hold if one {100 * level:.4g}% interval"
+        f"{of_all} is outside"
+    )
+
+
+def contrast(panel: Panel, metric: str, l0: float, coefficients: Mapping[str, float]) -> Estimate | None:
+    """A sum of architectures' metrics at one L0, each times its coefficient, taken replicate by replicate.
+
+    None where an architecture lacks the metric, or the L0 is outside of what was measured of it. What is the same in
+    every replicate, as a share whose jackknife is 0, is no more certain for that: its uncertainty is unknown, and so is
+    that of a sum with it.
+    """
+    of = {family.label: family.metrics.get(metric) for family in panel.families}
+    terms = []
+    for label, coefficient in coefficients.items():
+        points = of.get(label)
+        if points is None:
+            return None
+        low, high = measured_range(points.l0[0])
+        if not low <= l0 <= high:
+            return None
+        terms.append(coefficient * at_l0(points.l0, points.value, [l0])[:, 0])
+    total = np.sum(terms, axis=0)
+    rounding = 1e-12 * max(abs(term[0]) for term in terms)
+    found = estimate(total, panel.weights)
+    return found if all(np.ptp(of) > rounding for of in (*terms, total)) else replace(found, stderr=math.inf)
+
+
+def not_worse(
+    metric: str, better: Literal["up", "down"], arch: str, than: str, claim: str, *, about: float = 0.0
+) -> Check:
+    """`arch` is at least as good as `than` at every L0, or worse by a share of at most `about` of the other's value.
+
+    The other's value is uncertain as well, so what is judged is arch - (1 + about) than.
+    """
+    factor, low, high = (1 + about, -math.inf, 0.0) if better == "down" else (1 - about, 0.0, math.inf)
+
+    def check(panel: Panel, l0s: Sequence[float]) -> Finding:
+        label, other = _name(panel, arch), _name(panel, than)
+        found = [
+            (f"L0 {l0:g}: {metric} of {label} - {f'{factor:g} ' if about else ''}{other}", number)
+            for l0 in l0s
+            if (number := contrast(panel, metric, l0, {label: 1.0, other: -factor})) is not None
+        ]
+        return judged(claim, found, low, high, _notes(panel, (metric,), (label, other), l0s, found))
+
+    return check
+
+
+def within(metric: str, arch: str, low: float, high: float, claim: str, *, least_width: int = 0) -> Check:
+    """The metric is in a range at every L0; a dictionary narrower than `least_width` is not asked."""
+
+    def check(panel: Panel, l0s: Sequence[float]) -> Finding:
+        label = _name(panel, arch)
+        if (width := panel.setting.width) < least_width:
+            reason = (
+                f"one latent of {width:,} is {1 / width:.2%}: only dictionaries of {least_width:,} or more can tell"
+            )
+            return Finding(claim, "cannot tell", (reason,))
+        found = [
+            (f"L0 {l0:g}: {metric} of {label}", number)
+            for l0 in l0s
+            if (number := contrast(panel, metric, l0, {label: 1.0})) is not None
+        ]
+        return judged(claim, found, low, high, _notes(panel, (metric,), (label,), l0s, found))
+
+    return check
+
+
+def about_equal(metrics: Sequence[str], archs: Sequence[str], room: float, claim: str) -> Check:
+    """No two of the architectures differ in any of the metrics by more than `room` at any L0."""
+
+    def check(panel: Panel, l0s: Sequence[float]) -> Finding:
+        labels = [_name(panel, arch) for arch in archs]
+        found = [
+            (f"L0 {l0:g}: {metric} of {label} - {other}", number)
+            for metric in metrics
+            for label, other in combinations(labels, 2)
+            for l0 in l0s
+            if (number := contrast(panel, metric, l0, {label: 1.0, other: -1.0})) is not None
+        ]
+        return judged(claim, found, -room, room, _notes(panel, metrics, labels, l0s, found))
+
+    return check
+
+
+def _name(panel: Panel, arch: str) -> str:
+    """The label of an architecture in a panel: its name, or with settings, if it is there with one choice of them."""
+    labels = {record["sae"]["label"] for record in panel.records if record["sae"]["arch"] == arch}
+    return labels.pop() if len(labels) == 1 else arch
+
+
+def _notes(
+    panel: Panel, metrics: Sequence[str], labels: Sequence[str], l0s: Sequence[float], found: Sequence[object]
+) -> list[str]:
+    """What the numbers do not cover, or why there are none."""
+    if found:
+        return ["one seed: the intervals cover the choice of documents alone"] if len(panel.seeds) == 1 else []
+    families = {family.label: family for family in panel.families}
+    absent = [label for label in labels if label not in families]
+    if absent:
+        return [f"no {', no '.join(absent)} among {', '.join(families) or 'none'}"]
+    known = {name for record in panel.records for name in record["metrics"]}
+    notes = []
+    for metric in metrics:
+        without = [label for label in labels if metric not in families[label].metrics]
+        if metric not in known:
+            versions = sorted({f"{record['task']} {record['task_version']}" for record in panel.records})
+            notes.append(f"{metric} is in no record: not measured by what made them ({', '.join(versions)})")
+        elif without:
+            notes.append(f"no {metric} of {', '.join(without)}")
+        else:
+            notes.append(f"{metric}: none of L0 {', '.join(f'{l0:g}' for l0 in l0s)} lies in the range of all")
+    return notes

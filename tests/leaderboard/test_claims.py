@@ -1,0 +1,450 @@
+"""Claims are judged by intervals: planted truths are found, what is at a limit is rarely said to be past it."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from synthetic import records as synthetic_records
+from test_compare import record, simulated
+
+from sae_bench.leaderboard.bootstrap import Estimate
+from sae_bench.leaderboard.claims import ABOUT, METRICS, WIDE_ENOUGH, as_markdown, check_claims
+from sae_bench.leaderboard.compare import at, check_metrics, panels
+from sae_bench.leaderboard.frequency_claim import falls_with_frequency, within_saes
+from sae_bench.leaderboard.verdicts import about_equal, contrast, judged, not_worse, within
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+def rarely(n: int, p: float = 0.025) -> float:
+    """The share of n experiments that something of that probability exceeds once in a thousand tests."""
+    return float(stats.binom.isf(1e-3, n, p)) / n
+
+
+# --- the rule ------------------------------------------------------------------------------------------------------
+
+
+def exactly(value: float, stderr: float = 1.0, degrees: float = 20.0) -> Estimate:
+    return Estimate(value, stderr, ((1.0, degrees),), True)
+
+
+def test_the_rule_by_hand():
+    """Student's t with 20 degrees: 2.086 at 95%, 2.423 at 97.5%, which is 95% for two together."""
+    assert judged("c", [("a", exactly(-2.09))], -math.inf, 0).verdict == "holds"
+    assert judged("c", [("a", exactly(-2.08))], -math.inf, 0).verdict == "cannot tell"
+    assert judged("c", [("a", exactly(2.09))], -math.inf, 0).verdict == "does not hold"
+    two = [("a", exactly(2.40)), ("b", exactly(-9))]
+    assert judged("c", two, -math.inf, 0).verdict == "cannot tell", "one of two is at 97.5%"
+    assert judged("c", [("a", exactly(2.43)), *two[1:]], -math.inf, 0).verdict == "does not hold"
+    assert judged("c", [("a", exactly(-2.09)), *two[1:]], -math.inf, 0).verdict == "holds", (
+        "all together: no correction"
+    )
+    assert judged("c", two, -math.inf, 0).numbers == (
+        "wanted: at most 0; holds if every 95% interval is inside, does not hold if one 97.5% interval (95% for 2 "
+        "together) is outside",
+        "a = 2.4, 95% [0.314, 4.486], 97.5% [-0.02312, 4.823]",
+        "b = -9, 95% [-11.09, -6.914], 97.5% [-11.42, -6.577]",
+    )
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_with_the_truth_at_the_limit_nothing_is_said_more_than_one_time_in_forty(n):
+    """Either way, of one number and of several independent ones, all of which lie at the limit."""
+    draw, n_experiments = np.random.default_rng(n), 2000
+    values = draw.normal(size=(n_experiments, n))
+    errors = np.sqrt(draw.chisquare(20, size=values.shape) / 20)
+    found = [
+        judged("c", [("a", exactly(*of)) for of in zip(*one, strict=True)], -math.inf, 0).verdict
+        for one in zip(values, errors, strict=True)
+    ]
+    assert found.count("holds") / n_experiments <= rarely(n_experiments)
+    assert found.count("does not hold") / n_experiments <= rarely(n_experiments)
+
+
+def test_an_unknown_uncertainty_tells_nothing():
+    finding = judged("c", [("a", exactly(-5.0, math.inf))], -math.inf, 0)
+    assert finding.verdict == "cannot tell"
+    assert finding.numbers[1] == "a = -5, its uncertainty is unknown"
+
+
+def verdict_of(numbers, low, high):
+    """The verdict by what is printed alone: the first interval of each number, and the last."""
+    intervals = [re.findall(r"\[(\S+), (\S+)\]", number) for number in numbers if " = " in number]
+    each, family = ([tuple(map(float, of[place])) if of else (-math.inf, math.inf) for of in intervals]
+                    for place in (0, -1))  # fmt: skip
+    if any(b < low or a > high for a, b in family):
+        return "does not hold"
+    return "holds" if each and all(low <= a and b <= high for a, b in each) else "cannot tell"
+
+
+@given(
+    st.lists(st.tuples(st.floats(-3, 3), st.floats(1e-6, 2) | st.just(math.inf), st.sampled_from([1.0, 4.0, 80.0])),
+             min_size=1, max_size=4),
+    st.sampled_from([(-math.inf, 0.0), (0.0, math.inf), (-0.05, 0.05), (0.8, 0.95)]),
+)  # fmt: skip
+def test_no_verdict_contradicts_the_intervals_that_are_printed(found, limits):
+    finding = judged("c", [(f"L0 {i}: x", exactly(*of)) for i, of in enumerate(found)], *limits)
+    assert finding.verdict == verdict_of(finding.numbers, *limits)
+
+
+@pytest.mark.parametrize("upper", [0.0500001, 0.0499999])
+def test_an_end_that_rounds_to_the_limit_is_judged_as_it_is_printed(upper):
+    finding = judged("c", [("a", exactly(upper - 2.0859634, 1.0))], -math.inf, 0.05)
+    assert "0.05]" in finding.numbers[1]
+    assert finding.verdict == "holds"
+
+
+@pytest.mark.parametrize("source", ["published", "synthetic"])
+def test_no_claim_contradicts_what_it_prints(source):
+    """Limits as they are printed, too."""
+    if source == "published":
+        of = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("gemma-3-270m*/records/*.json"))]
+    else:
+        of = synthetic_records(targets=(16.0, 64.0))
+    checked = 0
+    for _, finding in check_claims(panels(of, METRICS, 100), (20.0, 50.0)):
+        if finding.numbers[0].startswith("wanted"):
+            words = finding.numbers[0].partition(";")[0].split()[1:]
+            low, high = float(words[1]) if words[0] == "from" else -math.inf, float(words[-1])
+            if words[1] == "least":
+                low, high = high, math.inf
+            assert finding.verdict == verdict_of(finding.numbers, low, high), finding
+            checked += 1
+        else:
+            assert finding.verdict == "cannot tell"
+    assert checked >= 4
+
+
+# --- one architecture against another ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("effect", "verdict"), [(-0.15, "holds"), (0.15, "does not hold"), (0.002, "cannot tell")])
+def test_a_claim_holds_or_not_as_planted(effect, verdict):
+    (panel,) = panels(simulated(2, {"mine": effect, "other": 0.0}, seed_sd=0.01), ["loss"])
+    finding = not_worse("loss", "down", "mine", "other", "claim")(panel, (20.0, 50.0))
+    assert finding.verdict == verdict
+    assert len(finding.numbers) == 1 + 2
+    about = not_worse("loss", "down", "mine", "other", "claim", about=0.1)(panel, (20.0, 50.0))
+    assert about.verdict == {"cannot tell": "holds"}.get(verdict, verdict), "within a tenth is about as good"
+    upside_down = not_worse("loss", "up", "mine", "other", "claim")(panel, (20.0, 50.0))
+    assert upside_down.verdict == {"holds": "does not hold", "does not hold": "holds"}.get(verdict, upside_down.verdict)
+
+
+def test_what_cannot_be_told_is_said_why():
+    (panel,) = panels(simulated(2, {"mine": 0.0, "other": 0.0}), ["loss", "gamma_centred"])
+    found = {
+        "no absent among mine, other": not_worse("loss", "down", "mine", "absent", "claim")(panel, (20.0,)),
+        "loss: none of L0 1000, 2000 lies in the range of all": not_worse("loss", "down", "mine", "other", "claim")(
+            panel, (1000.0, 2000.0)
+        ),
+        "gamma_centred is in no record: not measured by what made them (t 1)": within(
+            "gamma_centred", "mine", 0.8, 0.95, "claim"
+        )(panel, (20.0,)),
+    }
+    for reason, finding in found.items():
+        assert (finding.verdict, finding.numbers) == ("cannot tell", (reason,))
+    (one_seed,) = panels(simulated(2, {"mine": 0.0, "other": 0.0}, n_seeds=1), ["loss"])
+    finding = not_worse("loss", "down", "mine", "other", "claim")(one_seed, (20.0,))
+    assert finding.numbers[-1] == "one seed: the intervals cover the choice of documents alone"
+
+
+def test_a_contrast_is_taken_replicate_by_replicate():
+    """What makes a document hard for both cancels, and of a margin the other's own uncertainty stays."""
+    (panel,) = panels(simulated(1, {"a": 0.3, "b": 0.0}, document_sd=1.0, seed_sd=0.0), ["loss"])
+    plain, wide = (contrast(panel, "loss", 30.0, {"a": 1.0, "b": -factor}) for factor in (1.0, 1.5))
+    (difference,) = at(panel, "loss", (30.0,))[1]
+    assert plain.value == pytest.approx(difference.estimate.value)
+    alone = contrast(panel, "loss", 30.0, {"b": 1.0})
+    assert wide.value == pytest.approx(plain.value - 0.5 * alone.value)
+    assert wide.stderr == pytest.approx(0.5 * alone.stderr, rel=0.1)
+    assert plain.stderr < 0.2 * alone.stderr
+    assert contrast(panel, "loss", 1000.0, {"a": 1.0}) is None
+    assert contrast(panel, "absent", 30.0, {"a": 1.0}) is None
+
+
+def test_a_standard_error_of_zero_is_not_certainty():
+    records = simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=2)
+    for one in records:
+        value, stderr = (0.01, 0.0) if one["sae"]["label"] == "a" else (0.5, 0.001)
+        one["scores"]["share"] = {"value": value, "stderr": stderr, "n": 9, "formula": None, "note": None}
+        one["metrics"]["share"] = {"better": "down", "headline": True}
+    (panel,) = panels(records, ["share", "loss"])
+    for check in (within("share", "a", -1, 0.02, "c"), within("share", "a", 0.5, 1, "c"),
+                  not_worse("share", "down", "a", "b", "c"), not_worse("share", "down", "b", "a", "c")):  # fmt: skip
+        finding = check(panel, (20.0,))
+        assert finding.verdict == "cannot tell"
+        assert finding.numbers[1].endswith("its uncertainty is unknown")
+    assert math.isfinite(contrast(panel, "loss", 20.0, {"a": 1.0}).stderr)
+    assert math.isinf(contrast(panel, "share", 20.0, {"b": 1.0, "a": -1.0}).stderr), (
+        "of one that is unknown and one not"
+    )
+
+
+def test_two_that_are_the_same_to_the_last_bit_are_not_certainly_alike():
+    records = simulated(0, {"a": 0.0}, n_seeds=2)
+    for one in list(records):
+        of = one["sae"] | {"label": "b", "arch": "b", "id": one["sae"]["id"].replace("a", "b", 1)}
+        records.append(one | {"sae": of})
+    (panel,) = panels(records, ["loss"])
+    assert math.isinf(contrast(panel, "loss", 20.0, {"a": 1.0, "b": -1.0}).stderr)
+    assert not_worse("loss", "down", "a", "b", "claim")(panel, (20.0,)).verdict == "cannot tell"
+
+
+L0S = (20.0, 50.0)
+
+
+def experiment(seed, factor, n_seeds=5, seed_sd=0.005, noise=0.1):
+    """`a` loses `factor` times what `b` loses, at every L0; documents are hard for both, seeds add to each."""
+    draw = np.random.default_rng(seed)
+    tokens = draw.integers(50, 150, 60).astype(float)
+    of_document = draw.normal(0, 0.2, 60)
+    records = []
+    for label, times in {"a": factor, "b": 1.0}.items():
+        for run in range(n_seeds):
+            of_seed = draw.normal(0, seed_sd)
+            for target in (16, 64):
+                level = times * (1 - np.log10(target) / 4 + of_document) + of_seed
+                records.append(record(label, target, run, target, (level + draw.normal(0, noise, 60)) * tokens, tokens))
+    return records
+
+
+def old_rule(panel, about):
+    """p against zero, and a point estimate beyond the margin."""
+    standings, differences = at(panel, "loss", L0S)
+    height = {l0: next(s.estimate.value for s in of if s.label == "b") for l0, of in standings.items()}
+    return any(d.p_value <= 0.05 and d.estimate.value > about * height[d.l0] for d in differences)
+
+
+def test_with_the_true_difference_at_the_margin_neither_verdict_is_more_frequent_than_one_in_forty():
+    """1,000 experiments, two L0s. A rule of p against zero and a point estimate beyond the margin fails it."""
+    n, check = 1000, not_worse("loss", "down", "a", "b", "claim", about=ABOUT)
+    verdicts, by_the_old_rule = [], 0
+    for seed in range(n):
+        (panel,) = panels(experiment(seed, 1 + ABOUT), ["loss"], n_replicates=100)
+        verdicts.append(check(panel, L0S).verdict)
+        by_the_old_rule += old_rule(panel, ABOUT)
+    assert verdicts.count("does not hold") / n <= rarely(n)
+    assert verdicts.count("holds") / n <= rarely(n)
+    assert by_the_old_rule / n > 0.4
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "holds"), (1.2, "does not hold")])
+def test_what_is_well_inside_or_outside_the_margin_is_found(factor, verdict):
+    check = not_worse("loss", "down", "a", "b", "claim", about=ABOUT)
+    found = []
+    for seed in range(100):
+        (panel,) = panels(experiment(seed, factor, noise=0.05), ["loss"], n_replicates=100)
+        found.append(check(panel, L0S).verdict)
+    assert found.count(verdict) > 80
+
+
+def test_a_claim_finds_its_architecture_under_the_one_choice_of_settings_that_is_there():
+    check = not_worse("loss", "down", "mine", "other", "claim")
+    (panel,) = panels(simulated(2, {"mine:lr=0.1": -0.15, "other": 0.0}, seed_sd=0.01), ["loss"])
+    finding = check(panel, (20.0,))
+    assert finding.verdict == "holds"
+    assert "mine:lr=0.1 - other" in finding.numbers[1]
+    several = {"mine:lr=0.1": -0.15, "mine:lr=0.2": 0.0, "other": 0.0}
+    (panel,) = panels(simulated(2, several, seed_sd=0.01), ["loss"])
+    assert check(panel, (20.0,)).verdict == "cannot tell", "which of the two is meant, nobody said"
+
+
+# --- ranges --------------------------------------------------------------------------------------------------------
+
+
+def test_a_range_is_kept_missed_or_not_told():
+    (panel,) = panels(simulated(3, {"a": 0.0}, document_sd=0.01, seed_sd=0.001), ["loss"])
+    value = at(panel, "loss", (30.0,))[0][30.0][0].estimate.value
+    ranges = {
+        "holds": (value - 0.1, value + 0.1),
+        "does not hold": (value + 0.1, value + 0.2),
+        "cannot tell": (value, value + 1),
+    }
+    for verdict, (low, high) in ranges.items():
+        assert within("loss", "a", low, high, "claim")(panel, (30.0,)).verdict == verdict
+
+
+def test_a_dictionary_too_narrow_for_a_share_is_not_asked():
+    (panel,) = panels(simulated(3, {"a": 0.0}), ["loss"])
+    finding = within("loss", "a", -1, 6e-4, "claim", least_width=WIDE_ENOUGH)(panel, (30.0,))
+    assert finding.verdict == "cannot tell"
+    assert finding.numbers == ("one latent of 8 is 12.50%: only dictionaries of 8,334 or more can tell",)
+    wide = simulated(3, {"a": 0.0})
+    for one in wide:
+        one["sae"]["d_sae"] = WIDE_ENOUGH
+    (panel,) = panels(wide, ["loss"])
+    assert within("loss", "a", -1, 6e-4, "c", least_width=WIDE_ENOUGH)(panel, (30.0,)).verdict == "does not hold"
+
+
+def test_shrinkage_is_judged_about_the_mean():
+    of = synthetic_records(targets=(16.0, 64.0))
+    verdicts = {f.claim.partition(":")[0]: f for _, f in check_claims(panels(of, METRICS, 200), (20.0, 50.0))}
+    assert verdicts["relu shrinks"].verdict == "holds"
+    assert all(verdicts[f"{arch} does not shrink"].verdict == "holds" for arch in ("gated", "topk", "jumprelu"))
+    for one in of:  # as version 1 of the task left them
+        for part in ("scores", "metrics"):
+            one[part].pop("gamma_centred", None)
+    old = {f.claim.partition(":")[0]: f for _, f in check_claims(panels(of, METRICS, 200), (20.0, 50.0))}
+    assert old["relu shrinks"].verdict == "cannot tell"
+    assert old["relu shrinks"].numbers[0].startswith("gamma_centred is in no record: not measured by what made them")
+    assert "gamma_centred is in no record" in as_markdown(check_claims(panels(of, METRICS, 200)))
+
+
+# --- judged latents ------------------------------------------------------------------------------------------------
+
+
+def scored(records, score_of, n_latents=40, seed=None, frequency=lambda one, f: f):
+    """The records, and for each SAE those of a judge: a latent's score comes from its frequency and a deviate."""
+    added = []
+    for one in records:
+        draw = np.random.default_rng(len(added) if seed is None else [len(added), seed])
+        counts = draw.permutation(np.arange(1, n_latents + 1))
+        scores = [
+            score_of(one, count / n_latents, deviate)
+            for count, deviate in zip(counts, draw.normal(size=n_latents), strict=True)
+        ]
+        fired = [1000 * frequency(one, count / 1000) for count in counts]
+        found = [score for score in scores if score is not None]
+        of_judge = {
+            "value": float(np.mean(found)),
+            "stderr": float(stats.sem(found)),
+            "n": len(found),
+            "formula": None,
+            "note": None,
+        }
+        shared = one | {"by_document": {}, "scores": {}, "metrics": {}}
+        added.append(shared | {"task": "d", "per_latent": {"count": fired}, "details": {"n_tokens": 1000}})
+        added.append(
+            shared
+            | {
+                "task": "j",
+                "measured_on": "latents",
+                "metrics": {"detection": {"better": "up", "headline": True}},
+                "scores": {"detection": of_judge},
+                "details": {
+                    "latents": list(range(n_latents)),
+                    "values": {"detection": scores},
+                    "judge": {"model": "m"},
+                },
+            }
+        )
+    return records + added
+
+
+@pytest.mark.parametrize(("slope", "verdict"), [(-0.2, "holds"), (0.2, "does not hold"), (0.0, "cannot tell")])
+def test_frequent_latents_are_less_interpretable_or_not_as_planted(slope, verdict):
+    alike = simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=2)
+    records = scored(alike, lambda one, f, deviate: None if f > 0.9 else 0.7 + slope * f + 0.05 * deviate)
+    (panel,) = panels(records, ["loss", "detection"])
+    finding = falls_with_frequency(("detection", "fuzzing"), "claim")(panel, ())
+    assert finding.verdict == verdict
+    found = [number.partition("within SAEs, ")[2].partition(" = ")[0] for number in finding.numbers[1:]]
+    assert found == ["216 latents of 6 SAEs"] * 2, "36 of each"
+
+
+def test_saes_that_differ_in_score_and_frequency_make_no_correlation():
+    """200 null experiments: within an SAE neither has to do with the other, but the denser SAEs score lower."""
+    alike = simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=2)
+    n, check, found, pooled = 200, falls_with_frequency(("detection",), "claim"), [], 0
+    for seed in range(n):
+        records = scored(
+            alike, lambda one, f, deviate: 0.9 - 0.004 * one["sae"]["target_l0"] + 0.05 * deviate, n_latents=20,
+            seed=seed, frequency=lambda one, f: f * one["sae"]["target_l0"] / 64,
+        )  # fmt: skip
+        (panel,) = panels(records, ["loss"], n_replicates=2)
+        found.append(check(panel, ()).verdict)
+        pooled += all(pooled_p(panel, label) < 0.025 for label in ("a", "b"))
+    assert found.count("holds") / n <= 0.05
+    assert found.count("does not hold") / n <= 0.05
+    assert pooled / n > 0.8, "which is what makes it a test"
+
+
+def pooled_p(panel, label):
+    """Of a negative correlation over the latents of all SAEs together."""
+    frequency = {r["sae"]["id"]: np.array(r["per_latent"]["count"]) / 1000 for r in panel.records if r["task"] == "d"}
+    mine = [r for r in panel.records if r["task"] == "j" and r["sae"]["label"] == label]
+    of = np.concatenate([frequency[r["sae"]["id"]] for r in mine])
+    return stats.spearmanr(of, np.concatenate([r["details"]["values"]["detection"] for r in mine]),
+                           alternative="less").pvalue  # fmt: skip
+
+
+def test_with_no_correlation_in_several_saes_with_ties_the_interval_misses_zero_one_time_in_twenty():
+    """Scores of five answers, as a judge's have them."""
+    draw, n, missed = np.random.default_rng(0), 2000, 0
+    for _ in range(n):
+        saes = [np.stack([draw.normal(size=size), draw.integers(0, 6, size)], axis=1) for size in (10, 20, 40)]
+        low, high = within_saes(saes).interval(0.95)
+        missed += not low <= 0 <= high
+    assert missed / n <= rarely(n, 0.05)
+    assert missed / n > 0.03
+
+
+def test_the_correlation_within_saes_is_the_weighted_mean_of_theirs():
+    """A perfect one of 11 latents and a perfectly opposite one of 31: (10 - 30) / 40."""
+    up, down = np.arange(11.0), np.arange(31.0)
+    saes = [np.stack([up, up + 100], axis=1), np.stack([down, -down], axis=1)]
+    found = within_saes(saes)
+    assert (found.value, found.degrees) == (pytest.approx(-0.5), 8 + 28)
+
+
+def test_scores_that_are_all_alike_have_no_rank_correlation_and_are_said_to_have_none():
+    records = scored(simulated(0, {"a": 0.0}, n_seeds=1, targets=(16,)), lambda one, f, deviate: 0.5)
+    (panel,) = panels(records, ["loss"])
+    finding = falls_with_frequency(("detection",), "claim")(panel, ())
+    assert finding.verdict == "cannot tell"
+    reason = "a: detection of 1 SAEs left out: fewer than 10 judged latents, or all alike"
+    assert finding.numbers == (reason,)
+    (panel,) = panels(simulated(0, {"a": 0.0}, n_seeds=1), ["loss"])
+    assert falls_with_frequency(("detection",), "claim")(panel, ()).numbers == ("no latent was judged",)
+
+
+def test_the_rank_correlation_and_its_interval_are_the_textbooks():
+    """The halves of 40 ranks change places, each by 20: rho = 1 - 6 sum(d^2) / (n (n^2 - 1)) = -.501."""
+    records = scored(
+        simulated(0, {"a": 0.0}, n_seeds=1, targets=(16,)), lambda one, f, deviate: float((round(f * 40) + 19) % 40)
+    )
+    (panel,) = panels(records, ["loss"])
+    _, number = falls_with_frequency(("detection",), "claim")(panel, ()).numbers
+    rho = 1 - 6 * 40 * 20**2 / (40 * (40**2 - 1))
+    half = 1.959964 * ((1 + rho**2 / 2) / 37) ** 0.5
+    low, high = np.tanh(np.arctanh(rho) - half), np.tanh(np.arctanh(rho) + half)
+    assert f"40 latents of 1 SAEs = {rho:.4g}, 95% [{low:.4g}, {high:.4g}]" in number
+
+
+@pytest.mark.parametrize(
+    ("less", "noise", "verdict"), [(0.0, 0.02, "holds"), (0.2, 0.02, "does not hold"), (0.0, 0.2, "cannot tell")]
+)
+def test_architectures_are_about_equally_interpretable_or_not_as_planted(less, noise, verdict):
+    alike = simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=3)
+    records = scored(alike, lambda one, f, deviate: 0.7 - less * (one["sae"]["label"] == "b") + noise * deviate)
+    (panel,) = panels(records, ["loss", "detection"])
+    finding = about_equal(("detection", "fuzzing"), ("a", "b"), 0.05, "claim")(panel, (20.0, 50.0))
+    assert finding.verdict == verdict
+    assert [number.partition(" = ")[0] for number in finding.numbers[1:]] == [
+        "L0 20: detection of a - b", "L0 50: detection of a - b",
+    ]  # fmt: skip
+    assert about_equal(("fuzzing",), ("a", "b"), 0.05, "claim")(panel, (20.0,)).verdict == "cannot tell", (
+        "nobody judged"
+    )
+
+
+def test_a_judges_metrics_are_compared_once_somebody_scored():
+    records = scored(simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=2), lambda one, f, deviate: 0.7 + 0.1 * deviate)
+    for one in records[:12]:
+        one["metrics"] |= {"loss": {"better": "down", "headline": True}, "l0": {"better": None, "headline": True}}
+    assert check_metrics(records, None) == ["loss", "detection"]
+    undefined = {"value": None, "stderr": None, "n": 0, "formula": None, "note": "undefined"}
+    lost = [one | {"scores": dict.fromkeys(one["scores"], undefined)} for one in records]
+    assert check_metrics(lost, None) == ["loss", "detection"], "what nobody has a value of is said to be missing"
+    nobody = [one | {"details": {}} if one["task"] == "j" else one for one in lost]
+    assert check_metrics(nobody, None) == ["loss"]
+    (panel,) = panels(records, ["loss", "detection"])
+    (difference,) = at(panel, "detection", (30.0,))[1]
+    of_one = records[-1]["scores"]["detection"]["stderr"]
+    assert difference.estimate.stderr > of_one, "the judge's noise is in it, twice and unpaired"
