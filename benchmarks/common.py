@@ -25,8 +25,9 @@ from tabulate import tabulate
 from workers.protocol import Spec, as_message
 
 from sae_bench.cli.main import quieten_libraries
-from sae_bench.lm.corpus import EMBEDDED, describe
-from sae_bench.lm.model import LanguageModel, load_language_model
+from sae_bench.lm.corpus import describe
+from sae_bench.lm.load import load_language_model
+from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site, find_site
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
@@ -204,7 +205,7 @@ def load_demo() -> tuple[LanguageModel, Site]:
 def training_stream(lm: LanguageModel, site: Site, n_tokens: int, batch_size: int) -> ActivationStream:
     """Activations of the embedded corpus, each used once; not started yet."""
     tokens = TokenStream(
-        EMBEDDED, lm.tokenizer, split="train", context_size=CONTEXT_SIZE, n_tokens=n_tokens, order_seed=0
+        "embedded", lm.tokenizer, split="train", context_size=CONTEXT_SIZE, n_tokens=n_tokens, order_seed=0
     )
     return ActivationStream(lm, tokens, [site], batch_size=batch_size, buffer_tokens=2 * n_tokens, reuse=1, seeds=[0])
 
@@ -218,7 +219,7 @@ def activations() -> Path:
         stream.start(Progress())
         x = next(stream.batches())[site, 0]
         partial = path.with_suffix(".partial")
-        save_file({"x": x}, partial, {"scale": str(stream.scale[site]), "corpus": describe()})
+        save_file({"x": x}, partial, {"scale": str(stream.scale[site]), "corpus": describe("embedded")})
         partial.rename(path)
     return path
 

@@ -36,8 +36,7 @@ import sae_bench.evaluation.loop
 from sae_bench import ARCHITECTURES, TASKS, SAEConfig
 from sae_bench.evaluation.loop import Candidate, evaluate
 from sae_bench.evaluation.task import Score
-from sae_bench.lm.corpus import EMBEDDED
-from sae_bench.lm.load import resolve_model
+from sae_bench.lm.model_names import resolve_model
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
 from sae_bench.saes.save import load_sae, save_sae
@@ -85,7 +84,7 @@ def main(
     sae_bench.evaluation.loop.MAX_CONTEXTS = contexts_per_batch
     lm, site = load_demo()
     stream = TokenStream(
-        EMBEDDED,
+        "embedded",
         lm.tokenizer,
         split="eval",
         context_size=CONTEXT_SIZE,
@@ -161,7 +160,7 @@ def random_sae(seed: int, d_sae: int, k: int) -> Path:
         "hook_name": f"blocks.{LAYER}.hook_resid_post",
         "prepend_bos": True,
         "context_size": CONTEXT_SIZE,
-        "dataset_path": EMBEDDED,
+        "dataset_path": "embedded",
     }
     sae = ARCHITECTURES["topk"](SAEConfig(d_in=D_IN, d_sae=d_sae, l0=k, seed=seed)).requires_grad_(False)
     folder = scratch() / "saes" / f"{seed}"

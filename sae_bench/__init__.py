@@ -21,10 +21,15 @@ if TYPE_CHECKING:
     from sae_bench.evaluation.task import Result as Result
     from sae_bench.evaluation.task import Score as Score
     from sae_bench.evaluation.task import Task as Task
+    from sae_bench.lm.corpus import Corpus as Corpus
+    from sae_bench.lm.sites import Family as Family
+    from sae_bench.lm.sites import register_family as register_family
     from sae_bench.registry import ARCHITECTURES as ARCHITECTURES
     from sae_bench.registry import SCORERS as SCORERS
     from sae_bench.registry import TASKS as TASKS
     from sae_bench.registry import register_architecture as register_architecture
+    from sae_bench.registry import register_corpus as register_corpus
+    from sae_bench.registry import register_model as register_model
     from sae_bench.registry import register_scorer as register_scorer
     from sae_bench.registry import register_task as register_task
     from sae_bench.saes.active import Active as Active
@@ -48,7 +53,12 @@ _NAMES = {
     "autointerp.scorer": ("Scorer",),
     "saes.active": ("Active", "decode", "select", "select_all"),
     "evaluation.document_sums": ("DocumentSums",),
-    "registry": ("ARCHITECTURES", "SCORERS", "TASKS", "register_architecture", "register_scorer", "register_task"),
+    "registry": (
+        "ARCHITECTURES", "SCORERS", "TASKS",
+        "register_architecture", "register_corpus", "register_model", "register_scorer", "register_task",
+    ),
+    "lm.corpus": ("Corpus",),
+    "lm.sites": ("Family", "register_family"),
     "saes.base": (
         "Latents", "Loss", "Options", "SAEConfig", "SparseAutoencoder", "Step",
         "active_per_token", "count_per_latent", "reconstruction_loss", "upper_quantile",

@@ -1,8 +1,9 @@
-"""The only door to plugins: short name -> class, for architectures, for tasks and for scorers of explanations.
+"""The only door to plugins: short name -> what is called so, for architectures, tasks, scorers, models and corpora.
 
-A plugin file decorates its class with `@register_architecture("name")`, `@register_task` or `@register_scorer`.
-Built-ins stand in the folders `architectures/`, `tasks/` and `sae_bench/autointerp/scorers/` and are found through the
-same entry points as an installed third-party package; a file can also be named on the command line
+A plugin file decorates its class, or the function that finds its model, with `@register_architecture("name")`,
+`@register_task`, `@register_scorer`, `@register_corpus` or `@register_model`. Built-ins stand in a folder for each
+kind, in files of their names; an installed third-party package declares entry points, and a file can also be named on
+the command line
 (`--plugin my_sae.py`). A plugin is code: none runs before its name is asked for, "all" and `ls` being ways to ask for
 every name. What fails to load is one line that says where.
 """
@@ -20,8 +21,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from sae_bench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from sae_bench.autointerp.scorer import Scorer
-    from sae_bench.evaluation.task import BaseTask
+    from sae_bench.lm.corpus import Corpus
     from sae_bench.saes.base import SparseAutoencoder
 
 T = TypeVar("T")
@@ -30,39 +30,43 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 """Names become parts of file names, and of labels such as `name:key=value,key=value`."""
 
 
+REGISTERED: list[str] = []
+"""Everything that was registered in this process, in this order: what a plugin file adds shows here."""
+
+
 class Registry(Generic[T]):
-    """Classes of one kind by short name, imported when asked for.
+    """What there is of one kind, classes or functions, by short name; imported when asked for.
 
     Args:
-        kind: what the classes are, for messages ("architecture").
-        package: the built-ins' package, which is also the entry-point group ("sae_bench.architectures").
+        kind: what is registered, for messages ("architecture").
+        group: its entry points' group ("sae_bench.architectures").
+        package: the built-ins' package, if it is called otherwise than the group.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
-        self.kind, self.package = kind, package
-        self._classes: dict[str, type[T]] = {}
-        self.n_registrations = 0
+    def __init__(self, kind: str, group: str, package: str | None = None) -> None:
+        self.kind, self.group, self.package = kind, group, package or group
+        self._classes: dict[str, T] = {}
 
-    def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Decorator that makes a class known as `name`."""
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that makes a class or a function known as `name`."""
 
         if not NAME.fullmatch(name):
             raise UserError(f'{self.kind} "{name}": a name is up to 64 letters, digits and _.-; rename it')
 
-        def decorate(cls: type[T]) -> type[T]:
+        def decorate(cls: T) -> T:
             known = self._classes.get(name)
             owner = known.__module__ if known is not None else self._built_in().get(name, cls.__module__)
             if owner != cls.__module__:
                 raise UserError(f'{self.kind} "{name}" of {cls.__module__} is taken by {owner}: rename it')
             cls.name = name  # type: ignore[attr-defined]
             self._classes[name] = cls
-            self.n_registrations += 1
+            REGISTERED.append(f"{self.kind} {name}")
             return cls
 
         return decorate
 
-    def __getitem__(self, name: str) -> type[T]:
-        """The class called `name`.
+    def __getitem__(self, name: str) -> T:
+        """What is called `name`.
 
         Raises:
             UserError: nothing is called so, or what is called so does not load.
@@ -98,8 +102,8 @@ class Registry(Generic[T]):
         return name in set(self)
 
     def _modules(self) -> dict[str, str]:
-        """Modules that register a class, by its name: what is installed, and the built-ins' folder."""
-        installed = {entry.name: entry.module for entry in entry_points(group=self.package)}
+        """Modules that register something, by its name: what is installed, and the built-ins' folder."""
+        installed = {entry.name: entry.module for entry in entry_points(group=self.group)}
         return installed | self._built_in()
 
     def _built_in(self) -> dict[str, str]:
@@ -109,7 +113,7 @@ class Registry(Generic[T]):
 
 
 def load_plugin(path: str) -> None:
-    """Run a plugin file, whose decorators then register its classes.
+    """Run a plugin file, which then registers what it brings.
 
     Raises:
         UserError: there is no such file, or it registers nothing.
@@ -117,7 +121,7 @@ def load_plugin(path: str) -> None:
     file = Path(path)
     if not file.is_file() or file.suffix != ".py":
         raise UserError(f'--plugin "{path}": no such Python file; give the path of a .py file')
-    before = _n_registrations()
+    n_before = len(REGISTERED)
     name = f"sae_bench_plugin_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None, "a .py file has a loader"
@@ -130,15 +134,11 @@ def load_plugin(path: str) -> None:
         raise
     except Exception as error:
         raise UserError(f'--plugin "{path}" does not load: {_reason(error)}; mend the file') from error
-    if _n_registrations() == before:
+    if len(REGISTERED) == n_before:
         raise UserError(
-            f'--plugin "{path}" registers nothing: decorate a class with @register_architecture, @register_task or '
-            "@register_scorer"
+            f'--plugin "{path}" registers nothing: decorate a class with @register_architecture or @register_task, or '
+            "call another register function of sae_bench"
         )
-
-
-def _n_registrations() -> int:
-    return ARCHITECTURES.n_registrations + TASKS.n_registrations + SCORERS.n_registrations
 
 
 def _reason(error: Exception) -> str:
@@ -150,10 +150,15 @@ def _reason(error: Exception) -> str:
     return f"{said} ({Path(frame.filename).name}, line {frame.lineno})"
 
 
-ARCHITECTURES: "Registry[SparseAutoencoder]" = Registry("architecture", "sae_bench.architectures")
-TASKS: "Registry[BaseTask]" = Registry("task", "sae_bench.tasks")
-SCORERS: "Registry[Scorer]" = Registry("scorer", "sae_bench.autointerp.scorers")
+ARCHITECTURES: "Registry[type[SparseAutoencoder]]" = Registry("architecture", "sae_bench.architectures")
+TASKS: "Registry[type[BaseTask]]" = Registry("task", "sae_bench.tasks")
+SCORERS: "Registry[type[Scorer]]" = Registry("scorer", "sae_bench.autointerp.scorers")
+MODELS: Registry[Callable[[], str]] = Registry("model", "sae_bench.models", "sae_bench.demo.models")
+"""Functions that return where a model is loaded from: a folder, or its name on the hub."""
+CORPORA: "Registry[type[Corpus]]" = Registry("corpus", "sae_bench.corpora", "sae_bench.demo.corpora")
 
 register_architecture = ARCHITECTURES.register
 register_task = TASKS.register
 register_scorer = SCORERS.register
+register_model = MODELS.register
+register_corpus = CORPORA.register

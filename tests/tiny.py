@@ -16,6 +16,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -122,6 +123,11 @@ def tiny_gpt_neox(**options: Any) -> PreTrainedModel:
 
 def tiny_gpt2(**options: Any) -> PreTrainedModel:
     return _build(GPT2Config, "gpt2", **({"n_inner": 56, "num_attention_heads": 2} | options))
+
+
+def tiny_phi(**options: Any) -> PreTrainedModel:
+    """Of a structure that no built-in family fits."""
+    return _build(PhiConfig, "gemma2", **({"intermediate_size": 56, "num_attention_heads": 2} | options))
 
 
 FAMILIES = {

@@ -19,10 +19,10 @@ def ls(
     Parameters
     ----------
     plugin
-        Python files with architectures, tasks or scorers of your own.
+        Python files with architectures, tasks, scorers or models of your own.
     """
-    from sae_bench.lm.load import MODELS
-    from sae_bench.registry import ARCHITECTURES, SCORERS, TASKS, Registry, load_plugin
+    from sae_bench.lm.model_names import HUB_MODELS
+    from sae_bench.registry import ARCHITECTURES, MODELS, SCORERS, TASKS, Registry, load_plugin
     from sae_bench.runs.config import load_suite, suite_files
 
     for path in plugin or ():
@@ -31,7 +31,7 @@ def ls(
     if registry := registries.get(what):
         rows = [(name, _first_line(registry[name])) for name in registry]
     elif what == "models":
-        rows = list(MODELS.items())
+        rows = sorted([*HUB_MODELS.items(), *((name, _first_line(MODELS[name])) for name in MODELS)])
     elif what == "sites":
         rows = list(SITES.items())
     else:
@@ -42,6 +42,6 @@ def ls(
     return 0
 
 
-def _first_line(cls: type) -> str:
-    text = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
+def _first_line(plugin: object) -> str:
+    text = sys.modules[plugin.__module__].__doc__ or plugin.__doc__ or ""
     return text.strip().partition("\n")[0]

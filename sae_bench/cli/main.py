@@ -207,7 +207,7 @@ def bench(
     quiet
         Print the leaderboard alone.
     """
-    from sae_bench.lm.load import MODELS
+    from sae_bench.lm.model_names import HUB_MODELS
     from sae_bench.progress import Progress
     from sae_bench.registry import ARCHITECTURES, load_plugin
     from sae_bench.runs.config import RunConfig, load_suite
@@ -240,7 +240,7 @@ def bench(
         suite,
         {name: value for name, value in flags.items() if value is not None},
         every_arch=tuple(ARCHITECTURES),
-        hub_models=(set(MODELS) | set(MODELS.values())) - {"demo"},
+        hub_models={*HUB_MODELS, *HUB_MODELS.values()},
     )
     if settings.trust_remote_code:
         logging.getLogger(__name__).warning("--trust-remote-code: code that comes with %s runs as you", settings.model)

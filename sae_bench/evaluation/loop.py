@@ -5,8 +5,7 @@ by batch: one clean pass, the ablations, and for each SAE a replay of the layers
 final hidden states tile by tile through the vocabulary. The same tokens serve every SAE and every metric.
 
 What is held at once is bounded: a batch has as many contexts as fit with all SAEs, and if one context is too much
-already, the SAEs are worked through in groups. Which positions count is read off the tokens before they go to the
-device, so that nothing in a batch waits for the device.
+already, the SAEs are worked through in groups. Nothing in a batch waits for the device.
 
 Shapes: n contexts in a batch, S tokens in each, D width of a site, c counted positions, m predictions. Positions are
 numbered through all contexts of a batch, so that they index the rows of [n S, ...].
@@ -18,16 +17,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from sae_bench.device import halved, send
+from sae_bench.device import halved
 from sae_bench.evaluation.task import EvalBatch, EvalSetting, LMLosses, Result, Task
 from sae_bench.lm.ablations import Ablations
+from sae_bench.lm.contexts import Contexts
 from sae_bench.lm.losses import TILE_BYTES, token_losses
 from sae_bench.lm.model import CleanPass, LanguageModel, check_finite
 from sae_bench.lm.sites import Site
-from sae_bench.lm.tokens import TokenBatch, TokenStream, special_mask
+from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
 from sae_bench.saes.base import START_DENSITY, Latents, SAEConfig, SparseAutoencoder
 
@@ -71,39 +71,6 @@ class Candidate:
     def running(self) -> list[tuple[str, Task]]:
         """The tasks that have not failed."""
         return [(name, task) for name, task in self.tasks.items() if name not in self.failures]
-
-
-@dataclass(frozen=True)
-class Contexts:
-    """A batch on the device: which positions count, and which predict a counted token (a special one does neither)."""
-
-    tokens: Int[Tensor, "n S"]
-    counted: Int[Tensor, "c"]
-    document: Int[Tensor, "c"]
-    predicts: Int[Tensor, "m"]
-    targets: Int[Tensor, "m"]
-    target_document: Int[Tensor, "m"]
-    opening: int | None
-    """The token at the beginning of every context, if it alone does not count."""
-
-    @staticmethod
-    def of(batch: TokenBatch, special_ids: frozenset[int], device: torch.device) -> "Contexts":
-        """Look at a batch on the CPU and send it to the device."""
-        tokens, document = batch.tokens, batch.document
-        counts = ~special_mask(tokens, special_ids)
-        predicts = torch.zeros_like(counts)
-        predicts[:, :-1] = counts[:, :-1] & counts[:, 1:]
-        counted, predicting = (mask.flatten().nonzero().squeeze(1) for mask in (counts, predicts))
-        alone = bool(counts[:, 1:].all() and not counts[:, 0].any() and (tokens[:, 0] == tokens[0, 0]).all())
-        return Contexts(
-            tokens=send(tokens, device),
-            counted=send(counted, device),
-            document=send(document.flatten()[counted], device),
-            predicts=send(predicting, device),
-            targets=send(tokens.flatten()[predicting + 1], device),
-            target_document=send(document.flatten()[predicting + 1], device),
-            opening=int(tokens[0, 0]) if alone else None,
-        )
 
 
 @dataclass(frozen=True)

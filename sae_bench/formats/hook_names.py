@@ -6,7 +6,6 @@ A file may name TransformerLens's hook, a module, or nothing; then its path may:
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any
 
 from sae_bench.errors import UserError
 
@@ -67,8 +66,3 @@ def place_of_module(name: str) -> Place:
     """What a module's name below the language model stands for: `layers.9` and `h.9` are the residual stream."""
     match = re.fullmatch(r"(?:layers|h)\.(\d+)", name)
     return Place("resid_post", int(match[1])) if match else Place()
-
-
-def hook_of(site: dict[str, Any]) -> str | None:
-    """TransformerLens's name for a site as records have it; None for a module that it has no name for."""
-    return f"blocks.{site['layer']}.{HOOKS[site['kind']]}" if site["kind"] in HOOKS else None

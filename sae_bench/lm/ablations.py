@@ -35,13 +35,13 @@ class SharedEnd:
     """How every context ends under an ablation: final hidden states, and the logarithms of their normalisers."""
 
     hidden: Float[Tensor, "S d_model"]
-    log_z: Float[Tensor, "S"]
+    log_z: Float[Tensor, " S"]
 
 
 class Ablations:
     """Cross-entropies with each site's activations at zero and at their mean, special positions left clean."""
 
-    def __init__(self, lm: LanguageModel, means: Mapping[Site, Float[Tensor, "D"]]) -> None:
+    def __init__(self, lm: LanguageModel, means: Mapping[Site, Float[Tensor, " D"]]) -> None:
         self.lm = lm
         self._constants = {site: (torch.zeros_like(mean), mean) for site, mean in means.items()}
         self._shared: dict[tuple[int, int], dict[Site, list[SharedEnd]]] = {}
@@ -49,11 +49,11 @@ class Ablations:
     def losses(
         self,
         clean: CleanPass,
-        counted: Int[Tensor, "c"],
-        predicts: Int[Tensor, "m"],
-        targets: Int[Tensor, "m"],
+        counted: Int[Tensor, " c"],
+        predicts: Int[Tensor, " m"],
+        targets: Int[Tensor, " m"],
         opening: int | None,
-    ) -> dict[Site, tuple[Float[Tensor, "m"], Float[Tensor, "m"]]]:
+    ) -> dict[Site, tuple[Float[Tensor, " m"], Float[Tensor, " m"]]]:
         """Return for each site the cross-entropies of the predictions with zero ablation, and with mean ablation.
 
         Positions are numbered through all contexts of the pass. `opening` is the token that stands at the beginning of
@@ -71,14 +71,14 @@ class Ablations:
 
         return {site: (loss(site, 0), loss(site, 1)) for site in self._constants}
 
-    def _shared_ends(self, opening: int, context: Int[Tensor, "S"]) -> dict[Site, list[SharedEnd]]:
+    def _shared_ends(self, opening: int, context: Int[Tensor, " S"]) -> dict[Site, list[SharedEnd]]:
         """For the sites behind which they are alike, the ends of all contexts as long as this one, and so opened."""
         key = opening, len(context)
         if key not in self._shared:
             self._shared[key] = self._find_shared_ends(context)
         return self._shared[key]
 
-    def _find_shared_ends(self, context: Int[Tensor, "S"]) -> dict[Site, list[SharedEnd]]:
+    def _find_shared_ends(self, context: Int[Tensor, " S"]) -> dict[Site, list[SharedEnd]]:
         """Ablate this context and one that shares nothing with it but the opening."""
         other = (context + 1) % self.lm.n_vocab
         other[0] = context[0]
@@ -94,7 +94,7 @@ class Ablations:
 
 
 def _ablate(
-    clean: CleanPass, site: Site, counted: Int[Tensor, "c"], constant: Float[Tensor, "D"]
+    clean: CleanPass, site: Site, counted: Int[Tensor, " c"], constant: Float[Tensor, " D"]
 ) -> Float[Tensor, "_ d_model"]:
     return clean.splice(site, counted, constant.expand(len(counted), -1))
 

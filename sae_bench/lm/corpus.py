@@ -1,60 +1,53 @@
-"""Where text comes from: local files, data sets of the hub, and the corpus that is on every machine already.
+"""Where text comes from: local files, data sets of the hub, and corpora that plug-ins bring."""
 
-That embedded corpus is the docstrings of the scientific stack, some 18 MB of edited technical prose: enough for a
-short run without network or data set. They are read out of the installed source files with `ast`, so nothing is
-imported; a document is one docstring of a module, class or function. Parsing 7,500 files takes the better part of
-a minute, so the result is cached under a name made of the packages' versions: another version is another corpus.
-"""
-
-import ast
 import hashlib
-import importlib.util
-import inspect
 import logging
-import os
 import random
-import tempfile
-import warnings
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from sae_bench.errors import UserError, did_you_mean
 from sae_bench.lm.near_duplicates import RULE, repeated_texts
+from sae_bench.records.files import replacing
 from sae_bench.records.names import cache_folder
+from sae_bench.registry import CORPORA
 
 log = logging.getLogger(__name__)
 
-EMBEDDED = "embedded"
 BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}  # by file suffix
 SHUFFLE_BUFFER = 10_000  # documents of a stream held at once, to draw the next from
-PACKAGES = ("scipy", "pandas", "torch", "transformers")
-MIN_CHARACTERS = 200  # shorter docstrings are mostly stubs: "See `numpy.sum`."
-EXTRACTION = 1  # raise it when the rules below change, so that no cache made by other rules is read
+
+
+class Corpus(ABC):
+    """Text that a plug-in brings, known by the name that it is registered under (`register_corpus`)."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raise it when the documents change and `describe` does not tell."""
+
+    @abstractmethod
+    def documents(self) -> Sequence[str]:
+        """The same documents, in the same order, at every call; they are shuffled elsewhere."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What it is, for records: with the versions of everything that the documents depend on."""
 
 
 def documents(source: str, *, order_seed: int, column: str = "text") -> Iterator[str]:
     """Yield the documents of `source` in an order shuffled by `order_seed`; blank ones are left out.
 
-    `source` is "embedded"; or a local file or folder (.txt, where a paragraph is a document, .jsonl, .json,
-    .parquet); or a data set on the hub, as `name` or `name:config`, whose split "train" is streamed and shuffled within
-    a buffer of 10,000 documents. `column` names the text in tables.
+    `source` is the name of a plug-in's corpus; or a local file or folder (.txt, where a paragraph is a document,
+    .jsonl, .json, .parquet); or a data set on the hub, as `name` or `name:config`, whose split "train" is streamed and
+    shuffled within a buffer of 10,000 documents. `column` names the text in tables.
 
     UserError: no such source, no such column, no text in it, or no network to reach it.
     """
-    if source == EMBEDDED:
-        texts = list(embedded_documents())
-        random.Random(order_seed).shuffle(texts)
-        yield from texts
-        return
     empty = True
-    for text in (
-        _local_texts(source, order_seed, column) if is_local(source) else _hub_texts(source, order_seed, column)
-    ):
+    for text in _texts(source, order_seed, column):
         if not isinstance(text, str | None):
             raise UserError(f'column "{column}" of "{source}" holds {type(text).__name__}, not text; name another')
         if text and not text.isspace():
@@ -62,6 +55,11 @@ def documents(source: str, *, order_seed: int, column: str = "text") -> Iterator
             yield text
     if empty:
         raise UserError(f'the corpus "{source}" holds no text in column "{column}"; choose another corpus or column')
+
+
+def describe(source: str) -> str:
+    """What records call a corpus: a plug-in says it of its own, others are called as they were named."""
+    return CORPORA[source]().describe() if source in CORPORA else source
 
 
 def is_local(source: str) -> bool:
@@ -76,107 +74,41 @@ def repeated(source: str, column: str = "text") -> frozenset[int]:
     Of a data set on the hub, which nobody reads whole, none. Of others they are found once and cached, under a name
     made of the rules and the corpus: 0.6 CPU seconds for every MB of text, which is read twice.
     """
-    if source == EMBEDDED:
-        about: object = _extraction_key()
+    if source in CORPORA:
+        corpus = CORPORA[source]()
+        about: object = (source, corpus.version, corpus.describe())
     elif is_local(source):
         about = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in _files(source)]
     else:
         return frozenset()
     key = hashlib.sha256(f"{RULE} {column} {about}".encode()).hexdigest()[:12]
-    return _repeated(source, column, cache_folder() / f"repeated-{key}.parquet")
+    return _repeated(source, column, f"repeated-{key}")
 
 
 @cache
-def _repeated(source: str, column: str, cached: Path) -> frozenset[int]:
-    if not cached.exists():
+def _repeated(source: str, column: str, key: str) -> frozenset[int]:
+    def find() -> list[str]:
         log.info("looking for repeated text in %s, once", source)
         found = repeated_texts(lambda: documents(source, order_seed=0, column=column))
-        _write(cached, [str(number) for number in sorted(found)])
-    return frozenset(map(int, _read(cached)))
+        return [str(number) for number in sorted(found)]
+
+    return frozenset(map(int, cached_texts(key, find)))
 
 
-def _extraction_key() -> str:
-    return hashlib.sha256(f"{EXTRACTION} {MIN_CHARACTERS} {describe()}".encode()).hexdigest()[:12]
+def cached_texts(key: str, make: Callable[[], Sequence[str]]) -> Sequence[str]:
+    """Return the texts that the cache folder holds under `key`, made at the first call on a machine."""
+    path = cache_folder() / f"{key}.parquet"
+    if not path.exists():
+        _write(path, make())
+    return _read(path)
 
 
-def describe() -> str:
-    """Say what the embedded corpus is on this machine, for records: `docstrings of scipy 1.17.1, pandas 3.1.1, ...`."""
-    return "docstrings of " + ", ".join(f"{package} {version(package)}" for package in PACKAGES)
-
-
-def embedded_documents() -> list[str]:
-    """Return the corpus: distinct docstrings of at least 200 characters, in an order that depends on nothing else.
-
-    The first call on a machine parses the packages' source (under a minute); later ones read the cache (well
-    under a second).
-    """
-    cached = cache_folder() / f"corpus-{_extraction_key()}.parquet"
-    if not cached.exists():
-        log.info("extracting the embedded corpus (%s), once", describe())
-        _write(cached, extract(_package_folder(package) for package in PACKAGES))
-    return _read(cached)
-
-
-def extract(folders: Iterable[Path], min_characters: int = MIN_CHARACTERS) -> list[str]:
-    """Return the distinct docstrings in the .py files below `folders`, in order of folder, path and line.
-
-    Files that are not Python (templates, syntax of another version) are skipped, counted and logged.
-    """
-    documents: dict[str, None] = {}  # a dict, because a set would lose the order
-    n_skipped = 0
-    paths = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:  # parsing is all CPU: one process a core
-        for path, found in zip(paths, pool.map(_docstrings_in, paths, chunksize=64), strict=True):
-            if found is None:
-                n_skipped += 1
-                log.debug("%s is not Python", path)
-            else:
-                documents.update(dict.fromkeys(text for text in found if len(text) >= min_characters))
-    if n_skipped:
-        log.info("%d files of the embedded corpus are not Python and were skipped", n_skipped)
-    return list(documents)
-
-
-def _docstrings_in(path: Path) -> list[str] | None:
-    try:
-        return list(docstrings(path.read_bytes()))
-    except SyntaxError:
-        return None
-
-
-def docstrings(source: bytes) -> Iterator[str]:
-    """Yield the dedented docstrings of the modules, classes and functions in `source`, outermost first.
-
-    SyntaxError when `source` is not Python.
-    """
-    with warnings.catch_warnings():
-        # Other people's invalid escapes ("\d") are no concern of our user.
-        warnings.simplefilter("ignore")
-        tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node, clean=False)
-            if text is not None:
-                yield inspect.cleandoc(text)
-
-
-def _package_folder(package: str) -> Path:
-    # For a top-level name, find_spec looks for the files and runs nothing.
-    spec = importlib.util.find_spec(package)
-    assert spec is not None, f"{package} is a dependency"
-    assert spec.submodule_search_locations, f"{package} is not a folder"
-    return Path(spec.submodule_search_locations[0])
-
-
-def _write(path: Path, documents: list[str]) -> None:
+def _write(path: Path, texts: Sequence[str]) -> None:
     import pandas as pd
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="extracting-") as scratch:
-        # Whoever reads the cache sees no file or a whole one; of two writers the last wins, with the same content.
-        partial = Path(scratch) / path.name
-        pd.DataFrame({"text": documents}).to_parquet(partial)
-        os.replace(partial, path)
+    # Whoever reads the cache sees no file or a whole one; of two writers the last wins, with the same content.
+    with replacing(path) as temporary:
+        pd.DataFrame({"text": texts}).to_parquet(temporary)
 
 
 @cache
@@ -185,6 +117,14 @@ def _read(path: Path) -> list[str]:
 
     texts: list[str] = pd.read_parquet(path)["text"].tolist()
     return texts
+
+
+def _texts(source: str, order_seed: int, column: str) -> Iterator[Any]:
+    if source in CORPORA:
+        texts = list(CORPORA[source]().documents())
+        random.Random(order_seed).shuffle(texts)
+        return iter(texts)
+    return _local_texts(source, order_seed, column) if is_local(source) else _hub_texts(source, order_seed, column)
 
 
 def _local_texts(source: str, order_seed: int, column: str) -> Iterator[Any]:
@@ -215,7 +155,7 @@ def _local_texts(source: str, order_seed: int, column: str) -> Iterator[Any]:
 def _files(source: str) -> list[Path]:
     path = Path(source).expanduser()
     if not path.exists():
-        raise UserError(f'no file or folder "{source}"; check the path, or use the corpus "{EMBEDDED}"')
+        raise UserError(f'no file or folder "{source}"; check the path, or use one of: {", ".join(CORPORA)}')
     return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in BUILDERS)
 
 
@@ -237,7 +177,7 @@ def _hub_texts(source: str, order_seed: int, column: str) -> Iterator[Any]:
     except OSError as error:
         raise UserError(
             f'the data set "{name}" cannot be reached ({type(error).__name__}); check the network, or use a local file '
-            f'or the corpus "{EMBEDDED}"'
+            f"or one of: {', '.join(CORPORA)}"
         ) from error
     except UserError:
         raise

@@ -1,54 +1,53 @@
-"""Which language model a name means, and what to tell the user when it cannot be had.
+"""A language model and its tokenizer by name, and what to tell the user when they cannot be had."""
 
-A name is a short name from `MODELS`, a folder that holds `config.json`, or `owner/name` on the Hugging Face hub.
-"""
-
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from sae_bench.errors import UserError, did_you_mean
-
-DEMO = "demo"  # the small model that is built from a Python package, without the hub
-
-MODELS = {
-    "gemma-2-2b": "google/gemma-2-2b",
-    "gemma-2-2b-it": "google/gemma-2-2b-it",
-    "gemma-2-9b": "google/gemma-2-9b",
-    "gemma-2-9b-it": "google/gemma-2-9b-it",
-    "gemma-3-270m": "google/gemma-3-270m",
-    "gpt2": "openai-community/gpt2",
-    "pythia-70m": "EleutherAI/pythia-70m",
-    "pythia-160m": "EleutherAI/pythia-160m",
-    DEMO: DEMO,
-}
-
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+from sae_bench.errors import UserError
+from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.model_names import resolve_model
 
 
-def resolve_model(name: str) -> tuple[str, str]:
-    """Return `(name, source)`: the model's name for records, and the folder or hub repository to load it from.
+def load_language_model(
+    name_or_path: str,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    weights: bool = True,
+) -> LanguageModel:
+    """Load a causal language model and its tokenizer by short name (`ls models`), folder or hub name.
 
-    Raises UserError for a folder without `config.json` and for a name that can be nothing.
+    Without `weights` the model is built from its configuration alone; under torch's FakeTensorMode that takes no
+    memory, and the shapes are enough to plan a run.
+
+    Raises UserError for a name that means nothing, for a model that cannot be had (gated, missing, no network,
+    unreadable), and for one whose logits are not its LM head's output, soft-capped or not.
     """
-    if name == DEMO:
-        from sae_bench.demo.model import demo_model_folder  # unpacks a model: only for those who ask for it
-
-        return DEMO, str(demo_model_folder())
-    if name in MODELS:
-        return MODELS[name], MODELS[name]
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise UserError(f'model "{name}": the folder has no config.json: name one saved by save_pretrained()')
-        return name, name
-    if _HUB_NAME.fullmatch(name):
-        return name, name
-    raise UserError(f'unknown model "{name}": no short name, no folder, not owner/name{did_you_mean(name, MODELS)}')
+    name, source = resolve_model(name_or_path)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with explained_load_errors(source, revision):
+        config = AutoConfig.from_pretrained(source, **options)
+        # The scaled-dot-product kernel cannot soft-cap attention scores.
+        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+        how: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager" if capped else None}
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if not weights:
+            skeleton: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **how)
+            return LanguageModel(skeleton, tokenizer, name, hub_commit(source, revision))
+        model: Any = AutoModelForCausalLM.from_pretrained(source, config=config, **how, **options)
+    lm = LanguageModel(model.to(device), tokenizer, name, hub_commit(source, revision))
+    lm.check_logits()
+    return lm
 
 
 def hub_commit(source: str, revision: str | None) -> str | None:

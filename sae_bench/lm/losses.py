@@ -14,11 +14,12 @@ hidden states give exactly equal cross-entropies and a KL of exactly 0. Tiles ar
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from sae_bench.lm.model import LanguageModel
 
 TILE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
 """Size of a tile: on a CPU it stays in cache; on a GPU they fill it."""
@@ -28,74 +29,59 @@ TOKENS_AT_ONCE = 1024
 """Enough rows for a matrix product at full speed: the head's weights are read once for that many tokens."""
 
 
-@runtime_checkable
-class Head(Protocol):
-    """What turns final hidden states into float32 logits, soft-capping included: a LanguageModel."""
-
-    @property
-    def n_vocab(self) -> int:
-        """Number of words."""
-
-    def logits(self, hidden: Float[Tensor, "m d_model"], words: slice) -> Float[Tensor, "m v"]:
-        """The logits of some words."""
-
-    def logit_of(self, hidden: Float[Tensor, "m d_model"], word: Int[Tensor, "m"]) -> Float[Tensor, "m"]:
-        """The logit of one word for each hidden state."""
-
-
 @dataclass(frozen=True)
 class TokenLosses:
     """Cross-entropy of each model's prediction, and its KL from the clean one's, in nats; one row per model."""
 
-    ce_clean: Float[Tensor, "m"]
+    ce_clean: Float[Tensor, " m"]
     ce: Float[Tensor, "models m"]
     kl: Float[Tensor, "models m"]
 
 
 def token_losses(
-    head: Head,
+    lm: LanguageModel,
     clean: Float[Tensor, "m d_model"],
     changed: Sequence[Float[Tensor, "m d_model"]],
-    targets: Int[Tensor, "m"],
+    targets: Int[Tensor, " m"],
 ) -> TokenLosses:
     """Score the predictions from final hidden states, `clean` and `changed`, of the same m tokens."""
     models = (clean, *changed)
     n_parts = max(1, -(-len(targets) // TOKENS_AT_ONCE))
     parts = [
-        _losses_of_some(head, rows, words)
+        _losses_of_some(lm, rows, words)
         for words, *rows in zip(*(x.tensor_split(n_parts) for x in (targets, *models)), strict=True)
     ]
     ce, kl = (torch.cat(values, dim=1) for values in zip(*parts, strict=True))
     return TokenLosses(ce[0], ce[1:], kl[1:])
 
 
-def log_normaliser(head: Head, hidden: Float[Tensor, "m d_model"]) -> Float[Tensor, "m"]:
+def log_normaliser(lm: LanguageModel, hidden: Float[Tensor, "m d_model"]) -> Float[Tensor, " m"]:
     """log Z: logsumexp over the vocabulary for each final hidden state."""
 
     def of(rows: Tensor) -> Tensor:
         log_z = _log_of_nothing(len(rows), device=rows.device)
-        for words in _tiles(head, rows):
-            log_z = log_z.logaddexp(_log_softmax(head.logits(rows, words))[1])
+        for words in _tiles(lm, rows):
+            log_z = log_z.logaddexp(_log_softmax(lm.logits(rows, words))[1])
         return log_z
 
     return torch.cat([of(rows) for rows in hidden.split(TOKENS_AT_ONCE)])
 
 
-def _losses_of_some(head: Head, models: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
+def _losses_of_some(lm: LanguageModel, models: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy and KL, [models, m], of final hidden states; the first model is the clean one."""
     log_z = _log_of_nothing(len(models), len(targets), device=targets.device)
     kl = torch.zeros_like(log_z)  # the sum over the tiles so far, relative to their share of the mass
-    for words in _tiles(head, models[0]):
+    for words in _tiles(lm, models[0]):
         p, normalisers, cross = None, [], []
         for hidden in models:
-            log_q, normaliser = _log_softmax(head.logits(hidden, words))
+            log_q, normaliser = _log_softmax(lm.logits(hidden, words))
             p = log_q.exp() if p is None else p
             normalisers.append(normaliser)
             cross.append(log_q.mul_(p).sum(1))
         tile, within = torch.stack(normalisers).double(), cross[0] - torch.stack(cross)
         before, log_z = log_z, log_z.logaddexp(tile)
         kl = kl * (before[0] - log_z[0]).exp() + (tile[0] - log_z[0]).exp() * (within + tile[0] - tile)
-    ce = log_z - torch.stack([head.logit_of(hidden, targets) for hidden in models])
+    ce = log_z - torch.stack([lm.logit_of(hidden, targets) for hidden in models])
     return ce, kl - log_z[0] + log_z
 
 
@@ -104,14 +90,14 @@ def _log_of_nothing(*shape: int, device: torch.device) -> Tensor:
     return torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
 
 
-def _log_softmax(logits: Float[Tensor, "m v"]) -> tuple[Float[Tensor, "m v"], Float[Tensor, "m"]]:
+def _log_softmax(logits: Float[Tensor, "m v"]) -> tuple[Float[Tensor, "m v"], Float[Tensor, " m"]]:
     """log softmax, and the log normaliser that it took off: read at the largest logit, where it is most exact."""
     log_p = logits.log_softmax(1)
     return log_p, logits.amax(1) - log_p.amax(1)
 
 
-def _tiles(head: Head, hidden: Tensor) -> list[slice]:
+def _tiles(lm: LanguageModel, hidden: Tensor) -> list[slice]:
     n_bytes = TILE_BYTES.get(hidden.device.type, TILE_BYTES["cuda"])
     width = n_bytes // (4 * max(1, len(hidden)))
     width = max(1, width - width % WIDTH_STEP if width > WIDTH_STEP else width)
-    return [slice(start, min(start + width, head.n_vocab)) for start in range(0, head.n_vocab, width)]
+    return [slice(start, min(start + width, lm.n_vocab)) for start in range(0, lm.n_vocab, width)]

@@ -34,18 +34,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sae_bench.errors import UserError
-from sae_bench.lm.load import explained_load_errors, hub_commit, resolve_model
 from sae_bench.lm.sites import Side, Site, find_backbone, intercept, run_until_seen
+from sae_bench.lm.tokens import special_ids
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +53,8 @@ class LanguageModel:
     """A causal language model of transformers with its tokenizer, frozen and in eval mode.
 
     `name` is what records call it and `revision` the hub's commit hash, None for a folder. `device` and `dtype` are
-    those of the model and of all activations; `max_context` is the most tokens it takes at once. `bos_id` opens a
-    context: None if the tokenizer has no such token, and it may be 0. `special_ids` are BOS, EOS, PAD and the
-    tokenizer's other special tokens, which are neither trained on nor counted in any metric.
+    those of the model and of all activations; `max_context` is the most tokens it takes at once. `special_ids` are
+    those of `tokens.special_ids`, which are neither trained on nor counted in any metric.
     """
 
     def __init__(
@@ -78,8 +70,7 @@ class LanguageModel:
         self.n_layers: int = self.config.num_hidden_layers
         self.d_model: int = self.config.hidden_size
         self.max_context: int = getattr(self.config, "max_position_embeddings", tokenizer.model_max_length)
-        self.bos_id: int | None = tokenizer.bos_token_id
-        self.special_ids: frozenset[int] = frozenset(tokenizer.all_special_ids)
+        self.special_ids = special_ids(tokenizer)
         self._backbone = find_backbone(model)
         self._replayable: dict[Site, bool] = {}
         self._weight_hash: str | None = None
@@ -173,7 +164,7 @@ class LanguageModel:
         bias = getattr(head, "bias", None)
         return self._cap(functional.linear(hidden, head.weight[words], None if bias is None else bias[words]).float())
 
-    def logit_of(self, hidden: Float[Tensor, "n d_model"], word: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+    def logit_of(self, hidden: Float[Tensor, "n d_model"], word: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the logit of one word for each final hidden state: what `logits` has in its column."""
         head = self.model.get_output_embeddings()
         bias = getattr(head, "bias", None)
@@ -268,7 +259,7 @@ class CleanPass:
             result: Tensor = lm._backbone.final_norm(hidden)
             return result
 
-    def splice(self, site: Site, at: Int[Tensor, "n"], x_new: Float[Tensor, "n d_in"]) -> Float[Tensor, "m d_model"]:
+    def splice(self, site: Site, at: Int[Tensor, " n"], x_new: Float[Tensor, "n d_in"]) -> Float[Tensor, "m d_model"]:
         """`replay` with `x_new` at some positions, clean activations elsewhere; all contexts' m positions in a row."""
         x = self.activations[site]
         return self.replay(site, x.flatten(0, 1).index_copy(0, at, x_new.to(x.dtype)).view_as(x)).flatten(0, 1)
@@ -286,37 +277,3 @@ def check_finite(site: Site, finite: Bool[Tensor, ""], dtype: torch.dtype) -> No
     """Raise UserError unless `finite`, which says whether all activations at `site` are; this waits for the device."""
     if not finite:
         raise UserError(f"{site.name}: activations in {dtype} are not all finite: {REMEDY}")
-
-
-def load_language_model(
-    name_or_path: str,
-    *,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    weights: bool = True,
-) -> LanguageModel:
-    """Load a causal language model and its tokenizer by short name (`models.MODELS`), folder or hub name.
-
-    Without `weights` the model is built from its configuration alone; under torch's FakeTensorMode that takes no
-    memory, and the shapes are enough to plan a run.
-
-    Raises UserError for a name that means nothing, for a model that cannot be had (gated, missing, no network,
-    unreadable), and for one whose logits are not its LM head's output, soft-capped or not.
-    """
-    name, source = resolve_model(name_or_path)
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with explained_load_errors(source, revision):
-        config = AutoConfig.from_pretrained(source, **options)
-        # The scaled-dot-product kernel cannot soft-cap attention scores.
-        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-        how: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager" if capped else None}
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        if not weights:
-            skeleton: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **how)
-            return LanguageModel(skeleton, tokenizer, name, hub_commit(source, revision))
-        model: Any = AutoModelForCausalLM.from_pretrained(source, config=config, **how, **options)
-    lm = LanguageModel(model.to(device), tokenizer, name, hub_commit(source, revision))
-    lm.check_logits()
-    return lm

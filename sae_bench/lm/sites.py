@@ -3,7 +3,8 @@
 A site is one module and one side of it: "what `model.layers.9` returns", "what goes into `self_attn.o_proj`". The
 short names `resid_post`, `mlp_out` and `attn_out` follow Gemma Scope (arXiv 2408.05147) and mean a different module in
 each family of models. A family is known by its structure - which modules exist - and not by its name, so a new model
-built like Llama needs no line here, and a model built like none of them is reached with `path:MODULE`.
+built like Llama needs no line here. One that is built like none of them needs one `register_family`, in a plugin file;
+its modules are reached with `path:MODULE` too.
 
 The wrong module loads silently and reconstructs badly. So the width of a site is never guessed from a configuration:
 it is measured once, by two tokens that run through the model as far as the site, and checked at every capture.
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sae_bench.errors import UserError, did_you_mean
+from sae_bench.registry import REGISTERED
 
 K = TypeVar("K", bound=Hashable)
 Side = Literal["input", "output"]
@@ -52,26 +54,37 @@ class Site:
 
 @dataclass(frozen=True)
 class Family:
-    """Module names shared by models that are built alike; `mlp_out` and `attn_out` are relative to a decoder layer."""
+    """Module names shared by models that are built alike; `mlp_out` and `attn_out` are relative to a decoder layer.
+
+    `layers` holds the decoder layers, whose outputs are `resid_post`, and the LM head sees what `final_norm` returns.
+    """
 
     layers: str
     final_norm: str
-    mlp_out: str  # its output is what the MLP adds to the residual stream
-    attn_out: str  # its input is the concatenated head outputs, before the output projection
+    mlp_out: str
+    """Its output is what the MLP adds to the residual stream."""
+    attn_out: str
+    """Its input is the concatenated head outputs, before the output projection."""
 
 
 # The first family whose modules all exist is the model's. Gemma stands before Llama, for it has every module that Llama
 # has and a norm more: what Gemma's MLP adds to the residual has gone through that norm.
-FAMILIES = (
+FAMILIES = [
     Family("model.layers", "model.norm", "post_feedforward_layernorm", "self_attn.o_proj"),  # Gemma 2, Gemma 3, OLMo 2
     Family("model.layers", "model.norm", "mlp", "self_attn.o_proj"),  # Llama, Qwen, Mistral, SmolLM
     Family("gpt_neox.layers", "gpt_neox.final_layer_norm", "mlp", "attention.dense"),  # GPT-NeoX: Pythia
     Family("transformer.h", "transformer.ln_f", "mlp", "attn.c_proj"),  # GPT-2
-)
+]
+
+
+def register_family(family: Family) -> None:
+    """Give the models that are built so their sites. It stands before all that were known: one may refine another."""
+    FAMILIES.insert(0, family)
+    REGISTERED.append(f"family {family.layers}")
 
 
 def find_family(model: nn.Module) -> Family | None:
-    """Return the family that `model` is built like, or None for a structure that the table does not know."""
+    """Return the family that `model` is built like, or None for a structure that nobody has registered."""
     modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
 
     def fits(family: Family) -> bool:

@@ -13,11 +13,13 @@ from tabulate import tabulate
 from torch import Tensor
 
 from sae_bench.errors import UserError
-from sae_bench.evaluation.loop import Candidate, Contexts, evaluate
+from sae_bench.evaluation.loop import Candidate, evaluate
 from sae_bench.evaluation.task import Score, token_tasks
 from sae_bench.formats.convert import convert
 from sae_bench.formats.export import exportable, saes_of
-from sae_bench.lm.model import LanguageModel, load_language_model
+from sae_bench.lm.contexts import Contexts
+from sae_bench.lm.load import load_language_model
+from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 from sae_bench.records.files import read_sealed, write_sealed

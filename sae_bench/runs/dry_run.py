@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sae_bench.autointerp.sample import collection_bytes
 from sae_bench.evaluation.loop import plan_batch
-from sae_bench.lm.model import LanguageModel, load_language_model
+from sae_bench.lm.load import load_language_model
+from sae_bench.lm.model import LanguageModel
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.import_saes import ImportPlan, Plan, open_imports, plan_imports

@@ -19,7 +19,8 @@ from sae_bench.evaluation.loop import Candidate, evaluate
 from sae_bench.evaluation.task import Task, latent_tasks, token_tasks
 from sae_bench.leaderboard import tables as leaderboard
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
-from sae_bench.lm.model import LanguageModel, load_language_model
+from sae_bench.lm.load import load_language_model
+from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site, find_site
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sae_bench.evaluation.task import BaseTask, Result
-from sae_bench.lm.corpus import EMBEDDED
-from sae_bench.lm.corpus import describe as describe_embedded
+from sae_bench.lm.corpus import describe
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.registry import TASKS
@@ -69,7 +68,7 @@ def provenance_of(lm: LanguageModel, config: RunConfig, stream: TokenStream) -> 
         "tokenizer_sha256": lm.tokenizer_hash(),
         "lm_dtype": str(lm.dtype).removeprefix("torch."),
         "sae_dtype": "float32",
-        "dataset": config.dataset if config.dataset != EMBEDDED else describe_embedded(),
+        "dataset": describe(config.dataset),
         "eval_fingerprint": stream.fingerprint,
         "eval_tokens": stream.n_delivered,
         "eval_documents": stream.n_documents,

@@ -16,7 +16,7 @@ from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, evaluate, plan_batch, site_means
 from sae_bench.evaluation.task import token_tasks
 from sae_bench.leaderboard import tables as leaderboard
-from sae_bench.lm.model import load_language_model
+from sae_bench.lm.load import load_language_model
 from sae_bench.progress import Progress
 from sae_bench.records.files import Damaged, read_sealed, sha256
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sae_bench.demo import model as demo_model
-from sae_bench.demo.model import assemble, convert, demo_model_folder, parameter_name
+from sae_bench.demo.models import demo as demo_model
+from sae_bench.demo.models.demo import assemble, convert, demo_model_folder, parameter_name
 from sae_bench.errors import UserError
 
 gguf = pytest.importorskip("gguf")

@@ -161,12 +161,12 @@ def test_company_does_not_change_a_result(lm, site, corpus_path):
 
 def test_special_positions_keep_the_clean_activation(lm, site, stream, monkeypatch):
     """Every replay is given the clean activation at the BOS, whose id is 0 in one of the families."""
-    assert lm.bos_id == {"gemma2": 2, "gpt_neox": 0}[lm.name]
+    assert lm.tokenizer.bos_token_id == {"gemma2": 2, "gpt_neox": 0}[lm.name]
     replayed = []
     replay = sae_bench.evaluation.loop.CleanPass.replay
 
     def watched(self, site, x_new):
-        bos = self.tokens == lm.bos_id
+        bos = self.tokens == lm.tokenizer.bos_token_id
         assert bos[:, 0].all()
         assert bos.sum() == len(bos)
         assert torch.equal(x_new[bos], self.activations[site][bos])
@@ -184,7 +184,7 @@ def plain_losses(lm, stream, site, change):
     """Cross-entropies and KL from whole logits in float64, the site's output replaced by a hook in a whole pass."""
     clean_ce, ce, kl = [], [], []
     for batch in stream.batches(3):
-        bos = batch.tokens == lm.bos_id
+        bos = batch.tokens == lm.tokenizer.bos_token_id
 
         def splice(x, bos=bos):
             return torch.where(bos[..., None], x, change(x))

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from sae_bench.lm import losses as lm_loss
 from sae_bench.lm.losses import log_normaliser, token_losses
+from sae_bench.lm.model import LanguageModel
 
 M, WIDTH, N_VOCAB = 23, 6, 37
 
@@ -20,7 +21,7 @@ def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(lm_loss.TILE_BYTES, "cpu", 4 * 5 * 7)
 
 
-class Head:
+class Head(LanguageModel):
     """An unembedding, soft-capped at 30 as Gemma's; counts what it is asked for."""
 
     def __init__(self, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> None:

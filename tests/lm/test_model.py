@@ -20,8 +20,9 @@ from torch import nn
 from transformers import CohereConfig, CohereForCausalLM
 
 from sae_bench.errors import UserError
-from sae_bench.lm.load import MODELS, hub_commit, resolve_model
-from sae_bench.lm.model import LanguageModel, load_language_model
+from sae_bench.lm.load import hub_commit, load_language_model
+from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.model_names import HUB_MODELS, resolve_model
 from sae_bench.lm.sites import SITE_KINDS, find_site, intercept
 
 TOKENS = torch.arange(30).reshape(2, 15) + 5
@@ -216,7 +217,7 @@ def test_loading_a_folder(tmp_path, family):
     original = wrap(FAMILIES[family](), family)
     assert (lm.n_layers, lm.d_model, lm.max_context, lm.revision) == (N_LAYERS, D_MODEL, 128, None)
     assert (lm.name, lm.device, lm.dtype) == (str(tmp_path), torch.device("cpu"), torch.float32)
-    assert lm.bos_id == (0 if family == "gpt_neox" else 2)
+    assert lm.tokenizer.bos_token_id == (0 if family == "gpt_neox" else 2)
     assert lm.special_ids == {0, 1, 2, 3}
     assert len(lm.tokenizer) == lm.config.vocab_size
     assert torch.equal(lm.clean_pass(TOKENS).hidden, original.clean_pass(TOKENS).hidden)
@@ -252,7 +253,7 @@ def test_weight_hash_is_the_documented_one_and_sees_every_change():
 def test_short_names():
     assert resolve_model("gemma-2-2b") == ("google/gemma-2-2b", "google/gemma-2-2b")
     assert resolve_model("owner/some-model_1.5") == ("owner/some-model_1.5", "owner/some-model_1.5")
-    assert all(hub_name.count("/") == 1 for name, hub_name in MODELS.items() if name != "demo")
+    assert all(hub_name.count("/") == 1 for hub_name in HUB_MODELS.values())
 
 
 @pytest.mark.parametrize("name", ["gema-2-2b", "./gemma-2-2b", "/no/such/folder"])

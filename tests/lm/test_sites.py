@@ -2,12 +2,25 @@
 
 import pytest
 import torch
-from tiny import D_MODEL, FAMILIES, HEADS_WIDTH, N_LAYERS, tiny_gemma2, tiny_gpt_neox, tiny_llama
+from tiny import (
+    D_MODEL,
+    FAMILIES,
+    HEADS_WIDTH,
+    N_LAYERS,
+    tiny_gemma2,
+    tiny_gpt_neox,
+    tiny_llama,
+    tiny_phi,
+    tiny_tokenizer,
+)
 from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
 from sae_bench.errors import UserError
+from sae_bench.lm import sites
+from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import SITE_KINDS, Site, find_backbone, find_site, run_until_seen
+from sae_bench.registry import load_plugin
 
 TOKENS = torch.arange(30).reshape(2, 15) + 5
 
@@ -142,6 +155,35 @@ def test_a_family_outside_the_table_is_reached_by_path():
     assert find_site(opt, "path:model.decoder.layers.{layer}.self_attn.out_proj@input", 1).d_in == 16
     with pytest.raises(UserError, match=r"has shape \(2, 24\) for two tokens"):  # OPT merges batch and sequence here
         find_site(opt, "path:model.decoder.layers.1.fc1", 1)
+
+
+def test_a_plugin_file_gives_a_new_family_its_sites(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(sites, "FAMILIES", list(sites.FAMILIES))
+    model = tiny_phi()
+    with pytest.raises(UserError, match=r"PhiForCausalLM: no known place for mlp_out"):
+        find_site(model, "mlp_out", 1)
+    (tmp_path / "phi.py").write_text(
+        "from sae_bench import Family, register_family\n"
+        'register_family(Family("model.layers", "model.final_layernorm", "mlp", "self_attn.dense"))\n'
+    )
+    load_plugin(str(tmp_path / "phi.py"))
+    found = {kind: find_site(model, kind, 1) for kind in SITE_KINDS}
+    assert [site.name for site in found.values()] == [f"layer_1.{kind}" for kind in SITE_KINDS]
+    with pytest.raises(UserError, match=r"layer 4: PhiForCausalLM has layers 0\.\.3"):
+        find_site(model, "mlp_out", 4)
+    at = read(model, before=find_site(model, "resid_post", 0), **found)
+    attention = model.model.layers[1].self_attn.dense(at["attn_out"])
+    torch.testing.assert_close(at["before"] + attention + at["mlp_out"], at["resid_post"])
+    lm = LanguageModel(model, tiny_tokenizer(), "phi")
+    lm.clean_pass(TOKENS, found.values())
+    assert not caplog.records, "every replay is exact: the family's final norm is the one before the LM head"
+
+
+def test_a_family_that_is_registered_refines_one_that_was_known(monkeypatch):
+    monkeypatch.setattr(sites, "FAMILIES", list(sites.FAMILIES))
+    sites.register_family(sites.Family("model.layers", "model.norm", "mlp.down_proj", "self_attn.o_proj"))
+    assert find_site(tiny_llama(), "mlp_out", 3).path == "model.layers.3.mlp.down_proj"
+    assert find_site(tiny_gpt_neox(), "mlp_out", 3).path == "gpt_neox.layers.3.mlp"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from conftest import make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from sae_bench.errors import UserError
-from sae_bench.lm.model import tokens as data
+from sae_bench.lm import tokens as data
 from sae_bench.lm.tokens import TokenStream, special_ids, special_mask, split_of
 
 DOCUMENTS = [

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 
 from sae_bench.errors import UserError
 from sae_bench.records.names import cache_folder
+from sae_bench.registry import register_model
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,12 @@ PROBE = (
     "averages. If the sequence is empty, an error is raised."
 )
 HIGHEST_SANE_LOSS = 5.0
+
+
+@register_model("demo")
+def demo_model() -> str:
+    """The folder of the demo model, which the first use makes."""
+    return str(demo_model_folder())
 
 
 def demo_model_folder(progress: Callable[[str], None] = log.info) -> Path:
