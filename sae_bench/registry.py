@@ -1,8 +1,8 @@
 """The only door to plugins: short name -> class, for architectures and for tasks.
 
-A plugin file decorates its class with `@register_architecture("name")` or `@register_task("name")`. Built-ins stand in
-the folders `architectures/` and `tasks/` and are found through the same entry points as an installed third-party
-package; a file can also be named on the command line (`--plugin my_sae.py`). A plugin is code: none runs before its
+A plugin file decorates its class with `@register_architecture("name")` or `@register_task("name")`. Built-ins are the
+files of the folders `architectures/` and `tasks/`, each called what it registers; an installed package names its own in
+entry points; a file can be named on the command line (`--plugin my_sae.py`). A plugin is code: none runs before its
 name is asked for, "all" and `ls` being ways to ask for every name. What fails to load is one line that says where.
 """
 
@@ -11,7 +11,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -103,6 +103,12 @@ class Registry(Generic[T]):
     def _built_in(self) -> dict[str, str]:
         folder = importlib.import_module(self.package).__path__
         return {path.stem: f"{self.package}.{path.stem}" for entry in folder for path in Path(entry).glob("*.py")}
+
+
+def load_plugins(paths: Iterable[str] | None) -> None:
+    """Run plugin files, as `load_plugin` does."""
+    for path in paths or ():
+        load_plugin(path)
 
 
 def load_plugin(path: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sae_bench"
 
-WORDS = {"errors", "progress", "signals", "parsing", "device", "registry"}
+WORDS = {"_version", "errors", "progress", "signals", "parsing", "device", "registry"}
 """What everybody uses: the files beside the rooms, but for `testing`."""
 
 ROOMS = {

@@ -31,7 +31,7 @@ from sae_bench.autointerp.examples import (
 )
 from sae_bench.autointerp.reservoir import Keeper, random_keys
 from sae_bench.device import halved
-from sae_bench.evaluation.loop import Contexts
+from sae_bench.lm.contexts import Contexts
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.lm.tokens import TokenStream

@@ -20,11 +20,10 @@ def ls(what: Literal["archs", "tasks", "models", "sites", "suites"], *, plugin: 
         Python files with architectures or tasks of your own.
     """
     from sae_bench.lm.load import MODELS
-    from sae_bench.registry import ARCHITECTURES, TASKS, load_plugin
-    from sae_bench.runs.config import load_suite, suite_files
+    from sae_bench.registry import ARCHITECTURES, TASKS, load_plugins
+    from sae_bench.runs.suite import load_suite, suite_files
 
-    for path in plugin or ():
-        load_plugin(path)
+    load_plugins(plugin)
     if what in ("archs", "tasks"):
         registry = ARCHITECTURES if what == "archs" else TASKS
         rows = [(name, _first_line(registry[name])) for name in registry]

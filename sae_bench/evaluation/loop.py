@@ -5,8 +5,7 @@ by batch: one clean pass, the ablations, and for each SAE a replay of the layers
 final hidden states tile by tile through the vocabulary. The same tokens serve every SAE and every metric.
 
 What is held at once is bounded: a batch has as many contexts as fit with all SAEs, and if one context is too much
-already, the SAEs are worked through in groups. Which positions count is read off the tokens before they go to the
-device, so that nothing in a batch waits for the device.
+already, the SAEs are worked through in groups. Nothing in a batch waits for the device.
 
 Shapes: n contexts in a batch, S tokens in each, D width of a site, c counted positions, m predictions. Positions are
 numbered through all contexts of a batch, so that they index the rows of [n S, ...].
@@ -20,16 +19,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from sae_bench.device import halved, send
+from sae_bench.device import halved
 from sae_bench.evaluation.task import EvalBatch, EvalSetting, LMLosses, Result, Task
 from sae_bench.lm.ablations import Ablations
+from sae_bench.lm.contexts import Contexts, site_means
 from sae_bench.lm.losses import TILE_BYTES, token_losses
-from sae_bench.lm.model import CleanPass, LanguageModel, check_finite
+from sae_bench.lm.model import CleanPass, LanguageModel
 from sae_bench.lm.sites import Site
-from sae_bench.lm.tokens import TokenBatch, TokenStream, special_mask
+from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
 from sae_bench.saes.base import START_DENSITY, Latents, SAEConfig, SparseAutoencoder
 
@@ -73,39 +73,6 @@ class Candidate:
     def running(self) -> list[tuple[str, Task]]:
         """The tasks that have not failed."""
         return [(name, task) for name, task in self.tasks.items() if name not in self.failures]
-
-
-@dataclass(frozen=True)
-class Contexts:
-    """A batch on the device: which positions count, and which predict a counted token (a special one does neither)."""
-
-    tokens: Int[Tensor, "n S"]
-    counted: Int[Tensor, "c"]
-    document: Int[Tensor, "c"]
-    predicts: Int[Tensor, "m"]
-    targets: Int[Tensor, "m"]
-    target_document: Int[Tensor, "m"]
-    opening: int | None
-    """The token at the beginning of every context, if it alone does not count."""
-
-    @staticmethod
-    def of(batch: TokenBatch, special_ids: frozenset[int], device: torch.device) -> "Contexts":
-        """Look at a batch on the CPU and send it to the device."""
-        tokens, document = batch.tokens, batch.document
-        counts = ~special_mask(tokens, special_ids)
-        predicts = torch.zeros_like(counts)
-        predicts[:, :-1] = counts[:, :-1] & counts[:, 1:]
-        counted, predicting = (mask.flatten().nonzero().squeeze(1) for mask in (counts, predicts))
-        alone = bool(counts[:, 1:].all() and not counts[:, 0].any() and (tokens[:, 0] == tokens[0, 0]).all())
-        return Contexts(
-            tokens=send(tokens, device),
-            counted=send(counted, device),
-            document=send(document.flatten()[counted], device),
-            predicts=send(predicting, device),
-            targets=send(tokens.flatten()[predicting + 1], device),
-            target_document=send(document.flatten()[predicting + 1], device),
-            opening=int(tokens[0, 0]) if alone else None,
-        )
 
 
 @dataclass(frozen=True)
@@ -234,28 +201,6 @@ def _score(
         for name, task in reply.candidate.running():
             with reply.candidate.guarded([name]):
                 task.update(view)
-
-
-@torch.no_grad()
-def site_means(
-    lm: LanguageModel, stream: TokenStream, sites: Sequence[Site], size: int, progress: Progress
-) -> dict[Site, Float[Tensor, "D"]]:
-    """Mean activation of each site over all counted tokens of the stream, in float64.
-
-    Raises UserError, at the end, where activations are not finite.
-    """
-    sums = {site: torch.zeros(site.d_in, dtype=torch.float64, device=lm.device) for site in sites}
-    finite = {site: torch.ones((), dtype=torch.bool, device=lm.device) for site in sites}
-    n_tokens = 0
-    for batch in progress.track("site means", stream.batches(size), stream.n_contexts, lambda batch: len(batch.tokens)):
-        contexts = Contexts.of(batch, lm.special_ids, lm.device)
-        n_tokens += len(contexts.counted)
-        for site, x in lm.capture(contexts.tokens, sites, check=False).items():
-            finite[site] &= torch.isfinite(x).all()
-            sums[site] += x.flatten(0, 1)[contexts.counted].sum(0, dtype=torch.float64)
-    for site in sites:
-        check_finite(site, finite[site], lm.dtype)
-    return {site: total / n_tokens for site, total in sums.items()}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from sae_bench.autointerp.judges import COLLECTION_VERSION, HOW, Panel, judge_se
 from sae_bench.autointerp.latents import Latent, read_latents, write_latents
 from sae_bench.autointerp.random_baseline import RandomSAE, chance_plans, describe_chance
 from sae_bench.autointerp.sample import Subject, collect, collection_bytes
-from sae_bench.evaluation.loop import site_means
+from sae_bench.lm.contexts import site_means
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
@@ -28,7 +28,7 @@ from sae_bench.runs.config import RunConfig
 from sae_bench.runs.import_saes import Plan
 from sae_bench.runs.latent_records import LatentRecords, Member
 from sae_bench.runs.records import is_missing
-from sae_bench.runs.train import interpretation_stream
+from sae_bench.runs.sources import interpretation_stream
 from sae_bench.saes.save import description_of, load_sae
 
 

@@ -28,9 +28,9 @@ from common import CONTEXT_SIZE, LAYER, Worker, application, machine, scratch, t
 from evaluation import MODEL, hub_home  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from sae_bench.evaluation.loop import Contexts  # noqa: E402
 from sae_bench.formats.export import export, saes_of  # noqa: E402
 from sae_bench.formats.open import find_sources, open_sae  # noqa: E402
+from sae_bench.lm.contexts import Contexts  # noqa: E402
 from sae_bench.lm.losses import token_losses  # noqa: E402
 from sae_bench.lm.model import load_language_model  # noqa: E402
 from sae_bench.lm.sites import find_site  # noqa: E402
@@ -38,7 +38,7 @@ from sae_bench.records.files import read_json, read_sealed, write_json  # noqa: 
 from sae_bench.records.run_folder import RunFolder  # noqa: E402
 from sae_bench.runs.config import RunConfig  # noqa: E402
 from sae_bench.runs.provenance import own_version  # noqa: E402
-from sae_bench.runs.train import token_stream  # noqa: E402
+from sae_bench.runs.sources import token_stream  # noqa: E402
 
 N_CONTEXTS = 2
 WIDTH = 1024

@@ -257,7 +257,7 @@ MISTAKES = {
         {"--judge-model": "toy", "--judge-base-url": "http://x/v1", "--judge-budget": "$5"},
         ['"toy"', "--judge-prices"],
     ),
-    "scorer": ({"--autointerp-scorers": "detectoin"}, ["scorers", "detectoin", "'detection'"]),
+    "scorer": ({"--autointerp-scorers": "detectoin"}, ["--autointerp-scorers", '"detectoin"', '"detection"']),
     "model": ({"--judge-base-url": "http://x/v1"}, ["--judge-base-url", "--judge-model"]),
     "prices": ({"--judge-model": "t", "--judge-base-url": "http://x/v1", "--judge-prices": "none.toml"}, ["none.toml"]),
     "tokens": ({"--latents": 3, "--interp-tokens": 90_000}, ["90000", "--interp-tokens"]),

@@ -1,0 +1,32 @@
+"""The public names, and where each stands: for type checkers, and for `__init__.py`, which loads them from here."""
+
+from ._version import __version__ as __version__
+from .evaluation.document_sums import DocumentSums as DocumentSums
+from .evaluation.stderr import jackknife_stderr as jackknife_stderr
+from .evaluation.stderr import mean_stderr as mean_stderr
+from .evaluation.stderr import ratio_stderr as ratio_stderr
+from .evaluation.task import EvalBatch as EvalBatch
+from .evaluation.task import EvalSetting as EvalSetting
+from .evaluation.task import JudgedLatent as JudgedLatent
+from .evaluation.task import Metric as Metric
+from .evaluation.task import Result as Result
+from .evaluation.task import Score as Score
+from .evaluation.task import Task as Task
+from .registry import ARCHITECTURES as ARCHITECTURES
+from .registry import TASKS as TASKS
+from .registry import register_architecture as register_architecture
+from .registry import register_task as register_task
+from .saes.active import Active as Active
+from .saes.active import decode as decode
+from .saes.active import select as select
+from .saes.active import select_all as select_all
+from .saes.base import Latents as Latents
+from .saes.base import Loss as Loss
+from .saes.base import Options as Options
+from .saes.base import SAEConfig as SAEConfig
+from .saes.base import SparseAutoencoder as SparseAutoencoder
+from .saes.base import Step as Step
+from .saes.base import active_per_token as active_per_token
+from .saes.base import count_per_latent as count_per_latent
+from .saes.base import reconstruction_loss as reconstruction_loss
+from .saes.base import upper_quantile as upper_quantile
