@@ -1,4 +1,6 @@
-"""What a CUDA device offers beside arithmetic: copies that nobody waits for, a second stream, a count of free memory.
+"""The device that a run works on, and what CUDA offers beside arithmetic.
+
+That is copies that nobody waits for, a second stream, a count of free memory.
 
 Where there is no CUDA the same calls do the same work in turn. That holds for the CPU, and for a fake CUDA device in a
 process without a real one, so that tests walk through the very code that a GPU runs.
@@ -16,6 +18,23 @@ log = logging.getLogger(__name__)
 
 SPARE_SHARE = 0.1
 """Part of a device's memory that `has_room` never gives away."""
+
+
+def choose_device(name: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """The device and the language model's dtype; "auto" is CUDA in bfloat16 where there is one, else CPU in float32.
+
+    Raises:
+        UserError: the device does not exist.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f'--device "{name}": {str(error).splitlines()[0]}; try --device cpu') from None
+    found = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype)
+    return device, found or (torch.bfloat16 if device.type == "cuda" else torch.float32)
 
 
 def has_cuda(device: torch.device) -> bool:

@@ -1,6 +1,8 @@
-"""Counts as people write them: 4096, 16k, 2M, 1e6."""
+"""What a setting is to those who write it: counts such as 16k or 2M, and which fields of a model are flags."""
 
 import re
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
@@ -18,3 +20,26 @@ def parse_count(text: object) -> int:
 
 
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+
+
+class Heading(StrEnum):
+    """What flags stand under in `--help`, in this order."""
+
+    WHAT = "What"
+    MODEL = "Language model"
+    SAES = "SAEs"
+    DATA = "Data and training"
+    INTERPRETABILITY = "Interpretability"
+    RUN = "Run"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Marks a field of `RunConfig` as a setting: `Annotated[Count, Flag(Heading.DATA)]`.
+
+    Flag, help and the key in a suite follow from the field: its type, its default and its docstring. `name` is what
+    they are called if that is not the field's own name, as `arch` is for `archs`; records keep the field's name.
+    """
+
+    heading: Heading
+    name: str = ""

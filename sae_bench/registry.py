@@ -3,9 +3,8 @@
 A plugin file decorates its class, or the function that finds its model, with `@register_architecture("name")`,
 `@register_task`, `@register_scorer`, `@register_corpus` or `@register_model`. Built-ins stand in a folder for each
 kind, in files of their names; an installed third-party package declares entry points, and a file can also be named on
-the command line
-(`--plugin my_sae.py`). A plugin is code: none runs before its name is asked for, "all" and `ls` being ways to ask for
-every name. What fails to load is one line that says where.
+the command line (`--plugin my_sae.py`). A plugin is code: none runs before its name is asked for, "all" and `ls` being
+ways to ask for every name. What fails to load is one line that says where.
 """
 
 import importlib
@@ -13,7 +12,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -110,6 +109,12 @@ class Registry(Generic[T]):
         folder = importlib.import_module(self.package).__path__
         stems = (path.stem for entry in folder for path in Path(entry).glob("*.py"))
         return {stem: f"{self.package}.{stem}" for stem in stems if NAME.fullmatch(stem)}
+
+
+def load_plugins(paths: Iterable[str] | None) -> None:
+    """Run plugin files, as `load_plugin` does."""
+    for path in paths or ():
+        load_plugin(path)
 
 
 def load_plugin(path: str) -> None:

@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sae_bench.errors import UserError
+from sae_bench.parsing import parse_count
 from sae_bench.records.files import read_sealed, write_sealed
-from sae_bench.runs.config import RunConfig, load_suite, parse_count, parse_interval
+from sae_bench.runs.config import RunConfig, parse_interval
+from sae_bench.runs.suite import load_suite
 
 FEW = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 WORDS = st.sampled_from(["archs", "model", "tokens", "seeds", "l0s", "sites", "layers", "preset", "kernels", "limit"])

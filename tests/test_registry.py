@@ -1,5 +1,6 @@
 """Plugins run when they are asked for and not before, and one that fails says so in one line."""
 
+import importlib
 import sys
 
 import pytest
@@ -53,6 +54,18 @@ def test_an_installed_plugin_is_listed_without_being_run_and_runs_when_it_is_nam
     assert not (installed / "foreign_foreign.ran").exists()
     assert ARCHITECTURES["foreign"].__module__ == "foreign_foreign"
     assert (installed / "foreign_foreign.ran").exists()
+
+
+def test_a_file_in_the_folder_of_architectures_is_all_that_a_built_in_needs(tmp_path, monkeypatch):
+    folder = importlib.import_module(ARCHITECTURES.package)
+    monkeypatch.setattr(ARCHITECTURES, "_classes", dict(ARCHITECTURES._classes))
+    monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(tmp_path)])
+    assert set(ARCHITECTURES) >= {"gated", "jumprelu", "relu", "topk"}
+    assert "newcomer" not in ARCHITECTURES
+    (tmp_path / "newcomer.py").write_text(SOUND.format(name="newcomer"))
+    assert "newcomer" in list(ARCHITECTURES)
+    assert ARCHITECTURES["newcomer"].__module__ == "sae_bench.architectures.newcomer"
+    del sys.modules["sae_bench.architectures.newcomer"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from sae_bench.parsing import Count, parse_count
+from sae_bench.parsing import Count, Flag, Heading, parse_count
 
 DEFAULT_SCORERS = ("detection", "fuzzing")
 DEFAULT_LATENTS = 100
@@ -41,29 +41,43 @@ def _checked_budget(text: object) -> str:
     return str(text)
 
 
+BudgetText = Annotated[str, BeforeValidator(_checked_budget)]
+
+
 class JudgeConfig(BaseModel):
     """The settings of a run that its identity leaves out; without `judge_model` nobody judges."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Help follows from the docstrings; validators are built when they are first needed, which `--help` does not.
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
 
-    n_latents: Count | None = None
-    """Latents of each SAE to collect examples of; none named: 100 if there is a judge, else none."""
-    interp_tokens: Count | None = None
-    """Held-out tokens after those of the evaluation; none named: 2,000,000 or, in the preset `short`, 16,384."""
-    hard_negatives: bool = False
-    chance: bool = False
-    scorers: tuple[str, ...] = DEFAULT_SCORERS
-    judge_model: str | None = None
-    judge_base_url: str | None = None
-    explainer_model: str | None = None
-    explainer_base_url: str | None = None
-    judge_excerpts: Annotated[int, Field(gt=0)] = 10
-    """The most examples that one question of detection or fuzzing is about."""
-    judge_budget: Annotated[str, BeforeValidator(_checked_budget)] | None = None
-    judge_prices: str | None = None
-    judge_concurrency: Annotated[int, Field(gt=0)] = 8
-    judge_timeout: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds for one request; the client tries again as often as `client.MAX_RETRIES` says."""
+    n_latents: Annotated[Count | None, Flag(Heading.INTERPRETABILITY, "latents")] = None
+    """Latents of each SAE to collect excerpts of, for the judge or to look at. Default: 100 if there is a judge."""
+    interp_tokens: Annotated[Count | None, Flag(Heading.INTERPRETABILITY)] = None
+    """Held-out tokens, after those of the evaluation, to find the excerpts in. Default: 2M, short: 16k."""
+    hard_negatives: Annotated[bool, Flag(Heading.INTERPRETABILITY)] = False
+    """Among the excerpts in which a latent is silent take some in which similar latents fire."""
+    chance: Annotated[bool, Flag(Heading.INTERPRETABILITY)] = False
+    """Explain and score the latents of a random SAE too, to see what chance looks like."""
+    scorers: Annotated[tuple[str, ...], Flag(Heading.INTERPRETABILITY, "autointerp_scorers")] = DEFAULT_SCORERS
+    """Ways to score an explanation (see `ls scorers`)."""
+    judge_model: Annotated[str | None, Flag(Heading.INTERPRETABILITY)] = None
+    """Language model that explains latents and scores explanations (docs/autointerp.md). Default: no judge."""
+    judge_base_url: Annotated[str | None, Flag(Heading.INTERPRETABILITY)] = None
+    """Its endpoint, if it is not OpenAI's: http://localhost:8000/v1. Keys are read from the environment alone."""
+    explainer_model: Annotated[str | None, Flag(Heading.INTERPRETABILITY)] = None
+    """Another model for the explanations."""
+    explainer_base_url: Annotated[str | None, Flag(Heading.INTERPRETABILITY)] = None
+    """Another endpoint for the explanations."""
+    judge_excerpts: Annotated[int, Field(gt=0), Flag(Heading.INTERPRETABILITY)] = 10
+    """The most excerpts in one question of detection or fuzzing; 1 for a small model."""
+    judge_budget: Annotated[BudgetText | None, Flag(Heading.INTERPRETABILITY)] = None
+    """The most that judging may cost in this command: $5 or 2M tokens."""
+    judge_prices: Annotated[str | None, Flag(Heading.INTERPRETABILITY)] = None
+    """TOML file with prices of models, in dollars per million tokens."""
+    judge_concurrency: Annotated[int, Field(gt=0), Flag(Heading.INTERPRETABILITY)] = 8
+    """Requests under way at once."""
+    judge_timeout: Annotated[float, Field(gt=0), Flag(Heading.INTERPRETABILITY)] = 60.0
+    """Seconds for a request; one that takes longer is sent again, a few times."""
 
     @property
     def collects(self) -> bool:

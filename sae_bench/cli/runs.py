@@ -21,11 +21,10 @@ def verify(run: Path, /, *, contexts: int = 16, plugin: list[str] | None = None,
     """
     from sae_bench.progress import Progress
     from sae_bench.records.run_folder import RunFolder
-    from sae_bench.registry import load_plugin
+    from sae_bench.registry import load_plugins
     from sae_bench.runs.verify import verify as verify_run
 
-    for path in plugin or ():
-        load_plugin(path)
+    load_plugins(plugin)
     quieten_libraries()
     n_wrong = n_right = 0
     for finding in verify_run(RunFolder(run), Progress(quiet), contexts):

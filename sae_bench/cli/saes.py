@@ -35,10 +35,9 @@ def export(
         Python files with the architectures of the run.
     """
     from sae_bench.formats.export import export as export_run
-    from sae_bench.registry import load_plugin
+    from sae_bench.registry import load_plugins
 
-    for path in plugin or ():
-        load_plugin(path)
+    load_plugins(plugin)
     for written in export_run(run, form, out, sae or ()):
         print(written)
     return 0
@@ -80,11 +79,10 @@ def convert(
         Print the costs alone.
     """
     from sae_bench.progress import Progress
-    from sae_bench.registry import load_plugin
+    from sae_bench.registry import load_plugins
     from sae_bench.runs.convert import convert_run
 
-    for path in plugin or ():
-        load_plugin(path)
+    load_plugins(plugin)
     quieten_libraries()
     print(convert_run(run, to, out, sae or (), calibration_tokens, eval_tokens, Progress(quiet)))
     return 0

@@ -23,9 +23,9 @@ from torch import Tensor
 from sae_bench.device import halved
 from sae_bench.evaluation.task import EvalBatch, EvalSetting, LMLosses, Result, Task
 from sae_bench.lm.ablations import Ablations
-from sae_bench.lm.contexts import Contexts
+from sae_bench.lm.contexts import Contexts, site_means
 from sae_bench.lm.losses import TILE_BYTES, token_losses
-from sae_bench.lm.model import CleanPass, LanguageModel, check_finite
+from sae_bench.lm.model import CleanPass, LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
@@ -185,28 +185,6 @@ def _score(
         for name, task in reply.candidate.running():
             with reply.candidate.guarded([name]):
                 task.update(view)
-
-
-@torch.no_grad()
-def site_means(
-    lm: LanguageModel, stream: TokenStream, sites: Sequence[Site], size: int, progress: Progress
-) -> dict[Site, Float[Tensor, "D"]]:
-    """Mean activation of each site over all counted tokens of the stream, in float64.
-
-    Raises UserError, at the end, where activations are not finite.
-    """
-    sums = {site: torch.zeros(site.d_in, dtype=torch.float64, device=lm.device) for site in sites}
-    finite = {site: torch.ones((), dtype=torch.bool, device=lm.device) for site in sites}
-    n_tokens = 0
-    for batch in progress.track("site means", stream.batches(size), stream.n_contexts, lambda batch: len(batch.tokens)):
-        contexts = Contexts.of(batch, lm.special_ids, lm.device)
-        n_tokens += len(contexts.counted)
-        for site, x in lm.capture(contexts.tokens, sites, check=False).items():
-            finite[site] &= torch.isfinite(x).all()
-            sums[site] += x.flatten(0, 1)[contexts.counted].sum(0, dtype=torch.float64)
-    for site in sites:
-        check_finite(site, finite[site], lm.dtype)
-    return {site: total / n_tokens for site, total in sums.items()}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """`board`: a run without its weights, and every table, figure and page that can be made of it, in one folder.
 
-What is copied is what outputs are drawn from; what is drawn, is drawn from the copy. So `board FOLDER` in a published
+What is copied is what outputs are drawn from; what is drawn, is drawn from the copy. So `board FOLDER` on a board's own
 folder makes the same bytes again, and whoever doubts a board can.
 """
 

@@ -1,21 +1,25 @@
-"""Which positions of a batch count, and which predict.
+"""Which positions of a batch count, and which predict; the mean activation over those that count.
 
 A special token says nothing about text: it does not count, it is not predicted and does not predict. Everything that is
 measured over tokens, in evaluation, in samples for interpretation and in calibration, looks at a batch this way. What
 counts is read off the tokens before they go to the device, so that nothing in a batch waits for the device.
 
 Shapes: n contexts in a batch, S tokens in each, c counted positions, m predictions. Positions are numbered through all
-contexts of a batch, so that they index the rows of [n S, ...].
+contexts of a batch, so that they index the rows of [n S, ...]; D width of a site.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_bench.device import send
-from sae_bench.lm.tokens import TokenBatch, special_mask
+from sae_bench.lm.model import LanguageModel, check_finite
+from sae_bench.lm.sites import Site
+from sae_bench.lm.tokens import TokenBatch, TokenStream, special_mask
+from sae_bench.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -49,3 +53,25 @@ class Contexts:
             target_document=send(document.flatten()[predicting + 1], device),
             opening=int(tokens[0, 0]) if alone else None,
         )
+
+
+@torch.no_grad()
+def site_means(
+    lm: LanguageModel, stream: TokenStream, sites: Sequence[Site], size: int, progress: Progress
+) -> dict[Site, Float[Tensor, " D"]]:
+    """Mean activation of each site over all counted tokens of the stream, in float64.
+
+    Raises UserError, at the end, where activations are not finite.
+    """
+    sums = {site: torch.zeros(site.d_in, dtype=torch.float64, device=lm.device) for site in sites}
+    finite = {site: torch.ones((), dtype=torch.bool, device=lm.device) for site in sites}
+    n_tokens = 0
+    for batch in progress.track("site means", stream.batches(size), stream.n_contexts, lambda batch: len(batch.tokens)):
+        contexts = Contexts.of(batch, lm.special_ids, lm.device)
+        n_tokens += len(contexts.counted)
+        for site, x in lm.capture(contexts.tokens, sites, check=False).items():
+            finite[site] &= torch.isfinite(x).all()
+            sums[site] += x.flatten(0, 1)[contexts.counted].sum(0, dtype=torch.float64)
+    for site in sites:
+        check_finite(site, finite[site], lm.dtype)
+    return {site: total / n_tokens for site, total in sums.items()}

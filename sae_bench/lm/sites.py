@@ -11,10 +11,11 @@ it is measured once, by two tokens that run through the model as far as the site
 """
 
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -134,6 +135,16 @@ def find_site(model: nn.Module, kind: str, layer: int) -> Site:
         path, side = _named_module(model, kind, layer)
     _check_module(model, kind, path)
     return Site(layer, kind, path, side, _measure_width(model, kind, path, side))
+
+
+def find_sites(model: nn.Module, kinds: Iterable[str], layers: Iterable[int]) -> list[Site]:
+    """Find every kind of site in every layer, each once: a `path:` without {layer} is the same one for every layer."""
+    return list(dict.fromkeys(find_site(model, kind, layer) for layer, kind in product(layers, kinds)))
+
+
+def site_of(description: Mapping[str, Any]) -> Site:
+    """The site of an SAE as its description has it."""
+    return Site(**{name: value for name, value in description["site"].items() if name != "name"})
 
 
 def _named_module(model: nn.Module, kind: str, layer: int) -> tuple[str, Side]:

@@ -9,8 +9,7 @@ import hashlib
 import json
 import math
 import re
-import tomllib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,8 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from sae_bench.autointerp.settings import DEFAULT_TOKENS, JudgeConfig
 from sae_bench.errors import UserError, did_you_mean
-from sae_bench.lm.near_duplicates import RULE
-from sae_bench.parsing import Count, parse_count
+from sae_bench.parsing import Count, Flag, Heading, parse_count
 from sae_bench.records.names import file_name
 
 Preset = Literal["paper", "short"]
@@ -44,7 +42,7 @@ def _checked_interval(text: object) -> str:
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Recipe(Strict):
@@ -166,49 +164,76 @@ class ImportedSAE(Strict):
 
 
 class RunConfig(JudgeConfig):
-    """Everything that decides the numbers of a run."""
+    """Everything that decides the numbers of a run. A field with a `Flag` is all that a setting needs."""
 
-    archs: tuple[Annotated[ArchSpec, BeforeValidator(ArchSpec.parse)], ...]
-    """None, if there are `saes`: nothing is trained."""
-    saes: tuple[ImportedSAE, ...] = ()
-    """From elsewhere, evaluated beside those that are trained."""
-    model: str
-    layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """Decoder layers from 0; none named: the middle one."""
-    sites: tuple[str, ...] = Field(min_length=1)
-    widths: tuple[Count, ...] = Field(min_length=1)
-    l0s: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
-    sparsity: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = ()
-    """Raw coefficients (k for topk), instead of `l0s`."""
-    tokens: Count
-    """Activations captured for training; each is used `reuse` times."""
-    reuse: Count
-    eval_tokens: Count
-    eval_skip: Annotated[int, BeforeValidator(parse_count), Field(ge=0)] = 0
-    """Held-out tokens to pass over first: settings are tuned on others than a board evaluates on."""
-    seeds: tuple[int, ...] = Field(min_length=1)
-    dataset: str
-    text_column: str = "text"
-    tasks: tuple[str, ...] = ()
-    """None named: all built-in ones."""
-    preset: Preset
-    context_size: Annotated[Count, Field(ge=3)]
-    batch_size: Count
-    buffer_tokens: Count
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    plugins: tuple[str, ...] = ()
-    kernels: Literal["auto", "dense", "sparse"] = "auto"
-    """Products in training: on the active pairs, on everything, or whichever is faster at the measured density."""
-    compile: bool = False
-    checkpoint_every: Annotated[str, BeforeValidator(_checked_interval)] = "10m"
-    """Time (30s, 10m, 2h) or number of steps between two checkpoints."""
+    archs: Annotated[tuple[Annotated[ArchSpec, BeforeValidator(ArchSpec.parse)], ...], Flag(Heading.WHAT, "arch")]
+    """Architectures, or all; with settings: gated:penalty=ri_l1,lr=5e-4. Default: all; none with --sae."""
+    saes: Annotated[tuple[ImportedSAE, ...], Flag(Heading.WHAT, "sae")] = ()
+    """SAEs from elsewhere to evaluate: files, folders, globs, runs, gemma-scope:9b-pt-res/layer_20/..., or
+    hf:owner/repo/path. Their site is read off them; where they do not say it, --layer and --site do."""
+    model: Annotated[str, Flag(Heading.MODEL)] = "demo"
+    """Short name (see `ls models`), Hugging Face name, or folder."""
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Flag(Heading.MODEL, "layer")] = ()
+    """Decoder layers, from 0. Default: the middle one."""
+    sites: Annotated[tuple[str, ...], Field(min_length=1), Flag(Heading.MODEL, "site")] = ("resid_post",)
+    """resid_post, mlp_out, attn_out, or path:MODULE."""
+    widths: Annotated[tuple[Count, ...], Field(min_length=1), Flag(Heading.SAES, "width")]
+    """Numbers of latents: 4096, 16k."""
+    l0s: Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Flag(Heading.SAES, "l0")] = ()
+    """Wanted L0s; every architecture is brought to each."""
+    sparsity: Annotated[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], Flag(Heading.SAES)] = ()
+    """Raw sparsity coefficients (k for topk) instead of --l0."""
+    tokens: Annotated[Count, Flag(Heading.DATA)]
+    """Activations captured for training."""
+    reuse: Annotated[Count, Flag(Heading.DATA)]
+    """Times each captured activation is trained on."""
+    eval_tokens: Annotated[Count, Flag(Heading.DATA)]
+    """Held-out tokens, the same for every SAE."""
+    eval_skip: Annotated[int, BeforeValidator(parse_count), Field(ge=0), Flag(Heading.DATA)] = 0
+    """Held-out tokens to pass over first, to tune settings on others than a board evaluates on."""
+    seeds: Annotated[tuple[int, ...], Field(min_length=1), Flag(Heading.SAES, "seed")] = (0,)
+    """Seeds of initial weights and data order."""
+    dataset: Annotated[str, Flag(Heading.DATA)]
+    """"embedded", a local text, jsonl or parquet file or folder, or a hub dataset NAME or NAME:CONFIG. Default: the
+    Pile for models of `ls models`, else embedded."""
+    text_column: Annotated[str, Flag(Heading.DATA)] = "text"
+    """Column that holds the text."""
+    tasks: Annotated[tuple[str, ...], Flag(Heading.WHAT)] = ()
+    """Tasks to evaluate. Default: all."""
+    preset: Annotated[Preset, Flag(Heading.WHAT)] = "short"
+    """Training recipe: paper (two million steps) or short."""
+    context_size: Annotated[Count, Field(ge=3), Flag(Heading.DATA)]
+    """Tokens in a context, BOS included."""
+    batch_size: Annotated[Count, Flag(Heading.DATA)]
+    """Activations in a training batch."""
+    buffer_tokens: Annotated[Count, Flag(Heading.DATA)]
+    """Activations in the shuffle buffer: bounds memory."""
+    device: Annotated[str, Flag(Heading.RUN)] = "auto"
+    """cpu, cuda, cuda:1. Default: cuda where there is one."""
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Flag(Heading.MODEL)] = "auto"
+    """The language model's; SAEs are float32 always."""
+    plugins: Annotated[tuple[str, ...], Flag(Heading.WHAT, "plugin")] = ()
+    """Python files with architectures, tasks, scorers or models of your own."""
+    kernels: Annotated[Literal["auto", "dense", "sparse"], Flag(Heading.RUN)] = "auto"
+    """Training on active pairs (sparse), on everything (dense), or whichever is measured to be faster (auto)."""
+    compile: Annotated[bool, Flag(Heading.RUN)] = False
+    """Compile the losses with torch.compile: slow to start, needs a C++ compiler."""
+    checkpoint_every: Annotated[str, BeforeValidator(_checked_interval), Flag(Heading.RUN)] = "10m"
+    """Time (30s, 10m) or number of steps between two checkpoints."""
     split: Literal["near-duplicates 1"] | None = None
     """The rules by which text is held out, `near_duplicates.RULE`; none in runs from before they had a name."""
-    limit: Count | None = None
-    """Evaluate on at most this many contexts; for a quick look."""
-    revision: str | None = None
-    trust_remote_code: bool = False
+    limit: Annotated[Count | None, Flag(Heading.RUN)] = None
+    """Evaluate on at most this many contexts, for a quick look."""
+    revision: Annotated[str | None, Flag(Heading.MODEL)] = None
+    """Branch, tag or commit of the model on the hub."""
+    trust_remote_code: Annotated[bool, Flag(Heading.MODEL)] = False
+    """Run Python code that comes with the model. Only for authors you trust."""
+
+    @classmethod
+    def flags(cls) -> dict[str, Flag]:
+        """Every setting's flag, named, by the name of its field."""
+        marks = {name: mark for name, field in cls.model_fields.items() for mark in field.metadata}
+        return {name: Flag(mark.heading, mark.name or name) for name, mark in marks.items() if isinstance(mark, Flag)}
 
     @classmethod
     def build(
@@ -233,6 +258,8 @@ class RunConfig(JudgeConfig):
                 if source.get(one):
                     given.pop(other, None)
             given |= source
+        from sae_bench.lm.near_duplicates import RULE  # loads numpy, which --help does without
+
         preset = given.setdefault("preset", "short")
         if not isinstance(preset, str) or preset not in _RUN_DEFAULTS:
             raise UserError(f'unknown preset "{preset}"{did_you_mean(str(preset), _RUN_DEFAULTS)}')
@@ -242,7 +269,7 @@ class RunConfig(JudgeConfig):
         }
         if given.get("sparsity"):
             defaults.pop("l0s")
-        archs = given.get("archs", ())
+        archs = given.setdefault("archs", () if given.get("saes") else ("all",))
         if isinstance(archs, Sequence) and not isinstance(archs, str):
             expanded = [name for arch in archs for name in (every_arch if arch == "all" else (arch,))]
             given["archs"] = [arch for i, arch in enumerate(expanded) if arch not in expanded[:i]]
@@ -255,7 +282,7 @@ class RunConfig(JudgeConfig):
 
     def _check(self) -> None:
         if not self.archs and not self.saes:
-            raise UserError("archs: name an architecture, or give an SAE with --sae")
+            raise UserError("--arch: name an architecture, or give an SAE with --sae")
         if self.tokens * self.reuse < self.batch_size:
             served = f"--tokens {self.tokens} used {self.reuse} times"
             raise UserError(f"{served} is less than one batch of {self.batch_size}: raise --tokens")
@@ -291,40 +318,11 @@ class RunConfig(JudgeConfig):
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
 
-def load_suite(name: str) -> dict[str, Any]:
-    """Read a suite: a TOML file, or the name of one that comes with the project.
-
-    Raises:
-        UserError: there is no such suite, it cannot be read, or it holds a setting that does not exist.
-    """
-    path = Path(name)
-    if path.suffix != ".toml":
-        known = {suite.stem: suite for suite in suite_files()}
-        if name not in known:
-            raise UserError(f'unknown suite "{name}"{did_you_mean(name, known)}; or give the path of a .toml file')
-        path = known[name]
-    try:
-        suite = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"suite {path}: {error.strerror}; give the path of a readable TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"suite {path}: not valid TOML: {error}") from None
-    for key in suite:
-        if key not in RunConfig.model_fields:
-            raise UserError(f'suite {path}: unknown setting "{key}"{did_you_mean(key, RunConfig.model_fields)}')
-    return suite
-
-
-def suite_files() -> Iterable[Path]:
-    """The suites that come with the project."""
-    here = Path(__file__).parents[1]
-    return sorted(file for folder in (here / "suites", here.parent / "suites") for file in folder.glob("*.toml"))
-
-
 def _one_line(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = str(first["loc"][0]) if first["loc"] else "configuration"
+    first, flags = error.errors()[0], RunConfig.flags()
+    place = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
-        return f'unknown setting "{place}"{did_you_mean(place, RunConfig.model_fields)}'
+        return f'unknown setting "{place}"{did_you_mean(place, (flag.name for flag in flags.values()))}'
+    name = f"--{flags[place].name.replace('_', '-')}" if place in flags else place
     given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
-    return f"{place}: {first['msg'].removeprefix('Value error, ').removeprefix('Input ')}{given}"
+    return f"{name}: {first['msg'].removeprefix('Value error, ').removeprefix('Input ')}{given}"

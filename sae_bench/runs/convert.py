@@ -18,16 +18,14 @@ from sae_bench.evaluation.task import Score, token_tasks
 from sae_bench.formats.convert import convert
 from sae_bench.formats.export import exportable, saes_of
 from sae_bench.lm.contexts import Contexts
-from sae_bench.lm.load import load_language_model
 from sae_bench.lm.model import LanguageModel
-from sae_bench.lm.sites import Site
+from sae_bench.lm.sites import Site, site_of
+from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
 from sae_bench.records.files import read_sealed, write_sealed
 from sae_bench.records.names import file_name
 from sae_bench.runs.config import RunConfig
-from sae_bench.runs.import_saes import site_of
-from sae_bench.runs.pipeline import choose_device
-from sae_bench.runs.train import token_stream
+from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.save import save_sae
 
@@ -62,21 +60,20 @@ def convert_run(
     chosen = [sae for sae in saes_of(run, wanted) if sae.arch != to]
     if not chosen:
         raise UserError(f"{run} has no SAE that is not {to} already: nothing to convert")
-    device, dtype = choose_device(config)
-    lm = load_language_model(
-        config.model, device=device, dtype=dtype, revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
+    lm = load_model(config, progress)
     calibration: dict[Site, Tensor] = {}
     converted = []
     for sae in chosen:
         assert sae.own is not None, "an SAE of a run"
-        site, before = site_of(sae.own["description"]), exportable(sae.build()).to(device)
+        site, before = site_of(sae.own["description"]), exportable(sae.build()).to(lm.device)
         if before.name == "topk" and site not in calibration:
-            calibration[site] = activations_at(lm, config, site, calibration_tokens, progress)
+            stream = token_stream(lm, config, "train", calibration_tokens)
+            calibration[site] = activations_at(lm, site, stream, progress)
         after = convert(before, to, calibration.get(site))
         name = file_name(f"{to}-from-{sae.own['description']['id']}")
         converted.append(Converted(name, sae.own, site, before, after))
-    costs = measure(lm, config, converted, eval_tokens, progress)
+    held_out = token_stream(lm, config, "eval", min(eval_tokens, config.n_held_out))
+    costs = measure(lm, converted, held_out, progress)
     for one in converted:
         _save(out, one, to)
     about = {"run": str(run), "to": to, "calibration_tokens": calibration_tokens, "model": lm.name, "costs": costs}
@@ -85,9 +82,8 @@ def convert_run(
 
 
 @torch.no_grad()
-def activations_at(lm: LanguageModel, config: RunConfig, site: Site, n_tokens: int, progress: Progress) -> Tensor:
-    """Raw activations of training tokens at a site; special positions are left out."""
-    stream = token_stream(lm, config, "train", n_tokens)
+def activations_at(lm: LanguageModel, site: Site, stream: TokenStream, progress: Progress) -> Tensor:
+    """Raw activations of a stream's tokens at a site; special positions are left out."""
     found = []
     for batch in progress.track(
         "calibrate", stream.batches(CONTEXTS_AT_ONCE), stream.n_contexts, lambda b: len(b.tokens)
@@ -99,10 +95,9 @@ def activations_at(lm: LanguageModel, config: RunConfig, site: Site, n_tokens: i
 
 
 def measure(
-    lm: LanguageModel, config: RunConfig, converted: Sequence[Converted], n_tokens: int, progress: Progress
+    lm: LanguageModel, converted: Sequence[Converted], stream: TokenStream, progress: Progress
 ) -> list[dict[str, Any]]:
     """The scores of every SAE before and after, on the same held-out tokens, in one pass."""
-    stream = token_stream(lm, config, "eval", min(n_tokens, config.n_held_out))
     stream.read()
     tasks = token_tasks(COSTS.values())
     pairs = [

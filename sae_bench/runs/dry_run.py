@@ -10,15 +10,15 @@ from tabulate import tabulate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sae_bench.autointerp.sample import collection_bytes
+from sae_bench.device import choose_device
 from sae_bench.evaluation.loop import plan_batch
-from sae_bench.lm.load import load_language_model
 from sae_bench.lm.model import LanguageModel
+from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.import_saes import ImportPlan, Plan, open_imports, plan_imports
-from sae_bench.runs.pipeline import choose_device, find_sites
 from sae_bench.runs.plan import SAEPlan, check_names, plan_saes, training_bytes, training_disk_bytes
-from sae_bench.runs.train import token_stream
+from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.training.buffer import buffer_bytes
 
 PROCESS_BYTES = 1000 << 20
@@ -62,19 +62,12 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
     """The plan as text: what is new, what is finished already, and what it takes."""
     check_names(config)
     folder.check(config.identity)
-    opened = open_imports(config)
-    device, dtype = choose_device(config)
+    opened = open_imports(config.saes)
+    device, dtype = choose_device(config.device, config.dtype)  # before, for no fake device is missing
     with FakeTensorMode():
-        lm = load_language_model(
-            config.model,
-            device=device,
-            dtype=dtype,
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
-            weights=False,
-        )
-        plans = plan_saes(config, find_sites(lm, config))
-        imports = plan_imports(lm, config, opened)
+        lm = load_model(config, Progress(quiet=True), weights=False)
+        plans = plan_saes(config, lm)
+        imports = plan_imports(lm, opened, config.sites, config.layers)
         held_out = token_stream(lm, config, "eval", config.n_held_out)
     everything: list[Plan] = [*plans, *imports]
     rows = [

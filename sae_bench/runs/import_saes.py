@@ -5,7 +5,7 @@ source is gone, and evaluation, `verify` and the tables treat every SAE alike.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,29 +94,29 @@ def name_sources(texts: Sequence[str]) -> list[dict[str, str]]:
     return [{"source": source.name, "sha256": source.sha256()} for source in sources]
 
 
-def open_imports(config: RunConfig) -> list[Opened]:
+def open_imports(saes: Sequence[ImportedSAE]) -> list[Opened]:
     """See by their headers what the SAEs of a run are; nothing slow has happened before.
 
     Raises:
         UserError: one cannot be read.
     """
-    return [(imported, open_sae(source)) for imported in config.saes for source in find_sources(imported.source)]
+    return [(imported, open_sae(source)) for imported in saes for source in find_sources(imported.source)]
 
 
-def plan_imports(lm: LanguageModel, config: RunConfig, opened: Sequence[Opened]) -> list[ImportPlan]:
-    """Find the site of every SAE in the model; each SAE once.
+def plan_imports(
+    lm: LanguageModel, opened: Sequence[Opened], kinds: Sequence[str], layers: Sequence[int]
+) -> list[ImportPlan]:
+    """Find the site of every SAE in the model; each SAE once. What one does not say, a single kind or layer does.
 
     Raises:
         UserError: a site is not known, or it has another width than the SAE.
     """
-    plans = [ImportPlan(imported, sae, _site_for(lm, config, imported, sae)) for imported, sae in opened]
+    said = Place(kinds[0] if len(kinds) == 1 else None, layers[0] if len(layers) == 1 else None)
+    plans = [ImportPlan(imported, sae, _site_for(lm, said, imported, sae)) for imported, sae in opened]
     return list({plan.id: plan for plan in plans}.values())
 
 
-def _site_for(lm: LanguageModel, config: RunConfig, imported: ImportedSAE, sae: ForeignSAE) -> Site:
-    said = Place(
-        config.sites[0] if len(config.sites) == 1 else None, config.layers[0] if len(config.layers) == 1 else None
-    )
+def _site_for(lm: LanguageModel, said: Place, imported: ImportedSAE, sae: ForeignSAE) -> Site:
     place = sae.place.or_else(said)
     for what, flag, value in (("layer", "--layer", place.layer), ("site", "--site", place.kind)):
         if value is None and not (what == "layer" and place.kind and place.kind.startswith("path:")):
@@ -136,11 +136,6 @@ def _site_for(lm: LanguageModel, config: RunConfig, imported: ImportedSAE, sae: 
 def import_saes(lm: LanguageModel, config: RunConfig, plans: Sequence[ImportPlan], folder: RunFolder) -> None:
     """Copy SAEs into the run's folder, in the form that its own have."""
     for plan in plans:
-        metadata = sae_metadata(lm, config, plan.site)
+        metadata = sae_metadata(lm.name, plan.site, config.dataset, config.context_size)
         save_sae(folder.sae_path(plan.id), plan.build(), plan.describe(), metadata, [], config.hash)
         folder.drop_stale_records(plan.id)
-
-
-def site_of(description: Mapping[str, Any]) -> Site:
-    """The site of an SAE as its description has it."""
-    return Site(**{name: value for name, value in description["site"].items() if name != "name"})

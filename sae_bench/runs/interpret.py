@@ -25,8 +25,8 @@ from sae_bench.autointerp.judges import (
 from sae_bench.autointerp.latents import LatentFile, read_latents, write_latents
 from sae_bench.autointerp.random_baseline import RandomSAE, describe_random, random_baselines
 from sae_bench.autointerp.sample import Subject, collect, collection_bytes
-from sae_bench.evaluation.loop import site_means
 from sae_bench.evaluation.task import LatentTask
+from sae_bench.lm.contexts import site_means
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
@@ -37,7 +37,7 @@ from sae_bench.runs.config import RunConfig
 from sae_bench.runs.import_saes import Plan
 from sae_bench.runs.latent_records import InterpretedSAE, LatentRecords
 from sae_bench.runs.records import is_missing, provenance_of
-from sae_bench.runs.train import interpretation_stream
+from sae_bench.runs.sources import interpretation_stream
 from sae_bench.saes.save import description_of, load_sae
 
 

@@ -19,9 +19,7 @@ from sae_bench.evaluation.loop import Candidate, evaluate
 from sae_bench.evaluation.task import Task, latent_tasks, token_tasks
 from sae_bench.leaderboard import tables as leaderboard
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
-from sae_bench.lm.load import load_language_model
 from sae_bench.lm.model import LanguageModel
-from sae_bench.lm.sites import Site, find_site
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
 from sae_bench.records.files import sha256, write_sealed
@@ -32,34 +30,36 @@ from sae_bench.runs.import_saes import Plan, import_saes, open_imports, plan_imp
 from sae_bench.runs.interpret import interpret_saes
 from sae_bench.runs.plan import check_names, plan_saes
 from sae_bench.runs.records import is_missing, make_record, provenance_of
-from sae_bench.runs.train import Leg, TrainStage, token_stream
+from sae_bench.runs.sources import load_model, token_stream
+from sae_bench.runs.train import Leg, TrainStage
 from sae_bench.saes.save import description_of, load_sae
-from sae_bench.training.logging import LogSink
+from sae_bench.training.logging import LogSink, log_sink
 
 log = logging.getLogger(__name__)
 
 
 def run(
-    config: RunConfig, folder: RunFolder, progress: Progress, sink: LogSink = lambda sae_id, row: None
+    config: RunConfig, folder: RunFolder, progress: Progress, log_to: str | None = None
 ) -> Sequence[leaderboard.Record]:
-    """Do the main job and return the run's records.
+    """Do the main job and return the run's records; `log_to` is where the training log is shown, too.
 
     Raises:
         UserError: something asked for cannot be done; what was finished before stays.
     """
+    with log_sink(log_to, folder.path) as sink:
+        return _run(config, folder, progress, sink)
+
+
+def _run(config: RunConfig, folder: RunFolder, progress: Progress, sink: LogSink) -> Sequence[leaderboard.Record]:
     check_names(config)
-    opened = open_imports(config)
+    opened = open_imports(config.saes)
     check_judge(config)
     earlier = begin(folder, config)
     tasks = config.tasks or tuple(TASKS)
-    device, dtype = choose_device(config)
-    progress.say(f"loading {config.model} ({str(dtype).removeprefix('torch.')} on {device})")
-    lm = load_language_model(
-        config.model, device=device, dtype=dtype, revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
-    plans = plan_saes(config, find_sites(lm, config))
+    lm = load_model(config, progress)
+    plans = plan_saes(config, lm)
     check_recipes(folder, plans)
-    imports = plan_imports(lm, config, opened)
+    imports = plan_imports(lm, opened, config.sites, config.layers)
     everything: list[Plan] = [*plans, *imports]
     held_out = token_stream(lm, config, "eval", config.n_held_out)
     to_import = [plan for plan in imports if not folder.has_sae(plan.id, config.hash)]
@@ -99,7 +99,7 @@ def begin(folder: RunFolder, config: RunConfig) -> list[Leg]:
     manifest = folder.manifest()
     if manifest is None:
         return []
-    for name, digest in plugin_hashes(config).items():
+    for name, digest in plugin_hashes(config.plugins).items():
         if manifest["plugins"].get(name, digest) != digest:
             raise UserError(
                 f"--plugin {name} has changed since the run in {folder.path} was begun: bring the old file back, "
@@ -136,35 +136,9 @@ def recipe_of(plan: Plan) -> dict[str, Any]:
     return {**(about["recipe"] or {}), **about["options"], "arch_version": about["arch_version"]}
 
 
-def plugin_hashes(config: RunConfig) -> dict[str, str]:
+def plugin_hashes(plugins: Sequence[str]) -> dict[str, str]:
     """SHA-256 of every plugin file."""
-    return {name: sha256(Path(name)) for name in config.plugins}
-
-
-def choose_device(config: RunConfig) -> tuple[torch.device, torch.dtype]:
-    """The device and the language model's dtype; "auto" is CUDA in bfloat16 where there is one, else CPU in float32.
-
-    Raises:
-        UserError: the device does not exist.
-    """
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f'--device "{name}": {str(error).splitlines()[0]}; try --device cpu') from None
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(config.dtype)
-    return device, dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-
-
-def find_sites(lm: LanguageModel, config: RunConfig) -> list[Site]:
-    """Every requested site, each once: a `path:` without {layer} is the same one for every layer."""
-    sites = (
-        find_site(lm.model, kind, layer) for layer in config.layers or (lm.n_layers // 2,) for kind in config.sites
-    )
-    return list(dict.fromkeys(sites))
+    return {name: sha256(Path(name)) for name in plugins}
 
 
 def evaluate_saes(
@@ -214,7 +188,7 @@ def write_manifest(folder: RunFolder, config: RunConfig, plans: Sequence[Plan], 
             "config": config.identity,
             "config_hash": config.hash,
             "earlier": [dataclasses.asdict(leg) for leg in earlier],
-            "plugins": plugin_hashes(config),
+            "plugins": plugin_hashes(config.plugins),
             "saes": [plan.id for plan in plans],
             "recipes": {plan.id: recipe_of(plan) for plan in plans},
         }

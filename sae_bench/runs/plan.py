@@ -8,7 +8,8 @@ import torch
 from pydantic import ValidationError
 
 from sae_bench.errors import UserError, did_you_mean
-from sae_bench.lm.sites import Site
+from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.sites import Site, find_sites
 from sae_bench.records.names import file_name
 from sae_bench.registry import ARCHITECTURES, SCORERS, TASKS
 from sae_bench.runs.config import ArchSpec, Preset, Recipe, RunConfig, recipe_for
@@ -69,12 +70,13 @@ def check_names(config: RunConfig) -> None:
         SCORERS[scorer]
 
 
-def plan_saes(config: RunConfig, sites: list[Site]) -> list[SAEPlan]:
+def plan_saes(config: RunConfig, lm: LanguageModel) -> list[SAEPlan]:
     """Every SAE of the run: architectures x sites x widths x sparsities x seeds.
 
     Raises:
-        UserError: an architecture or one of its settings does not exist, or a setting's value is out of range.
+        UserError: a site, an architecture or one of its settings does not exist, or a setting's value is out of range.
     """
+    sites = find_sites(lm.model, config.sites, config.layers or (lm.n_layers // 2,))
     plans = [
         SAEPlan(arch, site, sae_config, recipe)
         for arch in config.archs

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from sae_bench._version import __version__
+
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy", "scipy")
 
 
@@ -26,8 +28,6 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def own_version() -> dict[str, str]:
     """This package's version and, in a checkout, the commit of the package itself and whether files were changed."""
-    from sae_bench import __version__
-
     root = Path(__file__).parents[2]
     versions = {"sae-arch-bench": __version__}
     if (root / ".git").exists():

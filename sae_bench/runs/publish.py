@@ -15,7 +15,7 @@ from sae_bench.records.files import read_sealed
 from sae_bench.records.redact import redact
 from sae_bench.records.run_folder import RunFolder
 
-BOARDS = ("leaderboard.md", "leaderboard.csv", "leaderboard.tex")
+TABLES = ("leaderboard.md", "leaderboard.csv", "leaderboard.tex")
 
 
 def collect(run: Path, repo: str) -> dict[str, Path | bytes]:
@@ -26,9 +26,9 @@ def collect(run: Path, repo: str) -> dict[str, Path | bytes]:
     """
     folder = RunFolder(run)
     records = folder.records()
-    if not records or not all((run / name).is_file() for name in BOARDS):
+    if not records or not all((run / name).is_file() for name in TABLES):
         raise UserError(f"{run} holds no board: give the folder of a finished run")
-    files: dict[str, Path | bytes] = {name: run / name for name in (*BOARDS, "run.json")}
+    files: dict[str, Path | bytes] = {name: run / name for name in (*TABLES, "run.json")}
     read_sealed(run / "run.json")
     for sae in saes_of(run):
         assert sae.own is not None, "an SAE of a run"
@@ -53,7 +53,7 @@ def card(records: Sequence[Mapping[str, Any]], repo: str) -> str:
     base = [f"base_model: {model}"] if "/" in model and not model.startswith(("/", ".")) else []
     first = own[0]
     header = ["---", "library_name: saelens", *base, "tags:", "- sparse-autoencoder", "- sae-arch-bench", "---"]
-    board = leaderboard.markdown(records).removeprefix("# Leaderboard\n\n")
+    table = leaderboard.markdown(records).removeprefix("# Leaderboard\n\n")
     return "\n".join(
         [
             *header,
@@ -62,7 +62,7 @@ def card(records: Sequence[Mapping[str, Any]], repo: str) -> str:
             "",
             f"{len(saes)} SAEs, evaluated by sae-arch-bench on the same held-out tokens; {len(own)} of them are here.",
             "",
-            board,
+            table,
             "## Use",
             "",
             "They take raw activations: the input's scale and the pre-encoder bias are folded into the weights.",

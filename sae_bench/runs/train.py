@@ -13,12 +13,12 @@ import torch
 from sae_bench.errors import UserError
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
-from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.config import RunConfig, parse_interval
 from sae_bench.runs.plan import SAEPlan, training_bytes, training_disk_bytes
 from sae_bench.runs.provenance import environment
+from sae_bench.runs.sources import token_stream
 from sae_bench.saes.kernel_choice import dense_above
 from sae_bench.saes.save import save_sae
 from sae_bench.training.buffer import ActivationStream
@@ -28,9 +28,6 @@ from sae_bench.training.loop import train
 from sae_bench.training.trainer import Trainee
 
 log = logging.getLogger(__name__)
-
-ORDER_SEED = 0
-"""Documents come in one order for every run, so that runs on one corpus evaluate on the same tokens."""
 
 FACTS = ("activations_captured", "fingerprint", "passes_over_corpus", "eval_overlap")
 """What an SAE's record says of the text it was trained on; `eval_overlap`: see `shared_runs`."""
@@ -45,37 +42,6 @@ class Leg:
 
     tokens: int
     config_hash: str
-
-
-def token_stream(lm: LanguageModel, config: RunConfig, split: str, n_tokens: int) -> TokenStream:
-    """The run's training or evaluation tokens."""
-    return TokenStream(
-        config.dataset,
-        lm.tokenizer,
-        split=split,  # type: ignore[arg-type]
-        context_size=config.context_size,
-        n_tokens=n_tokens,
-        order_seed=ORDER_SEED,
-        column=config.text_column,
-        max_context=lm.max_context,
-        skip_tokens=config.eval_skip if split == "eval" else 0,
-    )
-
-
-def interpretation_stream(lm: LanguageModel, config: RunConfig) -> TokenStream:
-    """The tokens that latents are interpreted on: held out, and after those of the evaluation."""
-    return TokenStream(
-        config.dataset,
-        lm.tokenizer,
-        split="eval",
-        context_size=config.context_size,
-        n_tokens=config.interp_tokens_wanted,
-        order_seed=ORDER_SEED,
-        column=config.text_column,
-        max_context=lm.max_context,
-        skip_tokens=(config.eval_skip, config.eval_tokens),
-        flag="--interp-tokens",
-    )
 
 
 def activation_stream(
@@ -282,7 +248,7 @@ class TrainStage:
                 self.folder.sae_path(plan.id),
                 trainee.sae,
                 plan.describe() | {"training": training},
-                sae_metadata(self.lm, self.config, plan.site),
+                sae_metadata(self.lm.name, plan.site, self.config.dataset, self.config.context_size),
                 trainee.log,
                 self.config.hash,
             )
@@ -297,15 +263,15 @@ def _shape(plan: SAEPlan) -> str:
     return f"{plan.config.d_in}x{plan.config.d_sae}"
 
 
-def sae_metadata(lm: LanguageModel, config: RunConfig, site: Site) -> dict[str, Any]:
+def sae_metadata(model: str, site: Site, dataset: str, context_size: int) -> dict[str, Any]:
     """What other tools need to know to use an SAE; hook names are TransformerLens's."""
     hooks = {"resid_post": "hook_resid_post", "mlp_out": "hook_mlp_out", "attn_out": "attn.hook_z"}
     return {
-        "model_name": lm.name,
+        "model_name": model,
         "hook_name": f"blocks.{site.layer}.{hooks[site.kind]}" if site.kind in hooks else site.path,
         "module_path": site.path,
         "module_side": site.side,
         "prepend_bos": True,
-        "context_size": config.context_size,
-        "dataset_path": config.dataset,
+        "context_size": context_size,
+        "dataset_path": dataset,
     }

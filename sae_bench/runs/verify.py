@@ -13,18 +13,17 @@ from typing import Any
 import numpy as np
 
 from sae_bench.errors import UserError
-from sae_bench.evaluation.loop import Candidate, evaluate, plan_batch, site_means
+from sae_bench.evaluation.loop import Candidate, evaluate, plan_batch
 from sae_bench.evaluation.task import token_tasks
 from sae_bench.leaderboard import tables as leaderboard
-from sae_bench.lm.load import load_language_model
+from sae_bench.lm.contexts import site_means
+from sae_bench.lm.sites import site_of
 from sae_bench.progress import Progress
 from sae_bench.records.files import Damaged, read_sealed, sha256
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
 from sae_bench.runs.config import RunConfig
-from sae_bench.runs.import_saes import site_of
-from sae_bench.runs.pipeline import choose_device, find_sites
 from sae_bench.runs.plan import plan_saes
-from sae_bench.runs.train import token_stream
+from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.saes.save import WEIGHTS, description_of, load_sae
 
 TOLERANCE = 1e-3
@@ -123,10 +122,7 @@ def _verify_numbers(
     progress: Progress,
     n_contexts: int,
 ) -> Iterator[Finding]:
-    device, dtype = choose_device(config)
-    lm = load_language_model(
-        config.model, device=device, dtype=dtype, revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
+    lm = load_model(config, progress)
     stream = token_stream(lm, config, "eval", config.n_held_out)
     stream.read()
     now = {
@@ -139,7 +135,7 @@ def _verify_numbers(
         yield Finding(what, None if was == {digest} else f"is now {digest[:12]}, was {', '.join(sorted(was))}")
         if what == "eval_fingerprint" and was != {digest}:
             return
-    sites_of = {plan.id: plan.site for plan in plan_saes(config, find_sites(lm, config)) if plan.id in saes}
+    sites_of = {plan.id: plan.site for plan in plan_saes(config, lm) if plan.id in saes}
     descriptions = {sae_id: description_of(folder.sae_path(sae_id)) for sae_id in saes}
     sites_of |= {sae_id: site_of(about) for sae_id, about in descriptions.items() if about.get("origin")}
     candidates, ids = [], []
@@ -147,7 +143,7 @@ def _verify_numbers(
         names = [task for (of, task), record in records.items() if of == sae_id and not record["failure"]]
         tasks = token_tasks(names)  # a judge is not asked again
         if tasks:
-            sae = load_sae(folder.sae_path(sae_id), device)
+            sae = load_sae(folder.sae_path(sae_id), lm.device)
             candidates.append(Candidate(sae, site, {name: task() for name, task in tasks.items()}))
             ids.append(sae_id)
     if not candidates:

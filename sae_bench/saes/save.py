@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sae_bench import __version__
+from sae_bench._version import __version__
 from sae_bench.errors import UserError
 from sae_bench.records.files import read_sealed, sha256, write_bytes, write_json, write_sealed, write_text
 from sae_bench.records.run_folder import SAE_DESCRIPTION

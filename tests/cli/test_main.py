@@ -1,6 +1,8 @@
 """The command line: what it accepts, what it prints, and that every mistake is one line and leaves no trace."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +13,12 @@ from command import bench, files, flags
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_bench.cli.main import app
+from sae_bench.registry import ARCHITECTURES
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.suite import load_suite, suite_files
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "transformers", "datasets", "pandas", "pydantic", "numpy")
+HEAVY = ("torch", "transformers", "datasets", "pandas", "numpy")  # flags follow from a pydantic model, so that is not
 
 FLAGS = set(
     """
@@ -78,7 +82,8 @@ def test_a_board_is_drawn_without_torch():
 
 def test_the_flags_are_these_and_no_others(capsys):
     arguments = app.assemble_argument_collection(default_parameter=None)
-    assert sorted(name for argument in arguments for name in argument.names) == sorted(FLAGS)
+    names = [name for argument in arguments for name in argument.names]
+    assert sorted(name for name in names if name != "*") == sorted(FLAGS)  # *: settings, and the rest, as a whole
     assert bench("--help") == 0
     text = capsys.readouterr().out
     assert [flag for flag in FLAGS if flag not in text] == []
@@ -100,7 +105,7 @@ MISTAKES = {
     "setting's value": ({"--arch": "gated:penalty=l3"}, ["penalty", "'l3'", "'ri_l1'"]),
     "setting's form": ({"--arch": "gated:lr"}, ['"lr" is not key=value']),
     "task": ({"--tasks": "reconstructoin"}, ['task "reconstructoin"', 'did you mean "reconstruction"?']),
-    "preset": ({"--preset": "papr"}, ['preset "papr"', 'did you mean "paper"?']),
+    "preset": ({"--preset": "papr"}, ["--preset", '"papr"', '"paper"', '"short"']),
     "suite": ({"--config": "smoky"}, ['suite "smoky"', 'did you mean "smoke"?']),
     "model": ({"--model": "demmo"}, ['model "demmo"', 'did you mean "demo"?']),
     "site": ({"--site": "resid_pos"}, ['site "resid_pos"', 'did you mean "resid_post"?']),
@@ -108,8 +113,8 @@ MISTAKES = {
     "dtype": ({"--dtype": "float31"}, ["--dtype", '"float31"', '"float32"']),
     "device": ({"--device": "gpu"}, ['--device "gpu"', "--device cpu"]),
     "layer": ({"--layer": 99}, ["layer 99", "0..3"]),
-    "negative layer": ({"--layer": -1}, ["layers", "-1", "greater than or equal to 0"]),
-    "width": ({"--width": 0}, ["widths", "'0'", "greater than 0"]),
+    "negative layer": ({"--layer": -1}, ["--layer:", "-1", "greater than or equal to 0"]),
+    "width": ({"--width": 0}, ["--width:", "'0'", "greater than 0"]),
     "count": ({"--width": "12q"}, ["'12q'", "write 4096, 16k"]),
     "k above the width": ({"--l0": 65}, ["topk", "65", "64"]),
     "L0 above the width": ({"--arch": "relu", "--l0": 65}, ["relu", "l0 65", "64", "lower --l0"]),
@@ -121,7 +126,7 @@ MISTAKES = {
     "plugin": ({"--plugin": "nothing.py"}, ['--plugin "nothing.py"', "no such Python file"]),
     "no plugin": ({"--plugin": "README.md"}, ['--plugin "README.md"', ".py file"]),
     "both sparsities": ({"--l0": 8, "--sparsity": 8}, ["--l0 and --sparsity", "give one"]),
-    "endless": ({"--l0": "inf"}, ["l0s", "inf"]),
+    "endless": ({"--l0": "inf"}, ["--l0:", "inf"]),
     "astronomical": ({"--tokens": "1e400"}, ["tokens", "1e400", "smaller"]),
     "short context": ({"--context-size": 2}, ["context", "2", "greater than or equal to 3"]),
     "sink": ({"--log-to": "wandb"}, ["--log-to wandb", "pip install", "[wandb]"]),
@@ -173,7 +178,15 @@ def poisoned_run(model, tokens, points):
 
 @pytest.mark.parametrize(
     ("text", "part"),
-    [("tokens = = 3", "not valid TOML"), ("token = 3", 'did you mean "tokens"?'), (None, "No such file")],
+    [
+        ("tokens = = 3", "not valid TOML"),
+        ("token = 3", 'did you mean "tokens"?'),
+        ("archz = []", 'did you mean "arch"?'),
+        ("arch = ['topk']\narchs = ['relu']", '"arch" and "archs" are one setting: give it once'),
+        ("plugins = 'mine.py'", "plugins: write a list of texts (given: 'mine.py')"),
+        ("sae = [3]", "sae: write a list of texts (given: [3])"),
+        (None, "No such file"),
+    ],
 )
 def test_a_suite_that_cannot_be_read_is_a_mistake(capsys, settings, tmp_path, text, part):
     suite = tmp_path / "suite.toml"
@@ -220,9 +233,6 @@ def test_ls_lists_names_with_a_meaning_each(capsys, what, names):
 
 
 def test_every_suite_that_comes_along_is_a_valid_configuration():
-    from sae_bench.registry import ARCHITECTURES
-    from sae_bench.runs.config import RunConfig, load_suite, suite_files
-
     names = [path.stem for path in suite_files()]
     assert names
     for name in names:
@@ -274,6 +284,51 @@ def test_a_flag_overrides_the_suite(capsys, settings, tmp_path):
     assert "relu.layer_3.mlp_out.w1024.l0_5.seed0" in text
     assert "4,000 activations" in text
     assert text.count("to train") == 1, "--l0 replaces the suite's sparsity"
+
+
+def test_a_suite_may_call_a_setting_as_its_flag_does_or_as_run_json_does(tmp_path):
+    names = {flag.name: field for field, flag in RunConfig.flags().items()}
+    assert {"arch": "archs", "latents": "n_latents", "tokens": "tokens"}.items() <= names.items()
+    values = {"sae": ["a"], "plugin": ["a.py"]}
+    for place, keys in enumerate((names.keys(), names.values())):
+        suite = tmp_path / f"{place}.toml"
+        lines = zip(keys, (json.dumps(values.get(name, 3)) for name in names), strict=True)
+        suite.write_text("".join(f"{key} = {value}\n" for key, value in lines))
+        assert load_suite(str(suite)) == {field: values.get(name, 3) for name, field in names.items()}
+
+
+ONE_FIELD = '''
+import sys
+from typing import Annotated
+import sae_bench.runs.config as config
+from sae_bench.parsing import Count, Flag, Heading
+
+class More(config.RunConfig):
+    n_cups: Annotated[Count, Flag(Heading.DATA, "cups")] = 3
+    """Cups of coffee."""
+
+config.RunConfig = More
+from sae_bench.cli.main import app, main
+from sae_bench.cli.settings import configure
+for arguments in ([], ["--config", sys.argv[1]], ["--config", sys.argv[1], "--cups", "2k"]):
+    _, bound, _ = app.parse_args(arguments)
+    command = bound.arguments.get("command")
+    made = configure(command and command.config, bound.arguments.get("settings") or {})
+    print(made.n_cups, made.identity["n_cups"])
+main(["--help"])
+'''
+
+
+def test_a_setting_is_one_field_and_flag_help_heading_and_suite_key_follow(tmp_path):
+    (tmp_path / "more.py").write_text(ONE_FIELD)
+    (tmp_path / "suite.toml").write_text("cups = 5\n")
+    command = [sys.executable, str(tmp_path / "more.py"), str(tmp_path / "suite.toml")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.stderr == ""
+    *made, text = done.stdout.split("\n", 3)
+    assert made == ["3 3", "5 5", "2048 2048"], "the default, a suite over it, a flag over both"
+    under = text.partition("Data and training")[2].partition("╰")[0]
+    assert re.search(r"--cups STR +Cups of coffee. Default: 3.", under)
 
 
 def test_settings_of_an_architecture_reach_it(capsys, settings):

@@ -38,7 +38,7 @@ from sae_bench.records.files import read_json, read_sealed, write_json  # noqa: 
 from sae_bench.records.run_folder import RunFolder  # noqa: E402
 from sae_bench.runs.config import RunConfig  # noqa: E402
 from sae_bench.runs.provenance import own_version  # noqa: E402
-from sae_bench.runs.train import token_stream  # noqa: E402
+from sae_bench.runs.sources import token_stream  # noqa: E402
 
 N_CONTEXTS = 2
 WIDTH = 1024

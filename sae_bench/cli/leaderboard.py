@@ -155,20 +155,20 @@ def report(
 
 
 def board(run: Path, /, *, out: Path | None = None, at_l0: list[float] | None = None) -> int:
-    """Write everything that a board is published with: records, tables, claims, figures, report; no weights.
+    """Write a board: a run's records with tables, claims, figures and report, without weights.
 
     Parameters
     ----------
     run
-        A run's folder, or a published one.
+        A run's folder, or a board's.
     out
-        The folder to publish to. Default: draw everything anew where it is.
+        The board's folder. Default: draw everything anew where it is.
     at_l0
         L0s to compare at, where they were measured. Default: 20 50 100 150.
     """
-    from sae_bench.leaderboard import board_folder as published
+    from sae_bench.leaderboard.board_folder import draw_board
     from sae_bench.leaderboard.curves import AT_L0
 
-    for name in published.draw_board(run, out, at_l0 or AT_L0):
+    for name in draw_board(run, out, at_l0 or AT_L0):
         print((out or run) / name)
     return 0

@@ -1,0 +1,82 @@
+"""A run's settings on the command line: every flag, its help and its heading follow from a field of `RunConfig`."""
+
+from collections.abc import Mapping
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Union, get_args, get_origin
+
+from cyclopts import Group, Parameter
+from pydantic import BeforeValidator
+from pydantic.fields import FieldInfo
+
+from sae_bench.errors import UserError
+from sae_bench.parsing import Flag, Heading
+from sae_bench.runs.config import RunConfig
+
+GROUPS = {heading: Group(heading.value, sort_key=place) for place, heading in enumerate(Heading)}
+
+
+def flags_of(model: type[RunConfig]) -> dict[str, Any]:
+    """For each setting its type on the command line and how it is shown, by the name of its field."""
+    fields = model.model_fields
+    return {name: Annotated[_typed(fields[name]), _shown(fields[name], flag)] for name, flag in model.flags().items()}
+
+
+def _shown(field: FieldInfo, flag: Flag) -> Parameter:
+    """Its help is its docstring and its default; what "auto" stands for, the docstring says."""
+    text = " ".join(str(field.description).split())
+    default = field.default if isinstance(field.default, tuple) else (field.default or "auto",)
+    if not field.is_required() and default not in ((), ("auto",)):
+        text += f" Default: {' '.join(f'{one:g}' if isinstance(one, float) else str(one) for one in default)}."
+    return Parameter(name=f"--{flag.name.replace('_', '-')}", group=GROUPS[flag.heading], help=text)
+
+
+def _typed(field: FieldInfo) -> Any:
+    """What is read from the command line: text, where the field itself reads text."""
+    return str if _reads_text(field.metadata) else _plain(field.annotation)
+
+
+def _plain(hint: Any) -> Any:
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is tuple:
+        return list[_plain(parts[0])]  # type: ignore[misc]
+    if origin in (Union, UnionType):
+        return _plain(next(part for part in parts if part is not NoneType))
+    if origin is Annotated:
+        return str if _reads_text(parts[1:]) else _plain(parts[0])
+    return hint if origin is Literal or hint in (int, float, bool) else str
+
+
+def _reads_text(metadata: Any) -> bool:
+    return any(isinstance(one, BeforeValidator) for one in metadata)
+
+
+# A TypedDict holds what was given and nothing else: no default hides a suite's value.
+if TYPE_CHECKING:
+    Settings = Mapping[str, Any]
+else:
+    Settings = Annotated[TypedDict("Settings", flags_of(RunConfig), total=False), Parameter(name="*")]
+
+
+def configure(suite_name: str | None, flags: Mapping[str, Any]) -> RunConfig:
+    """A run's configuration: flags over the suite over defaults. Loads plugins, for their names to be known.
+
+    Raises:
+        UserError: a setting is unknown, missing or out of range, or a plugin or an SAE cannot be had.
+    """
+    from sae_bench.lm.model_names import HUB_MODELS
+    from sae_bench.registry import ARCHITECTURES, load_plugins
+    from sae_bench.runs.suite import load_suite
+
+    suite = load_suite(suite_name) if suite_name else {}
+    if suite.get("trust_remote_code") and not flags.get("trust_remote_code"):
+        code = f"suite {suite_name} runs code that comes with the model"
+        raise UserError(f"{code}: add --trust-remote-code if you trust it")
+    given = {**suite, **flags}
+    load_plugins(given.get("plugins", ()))
+    sources = {}
+    if given.get("saes"):
+        from sae_bench.runs.import_saes import name_sources
+
+        sources["saes"] = name_sources(given["saes"])
+    on_hub = {*HUB_MODELS, *HUB_MODELS.values()}
+    return RunConfig.build(suite, flags, sources, every_arch=tuple(ARCHITECTURES), hub_models=on_hub)

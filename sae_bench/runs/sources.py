@@ -1,0 +1,62 @@
+"""What a run's settings name: its language model, and the tokens that it trains, evaluates and interprets on."""
+
+from sae_bench.device import choose_device
+from sae_bench.lm.load import load_language_model
+from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.tokens import Split, TokenStream
+from sae_bench.progress import Progress
+from sae_bench.runs.config import RunConfig
+
+ORDER_SEED = 0
+"""Documents come in one order for every run, so that runs on one corpus evaluate on the same tokens."""
+
+
+def load_model(config: RunConfig, progress: Progress, *, weights: bool = True) -> LanguageModel:
+    """The run's language model; without `weights`, its shapes alone.
+
+    Raises:
+        UserError: the device does not exist, or the model cannot be had.
+    """
+    device, dtype = choose_device(config.device, config.dtype)
+    progress.say(f"loading {config.model} ({str(dtype).removeprefix('torch.')} on {device})")
+    return load_language_model(
+        config.model,
+        device=device,
+        dtype=dtype,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        weights=weights,
+    )
+
+
+def token_stream(lm: LanguageModel, config: RunConfig, split: Split, n_tokens: int) -> TokenStream:
+    """The run's training or evaluation tokens."""
+    return _stream(lm, config, split, n_tokens, (config.eval_skip,) if split == "eval" else ())
+
+
+def interpretation_stream(lm: LanguageModel, config: RunConfig) -> TokenStream:
+    """The tokens that latents are interpreted on: held out, and after those of the evaluation."""
+    skip = (config.eval_skip, config.eval_tokens)
+    return _stream(lm, config, "eval", config.interp_tokens_wanted, skip, "--interp-tokens")
+
+
+def _stream(
+    lm: LanguageModel,
+    config: RunConfig,
+    split: Split,
+    n_tokens: int,
+    skip: tuple[int, ...],
+    flag: str = "--eval-tokens",
+) -> TokenStream:
+    return TokenStream(
+        config.dataset,
+        lm.tokenizer,
+        split=split,
+        context_size=config.context_size,
+        n_tokens=n_tokens,
+        order_seed=ORDER_SEED,
+        column=config.text_column,
+        max_context=lm.max_context,
+        skip_tokens=skip,
+        flag=flag,
+    )
