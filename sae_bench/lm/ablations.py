@@ -25,6 +25,7 @@ from torch import Tensor
 from sae_bench.lm.losses import log_normaliser
 from sae_bench.lm.model import CleanPass, LanguageModel
 from sae_bench.lm.sites import Site
+from sae_bench.lm.tokens import special_mask
 
 ROUNDING = 100
 """Hidden states are the same if they differ by at most so many units of rounding, and by 1% in a coarse dtype."""
@@ -80,7 +81,9 @@ class Ablations:
 
     def _find_shared_ends(self, context: Int[Tensor, " S"]) -> dict[Site, list[SharedEnd]]:
         """Ablate this context and one that shares nothing with it but the opening."""
-        other = (context + 1) % self.lm.n_vocab
+        words = torch.arange(self.lm.n_vocab, device=context.device)
+        words = words[~special_mask(words, self.lm.special_ids)]
+        other = words[torch.searchsorted(words, context, right=True) % len(words)]  # each token's next word
         other[0] = context[0]
         clean = self.lm.clean_pass(torch.stack([context, other]), self._constants, check=False)
         position = torch.arange(2 * len(context), device=context.device).view(2, -1)
