@@ -29,12 +29,13 @@ from sae_bench.errors import UserError
 from sae_bench.evaluation.task import EvalBatch, EvalSetting, LMLosses, Metric, Result, Task
 from sae_bench.lm.sites import Site
 from sae_bench.registry import ARCHITECTURES, TASKS
-from sae_bench.runs.config import ArchSpec, Preset
+from sae_bench.runs.config import ArchSpec
 from sae_bench.runs.plan import settle
 from sae_bench.saes.active import Active, Room, kernels
 from sae_bench.saes.base import Latents, Loss, SAEConfig, SparseAutoencoder, Step, initial_decoder
 from sae_bench.saes.save import load_sae, save_sae
 from sae_bench.training.buffer import ActivationStream
+from sae_bench.training.recipe import Preset
 from sae_bench.training.trainer import Trainee
 
 SHAPES = ((6, 24, 37), (17, 11, 8))

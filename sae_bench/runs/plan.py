@@ -11,8 +11,9 @@ from sae_bench.errors import UserError, did_you_mean
 from sae_bench.lm.sites import Site
 from sae_bench.records.names import file_name
 from sae_bench.registry import ARCHITECTURES, TASKS
-from sae_bench.runs.config import ArchSpec, Preset, Recipe, RunConfig, recipe_for
+from sae_bench.runs.config import ArchSpec, RunConfig
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder
+from sae_bench.training.recipe import Preset, Recipe, recipe_for
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from sae_bench.device import halved
 from sae_bench.lm.sites import Site
-from sae_bench.runs.config import Recipe
 from sae_bench.saes.active import Kernels, Room, kernels
 from sae_bench.saes.base import (
     Latents,
@@ -35,6 +34,7 @@ from sae_bench.saes.layouts import Dense
 from sae_bench.training.buffer import ActivationStream
 from sae_bench.training.device_stats import Books, room_for
 from sae_bench.training.optimiser import adam, clip_gradient, set_lr
+from sae_bench.training.recipe import Recipe
 from sae_bench.training.schedules import CoefficientController, lr_factor, sparsity_factor
 
 log = logging.getLogger(__name__)

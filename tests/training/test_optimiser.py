@@ -12,10 +12,11 @@ from torch import Tensor
 from toy_trainee import SITE, Sample, activations, started
 
 from sae_bench import ARCHITECTURES, SAEConfig
-from sae_bench.runs.config import ArchSpec, Recipe
+from sae_bench.runs.config import ArchSpec
 from sae_bench.runs.plan import settle
 from sae_bench.training import trainer as trainee_module
 from sae_bench.training.optimiser import adam, clip_gradient
+from sae_bench.training.recipe import Recipe
 from sae_bench.training.trainer import Trainee
 
 CLIP = {"relu": 4.0, "gated": 10.0, "topk": 1.0, "jumprelu": 10.0}
