@@ -132,7 +132,7 @@ def evaluate(
     stream: TokenStream,
     candidates: Sequence[Candidate],
     progress: Progress,
-    means: dict[Site, Float[Tensor, "_"]] | None = None,
+    means: dict[Site, Float[Tensor, " _"]] | None = None,
 ) -> None:
     """Run every task of every candidate over the stream's contexts and fill in their `results` or `failures`.
 
@@ -155,7 +155,7 @@ def _evaluate(
     lm: LanguageModel,
     stream: TokenStream,
     candidates: Sequence[Candidate],
-    means: dict[Site, Float[Tensor, "D"]],
+    means: dict[Site, Float[Tensor, " D"]],
     size: int,
     progress: Progress,
 ) -> None:
@@ -217,7 +217,7 @@ def _score(
     replies: Sequence[Reply],
     x: Mapping[Site, Float[Tensor, "c _"]],
     clean: CleanPass | None,
-    ablated: Mapping[Site, tuple[Float[Tensor, "m"], Float[Tensor, "m"]]],
+    ablated: Mapping[Site, tuple[Float[Tensor, " m"], Float[Tensor, " m"]]],
     contexts: Contexts,
 ) -> None:
     """Feed the tasks of some SAEs with a batch."""
@@ -239,7 +239,7 @@ def _score(
 @torch.no_grad()
 def site_means(
     lm: LanguageModel, stream: TokenStream, sites: Sequence[Site], size: int, progress: Progress
-) -> dict[Site, Float[Tensor, "D"]]:
+) -> dict[Site, Float[Tensor, " D"]]:
     """Mean activation of each site over all counted tokens of the stream, in float64.
 
     Raises UserError, at the end, where activations are not finite.

@@ -18,7 +18,7 @@ from sae_bench.runs.import_saes import ImportPlan, Plan, open_imports, plan_impo
 from sae_bench.runs.pipeline import choose_device, find_sites
 from sae_bench.runs.plan import SAEPlan, check_names, plan_saes, training_bytes, training_disk_bytes
 from sae_bench.runs.train import token_stream
-from sae_bench.training.buffer import buffer_bytes
+from sae_bench.training.serving import buffer_bytes
 
 PROCESS_BYTES = 1000 << 20
 """Python with torch and transformers imported, and the working memory of a forward pass."""

@@ -72,7 +72,6 @@ def run(
             log.warning(leaderboard.few_documents(held_out.n_documents))
     if to_train:
         stage = TrainStage(lm, config, to_train, folder, progress, earlier)
-        stage.start()
         write_manifest(folder, config, everything, earlier)
         stage.run(sink)
         del stage  # and its buffer
