@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sae_bench.device import SideStream
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import find_site
 from sae_bench.lm.tokens import TokenStream
@@ -151,7 +152,7 @@ def streams(monkeypatch):
     """Pretended streams in the place of CUDA's."""
     streams = PretendedStreams()
 
-    class PretendedSide:
+    class PretendedSide(SideStream):
         def __init__(self, device):
             pass
 
