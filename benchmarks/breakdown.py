@@ -1,4 +1,4 @@
-"""Where the time of our step goes: encoder product, selection, decode, gradients, optimiser, books.
+"""Where the time of our step goes: encoder product, selection, decode, gradients, optimiser, statistics.
 
     python benchmarks/breakdown.py
 
@@ -26,16 +26,16 @@ from workers.protocol import Spec
 
 import sae_bench.training.trainer
 from sae_bench import SparseAutoencoder
-from sae_bench.training.device_stats import Books
+from sae_bench.training.device_stats import DeviceStats
 from sae_bench.training.schedules import CoefficientController
 
 METHODS: dict[str, tuple[tuple[object, str], ...]] = {
     "selection": ((SparseAutoencoder, "select_all"),),
     "decode": ((SparseAutoencoder, "decode"),),
     "decoder norms": ((SparseAutoencoder, "project_gradient"), (SparseAutoencoder, "renormalise")),
-    "books": (
-        (Books, "usable"),
-        (Books, "note"),
+    "statistics": (
+        (DeviceStats, "usable"),
+        (DeviceStats, "note"),
         (CoefficientController, "update"),
         (sae_bench.training.trainer, "count_per_latent"),
     ),
@@ -46,7 +46,17 @@ NODES = {"_DecodeBackward": "decode's gradients", "_SelectBackward": "encoder's 
 """Autograd node -> part."""
 
 PRODUCT, OTHER_GRADIENTS, OPTIMISER, REST = "encoder product", "other gradients", "optimiser", "the rest"
-PARTS = (PRODUCT, "selection", "decode", *NODES.values(), OTHER_GRADIENTS, OPTIMISER, "decoder norms", "books", REST)
+PARTS = (
+    PRODUCT,
+    "selection",
+    "decode",
+    *NODES.values(),
+    OTHER_GRADIENTS,
+    OPTIMISER,
+    "decoder norms",
+    "statistics",
+    REST,
+)
 
 app = application(__doc__)
 

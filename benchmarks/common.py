@@ -32,7 +32,8 @@ from sae_bench.lm.sites import Site, find_site
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
 from sae_bench.runs.provenance import own_version
-from sae_bench.training.buffer import ActivationStream
+from sae_bench.training.buffer import ActivationBuffer
+from sae_bench.training.serving import Serving
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -202,12 +203,15 @@ def load_demo() -> tuple[LanguageModel, Site]:
     return lm, find_site(lm.model, "resid_post", LAYER)
 
 
-def training_stream(lm: LanguageModel, site: Site, n_tokens: int, batch_size: int) -> ActivationStream:
-    """Activations of the embedded corpus, each used once; not started yet."""
+def training_buffer(
+    lm: LanguageModel, site: Site, n_tokens: int, batch_size: int, progress: Progress
+) -> ActivationBuffer:
+    """Activations of the embedded corpus, each used once."""
     tokens = TokenStream(
         "embedded", lm.tokenizer, split="train", context_size=CONTEXT_SIZE, n_tokens=n_tokens, order_seed=0
     )
-    return ActivationStream(lm, tokens, [site], batch_size=batch_size, buffer_tokens=2 * n_tokens, reuse=1, seeds=[0])
+    serving = Serving(batch_size, buffer_tokens=2 * n_tokens, reuse=1, seeds=[0])
+    return ActivationBuffer(lm, tokens, [site], serving, progress)
 
 
 def activations() -> Path:
@@ -215,11 +219,10 @@ def activations() -> Path:
     path = scratch() / f"activations-layer_{LAYER}-{N_ACTIVATIONS}.safetensors"
     if not path.exists():
         lm, site = load_demo()
-        stream = training_stream(lm, site, N_ACTIVATIONS, N_ACTIVATIONS)
-        stream.start(Progress())
-        x = next(stream.batches())[site, 0]
+        buffer = training_buffer(lm, site, N_ACTIVATIONS, N_ACTIVATIONS, Progress())
+        x = next(buffer.batches())[site, 0]
         partial = path.with_suffix(".partial")
-        save_file({"x": x}, partial, {"scale": str(stream.scale[site]), "corpus": describe("embedded")})
+        save_file({"x": x}, partial, {"scale": str(buffer.scale[site]), "corpus": describe("embedded")})
         partial.rename(path)
     return path
 

@@ -26,7 +26,7 @@ from common import (
     ratio,
     start_workers,
     table,
-    training_stream,
+    training_buffer,
     turn,
     write_result,
 )
@@ -39,8 +39,9 @@ from sae_bench.progress import Progress
 from sae_bench.runs.config import ArchSpec
 from sae_bench.runs.plan import settle
 from sae_bench.saes.kernel_choice import dense_above
+from sae_bench.training.initial_values import INIT_SAMPLE
 from sae_bench.training.loop import train
-from sae_bench.training.trainer import Trainee
+from sae_bench.training.trainer import SAETrainer, StepSettings
 
 app = application(__doc__)
 
@@ -181,14 +182,15 @@ def timed_run(lm: LanguageModel, site: Site, spec: Spec, n: int, n_steps: int) -
     options, recipe = settle(ArchSpec(name=spec.arch), "short")
     config = SAEConfig(d_in=site.d_in, d_sae=spec.d_sae, l0=spec.l0, options=options)
     above = dense_above(site.d_in, spec.d_sae, spec.batch, lm.device)
-    trainees = [Trainee(f"{i}", ARCHITECTURES[spec.arch](config), site, 0, recipe, dense_above=above) for i in range(n)]
+    settings = StepSettings(n_steps, spec.batch, lm.device, dense_above=above)
+    saes = [ARCHITECTURES[spec.arch](config) for _ in range(n)]
     start = time.perf_counter()
-    stream = training_stream(lm, site, n_steps * spec.batch, spec.batch)
-    stream.start(Progress(quiet=True))
-    for trainee in trainees:
-        trainee.start(stream)
-    train(trainees, stream, Progress(quiet=True))
-    return time.perf_counter() - start, [trainee.seconds for trainee in trainees]
+    buffer = training_buffer(lm, site, n_steps * spec.batch, spec.batch, Progress(quiet=True))
+    trainers = [SAETrainer(f"{i}", sae, (site, 0), recipe, settings) for i, sae in enumerate(saes)]
+    for trainer in trainers:
+        trainer.initialise(buffer.mean[site], buffer.sample(site, INIT_SAMPLE))
+    train(trainers, buffer, Progress(quiet=True))
+    return time.perf_counter() - start, [trainer.seconds for trainer in trainers]
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -39,13 +38,13 @@ from sae_bench.evaluation.task import (
 )
 from sae_bench.lm.sites import Site
 from sae_bench.registry import ARCHITECTURES, TASKS
-from sae_bench.runs.config import ArchSpec, Preset
+from sae_bench.runs.config import ArchSpec
 from sae_bench.runs.plan import settle
-from sae_bench.saes.active import Active, Room, kernels
+from sae_bench.saes.active import Active, Capacity, kernels
 from sae_bench.saes.base import Latents, Loss, SAEConfig, SparseAutoencoder, Step, initial_decoder
 from sae_bench.saes.save import load_sae, save_sae
-from sae_bench.training.buffer import ActivationStream
-from sae_bench.training.trainer import Trainee
+from sae_bench.training.recipe import Preset
+from sae_bench.training.trainer import SAETrainer, StepSettings
 
 SHAPES = ((6, 24, 37), (17, 11, 8))
 """(d_in, d_sae, tokens): a dictionary wider than its input, and one that is narrower."""
@@ -53,7 +52,6 @@ SHAPES = ((6, 24, 37), (17, 11, 8))
 PRESETS: tuple[Preset, ...] = ("paper", "short")
 SCALES = (0.003, 370.0)
 """Input scales folded in: far from 1 on both sides, so that a parameter that is left out shows."""
-SITE = Site(0, "resid_post", "layers.0", "output", 0)
 
 
 def check_architecture(name: str, **options: Any) -> None:
@@ -134,7 +132,7 @@ def _check_encode(sae: SparseAutoencoder, x: Float[Tensor, "B D"]) -> None:
     _require_close(alone, dense[:5], "a token's latents depend on the rest of its batch; use nothing but the token")
 
 
-def _check_loss(sae: SparseAutoencoder, x: Float[Tensor, "B D"], dead: Int[Tensor, "n_dead"]) -> None:
+def _check_loss(sae: SparseAutoencoder, x: Float[Tensor, "B D"], dead: Int[Tensor, " n_dead"]) -> None:
     sae.zero_grad()
     loss = sae.loss(x, Step(torch.tensor(0.05), dead))
     for name, value in {"total": loss.total, **loss.terms}.items():
@@ -163,7 +161,7 @@ def _check_loss(sae: SparseAutoencoder, x: Float[Tensor, "B D"], dead: Int[Tenso
 _LAYOUTS: tuple[Callable[[], AbstractContextManager[None]], ...] = (
     lambda: kernels("sparse"),
     lambda: kernels("dense"),
-    lambda: kernels("sparse", room=Room(1.0, torch.zeros(()), torch.tensor(False))),
+    lambda: kernels("sparse", capacity=Capacity(1.0, torch.zeros(()), torch.tensor(False))),
 )
 """The ways in which an active set is stored: pairs, the whole matrix, pairs with padding as on a GPU."""
 
@@ -186,27 +184,15 @@ def _check_release(sae: SparseAutoencoder, x: Float[Tensor, "B D"], scale: float
     _require(restored, "a loaded SAE is not the saved one; keep all state in parameters, all settings in the config")
 
 
-class _OneBatch(ActivationStream):
-    """A stream, as a trainee sees one, that serves the same batch at every step."""
-
-    n_steps = 12
-
-    def __init__(self, x: Float[Tensor, "B D"]) -> None:
-        self.x, self.batch_size, self.mean = x, len(x), {SITE: x.mean(0)}
-        self.lm = cast(Any, SimpleNamespace(device=x.device))
-
-    def sample(self, site: Site, n: int) -> Float[Tensor, "n D"]:
-        return self.x[:n]
-
-
 def _trained(sae: SparseAutoencoder, x: Float[Tensor, "B D"]) -> SparseAutoencoder:
-    trainee = Trainee("checked", sae, SITE, sae.config.seed, settle(ArchSpec(name=sae.name), "short")[1])
-    stream = _OneBatch(x)
-    trainee.start(stream)
-    for step in range(stream.n_steps):
-        trainee.step(x, step, logged=True)
-    trainee.books.close()
-    _require(trainee.failure is None, f"training breaks down: {trainee.failure}")
+    """An SAE that was served the same batch in every step."""
+    recipe, key = settle(ArchSpec(name=sae.name), "short")[1], (Site(0, "resid_post", "layers.0", "output", 0), 0)
+    trainer = SAETrainer("checked", sae, key, recipe, StepSettings(n_steps=12, batch_size=len(x), device=x.device))
+    trainer.initialise(x.mean(0), x)
+    for step in range(trainer.n_steps):
+        trainer.step(x, step, logged=True)
+    trainer.stats.close()
+    _require(trainer.failure is None, f"training breaks down: {trainer.failure}")
     return sae
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sae_bench import SparseAutoencoder, Step
-from sae_bench.saes.active import Room, kernels
+from sae_bench.saes.active import Capacity, kernels
 
 LAMBDA = 0.3
 
@@ -27,9 +27,9 @@ def error(x: Tensor, x_hat: Tensor) -> Tensor:
     return (x - x_hat).pow(2).sum(1).mean()
 
 
-def no_wait(share: float = 1.0) -> Room:
-    """Room for this share of all places, as where the device is not asked how many pairs there are."""
-    return Room(share, torch.zeros(()), torch.tensor(False))
+def no_wait(share: float = 1.0) -> Capacity:
+    """Memory for this share of all places, as where the device is not asked how many pairs there are."""
+    return Capacity(share, torch.zeros(()), torch.tensor(False))
 
 
 def layouts(share: float = 1.0) -> dict[str, AbstractContextManager[None]]:
@@ -37,7 +37,7 @@ def layouts(share: float = 1.0) -> dict[str, AbstractContextManager[None]]:
     return {
         "sparse": kernels("sparse"),
         "dense": kernels("dense"),
-        "sparse with room": kernels("sparse", room=no_wait(share)),
+        "sparse with a capacity": kernels("sparse", capacity=no_wait(share)),
     }
 
 

@@ -1,7 +1,7 @@
 """The dense twin of our step: the same losses in plain torch, dense products and ordinary autograd.
 
 It starts from the very weights that ours starts from, with the same fused Adam, gradient projection and
-renormalisation, and keeps no books at all, so it is as cheap as a dense step gets. AuxK of topk is idle, as it is in
+renormalisation, and counts nothing at all, so it is as cheap as a dense step gets. AuxK of topk is idle, as it is in
 ours.
 """
 
@@ -32,7 +32,7 @@ class Dense:
         }
         self.p = SimpleNamespace(**parameters)
         groups = [[p for p in parameters.values() if (p.ndim > 1) == matrices] for matrices in (True, False)]
-        recipe = ours.trainee.recipe
+        recipe = ours.trainer.recipe
         self.optimiser = torch.optim.Adam(
             [{"params": group} for group in groups], lr=1e-7, betas=recipe.betas, eps=recipe.adam_eps, fused=True
         )

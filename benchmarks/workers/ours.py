@@ -1,11 +1,10 @@
-"""Our training step, whole: loss, backward, projection, fused Adam, renormalisation and the trainer's books.
+"""Our training step, whole: loss, backward, projection, fused Adam, renormalisation and the trainer's statistics.
 
-The stream is replaced by the shared activations; everything else is `sae_bench.training.trainer.Trainee` as a run uses
-it, with the `short` preset. L0 is set by quantiles of the data, and stays because the learning rate is still warming
-up.
+The buffer is replaced by the shared activations; everything else is `sae_bench.training.trainer.SAETrainer` as a run
+uses it, with the `short` preset. L0 is set by quantiles of the data, and stays because the learning rate is still
+warming up.
 """
 
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -17,7 +16,8 @@ from sae_bench.runs.config import ArchSpec
 from sae_bench.runs.plan import settle
 from sae_bench.saes.active import Kernels
 from sae_bench.saes.kernel_choice import dense_above
-from sae_bench.training.trainer import Trainee
+from sae_bench.training.initial_values import INIT_SAMPLE
+from sae_bench.training.trainer import SAETrainer, StepSettings
 from workers.protocol import N_STEPS, QUANTILE_TOKENS, Spec, serve_steps, upper_quantile
 
 SITE = Site(layer=9, kind="resid_post", path="", side="output", d_in=0)
@@ -31,22 +31,14 @@ class Ours:
         config = SAEConfig(d_in=x.shape[1], d_sae=spec.d_sae, l0=spec.l0, options=options)
         crossover = dense_above(x.shape[1], spec.d_sae, spec.batch, x.device) if spec.kernels == "auto" else None
         self.sae = ARCHITECTURES[spec.arch](config)
-        self.trainee = Trainee(
-            spec.arch, self.sae, SITE, 0, recipe, kernels=cast(Kernels, spec.kernels), dense_above=crossover
-        )
-        stream = SimpleNamespace(
-            lm=SimpleNamespace(device=x.device),
-            n_steps=N_STEPS,
-            batch_size=spec.batch,
-            sample=lambda site, n: x[: min(n, QUANTILE_TOKENS)],
-            mean={SITE: x.mean(0)},
-        )
-        self.trainee.start(cast(Any, stream))
+        settings = StepSettings(N_STEPS, spec.batch, x.device, cast(Kernels, spec.kernels), crossover)
+        self.trainer = SAETrainer(spec.arch, self.sae, (SITE, 0), recipe, settings)
+        self.trainer.initialise(x.mean(0), x[: min(INIT_SAMPLE, QUANTILE_TOKENS)])
         set_density(self.sae, x, spec.share)
         self.n_done = 0
 
     def step(self, x: Tensor) -> None:
-        self.trainee.step(x, self.n_done, logged=False)
+        self.trainer.step(x, self.n_done, logged=False)
         self.n_done += 1
 
     def l0(self, x: Tensor) -> float:

@@ -21,14 +21,14 @@ class DocumentSums:
         self.n_documents, self.device = n_documents, device
         self._sums: dict[str, Float[Tensor, G]] = {}
 
-    def add(self, document: Int[Tensor, "n"], values: Mapping[str, Shaped[Tensor, "n"]]) -> None:
+    def add(self, document: Int[Tensor, " n"], values: Mapping[str, Shaped[Tensor, " n"]]) -> None:
         """Add each token's value of each quantity to the token's document."""
         for name, value in values.items():
             if name not in self._sums:
                 self._sums[name] = torch.zeros(self.n_documents, dtype=torch.float64, device=self.device)
             self._sums[name].index_add_(0, document, value.double())
 
-    def add_count(self, document: Int[Tensor, "n"], name: str) -> None:
+    def add_count(self, document: Int[Tensor, " n"], name: str) -> None:
         """Count the tokens of each document."""
         self.add(document, {name: torch.ones(len(document), device=self.device)})
 

@@ -97,7 +97,7 @@ def evaluate(
     stream: TokenStream,
     candidates: Sequence[Candidate],
     progress: Progress,
-    means: dict[Site, Float[Tensor, "_"]] | None = None,
+    means: dict[Site, Float[Tensor, " _"]] | None = None,
 ) -> None:
     """Run every task of every candidate over the stream's contexts and fill in their `results` or `failures`.
 
@@ -120,7 +120,7 @@ def _evaluate(
     lm: LanguageModel,
     stream: TokenStream,
     candidates: Sequence[Candidate],
-    means: dict[Site, Float[Tensor, "D"]],
+    means: dict[Site, Float[Tensor, " D"]],
     size: int,
     progress: Progress,
 ) -> None:
@@ -168,7 +168,7 @@ def _score(
     replies: Sequence[Reply],
     x: Mapping[Site, Float[Tensor, "c _"]],
     clean: CleanPass | None,
-    ablated: Mapping[Site, tuple[Float[Tensor, "m"], Float[Tensor, "m"]]],
+    ablated: Mapping[Site, tuple[Float[Tensor, " m"], Float[Tensor, " m"]]],
     contexts: Contexts,
 ) -> None:
     """Feed the tasks of some SAEs with a batch."""

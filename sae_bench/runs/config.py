@@ -1,13 +1,10 @@
 """A run as data: frozen, validated, hashed. Flags and suite files both end here, and records repeat it in full.
 
-Two presets fill in what is not said. `paper` is the shared training recipe of the JumpReLU paper (arXiv 2407.14435) and
-Gemma Scope (arXiv 2408.05147), exactly; its constants assume two million steps. `short` trains in hundreds to
-thousands of steps; every departure is explained in docs/presets.md with what was measured.
+A preset, `short` or `paper`, fills in what is not said: sizes here, the rest in `training.recipe`.
 """
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +16,7 @@ from sae_bench.autointerp.settings import DEFAULT_TOKENS, JudgeConfig
 from sae_bench.errors import UserError, did_you_mean
 from sae_bench.parsing import Count, Flag, Heading, parse_count
 from sae_bench.records.names import file_name
-
-Preset = Literal["paper", "short"]
+from sae_bench.training.recipe import Preset
 
 HUB_DATASET = "monology/pile-uncopyrighted"
 """What models from the hub are trained on unless told otherwise, as Gemma Scope was trained on the Pile."""
@@ -45,63 +41,6 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
-class Recipe(Strict):
-    """How one SAE is optimised. Warm-ups and `dead_after` below 1 are fractions of the run, else steps and tokens.
-
-    SAEs are trained on data with E||x||^2 = 1. `data_norm` says which data the recipe is written for; those of its
-    constants that depend on it (`adam_eps`, `grad_clip`, the learning rate of biases and thresholds) are converted to
-    ours. Sparsity coefficients are not, nor an architecture's options: they are for E||x||^2 = 1 always.
-    """
-
-    data_norm: Literal["unit", "sqrt_d_in"] = "unit"
-    """Norm of the data that the recipe is written for: E||x||^2 = 1, or E||x||^2 = d_in as Anthropic scale them."""
-    lr: float = Field(gt=0)
-    bias_lr: float = Field(gt=0)
-    """Factor on the learning rate of everything that is not a matrix: biases, thresholds, scales.
-
-    Biases and thresholds are as large as the data: for `data_norm` sqrt(d_in) theirs is divided by sqrt(d_in) besides.
-    """
-    betas: tuple[float, float]
-    adam_eps: float = Field(gt=0)
-    lr_warmup: float = Field(ge=0)
-    lr_warmup_shape: Literal["cosine", "linear"]
-    lr_decay: float = Field(ge=0, le=1)
-    """Fraction of the run, at its end, over which the learning rate goes linearly to zero."""
-    sparsity_warmup: float = Field(ge=0)
-    grad_clip: float | None = Field(gt=0)
-    """Bound on the norm of the gradient in all parameters, for data of the norm `data_norm`; None: no clipping."""
-    b_dec_init: Literal["zeros", "mean", "geometric_median"]
-    b_enc_init: Literal["zeros", "quantile"]
-    """"quantile": every latent starts by firing on the same share of the data, START_OVER times the wanted L0."""
-    dead_after: float = Field(gt=0)
-    """A latent that has not fired for this many tokens is dead."""
-    l0_penalty: float = Field(gt=0)
-    """Coefficient of (L0 / target - 1)^2, for architectures with control = "target"."""
-    controller_start: float = Field(gt=0)
-    """First sparsity coefficient of an architecture whose coefficient is adapted to reach an L0."""
-    controller_rate: float = Field(gt=0)
-    controller_until: float = Field(gt=0, le=1)
-
-    def data_scale(self, d_in: int) -> float:
-        """What data with E||x||^2 = 1 are multiplied by to have the norm that the recipe is written for."""
-        return math.sqrt(d_in) if self.data_norm == "sqrt_d_in" else 1.0
-
-
-_SHARED: dict[Preset, dict[str, Any]] = {
-    "paper": {
-        "lr": 7e-5, "bias_lr": 1.0, "betas": (0.0, 0.999), "adam_eps": 1e-8, "lr_warmup": 1000,
-        "lr_warmup_shape": "cosine", "lr_decay": 0.0, "sparsity_warmup": 10_000, "grad_clip": None,
-        "b_dec_init": "zeros", "b_enc_init": "zeros", "dead_after": 10_000_000,
-        "l0_penalty": 1.0, "controller_start": 1e-5, "controller_rate": 1e-3, "controller_until": 0.5,
-    },
-    "short": {
-        "lr": 4e-3, "bias_lr": 0.1, "betas": (0.9, 0.999), "adam_eps": 1e-8, "lr_warmup": 0.05,
-        "lr_warmup_shape": "linear", "lr_decay": 0.2, "sparsity_warmup": 0.05, "grad_clip": None,
-        "b_dec_init": "mean", "b_enc_init": "quantile", "dead_after": 0.05,
-        "l0_penalty": 0.1, "controller_start": 5e-3, "controller_rate": 0.03, "controller_until": 0.95,
-    },
-}  # fmt: skip
-
 _RUN_DEFAULTS: dict[Preset, dict[str, Any]] = {
     "paper": {
         "tokens": 8_000_000_000, "eval_tokens": 1_000_000, "context_size": 1024, "batch_size": 4096,
@@ -112,11 +51,6 @@ _RUN_DEFAULTS: dict[Preset, dict[str, Any]] = {
         "buffer_tokens": 262_144, "reuse": 8, "widths": (2048,), "l0s": (32.0,),
     },
 }  # fmt: skip
-
-
-def recipe_for(preset: Preset, departures: Mapping[str, Any]) -> Recipe:
-    """The preset's shared recipe with an architecture's, or a user's, departures from it."""
-    return Recipe(**{**_SHARED[preset], **departures})
 
 
 class ArchSpec(Strict):

@@ -19,7 +19,7 @@ from sae_bench.runs.config import RunConfig
 from sae_bench.runs.import_saes import ImportPlan, Plan, open_imports, plan_imports
 from sae_bench.runs.plan import SAEPlan, check_names, plan_saes, training_bytes, training_disk_bytes
 from sae_bench.runs.sources import load_model, token_stream
-from sae_bench.training.buffer import buffer_bytes
+from sae_bench.training.serving import buffer_bytes
 
 PROCESS_BYTES = 1000 << 20
 """Python with torch and transformers imported, and the working memory of a forward pass."""

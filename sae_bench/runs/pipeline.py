@@ -75,7 +75,6 @@ def _run(config: RunConfig, folder: RunFolder, progress: Progress, sink: LogSink
             log.warning(leaderboard.few_documents(held_out.n_documents))
     if to_train:
         stage = TrainStage(lm, config, to_train, folder, progress, earlier)
-        stage.start()
         write_manifest(folder, config, everything, earlier)
         stage.run(sink)
         del stage  # and its buffer

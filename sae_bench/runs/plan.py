@@ -12,8 +12,9 @@ from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site, find_sites
 from sae_bench.records.names import file_name
 from sae_bench.registry import ARCHITECTURES, SCORERS, TASKS
-from sae_bench.runs.config import ArchSpec, Preset, Recipe, RunConfig, recipe_for
+from sae_bench.runs.config import ArchSpec, RunConfig
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder
+from sae_bench.training.recipe import Preset, Recipe, recipe_for
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,20 +20,31 @@ from sae_bench.runs.config import RunConfig, parse_interval
 from sae_bench.runs.plan import SAEPlan, training_bytes, training_disk_bytes
 from sae_bench.runs.provenance import environment
 from sae_bench.runs.sources import token_stream
+from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.kernel_choice import dense_above
 from sae_bench.saes.save import save_sae
-from sae_bench.training.buffer import ActivationStream
-from sae_bench.training.checkpoint import Checkpoint, Checkpoints, Keeper, State, random_state, restore_random_state
+from sae_bench.training.buffer import ActivationBuffer
+from sae_bench.training.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    CheckpointSaver,
+    State,
+    random_state,
+    restore_random_state,
+)
+from sae_bench.training.initial_values import INIT_SAMPLE
 from sae_bench.training.logging import LogSink
 from sae_bench.training.loop import train
-from sae_bench.training.trainer import Trainee
+from sae_bench.training.recipe import Recipe
+from sae_bench.training.serving import Key, Scaling, Serving
+from sae_bench.training.trainer import SAETrainer, StepSettings
 
 log = logging.getLogger(__name__)
 
 FACTS = ("activations_captured", "fingerprint", "passes_over_corpus", "eval_overlap")
 """What an SAE's record says of the text it was trained on; `eval_overlap`: see `shared_runs`."""
 
-STREAM, RANDOM = "stream", "random"
+BUFFER, RANDOM = "stream", "random"
 """Parts of a checkpoint besides the SAEs."""
 
 
@@ -44,28 +56,14 @@ class Leg:
     config_hash: str
 
 
-def activation_stream(
-    lm: LanguageModel, config: RunConfig, plans: Sequence[SAEPlan], *, first: int = 0
-) -> ActivationStream:
-    """The one stream of activations for some SAEs, from activation number `first` on."""
-    return ActivationStream(
-        lm,
-        token_stream(lm, config, "train", config.tokens),
-        list(dict.fromkeys(plan.site for plan in plans)),
-        batch_size=config.batch_size,
-        buffer_tokens=config.buffer_tokens,
-        reuse=config.reuse,
-        seeds=config.seeds,
-        reserved_bytes=training_bytes(plans),
-        first=first,
-    )
-
-
 class TrainStage:
     """Trains some SAEs of a run; `earlier` are the legs that it extends, if any.
 
-    `start` does what can fail for a reason that the user can mend, before the first step: it reads data, runs the
-    model, looks for disk space.
+    To make one finds the last checkpoint, if any, and does what can fail for a reason that the user can mend, before
+    the first step: it reads data, runs the model, looks for disk space.
+
+    Raises:
+        UserError: the data, the model or the disk do not allow it.
     """
 
     def __init__(
@@ -78,76 +76,85 @@ class TrainStage:
         earlier: Sequence[Leg] = (),
     ) -> None:
         self.lm, self.config, self.plans, self.folder, self.progress = lm, config, plans, folder, progress
-        self.stream = activation_stream(lm, config, plans, first=earlier[-1].tokens if earlier else 0)
+        self._earlier = list(earlier)
+        serving = Serving(
+            config.batch_size,
+            config.buffer_tokens,
+            config.reuse,
+            config.seeds,
+            reserved_bytes=training_bytes(plans),
+            first=earlier[-1].tokens if earlier else 0,
+        )
         totals = [0, *(leg.tokens for leg in earlier)]
         self._n_before = sum((after - before) * config.reuse // config.batch_size for before, after in pairwise(totals))
-        self._earlier = list(earlier)
-        if earlier and not self.stream.n_steps:
+        self.n_steps = self._n_before + serving.n_steps(config.tokens)
+        """Steps in all, those of earlier legs included."""
+        if earlier and self.n_steps == self._n_before:
             raise UserError(f"--tokens {config.tokens}: that is less than one batch more than before: raise it")
+        self._check_disk()
         hashes = [config.hash, *(leg.config_hash for leg in reversed(earlier))]
         self._checkpoints = Checkpoints(folder.checkpoints_path, hashes)
-
-    @property
-    def n_steps(self) -> int:
-        """Steps in all, those of earlier legs included."""
-        return self._n_before + self.stream.n_steps
-
-    def start(self) -> None:
-        """Find the last checkpoint, if any, and be ready to train from there.
-
-        Raises:
-            UserError: the data, the model or the disk do not allow it.
-        """
-        self._check_disk()
-        found = self._checkpoints.load([*(plan.id for plan in self.plans), STREAM, RANDOM])
-        above = found.facts["dense_above"] if found else self._crossovers()
-        self.trainees = [
-            Trainee(
-                plan.id,
-                plan.build(),
-                plan.site,
-                plan.config.seed,
-                plan.recipe,
-                kernels=self.config.kernels,
-                compile=self.config.compile,
-                dense_above=above.get(_shape(plan)),
-            )
-            for plan in self.plans
-        ]
-        self._above, self._n_done = above, 0
-        self.stream.tokens.watch = token_stream(self.lm, self.config, "eval", self.config.n_held_out).shared_runs()
-        if found is not None:
-            self._go_on(found)
+        found = self._checkpoints.load([*(plan.id for plan in plans), BUFFER, RANDOM])
+        self._above: dict[str, float] = found.facts["dense_above"] if found else self._crossovers()
+        self._check_checkpoint(found)
+        self._n_done = found.step if found else 0
+        self._tokens = token_stream(lm, config, "train", config.tokens)
+        self._tokens.watch = token_stream(lm, config, "eval", config.n_held_out).shared_runs()
+        sites = list(dict.fromkeys(plan.site for plan in plans))
+        source = lm, self._tokens, sites, serving, progress
+        self.buffer: ActivationBuffer | None = None  # where the training has ended
+        if found is None:
+            self.buffer = ActivationBuffer(*source)
+            self._scaling = self.buffer.scaling
+            self.trainers = [self._begun(plan, self.buffer) for plan in plans]
+            self._facts = self._facts_now()
             return
-        if self._earlier:
-            raise UserError(
-                f"{self.folder.checkpoints_path} has no whole checkpoint of the training's end, which --extend-tokens "
-                "needs: train anew with --overwrite, or in another --out"
-            )
-        self.stream.start(self.progress)
-        for trainee in self.trainees:
-            self._prepare(trainee)
-            try:
-                trainee.initialise(self.stream)
-            except Exception as error:  # noqa: BLE001 (whatever it is, the others go on)
-                trainee.fail(error, 0)
-        self._facts = self._facts_now()
+        self._scaling = Scaling.of_state(found.parts[BUFFER], sites, lm.device)
+        if found.step == self._n_before < self.n_steps:
+            self.buffer = ActivationBuffer(*source, scaling=self._scaling)
+        elif found.step < self.n_steps:
+            self.buffer = ActivationBuffer.resumed(found.parts[BUFFER], *source)
+        with self._memory_for_all():
+            self.trainers = [SAETrainer.resumed(found.parts[plan.id], *self._what(plan)) for plan in plans]
+        self._facts = found.facts
+        restore_random_state(found.parts[RANDOM])
 
-    def _prepare(self, trainee: Trainee) -> None:
+    def _begun(self, plan: SAEPlan, buffer: ActivationBuffer) -> SAETrainer:
+        """An SAE's trainer, with initial values from the data."""
+        with self._memory_for_all():
+            trainer = SAETrainer(*self._what(plan))
         try:
-            trainee.prepare(self.n_steps, self.config.batch_size, self.lm.device)
+            trainer.initialise(buffer.mean[plan.site], buffer.sample(plan.site, INIT_SAMPLE))
+        except Exception as error:  # noqa: BLE001 (whatever it is, the others go on)
+            trainer.fail(error, 0)
+        return trainer
+
+    def _what(self, plan: SAEPlan) -> tuple[str, SparseAutoencoder, Key, Recipe, StepSettings]:
+        """What a trainer is made of."""
+        config, above = self.config, self._above.get(_shape(plan))
+        settings = StepSettings(self.n_steps, config.batch_size, self.lm.device, config.kernels, above, config.compile)
+        return plan.id, plan.build(), (plan.site, plan.config.seed), plan.recipe, settings
+
+    @contextmanager
+    def _memory_for_all(self) -> Iterator[None]:
+        try:
+            yield
         except torch.OutOfMemoryError:
             raise UserError(
-                f"no memory for the {len(self.trainees)} SAEs at once: ask for fewer, or for a smaller --width"
+                f"no memory for the {len(self.plans)} SAEs at once: ask for fewer, or for a smaller --width"
             ) from None
 
-    def _go_on(self, found: Checkpoint) -> None:
+    def _check_checkpoint(self, found: Checkpoint | None) -> None:
+        """Raise UserError if the training cannot go on from it, and say that it goes on."""
+        if found is None:
+            if self._earlier:
+                raise UserError(
+                    f"{self.folder.checkpoints_path} has no whole checkpoint of the training's end, which "
+                    "--extend-tokens needs: train anew with --overwrite, or in another --out"
+                )
+            return
         if found.config_hash != self.config.hash and found.step != self._n_before:
             raise UserError("the training that --extend-tokens is to extend has not ended: run the old command first")
-        for trainee in self.trainees:
-            self._prepare(trainee)
-            trainee.load_state_dict(found.parts[trainee.id])
-        self._n_done, self._facts = found.step, found.facts
         if found.facts["model"] != (model := self._model()):
             raise UserError(
                 f'model "{self.lm.name}" is not the one that the checkpoint was made with (weights or dtype differ: '
@@ -157,15 +164,6 @@ class TrainStage:
             changed = [key for key in now if now[key] != found.facts["environment"].get(key)]
             log.warning("the checkpoint was made with other %s: bits may differ", " and ".join(changed))
         self.progress.say(f"going on after step {found.step:,} of {self.n_steps:,}")
-        state = found.parts[STREAM]
-        self.stream.scale = {site: state["scale"][site.name] for site in self.stream.sites}
-        self.stream.mean = {site: state["mean"][site.name].to(self.lm.device) for site in self.stream.sites}
-        if found.step < self.n_steps:
-            if found.step == self._n_before:
-                self.stream.start(self.progress)
-            else:
-                self.stream.resume(state, self.progress)
-        restore_random_state(found.parts[RANDOM])
 
     def _check_disk(self) -> None:
         n_bytes = training_disk_bytes(self.plans)
@@ -194,17 +192,19 @@ class TrainStage:
 
     def _take(self, n_done: int) -> tuple[Mapping[str, State], Mapping[str, Any]]:
         """Everything that the step after `n_done` depends on."""
-        parts: dict[str, State] = {trainee.id: trainee.state_dict() for trainee in self.trainees}
-        parts[STREAM] = self.stream.state_dict(n_done - self._n_before)
+        assert self.buffer is not None, "the training has ended"
+        parts: dict[str, State] = {trainer.id: trainer.state_dict() for trainer in self.trainers}
+        parts[BUFFER] = self.buffer.state_dict(n_done - self._n_before)
         parts[RANDOM] = random_state()
         return parts, self._facts_now()
 
     def _facts_now(self) -> dict[str, Any]:
+        assert self.buffer is not None, "the training has ended"
         return {
-            "activations_captured": self.stream.n_captured,
-            "fingerprint": self.stream.tokens.fingerprint,
-            "passes_over_corpus": self.stream.tokens.passes,
-            "eval_overlap": self.stream.tokens.watch.share if self.stream.tokens.watch else None,
+            "activations_captured": self.buffer.n_captured,
+            "fingerprint": self._tokens.fingerprint,
+            "passes_over_corpus": self._tokens.passes,
+            "eval_overlap": self._tokens.watch.share if self._tokens.watch else None,
             "dense_above": self._above,
             "environment": environment(self.lm.device),
             "model": self._model(),
@@ -219,40 +219,44 @@ class TrainStage:
         Raises:
             KeyboardInterrupt: a signal said to stop; a checkpoint is written.
         """
-        if self._n_done < self.n_steps:
-            keeper = Keeper(self._checkpoints, self._take, **parse_interval(self.config.checkpoint_every))  # type: ignore[arg-type]
-            train(self.trainees, self.stream, self.progress, sink, n_done=self._n_done, keeper=keeper)
+        if self.buffer is not None:
+            saver = CheckpointSaver(self._checkpoints, self._take, **parse_interval(self.config.checkpoint_every))  # type: ignore[arg-type]
+            train(self.trainers, self.buffer, self.progress, sink, n_done=self._n_done, saver=saver)
             self._facts = self._facts_now()
-        facts = {name: self._facts[name] for name in FACTS}
-        self.progress.say(f"{facts['eval_overlap']:.1%} of the held-out tokens lie in runs of 13 that were trained on")
-        for plan, trainee in zip(self.plans, self.trainees, strict=True):
-            try:
-                trainee.finish(self.stream.scale[plan.site])
-            except Exception as error:  # noqa: BLE001 (whatever it is, the others go on)
-                trainee.fail(error, self.n_steps)
-            n_steps = self.n_steps if trainee.failed_at is None else trainee.failed_at
-            training = {
-                **facts,
-                "tokens_seen": n_steps * self.config.batch_size,
-                "n_steps": n_steps,
-                "input_scale": self.stream.scale[plan.site],
-                "seconds": round(trainee.seconds, 3),
-                "kernels": self.config.kernels,
-                "dense_above": trainee.dense_above,
-                "micro_batch": trainee.micro_batch,
-                "steps_skipped": trainee.books.n_skipped,
-                "failure": trainee.failure,
-                "legs": [asdict(leg) for leg in self._earlier],
-            }
-            save_sae(
-                self.folder.sae_path(plan.id),
-                trainee.sae,
-                plan.describe() | {"training": training},
-                sae_metadata(self.lm.name, plan.site, self.config.dataset, self.config.context_size),
-                trainee.log,
-                self.config.hash,
-            )
-            self.folder.drop_stale_records(plan.id)
+        overlap = self._facts["eval_overlap"]
+        self.progress.say(f"{overlap:.1%} of the held-out tokens lie in runs of 13 that were trained on")
+        for plan, trainer in zip(self.plans, self.trainers, strict=True):
+            self._save(plan, trainer)
+
+    def _save(self, plan: SAEPlan, trainer: SAETrainer) -> None:
+        scale = self._scaling.scale[plan.site]
+        try:
+            trainer.finish(scale)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the others go on)
+            trainer.fail(error, self.n_steps)
+        n_steps = self.n_steps if trainer.failed_at is None else trainer.failed_at
+        training = {
+            **{name: self._facts[name] for name in FACTS},
+            "tokens_seen": n_steps * self.config.batch_size,
+            "n_steps": n_steps,
+            "input_scale": scale,
+            "seconds": round(trainer.seconds, 3),
+            "kernels": self.config.kernels,
+            "dense_above": trainer.dense_above,
+            "micro_batch": trainer.micro_batch,
+            "steps_skipped": trainer.stats.n_skipped,
+            "failure": trainer.failure,
+            "legs": [asdict(leg) for leg in self._earlier],
+        }
+        save_sae(
+            self.folder.sae_path(plan.id),
+            trainer.sae,
+            plan.describe() | {"training": training},
+            sae_metadata(self.lm.name, plan.site, self.config.dataset, self.config.context_size),
+            trainer.log,
+            self.config.hash,
+        )
+        self.folder.drop_stale_records(plan.id)
 
 
 def _existing(path: Path) -> Path:

@@ -42,26 +42,26 @@ Kernels = Literal["auto", "dense", "sparse"]
 
 
 @dataclass
-class Room:
-    """Room for the pairs that a mask keeps, set aside where asking the device for their number would stop it.
+class Capacity:
+    """Memory for the pairs that a mask keeps, set aside where asking the device for their number would stop it.
 
     A mask that keeps more than its share of all places does not fit: its surplus is lost and `short` says so, and
-    whoever made the room must not use the result. `most` is the largest share that a mask has kept.
+    whoever set it aside must not use the result. `most` is the largest share that a mask has kept.
     """
 
     share: float
     most: Float[Tensor, ""]
     short: Bool[Tensor, ""]
 
-    def note(self, n_kept: Int[Tensor, ""], n_places: int, n_room: int) -> None:
-        """Take in that a mask kept `n_kept` of the places, with room for `n_room`."""
+    def note(self, n_kept: Int[Tensor, ""], n_places: int, n_reserved: int) -> None:
+        """Take in that a mask kept `n_kept` of the places, with memory for `n_reserved`."""
         self.most = torch.maximum(self.most, n_kept / n_places)
-        self.short = self.short | (n_kept > n_room)
+        self.short = self.short | (n_kept > n_reserved)
 
 
 # Share of active pairs above which dense products are used; `crossover` measures the one of the machine at hand.
 _dense_above: ContextVar[float] = ContextVar("dense_above", default=0.1)
-_room: ContextVar[Room | None] = ContextVar("room", default=None)
+_capacity: ContextVar[Capacity | None] = ContextVar("capacity", default=None)
 _encoder_dtype: ContextVar[torch.dtype | None] = ContextVar("encoder_dtype", default=None)
 
 
@@ -238,7 +238,7 @@ class _Found:
 
     def __init__(self, n_tokens: int, n_latents: int) -> None:
         self.n_tokens, self.n_latents = n_tokens, n_latents
-        self.room = _room.get()
+        self.capacity = _capacity.get()
         self.dense: tuple[Tensor, Tensor] | None = None
         self.sparse: list[tuple[Tensor, ...]] = []
 
@@ -251,8 +251,8 @@ class _Found:
             return
         if kept.dtype != torch.bool:
             kept = torch.zeros_like(z, dtype=torch.bool).scatter_(1, kept, True)
-        elif self.room is not None:
-            self.room.note(kept.count_nonzero(), kept.numel(), kept.numel())
+        elif self.capacity is not None:
+            self.capacity.note(kept.count_nonzero(), kept.numel(), kept.numel())
         values, mask = self.dense
         mask[tokens] = kept
         values[tokens].copy_(kept).mul_(z)  # three times as fast as a product of two types
@@ -260,25 +260,25 @@ class _Found:
     def _share(self, kept: Tensor) -> float:
         if kept.dtype != torch.bool:
             return kept.shape[1] / self.n_latents
-        if self.room is not None:
-            return self.room.share
+        if self.capacity is not None:
+            return self.capacity.share
         return int(kept.count_nonzero()) / kept.numel()
 
     def _pairs(self, tokens: slice, z: Tensor, kept: Tensor) -> tuple[Tensor, ...]:
-        """Values, tokens and latents of the pairs of a chunk, sorted by token; with room, also which are valid."""
+        """Values, tokens and latents of a chunk's pairs, sorted by token; with a capacity, also which are valid."""
         if kept.dtype != torch.bool:
             token = torch.arange(tokens.start, tokens.stop, device=z.device).repeat_interleave(kept.shape[1])
             return z.gather(1, kept).reshape(-1), token, kept.reshape(-1)
-        if self.room is None:
+        if self.capacity is None:
             token, latent = kept.nonzero(as_tuple=True)
             return z[token, latent], token + tokens.start, latent
-        n_room = min(math.ceil(self.room.share * kept.numel()), kept.numel())
+        n_reserved = min(math.ceil(self.capacity.share * kept.numel()), kept.numel())
         n_kept = kept.count_nonzero()
-        self.room.note(n_kept, kept.numel(), n_room)
-        place = torch.arange(n_room, device=z.device)
+        self.capacity.note(n_kept, kept.numel(), n_reserved)
+        place = torch.arange(n_reserved, device=z.device)
         valid = place < n_kept
         # Padding stands on the chunk's last token, which keeps the order, and on all latents in turn.
-        token, latent = kept.nonzero_static(size=n_room).unbind(1)
+        token, latent = kept.nonzero_static(size=n_reserved).unbind(1)
         token = torch.where(valid, token, len(z) - 1)
         latent = torch.where(valid, latent, place % self.n_latents)
         return torch.where(valid, z[token, latent], 0), token + tokens.start, latent, valid
@@ -299,18 +299,21 @@ def latent_major(W: Float[Tensor, "D F"]) -> Float[Tensor, "D F"]:
 
 @contextmanager
 def kernels(
-    choice: Kernels, measured: float | None = None, room: Room | None = None, encoder_dtype: torch.dtype | None = None
+    choice: Kernels,
+    measured: float | None = None,
+    capacity: Capacity | None = None,
+    encoder_dtype: torch.dtype | None = None,
 ) -> Iterator[None]:
     """Within the block use dense products always, never, or above the density `measured` (None: the default).
 
-    With `room`, masks are gathered without asking the device how many pairs they keep. The factors of the encoder
+    With `capacity`, masks are gathered without asking the device how many pairs they keep. The factors of the encoder
     product, and the product, are rounded to `encoder_dtype` (None: left as they are); no other number is.
     """
     above = {"dense": -1.0, "sparse": 1.0, "auto": _dense_above.get() if measured is None else measured}[choice]
-    tokens = _dense_above.set(above), _room.set(room), _encoder_dtype.set(encoder_dtype)
+    tokens = _dense_above.set(above), _capacity.set(capacity), _encoder_dtype.set(encoder_dtype)
     try:
         yield
     finally:
         _dense_above.reset(tokens[0])
-        _room.reset(tokens[1])
+        _capacity.reset(tokens[1])
         _encoder_dtype.reset(tokens[2])

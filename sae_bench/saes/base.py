@@ -75,7 +75,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Loss:
-    """What a loss returns: the scalar to descend, and what the trainer keeps its books from."""
+    """What a loss returns: the scalar to descend, and what the trainer takes its statistics from."""
 
     total: Float[Tensor, ""]
     x_hat: Float[Tensor, "B D"]

@@ -1,6 +1,6 @@
 """Checkpoints of a training: everything that the next step depends on, so that a resumed run makes the same bits.
 
-    checkpoints/00001234/<part>.safetensors      tensors of one SAE, or of the stream
+    checkpoints/00001234/<part>.safetensors      tensors of one SAE, or of the buffer
                          checkpoint.json         what is no tensor, and the checksum of every part; written last
 
 A state is made of nested dictionaries whose leaves are tensors or what JSON can hold. The last two checkpoints are
@@ -107,7 +107,7 @@ class Checkpoints:
         return Checkpoint(manifest["step"], manifest["config_hash"], parts, manifest["facts"])
 
 
-class Keeper:
+class CheckpointSaver:
     """Decides when a checkpoint is due, and takes it. `every` is in seconds, or in steps."""
 
     def __init__(

@@ -1,9 +1,9 @@
 """What is counted during training on the device, and read by the host without stopping it.
 
-Asking a GPU for a number waits for everything it was given to do. So the trainee keeps its books on the device - how
-long each latent has been idle, the first step with a loss that is not finite, how many pairs its masks keep - and every
-few steps sends them off; they are read when the next ones are sent, and have long arrived. The delay is the same on
-every device, so that a run does not depend on how fast its device is.
+Asking a GPU for a number waits for everything it was given to do. So what is counted in training stays on the device -
+how long each latent has been idle, the first step with a loss that is not finite, how many pairs its masks keep - and
+every few steps it is sent off; it is read when the next is sent, and has long arrived. The delay is the same on every
+device, so that a run does not depend on how fast its device is.
 
 Shapes: F = d_sae.
 """
@@ -15,27 +15,28 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_bench.saes.active import Room
+from sae_bench.saes.active import Capacity
 
 READ_EVERY = 5
 """Steps between readings; what is read is as old."""
 
-ROOM_MARGIN = 1.5
-"""Room for active pairs, as a multiple of the most that were seen."""
+CAPACITY_MARGIN = 1.5
+"""Capacity for active pairs, as a multiple of the most that were seen."""
 
 
-class Books:
-    """The books of one SAE.
+class DeviceStats:
+    """The statistics of one SAE in training.
 
-    `dead` lists the latents that had not fired for `dead_after` tokens. `room`, where the device is not to be asked,
-    grows and shrinks with the number of active pairs. `diverged_at` is the first step with a loss that was not finite.
+    `dead` lists the latents that had not fired for `dead_after` tokens. `capacity`, where the device is not to be
+    asked, grows and shrinks with the number of active pairs. `diverged_at` is the first step with a loss that was not
+    finite.
     """
 
-    def __init__(self, d_sae: int, dead_after: float, device: torch.device, room: Room | None = None) -> None:
-        self.dead: Int[Tensor, n_dead] = torch.empty(0, dtype=torch.long, device=device)
+    def __init__(self, d_sae: int, dead_after: float, device: torch.device, capacity: Capacity | None = None) -> None:
+        self.dead: Int[Tensor, " n_dead"] = torch.empty(0, dtype=torch.long, device=device)
         self.n_skipped = 0
         self.diverged_at: int | None = None
-        self.room = room
+        self.capacity = capacity
         self._dead_after = dead_after
         self._idle_tokens = torch.zeros(d_sae, device=device)
         self._first_bad = torch.full((), -1.0, device=device)
@@ -43,47 +44,47 @@ class Books:
         self._sent: HostCopy | None = None
 
     def usable(self, check: Float[Tensor, ""], step: int) -> Bool[Tensor, ""]:
-        """Whether a step's gradients may be used: `check` is finite, and no active pair was left out for want of room.
+        """Whether a step's gradients may be used: `check` is finite, and no active pair was left out.
 
         Steps that may not be are counted; the first that was not finite is remembered.
         """
         finite = check.isfinite()
         self._first_bad = torch.where(finite | (self._first_bad >= 0), self._first_bad, float(step))
         good = self._first_bad < 0  # once it has diverged, the weights stay
-        usable = good if self.room is None else good & ~self.room.short
+        usable = good if self.capacity is None else good & ~self.capacity.short
         self._skipped = self._skipped + ~usable
-        if self.room is not None:
-            self.room.short = torch.zeros_like(self.room.short)
+        if self.capacity is not None:
+            self.capacity.short = torch.zeros_like(self.capacity.short)
         return usable
 
-    def note(self, fired: Bool[Tensor, "F"], n_tokens: int, step: int) -> None:
+    def note(self, fired: Bool[Tensor, " F"], n_tokens: int, step: int) -> None:
         """Take in which latents fired on a batch; every few steps, read."""
         self._idle_tokens = torch.where(fired, 0.0, self._idle_tokens + n_tokens)
         if (step + 1) % READ_EVERY == 0:
             self.read()
 
     def read(self) -> None:
-        """Read what was sent last, and send what the books say now."""
+        """Read what was sent last, and send what is counted now."""
         if self._sent is not None:
             skipped, first_bad, most, *_ = (numbers := self._sent.numbers())[:3].tolist()
             self.n_skipped, self.diverged_at = int(skipped), int(first_bad) if first_bad >= 0 else None
             dead = (numbers[3:] >= self._dead_after).nonzero().squeeze(1)
             self.dead = dead.to(self._idle_tokens.device, non_blocking=True)
-            if self.room is not None:
-                self.room.share = room_for(most)
-        most_kept = torch.zeros_like(self._skipped) if self.room is None else self.room.most
+            if self.capacity is not None:
+                self.capacity.share = capacity_for(most)
+        most_kept = torch.zeros_like(self._skipped) if self.capacity is None else self.capacity.most
         self._sent = HostCopy(torch.cat([torch.stack([self._skipped, self._first_bad, most_kept]), self._idle_tokens]))
-        if self.room is not None:
-            self.room.most = torch.zeros_like(self.room.most)
+        if self.capacity is not None:
+            self.capacity.most = torch.zeros_like(self.capacity.most)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, for a checkpoint."""
-        room = None if self.room is None else {name: getattr(self.room, name) for name in ("share", "most", "short")}
+        capacity = self.capacity and {name: getattr(self.capacity, name) for name in ("share", "most", "short")}
         return {
             "dead": self.dead,
             "n_skipped": self.n_skipped,
             "diverged_at": self.diverged_at,
-            "room": room,
+            "room": capacity,
             "idle_tokens": self._idle_tokens,
             "first_bad": self._first_bad,
             "skipped": self._skipped,
@@ -97,9 +98,9 @@ class Books:
         self._idle_tokens = state["idle_tokens"].to(device)
         self._first_bad, self._skipped = state["first_bad"].to(device), state["skipped"].to(device)
         self._sent = None if state["sent"] is None else HostCopy(state["sent"])
-        if self.room is not None and state["room"] is not None:
-            self.room.share = state["room"]["share"]
-            self.room.most, self.room.short = state["room"]["most"].to(device), state["room"]["short"].to(device)
+        if self.capacity is not None and (saved := state["room"]) is not None:
+            self.capacity.share = saved["share"]
+            self.capacity.most, self.capacity.short = saved["most"].to(device), saved["short"].to(device)
 
     def close(self) -> None:
         """Read everything, waiting for it: after the last step."""
@@ -107,9 +108,9 @@ class Books:
         self.read()
 
 
-def room_for(share: float) -> float:
-    """The share of all places to make room for, when masks have kept `share`."""
-    return min(1.0, ROOM_MARGIN * share)
+def capacity_for(share: float) -> float:
+    """The share of all places to set memory aside for, when masks have kept `share`."""
+    return min(1.0, CAPACITY_MARGIN * share)
 
 
 class HostCopy:

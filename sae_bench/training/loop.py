@@ -1,4 +1,4 @@
-"""The one training loop: for every batch of the stream, one step of every SAE.
+"""The one training loop: for every batch of the buffer, one step of every SAE.
 
 What happens to one SAE is its own affair: it may diverge, raise an exception or want more memory than there is, and the
 others go on. A signal to stop is heard between steps.
@@ -6,13 +6,13 @@ others go on. A signal to stop is heard between steps.
 
 import logging
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 from sae_bench.progress import Progress
 from sae_bench.signals import shielded
-from sae_bench.training.buffer import ActivationStream
+from sae_bench.training.buffer import ActivationBuffer
+from sae_bench.training.checkpoint import CheckpointSaver
 from sae_bench.training.logging import LogSink
-from sae_bench.training.trainer import Trainee
+from sae_bench.training.trainer import SAETrainer
 
 log = logging.getLogger(__name__)
 
@@ -20,73 +20,62 @@ N_LOGGED = 100
 """Logging steps of a run."""
 
 
-@runtime_checkable
-class AfterStep(Protocol):
-    """Who is told that steps are done, and takes checkpoints: a Keeper."""
-
-    def after_step(self, n_done: int) -> None:
-        """Called after every step, between two."""
-
-    def save(self, n_done: int) -> None:
-        """Called when the training stops: at its end, or where it is interrupted."""
-
-
 def train(
-    trainees: Sequence[Trainee],
-    stream: ActivationStream,
+    trainers: Sequence[SAETrainer],
+    buffer: ActivationBuffer,
     progress: Progress,
     sink: LogSink = lambda sae_id, row: None,
     *,
     n_done: int = 0,
-    keeper: AfterStep | None = None,
+    saver: CheckpointSaver | None = None,
 ) -> None:
-    """Train every SAE on the stream, from step `n_done` on; stream and trainees have been started or restored.
+    """Train every SAE on what is left in the buffer, from step `n_done` on.
 
-    Every row of a training log also goes to `sink`. A signal that says to stop is heard between steps: `keeper` saves,
+    Every row of a training log also goes to `sink`. A signal that says to stop is heard between steps: `saver` saves,
     and KeyboardInterrupt is raised.
     """
-    first, n_steps = n_done, n_done + stream.n_left
+    first, n_steps = n_done, n_done + buffer.n_left
     every = max(1, n_steps // N_LOGGED)
     within = False
     try:
-        for step, batch in enumerate(progress.track("train", stream.batches(), stream.n_left), n_done):
+        for step, batch in enumerate(progress.track("train", buffer.batches(), buffer.n_left), n_done):
             logged = step % every == 0 or step == n_steps - 1
             with shielded():
                 within = True
-                alive = [trainee for trainee in trainees if trainee.failure is None]
-                for trainee in alive:
+                alive = [trainer for trainer in trainers if trainer.failure is None]
+                for trainer in alive:
                     try:
-                        trainee.step(batch[trainee.site, trainee.seed], step, logged=logged)
+                        trainer.step(batch[trainer.key], step, logged=logged)
                     except Exception as error:  # noqa: BLE001 (whatever it is, the others go on)
-                        trainee.fail(error, step)
+                        trainer.fail(error, step)
                         continue
                     if logged:
-                        _tell(sink, trainee)
+                        _tell(sink, trainer)
                 n_done, within = step + 1, False
             if logged and alive:
                 progress.note = _summary(alive)
             if not alive:
                 break
-            if keeper is not None:
-                keeper.after_step(n_done)
-    except (KeyboardInterrupt, Exception):  # a signal, or a stream that cannot go on
-        if keeper is not None and not within and n_done > first:
-            keeper.save(n_done)
+            if saver is not None:
+                saver.after_step(n_done)
+    except (KeyboardInterrupt, Exception):  # a signal, or a buffer that cannot go on
+        if saver is not None and not within and n_done > first:
+            saver.save(n_done)
         raise
-    if keeper is not None:
-        keeper.save(n_done)
+    if saver is not None:
+        saver.save(n_done)
 
 
-def _tell(sink: LogSink, trainee: Trainee) -> None:
+def _tell(sink: LogSink, trainer: SAETrainer) -> None:
     """A log that nobody can write any more is no reason to stop training."""
     try:
-        sink(trainee.id, trainee.log[-1])
+        sink(trainer.id, trainer.log[-1])
     except Exception:
         log.exception("the training log cannot be shown")
 
 
-def _summary(trainees: Sequence[Trainee]) -> str:
-    rows = [trainee.log[-1] for trainee in trainees if trainee.log]
+def _summary(trainers: Sequence[SAETrainer]) -> str:
+    rows = [trainer.log[-1] for trainer in trainers if trainer.log]
     if not rows:
         return ""
     fve = [row["fve"] for row in rows]

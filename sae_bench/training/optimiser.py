@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sae_bench.runs.config import Recipe
 from sae_bench.saes.base import SparseAutoencoder
+from sae_bench.training.recipe import Recipe
 
 
 def adam(sae: SparseAutoencoder, recipe: Recipe) -> torch.optim.Adam:

@@ -1,7 +1,7 @@
 """One SAE in training: its optimiser, coefficient, dead counters, log, and one step of them.
 
 Nothing in a step waits for the device but the log: learning rate and warm-ups are functions of the step's number, L0
-and the coefficient controller stay on the device, `books` are read a few steps late. On a GPU there is room for a
+and the coefficient controller stay on the device, `stats` are read a few steps late. On a GPU there is capacity for a
 stated number of active pairs, half as many again as were last seen; a step that needed more, or whose loss or gradient
 is not finite, leaves the weights as they are.
 """
@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,88 +19,84 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_bench.device import halved
-from sae_bench.lm.sites import Site
-from sae_bench.runs.config import Recipe
-from sae_bench.saes.active import Kernels, Room, kernels
-from sae_bench.saes.base import (
-    Latents,
-    Loss,
-    SparseAutoencoder,
-    Step,
-    active_per_token,
-    count_per_latent,
-    upper_quantile,
-)
-from sae_bench.saes.layouts import Dense
-from sae_bench.training.buffer import ActivationStream
-from sae_bench.training.device_stats import Books, room_for
+from sae_bench.saes.active import Capacity, Kernels, kernels
+from sae_bench.saes.base import Loss, SparseAutoencoder, Step, active_per_token
+from sae_bench.training.batch_loss import BatchLoss
+from sae_bench.training.device_stats import DeviceStats, capacity_for
+from sae_bench.training.initial_values import initialise
 from sae_bench.training.optimiser import adam, clip_gradient, set_lr
+from sae_bench.training.recipe import Recipe
 from sae_bench.training.schedules import CoefficientController, lr_factor, sparsity_factor
+from sae_bench.training.serving import Key
 
 log = logging.getLogger(__name__)
-
-INIT_SAMPLE = 8192
-"""Activations that data-dependent initial values are taken from."""
 
 ENCODER_DTYPE = {"cuda": torch.bfloat16}
 """Type, by device, that the encoder product is in where the architecture lets it; everything else is float32."""
 
-ROOM_SAMPLE = 512
-"""Activations that the first room for active pairs is measured on."""
+CAPACITY_SAMPLE = 512
+"""Activations that the first capacity for active pairs is measured on."""
 
 
-@dataclass
-class Trainee:
-    """An SAE in training, with everything that is its own: optimiser, coefficient, dead counters, log."""
+@dataclass(frozen=True)
+class StepSettings:
+    """What the steps of one training have in common."""
 
-    id: str
-    sae: SparseAutoencoder
-    site: Site
-    seed: int
-    recipe: Recipe
-    log: list[dict[str, float]] = field(default_factory=list)
+    n_steps: int
+    batch_size: int
+    device: torch.device
     kernels: Kernels = "auto"
     dense_above: float | None = None
     """Share of active pairs above which "auto" uses dense products; None: a typical one."""
     compile: bool = False
     """Whether torch.compile fuses the elementwise part of the loss."""
-    seconds: float = 0.0
-    micro_batch: int | None = None
-    """Tokens whose gradients are computed at once, where memory does not suffice for a batch."""
-    error: str | None = None
-    """The exception that ended the training."""
-    error_step: int | None = None
 
-    def start(self, stream: ActivationStream) -> None:
-        """Make the optimiser, and take initial values from the data."""
-        self.prepare(stream.n_steps, stream.batch_size, stream.lm.device)
-        self.initialise(stream)
 
-    def initialise(self, stream: ActivationStream) -> None:
-        """Take initial values from the data."""
-        sae, recipe, device = self.sae, self.recipe, stream.lm.device
-        with torch.no_grad():
-            sample = stream.sample(self.site, INIT_SAMPLE)
-            if recipe.b_dec_init == "mean":
-                sae.b_dec.copy_(stream.mean[self.site])
-            elif recipe.b_dec_init == "geometric_median":
-                sae.b_dec.copy_(geometric_median(sample))
-            sae.initialise(sample)
-            if recipe.b_enc_init == "quantile":
-                sae.b_enc.sub_(upper_quantile(sample - sae.b_dec, sae.W_enc, sae.starting_density))
-        if waiting_costs(device):
-            self.books.room = self._first_room(sample[:ROOM_SAMPLE])
+class SAETrainer:
+    """An SAE in training, with everything that is its own: optimiser, coefficient, dead latents, log.
 
-    def prepare(self, n_steps: int, batch_size: int, device: torch.device) -> None:
-        """Move to the device, and make what a training of `n_steps` steps needs."""
-        self.n_steps, self.batch_size = n_steps, batch_size
-        sae, recipe = self.sae.to(device), self.recipe
+    It is served the batches of `key`. To make one moves the SAE to the device.
+    """
+
+    def __init__(self, id: str, sae: SparseAutoencoder, key: Key, recipe: Recipe, settings: StepSettings) -> None:
+        device, self.n_steps, self.batch_size = settings.device, settings.n_steps, settings.batch_size
+        self.id, self.sae, self.key, self.recipe = id, sae.to(device), key, recipe
+        self.kernels, self.dense_above = settings.kernels, settings.dense_above
+        self.log: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self.micro_batch: int | None = None
+        """Tokens whose gradients are computed at once, where memory does not suffice for a batch."""
+        self.error: str | None = None
+        """The exception that ended the training."""
+        self.error_step: int | None = None
         self.optimiser = adam(sae, recipe)
         self._controller = self._coefficient_control(device)
-        self._loss = torch.compile(sae.loss, dynamic=True) if self.compile else sae.loss
+        self._loss = torch.compile(sae.loss, dynamic=True) if settings.compile else sae.loss
         total = self.n_steps * self.batch_size
         dead_after = recipe.dead_after * total if recipe.dead_after < 1 else recipe.dead_after
-        self.books = Books(sae.config.d_sae, dead_after, device)
+        capacity = _whole_capacity(device) if waiting_costs(device) else None
+        self.stats = DeviceStats(sae.config.d_sae, dead_after, device, capacity)
+
+    @classmethod
+    def resumed(
+        cls,
+        state: Mapping[str, Any],
+        id: str,
+        sae: SparseAutoencoder,
+        key: Key,
+        recipe: Recipe,
+        settings: StepSettings,
+    ) -> "SAETrainer":
+        """The trainer that goes on where `state_dict` was taken."""
+        trainer = cls(id, sae, key, recipe, settings)
+        trainer._restore(state)
+        return trainer
+
+    def initialise(self, mean: Float[Tensor, " D"], sample: Float[Tensor, "B D"]) -> None:
+        """Take initial values, and the capacity for the first steps, from the data; before the first step."""
+        initialise(self.sae, self.recipe, mean, sample)
+        if (capacity := self.stats.capacity) is not None:
+            self._measure_capacity(capacity, sample[:CAPACITY_SAMPLE])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, for a checkpoint."""
@@ -109,7 +105,7 @@ class Trainee:
             "sae": self.sae.state_dict(),
             "adam": {str(i): values for i, values in moments.items()},
             "controller": self._controller.state_dict() if self._controller else {},
-            "books": self.books.state_dict(),
+            "books": self.stats.state_dict(),
             "log": json.dumps(self.log),  # as text, for a loss may be infinite
             "dense_above": self.dense_above,
             "seconds": self.seconds,
@@ -118,8 +114,7 @@ class Trainee:
             "error_step": self.error_step,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint; call `prepare` before."""
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self.sae.load_state_dict(state["sae"])
         adam = self.optimiser.state_dict()
         parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
@@ -130,24 +125,19 @@ class Trainee:
         self.optimiser.load_state_dict(adam)
         if self._controller:
             self._controller.load_state_dict(state["controller"])
-        device = self.sae.b_dec.device
-        if waiting_costs(device):
-            self.books.room = _no_room(device)
-        self.books.load_state_dict(state["books"])
+        self.stats.load_state_dict(state["books"])
         self.log = json.loads(state["log"])
         self.dense_above, self.seconds = state["dense_above"], state["seconds"]
         self.micro_batch, self.error, self.error_step = state["micro_batch"], state["error"], state["error_step"]
 
     @torch.no_grad()
-    def _first_room(self, sample: Float[Tensor, "B D"]) -> Room:
-        """Room for the active pairs of the first steps, from how many a sample has."""
+    def _measure_capacity(self, capacity: Capacity, sample: Float[Tensor, "B D"]) -> None:
+        """Make it enough for the active pairs of the first steps, from how many a sample has."""
         device = sample.device
-        room = _no_room(device)
         none_dead = torch.empty(0, dtype=torch.long, device=device)
-        with kernels("dense", room=room):
+        with kernels("dense", capacity=capacity):
             self.sae.loss(sample, Step(self._coefficient(0, device), none_dead))
-        room.share = room_for(float(room.most))
-        return room
+        capacity.share = capacity_for(float(capacity.most))
 
     def _coefficient_control(self, device: torch.device) -> CoefficientController | None:
         if self.sae.control != "coefficient" or self.sae.config.l0 is None:
@@ -170,13 +160,13 @@ class Trainee:
             step, self.n_steps, warmup=recipe.lr_warmup, shape=recipe.lr_warmup_shape, decay=recipe.lr_decay
         )
         set_lr(self.optimiser, lr)
-        at = Step(self._coefficient(step, x.device), self.books.dead)
+        at = Step(self._coefficient(step, x.device), self.stats.dead)
         loss = self._loss_with_gradients(x, at)
         if sae.unit_norm_decoder:
             sae.project_gradient()
         norm = None if recipe.grad_clip is None else clip_gradient(self.optimiser, recipe.grad_clip)
         # The fused optimiser looks at this before it moves a weight; loss scaling uses it in the same way.
-        usable = self.books.usable(_check_sum(loss, sae, norm), step)
+        usable = self.stats.usable(_check_sum(loss, sae, norm), step)
         self.optimiser.found_inf = (~usable).float()  # type: ignore[attr-defined]
         self.optimiser.step()
         with torch.no_grad():
@@ -185,7 +175,7 @@ class Trainee:
             sae.after_step(at)
         if self._controller is not None:
             self._controller.update(step, loss.l0)
-        self.books.note(loss.counts > 0, self.batch_size, step)
+        self.stats.note(loss.counts > 0, self.batch_size, step)
         if logged:
             self._log(loss, x, at, step, lr)
         self.seconds += time.perf_counter() - started
@@ -195,7 +185,7 @@ class Trainee:
         log.error("%s failed at step %d", self.id, step, exc_info=error)
         self.error, self.error_step = f"{type(error).__name__} at step {step}: {error}", step
 
-    def _loss_with_gradients(self, x: Float[Tensor, "B D"], at: Step) -> "BatchLoss":
+    def _loss_with_gradients(self, x: Float[Tensor, "B D"], at: Step) -> BatchLoss:
         """The batch's loss, its gradients in the parameters; in micro-batches where memory demands it."""
         while True:
             try:
@@ -207,7 +197,7 @@ class Trainee:
             except torch.OutOfMemoryError:
                 self.micro_batch = halved(self.micro_batch or len(x), f"tokens in a step of {self.id}")
 
-    def _part(self, x: Float[Tensor, "b D"], at: Step, share: float) -> "BatchLoss":
+    def _part(self, x: Float[Tensor, "b D"], at: Step, share: float) -> BatchLoss:
         with self._kernels(x.device):
             loss: Loss = self._loss(x, at)
         (loss.total if share == 1 else loss.total * share).backward()
@@ -221,19 +211,19 @@ class Trainee:
 
     def _kernels(self, device: torch.device) -> AbstractContextManager[None]:
         encoder_dtype = ENCODER_DTYPE.get(device.type) if self.sae.autocast else None
-        return kernels(self.kernels, self.dense_above, self.books.room, encoder_dtype)
+        return kernels(self.kernels, self.dense_above, self.stats.capacity, encoder_dtype)
 
     @property
     def failed_at(self) -> int | None:
         """The step that failed."""
-        return self.error_step if self.error is not None else self.books.diverged_at
+        return self.error_step if self.error is not None else self.stats.diverged_at
 
     @property
     def failure(self) -> str | None:
-        """Why the training failed, as far as the books are read; None if it did not."""
+        """Why the training failed, as far as the statistics are read; None if it did not."""
         if self.error is not None:
             return self.error
-        at = self.books.diverged_at
+        at = self.stats.diverged_at
         return None if at is None else f"diverged: the loss at step {at} is not finite"
 
     def _coefficient(self, step: int, device: torch.device) -> Float[Tensor, ""]:
@@ -245,7 +235,7 @@ class Trainee:
         return torch.full((), fixed * warm, device=device)  # a copy from the host would wait
 
     @torch.no_grad()
-    def _log(self, loss: "BatchLoss", x: Float[Tensor, "B D"], at: Step, step: int, lr: float) -> None:
+    def _log(self, loss: BatchLoss, x: Float[Tensor, "B D"], at: Step, step: int, lr: float) -> None:
         error, variance = (x - loss.x_hat).square().sum(), (x - x.mean(0)).square().sum()
         values = {
             "loss": loss.total,
@@ -258,59 +248,17 @@ class Trainee:
             "step": step,
             "tokens": (step + 1) * self.batch_size,
             "lr": lr,
-            "dead_share": len(self.books.dead) / self.sae.config.d_sae,
+            "dead_share": len(self.stats.dead) / self.sae.config.d_sae,
             "dense_products": float(loss.dense),
         }
         row |= {name: float(value) for name, value in values.items()}
         self.log.append(row)
 
     def finish(self, scale: float) -> None:
-        """After the last step: read the books to the end, and fold the input scale in."""
-        self.books.close()
+        """After the last step: read the statistics to the end, and fold the input scale in."""
+        self.stats.close()
         self.sae.requires_grad_(False)
         self.sae.fold(scale)
-
-
-@dataclass(frozen=True)
-class BatchLoss:
-    """What is kept of a batch's loss, or of a micro-batch's: neither its graph nor its latents."""
-
-    total: Float[Tensor, ""]
-    terms: dict[str, Float[Tensor, ""]]
-    x_hat: Float[Tensor, "B D"]
-    counts: Float[Tensor, "F"]
-    """On how many tokens each latent fired."""
-    dense: bool
-
-    @staticmethod
-    @torch.no_grad()
-    def of(loss: Loss) -> "BatchLoss":
-        terms = {name: term.detach() for name, term in loss.terms.items()}
-        counts = count_per_latent(loss.latents)[0]
-        return BatchLoss(loss.total.detach(), terms, loss.x_hat.detach(), counts, is_dense(loss.latents))
-
-    @staticmethod
-    def joined(parts: Sequence["BatchLoss"]) -> "BatchLoss":
-        """The loss of a batch from its micro-batches', weighted by their tokens."""
-        if len(parts) == 1:
-            return parts[0]
-        x_hat = torch.cat([part.x_hat for part in parts])
-        shares = [len(part.x_hat) / len(x_hat) for part in parts]
-
-        def mean(values: Sequence[Tensor]) -> Tensor:
-            return torch.stack([value * share for value, share in zip(values, shares, strict=True)]).sum(0)
-
-        return BatchLoss(
-            mean([part.total for part in parts]),
-            {name: mean([part.terms[name] for part in parts]) for name in parts[0].terms},
-            x_hat,
-            torch.stack([part.counts for part in parts]).sum(0),
-            parts[0].dense,
-        )
-
-    @property
-    def l0(self) -> Float[Tensor, ""]:
-        return self.counts.sum() / len(self.x_hat)
 
 
 def _check_sum(loss: BatchLoss, sae: SparseAutoencoder, norm: Float[Tensor, ""] | None) -> Float[Tensor, ""]:
@@ -328,24 +276,10 @@ def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
     return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
-def _no_room(device: torch.device) -> Room:
-    return Room(1.0, torch.zeros((), device=device), torch.zeros((), dtype=torch.bool, device=device))
-
-
-def is_dense(f: Latents) -> bool:
-    """Whether dense products work on these latents."""
-    return isinstance(f, Tensor) or isinstance(f.pattern, Dense)
+def _whole_capacity(device: torch.device) -> Capacity:
+    return Capacity(1.0, torch.zeros((), device=device), torch.zeros((), dtype=torch.bool, device=device))
 
 
 def waiting_costs(device: torch.device) -> bool:
     """Whether the host runs ahead of the device, so that asking it for a number stops both."""
     return device.type == "cuda"
-
-
-def geometric_median(x: Float[Tensor, "B D"], rounds: int = 100) -> Float[Tensor, "D"]:
-    """The point with the least summed distance to all tokens, by Weiszfeld's iteration."""
-    median = x.mean(0)
-    for _ in range(rounds):
-        weight = 1 / torch.linalg.vector_norm(x - median, dim=1).clamp(min=1e-12)
-        median = weight @ x / weight.sum()
-    return median

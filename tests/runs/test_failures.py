@@ -13,7 +13,7 @@ from test_end_to_end import records_of
 from sae_bench.evaluation import loop as evaluation
 from sae_bench.records.files import read_sealed, write_sealed
 from sae_bench.registry import TASKS
-from sae_bench.training import trainer as trainee_module
+from sae_bench.training import trainer as trainer_module
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_scores_that_are_not_finite_are_a_failure(run, monkeypatch):
 
 
 def test_too_little_memory_halves_what_is_done_at_once(settings, whole, tmp_path, monkeypatch, caplog):
-    part, reply, capture = trainee_module.Trainee._part, evaluation._reply, evaluation.LanguageModel.capture
+    part, reply, capture = trainer_module.SAETrainer._part, evaluation._reply, evaluation.LanguageModel.capture
 
     def small(limit, of, function):
         def limited(*arguments, **how):
@@ -121,7 +121,7 @@ def test_too_little_memory_halves_what_is_done_at_once(settings, whole, tmp_path
 
         return limited
 
-    monkeypatch.setattr(trainee_module.Trainee, "_part", small(50, lambda a: a[1], part))
+    monkeypatch.setattr(trainer_module.SAETrainer, "_part", small(50, lambda a: a[1], part))
     monkeypatch.setattr(evaluation, "_reply", small(100, lambda a: a[1], reply))
     monkeypatch.setattr(evaluation.LanguageModel, "capture", small(3, lambda a: a[1], capture))
     assert bench(*flags(settings | {"--out": tmp_path / "run"}), "--quiet") == 0
@@ -141,7 +141,7 @@ def test_memory_for_not_even_one_token_fails_the_sae(settings, tmp_path, monkeyp
     def none(self, *arguments):
         raise torch.OutOfMemoryError("no")
 
-    monkeypatch.setattr(trainee_module.Trainee, "_part", none)
+    monkeypatch.setattr(trainer_module.SAETrainer, "_part", none)
     assert bench(*flags(settings | {"--out": tmp_path / "run"}), "--quiet") == 1
     assert all("out of memory, even with one" in record["failure"] for record in records_of(tmp_path / "run").values())
 
@@ -154,13 +154,13 @@ def test_gradients_that_are_not_finite_are_found_at_their_step(settings, tmp_pat
         backward(self, *arguments, **how)
         steps.append(None)
         if len(steps) == 7:
-            for trainee in trainees:
-                trainee.sae.b_enc.grad[3] = torch.nan
+            for trainer in trainers:
+                trainer.sae.b_enc.grad[3] = torch.nan
 
-    trainees = []
-    start = trainee_module.Trainee.initialise
+    trainers = []
+    start = trainer_module.SAETrainer.initialise
     monkeypatch.setattr(
-        trainee_module.Trainee, "initialise", lambda self, s: (trainees.append(self), start(self, s))[1]
+        trainer_module.SAETrainer, "initialise", lambda self, *data: (trainers.append(self), start(self, *data))[1]
     )
     monkeypatch.setattr(torch.Tensor, "backward", spoil)
     assert bench(*flags(settings | {"--arch": "topk", "--out": tmp_path / "run"}), "--quiet") == 1

@@ -14,7 +14,7 @@ from torch import Tensor
 from twins import no_wait
 
 from sae_bench.saes import layouts as patterns
-from sae_bench.saes.active import Active, Kernels, Room, decode, kernels, latent_major, select, select_all
+from sae_bench.saes.active import Active, Capacity, Kernels, decode, kernels, latent_major, select, select_all
 from sae_bench.saes.kernel_choice import dense_above, measure
 from sae_bench.saes.layouts import Dense, Sparse
 
@@ -28,10 +28,10 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(patterns.CHUNK_BYTES, "cpu", 4 * F * CHUNK)
 
 
-@pytest.fixture(params=["sparse", "dense", "sparse with room"])
+@pytest.fixture(params=["sparse", "dense", "sparse with a capacity"])
 def either_kernel(request: pytest.FixtureRequest) -> Iterator[None]:
     kind = request.param.partition(" ")[0]
-    with kernels(kind, room=no_wait() if "room" in request.param else None):
+    with kernels(kind, capacity=no_wait() if "capacity" in request.param else None):
         yield
 
 
@@ -143,8 +143,8 @@ def test_any_pattern_equals_its_dense_twin(data: st.DataObject) -> None:
             return rows
 
     p = inputs(2, n_tokens)
-    room = data.draw(st.sampled_from([None, no_wait()]), "room")
-    with kernels(data.draw(st.sampled_from(["sparse", "dense", "auto"]), "kernels"), room=room):
+    capacity = data.draw(st.sampled_from([None, no_wait()]), "capacity")
+    with kernels(data.draw(st.sampled_from(["sparse", "dense", "auto"]), "kernels"), capacity=capacity):
         ours = sparse_path(p, [Rule()])
     theirs = dense_twin(p, [Rule()])
     torch.testing.assert_close(ours, theirs)
@@ -335,17 +335,17 @@ def test_a_damaged_crossover_file_is_measured_again(
     assert "0.25" in (tmp_path / "crossover.json").read_text()
 
 
-# --- room: where the number of pairs is not asked for ------------------------------------------------------------
+# --- capacity: where the number of pairs is not asked for ------------------------------------------------------------
 
 
-def padded(keep: Keep, share: float) -> tuple[Active, Room, dict[str, Tensor]]:
-    p, room = inputs(), no_wait(share)
-    with kernels("sparse", room=room):
-        return select(p["x"], p["W_enc"], p["b_enc"], keep, p["b_pre"]), room, p
+def padded(keep: Keep, share: float) -> tuple[Active, Capacity, dict[str, Tensor]]:
+    p, capacity = inputs(), no_wait(share)
+    with kernels("sparse", capacity=capacity):
+        return select(p["x"], p["W_enc"], p["b_enc"], keep, p["b_pre"]), capacity, p
 
 
 def test_padding_counts_nowhere() -> None:
-    z, room, p = padded(share(0.1), 0.5)
+    z, capacity, p = padded(share(0.1), 0.5)
     with kernels("sparse"):
         exact = select(p["x"], p["W_enc"], p["b_enc"], share(0.1), p["b_pre"])
     ones, exact_ones = z.with_values(torch.ones_like(z.values)), exact.with_values(torch.ones_like(exact.values))
@@ -357,17 +357,17 @@ def test_padding_counts_nowhere() -> None:
     assert torch.equal(ones.count_per_latent(group, 3), exact_ones.count_per_latent(group, 3))
     for mine, his in zip(ones.pairs(), exact_ones.pairs(), strict=True):
         assert torch.equal(mine, his)
-    assert room.most.item() > 0.1  # the fullest chunk has more than the whole
-    assert not room.short
+    assert capacity.most.item() > 0.1  # the fullest chunk has more than the whole
+    assert not capacity.short
 
 
-def test_too_little_room_is_noticed() -> None:
+def test_too_little_capacity_is_noticed() -> None:
     """The mask keeps half of all places, in every chunk."""
     half = lambda z: torch.arange(z.numel()).reshape(z.shape) % 2 == 0  # noqa: E731
-    for room_for, short in ((0.5, False), (0.49, True), (0.0, True)):
-        _, room, _ = padded(half, room_for)
-        assert bool(room.short) is short
-        assert room.most.item() == pytest.approx(0.5)
+    for share_for, short in ((0.5, False), (0.49, True), (0.0, True)):
+        _, capacity, _ = padded(half, share_for)
+        assert bool(capacity.short) is short
+        assert capacity.most.item() == pytest.approx(0.5)
 
 
 def test_gathered_products_are_the_sampled_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
-"""The activation stream: everything served the stated number of times, shuffled, scaled, in bounded memory.
+"""The activation buffer: everything served the stated number of times, shuffled, scaled, in bounded memory.
 
-A counting model stands in for the language model where the books are checked: its activation at a token is a number
+A counting model stands in for the language model where what is served is counted: its activation at a token is a number
 that no other token of the stream has, so what was served can be told apart. Every test runs twice, with capture and
 training in turn and with capture overlapping training.
 """
@@ -17,7 +17,8 @@ from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site, find_site
 from sae_bench.lm.tokens import TokenBatch, TokenStream
 from sae_bench.progress import Progress
-from sae_bench.training.buffer import ActivationStream, buffer_bytes
+from sae_bench.training.buffer import ActivationBuffer
+from sae_bench.training.serving import Serving, buffer_bytes
 
 QUIET = Progress(quiet=True)
 ONE, TWO = Site(0, "resid_post", "one", "output", 3), Site(1, "mlp_out", "two", "output", 5)
@@ -59,17 +60,13 @@ class CountingModel(LanguageModel):
 
 
 def make(n_tokens, *, batch=16, buffer=80, reuse=1, seeds=(0,), sites=(ONE,), overlap=None, reserved=0):
-    stream = ActivationStream(
-        CountingModel(), CountingTokens(n_tokens), sites,
-        batch_size=batch, buffer_tokens=buffer, reuse=reuse, seeds=seeds, overlap=overlap, reserved_bytes=reserved,
-    )  # fmt: skip
-    stream.start(QUIET)
-    return stream
+    serving = Serving(batch, buffer, reuse, seeds, overlap, reserved)
+    return ActivationBuffer(CountingModel(), CountingTokens(n_tokens), sites, serving, QUIET)
 
 
 @pytest.fixture(autouse=True)
 def small_passes(monkeypatch):
-    monkeypatch.setattr("sae_bench.training.buffer.CAPTURE_TOKENS", {"cpu": 3 * CONTEXT, "cuda": 0})
+    monkeypatch.setattr("sae_bench.training.capture.CAPTURE_TOKENS", {"cpu": 3 * CONTEXT, "cuda": 0})
 
 
 @pytest.fixture(params=[False, True], ids=["in_turn", "overlapping"], autouse=True)
@@ -83,7 +80,7 @@ def served(stream, site=ONE, seed=0) -> list[int]:
     """The tokens served, in order."""
     batches = [batch[site, seed] for batch in stream.batches()]
     assert len(batches) == stream.n_steps
-    assert {len(batch) for batch in batches} <= {stream.batch_size}
+    assert {len(batch) for batch in batches} <= {stream.serving.batch_size}
     assert {batch.dtype for batch in batches} <= {torch.float32}
     return [round(float(x)) for x in torch.cat(batches)[:, 0].abs() * stream.scale[site]]
 
@@ -173,8 +170,10 @@ def test_memory_is_the_buffers_whatever_the_number_of_tokens(n_tokens, room):
     size = 120 if room else 80
     for _ in stream.batches():
         assert {site: len(rows) for site, rows in stream._buffer.items()} == {ONE: size, TWO: size}
-        if stream._pending is not None:
-            assert {site: len(x) for site, x in stream._pending[0].items()} == dict.fromkeys((ONE, TWO), 3 * CONTEXT)
+        if stream._capture._pending is not None:
+            assert {site: len(x) for site, x in stream._capture._pending[0].items()} == dict.fromkeys(
+                (ONE, TWO), 3 * CONTEXT
+            )
 
 
 def test_what_a_pass_captured_is_gone_before_the_next_pass(monkeypatch):
@@ -321,8 +320,7 @@ def test_of_a_real_model_only_counted_positions_are_served(build, family, corpus
     lm = LanguageModel(build(), tiny_tokenizer(family), family)
     site = find_site(lm.model, "resid_post", 1)
     tokens = TokenStream(str(corpus), lm.tokenizer, split="train", context_size=16, n_tokens=300, order_seed=0)
-    stream = ActivationStream(lm, tokens, [site], batch_size=60, buffer_tokens=128, reuse=1, seeds=[0])
-    stream.start(QUIET)
+    stream = ActivationBuffer(lm, tokens, [site], Serving(batch_size=60, buffer_tokens=128, reuse=1, seeds=[0]), QUIET)
     rows = torch.cat([batch[site, 0] for batch in stream.batches()]) * stream.scale[site]
     expected = torch.cat([lm.capture(batch.tokens, [site])[site][:, 1:].flatten(0, 1) for batch in tokens.batches(4)])
     assert rows.shape == expected.shape == (300, D_MODEL)

@@ -1,6 +1,6 @@
-"""The books of a training: counted on the device, read late, and what a trainee does with them.
+"""The statistics of a training: counted on the device, read late, and what a trainer does with them.
 
-Shapes: F = 3 latents in `Books` alone, F = 24 in a trainee.
+Shapes: F = 3 latents in `DeviceStats` alone, F = 24 in a trainer.
 """
 
 import subprocess
@@ -13,100 +13,100 @@ import torch
 from fake_cuda import FakeCuda
 from graph_walk import backward
 from torch._subclasses.fake_tensor import DataDependentOutputException
-from toy_trainee import BUILT_IN, activations, started, trained
+from toy_trainer import BUILT_IN, activations, started, trained
 from twins import no_wait
 
 from sae_bench.saes.active import select
-from sae_bench.training import trainer as trainee_module
-from sae_bench.training.device_stats import READ_EVERY, ROOM_MARGIN, Books
+from sae_bench.training import trainer as trainer_module
+from sae_bench.training.device_stats import CAPACITY_MARGIN, READ_EVERY, DeviceStats
 
 
-def keep(books: Books, n_steps: int, fired: list[bool], first: int = 0) -> None:
+def keep(stats: DeviceStats, n_steps: int, fired: list[bool], first: int = 0) -> None:
     for step in range(first, first + n_steps):
-        books.note(torch.tensor(fired), 10, step)
+        stats.note(torch.tensor(fired), 10, step)
 
 
 def test_the_dead_have_not_fired_for_so_many_tokens_and_are_listed_one_reading_late() -> None:
-    books = Books(3, dead_after=10.0 * READ_EVERY, device=torch.device("cpu"))
-    keep(books, READ_EVERY, [True, False, False])
-    assert books.dead.tolist() == []
-    keep(books, READ_EVERY, [True, False, True], READ_EVERY)
-    assert books.dead.tolist() == [1, 2]  # as of the last reading
-    keep(books, READ_EVERY, [True, False, True], 2 * READ_EVERY)
-    assert books.dead.tolist() == [1]
+    stats = DeviceStats(3, dead_after=10.0 * READ_EVERY, device=torch.device("cpu"))
+    keep(stats, READ_EVERY, [True, False, False])
+    assert stats.dead.tolist() == []
+    keep(stats, READ_EVERY, [True, False, True], READ_EVERY)
+    assert stats.dead.tolist() == [1, 2]  # as of the last reading
+    keep(stats, READ_EVERY, [True, False, True], 2 * READ_EVERY)
+    assert stats.dead.tolist() == [1]
 
 
 def test_the_first_loss_that_is_not_finite_is_remembered_and_no_later_one_is_used() -> None:
-    books = Books(3, 1e9, torch.device("cpu"))
+    stats = DeviceStats(3, 1e9, torch.device("cpu"))
     usable = [
-        books.usable(torch.tensor(loss), step).item() for step, loss in enumerate((1.0, torch.inf, 1.0, torch.nan))
+        stats.usable(torch.tensor(loss), step).item() for step, loss in enumerate((1.0, torch.inf, 1.0, torch.nan))
     ]
     assert usable == [True, False, False, False]
-    assert books.diverged_at is None  # nothing is read yet
-    books.close()
-    assert (books.diverged_at, books.n_skipped) == (1, 3)
+    assert stats.diverged_at is None  # nothing is read yet
+    stats.close()
+    assert (stats.diverged_at, stats.n_skipped) == (1, 3)
 
 
-def test_a_step_without_room_is_not_usable_and_the_room_follows_what_was_seen() -> None:
-    room = no_wait(0.1)
-    books = Books(3, 1e9, torch.device("cpu"), room)
-    room.note(torch.tensor(20), 100, 10)
-    assert not books.usable(torch.tensor(1.0), 0)
-    room.note(torch.tensor(8), 100, 10)
-    assert books.usable(torch.tensor(1.0), 1)
-    books.read()
-    assert room.share == 0.1
-    books.read()
-    assert room.share == pytest.approx(ROOM_MARGIN * 0.2)
-    books.read()
-    assert room.share == 0  # nothing was kept since
-    assert (books.n_skipped, books.diverged_at) == (1, None)
+def test_a_step_beyond_the_capacity_is_not_usable_and_the_capacity_follows_what_was_seen() -> None:
+    capacity = no_wait(0.1)
+    stats = DeviceStats(3, 1e9, torch.device("cpu"), capacity)
+    capacity.note(torch.tensor(20), 100, 10)
+    assert not stats.usable(torch.tensor(1.0), 0)
+    capacity.note(torch.tensor(8), 100, 10)
+    assert stats.usable(torch.tensor(1.0), 1)
+    stats.read()
+    assert capacity.share == 0.1
+    stats.read()
+    assert capacity.share == pytest.approx(CAPACITY_MARGIN * 0.2)
+    stats.read()
+    assert capacity.share == 0  # nothing was kept since
+    assert (stats.n_skipped, stats.diverged_at) == (1, None)
 
 
-# --- a trainee ----------------------------------------------------------------------------------------------------
+# --- a trainer ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arch", BUILT_IN)
 def test_training_without_waiting_is_training(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room instead of exact numbers of pairs: the same SAE, up to the order of additions."""
+    """A capacity instead of exact numbers of pairs: the same SAE, up to the order of additions."""
     waiting = trained(arch, kernels="sparse")
-    monkeypatch.setattr(trainee_module, "waiting_costs", lambda device: True)
+    monkeypatch.setattr(trainer_module, "waiting_costs", lambda device: True)
     not_waiting = trained(arch, kernels="sparse")
-    not_waiting.books.read()
-    assert not_waiting.books.room is not None
-    assert (0 < not_waiting.books.room.share < 1) == (arch != "topk")
-    assert not_waiting.books.n_skipped == 0
+    not_waiting.stats.read()
+    assert not_waiting.stats.capacity is not None
+    assert (0 < not_waiting.stats.capacity.share < 1) == (arch != "topk")
+    assert not_waiting.stats.n_skipped == 0
     for name, parameter in waiting.sae.named_parameters():
         torch.testing.assert_close(not_waiting.sae.get_parameter(name), parameter, rtol=1e-3, atol=1e-4)
 
 
-def test_a_step_without_room_moves_nothing_and_the_next_ones_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainee_module, "waiting_costs", lambda device: True)
-    trainee = started("relu", kernels="sparse")
-    before = {name: value.detach().clone() for name, value in trainee.sae.named_parameters()}
-    assert trainee.books.room is not None
-    trainee.books.room.share = 0.001
+def test_a_step_beyond_the_capacity_moves_nothing_and_the_next_ones_have_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_module, "waiting_costs", lambda device: True)
+    trainer = started("relu", kernels="sparse")
+    before = {name: value.detach().clone() for name, value in trainer.sae.named_parameters()}
+    assert trainer.stats.capacity is not None
+    trainer.stats.capacity.share = 0.001
     for step in range(2 * READ_EVERY):
-        trainee.step(activations(step), step, logged=False)
-        assert all(torch.equal(value, before[name]) for name, value in trainee.sae.named_parameters())
-    trainee.step(activations(99), 2 * READ_EVERY, logged=False)
-    assert not torch.equal(trainee.sae.W_enc, before["W_enc"])
-    trainee.books.close()
-    assert trainee.books.n_skipped == 2 * READ_EVERY
-    assert trainee.failure is None
+        trainer.step(activations(step), step, logged=False)
+        assert all(torch.equal(value, before[name]) for name, value in trainer.sae.named_parameters())
+    trainer.step(activations(99), 2 * READ_EVERY, logged=False)
+    assert not torch.equal(trainer.sae.W_enc, before["W_enc"])
+    trainer.stats.close()
+    assert trainer.stats.n_skipped == 2 * READ_EVERY
+    assert trainer.failure is None
 
 
 def test_a_loss_that_is_not_finite_leaves_the_weights_and_names_the_step() -> None:
-    trainee = started("topk")
+    trainer = started("topk")
     for step in range(4):
-        before = {name: value.detach().clone() for name, value in trainee.sae.named_parameters()}
-        trainee.step(activations(step) * (torch.inf if step == 3 else 1), step, logged=False)
+        before = {name: value.detach().clone() for name, value in trainer.sae.named_parameters()}
+        trainer.step(activations(step) * (torch.inf if step == 3 else 1), step, logged=False)
         moved = {
-            name for name, value in trainee.sae.named_parameters() if not torch.allclose(value, before[name], atol=1e-6)
+            name for name, value in trainer.sae.named_parameters() if not torch.allclose(value, before[name], atol=1e-6)
         }
         assert moved == ({"W_enc", "W_dec", "b_enc", "b_dec"} if step < 3 else set())
-    trainee.books.close()
-    assert trainee.failure == "diverged: the loss at step 3 is not finite"
+    trainer.stats.close()
+    assert trainer.failure == "diverged: the loss at step 3 is not finite"
 
 
 COMPILED = """
@@ -115,7 +115,7 @@ sys.path[:0] = [""]
 import torch
 compile = torch.compile
 torch.compile = lambda function, **how: compile(function, backend="aot_eager", **how)  # needs no C++ compiler
-from toy_trainee import BUILT_IN, trained
+from toy_trainer import BUILT_IN, trained
 for arch in BUILT_IN:
     plain, compiled = trained(arch).sae, trained(arch, compile=True).sae
     for name, parameter in plain.named_parameters():
@@ -149,19 +149,19 @@ def test_a_step_on_a_fake_gpu_mixes_no_devices_and_asks_for_no_number(arch: str,
     """Fake tensors have devices and shapes but no values: whatever waits for a value, or for a shape, fails."""
     with FakeCuda() as cuda, pytest.MonkeyPatch.context() as patch:
         # The one number that is asked for, before the first step.
-        patch.setattr(trainee_module, "room_for", lambda share: 0.2)
+        patch.setattr(trainer_module, "capacity_for", lambda share: 0.2)
         patch.setattr(torch.Tensor, "__float__", lambda self: 0.1)
         patch.setattr(torch.nn.Module, "to", lambda self, device: self)  # it is made there; fakes cannot be moved
-        trainee = started(arch, "cuda", preset, kernels=choice)
+        trainer = started(arch, "cuda", preset, kernels=choice)
         patch.undo()
         patch.setattr(torch.Tensor, "backward", backward)
         batches = [activations(step, "cuda") for step in range(READ_EVERY)]
-        assert {parameter.device.type for parameter in trainee.sae.parameters()} == {"cuda"}
-        trainee.books.dead = torch.zeros(5, dtype=torch.long, device="cuda")
+        assert {parameter.device.type for parameter in trainer.sae.parameters()} == {"cuda"}
+        trainer.stats.dead = torch.zeros(5, dtype=torch.long, device="cuda")
         with cuda.border(closed=True):
             for step in range(READ_EVERY - 1):
-                trainee.step(batches[step], step, logged=False)
-        trainee.step(batches[-1], READ_EVERY - 1, logged=False)  # sends the books off
+                trainer.step(batches[step], step, logged=False)
+        trainer.step(batches[-1], READ_EVERY - 1, logged=False)  # sends the statistics off
 
 
 def test_a_fake_gpu_finds_a_mixed_device_and_a_number_that_is_asked_for() -> None:

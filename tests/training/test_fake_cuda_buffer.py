@@ -1,4 +1,4 @@
-"""What the activation stream does on a CUDA device, tested without one.
+"""What the activation buffer does on a CUDA device, tested without one.
 
 Twice: on a fake device, where whatever would wait for the GPU or mix devices fails; and on the CPU with two pretended
 streams, where an access to the buffer that is not ordered behind the one it depends on is caught.
@@ -15,12 +15,15 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sae_bench.device import SideStream
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import find_site
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
-from sae_bench.training import buffer as activations
-from sae_bench.training.buffer import ActivationStream
+from sae_bench.training import buffer as buffers
+from sae_bench.training import capture, serving
+from sae_bench.training.buffer import ActivationBuffer
+from sae_bench.training.serving import Serving
 
 QUIET = Progress(quiet=True)
 
@@ -38,9 +41,9 @@ def cuda():
 
 @pytest.fixture
 def reads(monkeypatch, cuda):
-    """A count of what the stream asks the device; it may also send it tensors, and nothing else crosses the border."""
+    """A count of what the buffer asks the device; it may also send it tensors, and nothing else crosses the border."""
     reads = Counter()
-    send = activations.send
+    send = capture.send
 
     def announced(x, device):
         with cuda.border(closed=False):
@@ -54,10 +57,11 @@ def reads(monkeypatch, cuda):
         assert (finite.device.type, finite.shape, finite.dtype) == ("cuda", (), torch.bool)
         reads["finite"] += 1
 
-    monkeypatch.setattr(activations, "send", announced)
-    monkeypatch.setattr(activations, "scale_and_mean", scale_and_mean)
-    monkeypatch.setattr(activations, "check_finite", check_finite)
-    monkeypatch.setitem(activations.CAPTURE_TOKENS, "cuda", 64)
+    for module in (buffers, capture):
+        monkeypatch.setattr(module, "send", announced)
+    monkeypatch.setattr(serving, "scale_and_mean", scale_and_mean)
+    monkeypatch.setattr(capture, "check_finite", check_finite)
+    monkeypatch.setitem(capture.CAPTURE_TOKENS, "cuda", 64)
     return reads
 
 
@@ -65,14 +69,14 @@ def make(lm, corpus, **options):
     sites = [find_site(lm.model, "resid_post", 1), find_site(lm.model, "attn_out", 2)]
     tokens = TokenStream(str(corpus), lm.tokenizer, split="train", context_size=16, n_tokens=400, order_seed=0)
     given = {"batch_size": 30, "buffer_tokens": 200, "reuse": 3, "seeds": [0, 5]}
-    return ActivationStream(lm, tokens, sites, **given | options)
+    return ActivationBuffer(lm, tokens, sites, Serving(**given | options), QUIET)
 
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_a_whole_stream_on_a_fake_device(folder, corpus, at_work, cuda, reads, overlap):
-    stream = make(fake_language_model(folder), corpus, overlap=overlap)
+    lm = fake_language_model(folder)
     with cuda.border(closed=True):
-        stream.start(QUIET)
+        stream = make(lm, corpus, overlap=overlap)
         batches = list(stream.batches())
     assert len(batches) == stream.n_steps == 40
     for batch in batches:
@@ -148,7 +152,7 @@ def streams(monkeypatch):
     """Pretended streams in the place of CUDA's."""
     streams = PretendedStreams()
 
-    class PretendedSide:
+    class PretendedSide(SideStream):
         def __init__(self, device):
             pass
 
@@ -168,8 +172,8 @@ def streams(monkeypatch):
         def uses(self, x):
             streams.watched.append(x)
 
-    monkeypatch.setattr(activations, "SideStream", PretendedSide)
-    monkeypatch.setitem(activations.CAPTURE_TOKENS, "cpu", 64)
+    monkeypatch.setattr(buffers, "SideStream", PretendedSide)
+    monkeypatch.setitem(capture.CAPTURE_TOKENS, "cpu", 64)
     with streams:
         yield streams
 
@@ -179,7 +183,6 @@ def streams(monkeypatch):
 def test_the_two_streams_never_meet_in_the_buffer(corpus, at_work, streams, overlap, batch, reuse):
     lm = LanguageModel(tiny_gemma2(), tiny_tokenizer(), "tiny")
     stream = make(lm, corpus, overlap=overlap, batch_size=batch, reuse=reuse)
-    stream.start(QUIET)
     assert len(streams.watched) == len(stream.sites), "memory of the buffer may be reused while the side writes to it"
     for site in stream.sites:
         stream.sample(site, 20)

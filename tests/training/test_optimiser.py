@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toy_trainee import SITE, Sample, activations, started
+from toy_trainer import activations, begun, started
 
 from sae_bench import ARCHITECTURES, SAEConfig
-from sae_bench.runs.config import ArchSpec, Recipe
+from sae_bench.runs.config import ArchSpec
 from sae_bench.runs.plan import settle
-from sae_bench.training import trainer as trainee_module
+from sae_bench.training import trainer as trainer_module
 from sae_bench.training.optimiser import adam, clip_gradient
-from sae_bench.training.trainer import Trainee
+from sae_bench.training.recipe import Recipe
 
 CLIP = {"relu": 4.0, "gated": 10.0, "topk": 1.0, "jumprelu": 10.0}
 """Norms on data of norm sqrt(d_in), which some of the steps exceed."""
@@ -41,12 +41,11 @@ def trained_on(
         norms.append(float(norm := clip_gradient(optimiser, bound)))
         return norm
 
-    monkeypatch.setattr(trainee_module, "clip_gradient", noted)
+    monkeypatch.setattr(trainer_module, "clip_gradient", noted)
     sae = ARCHITECTURES[arch](SAEConfig(d_in=6, d_sae=24, coefficient=coefficient, seed=1, options=options)).double()
-    trainee = Trainee("one", sae, SITE, 0, recipe)
-    trainee.start(Sample(x_scale * activations(0).double()))
+    trainer = begun(sae, recipe, x_scale * activations(0).double())
     for step in range(30):
-        trainee.step(x_scale * activations(step).double(), step, logged=False)
+        trainer.step(x_scale * activations(step).double(), step, logged=False)
     return sae, norms
 
 
@@ -137,27 +136,27 @@ def test_no_gradient_is_no_reason_to_fail() -> None:
 @pytest.mark.parametrize("arch", ["relu", "gated", "topk", "jumprelu"])
 def test_adam_sees_the_clipped_gradient_and_clipping_the_projected_one(arch: str) -> None:
     """The first moments of the first step, over 1 - beta_1, are the gradient that Adam was given."""
-    trainee = started(f"{arch}:grad_clip=0.001")
-    rows = trainee.sae.W_dec.detach().clone()
-    trainee.step(activations(1), 0, logged=False)
+    trainer = started(f"{arch}:grad_clip=0.001")
+    rows = trainer.sae.W_dec.detach().clone()
+    trainer.step(activations(1), 0, logged=False)
     moments = {
-        name: trainee.optimiser.state[parameter]["exp_avg"] / (1 - trainee.recipe.betas[0])
-        for name, parameter in trainee.sae.named_parameters()
+        name: trainer.optimiser.state[parameter]["exp_avg"] / (1 - trainer.recipe.betas[0])
+        for name, parameter in trainer.sae.named_parameters()
     }
     length = torch.stack([torch.linalg.vector_norm(moment) for moment in moments.values()]).square().sum().sqrt()
     assert length.item() == pytest.approx(0.001)
     along = torch.linalg.vecdot(moments["W_dec"], rows).abs().max()
-    assert (along < 1e-8) == trainee.sae.unit_norm_decoder
+    assert (along < 1e-8) == trainer.sae.unit_norm_decoder
 
 
 def test_a_norm_that_overflows_leaves_the_weights_and_is_told() -> None:
     """Data of 1e12: loss and gradients of 1e24 are finite, the squares of the gradients are not."""
-    trainee = started("topk:grad_clip=0.01")
+    trainer = started("topk:grad_clip=0.01")
     for step in range(4):
-        before = {name: value.detach().clone() for name, value in trainee.sae.named_parameters()}
-        trainee.step(activations(step) * (1e12 if step == 3 else 1), step, logged=step == 3)
+        before = {name: value.detach().clone() for name, value in trainer.sae.named_parameters()}
+        trainer.step(activations(step) * (1e12 if step == 3 else 1), step, logged=step == 3)
         if step == 3:
-            torch.testing.assert_close(dict(trainee.sae.named_parameters()), before, atol=1e-6, rtol=0)
-    assert math.isfinite(trainee.log[-1]["loss"])
-    trainee.books.close()
-    assert trainee.failure is not None
+            torch.testing.assert_close(dict(trainer.sae.named_parameters()), before, atol=1e-6, rtol=0)
+    assert math.isfinite(trainer.log[-1]["loss"])
+    trainer.stats.close()
+    assert trainer.failure is not None

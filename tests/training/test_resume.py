@@ -15,7 +15,7 @@ from test_end_to_end import ARCHS, records_of, weights_of, without_times
 
 from sae_bench.cli.main import main
 from sae_bench.runs.train import TrainStage
-from sae_bench.training import trainer as trainee_module
+from sae_bench.training import trainer as trainer_module
 from sae_bench.training.checkpoint import Checkpoints, flatten, unflatten
 
 
@@ -52,7 +52,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("at", [1, 7, 8, 17, 20, 33])
 def test_a_run_that_was_killed_after_any_step_ends_with_the_same_bits(settings, whole, tmp_path, monkeypatch, at):
     command = [*flags(settings | {"--out": tmp_path / "run"}), "--quiet"]
-    step, done = trainee_module.Trainee.step, []
+    step, done = trainer_module.SAETrainer.step, []
 
     def killed(self, *arguments, **how):
         done.append(self.id)
@@ -61,13 +61,13 @@ def test_a_run_that_was_killed_after_any_step_ends_with_the_same_bits(settings, 
         step(self, *arguments, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainee_module.Trainee, "step", killed)
+        patch.setattr(trainer_module.SAETrainer, "step", killed)
         with pytest.raises(Killed):
             main([str(part) for part in command])
     assert not weights_of(tmp_path / "run")
     first = len(done)
     monkeypatch.setattr(
-        trainee_module.Trainee, "step", lambda self, *a, **how: (done.append(self.id), step(self, *a, **how))
+        trainer_module.SAETrainer, "step", lambda self, *a, **how: (done.append(self.id), step(self, *a, **how))
     )
     assert bench(*command) == 0
     n_steps = 1500 * 3 // 130
@@ -93,15 +93,15 @@ def stop_after(n_steps, run, patch):
     """As TrainStage.run, but SIGTERM arrives within a step."""
 
     def stopped(self, sink):
-        step, done = trainee_module.Trainee.step, []
+        step, done = trainer_module.SAETrainer.step, []
 
-        def ask(trainee, *arguments, **how):
-            done.append(trainee.id)
-            if len(done) == (n_steps - 1) * len(self.trainees) + 2:  # in the middle of a step of all SAEs
+        def ask(trainer, *arguments, **how):
+            done.append(trainer.id)
+            if len(done) == (n_steps - 1) * len(self.trainers) + 2:  # in the middle of a step of all SAEs
                 os.kill(os.getpid(), signal.SIGTERM)
-            step(trainee, *arguments, **how)
+            step(trainer, *arguments, **how)
 
-        patch.setattr(trainee_module.Trainee, "step", ask)
+        patch.setattr(trainer_module.SAETrainer, "step", ask)
         run(self, sink)
 
     return stopped
@@ -156,9 +156,9 @@ def test_training_further_goes_on_where_the_training_ended(settings, tmp_path, m
     assert bench(*flags(settings | {"--out": out}), "--quiet") == 0
     before = records_of(out)
     steps = []
-    step = trainee_module.Trainee.step
+    step = trainer_module.SAETrainer.step
     monkeypatch.setattr(
-        trainee_module.Trainee, "step", lambda self, x, n, **how: (steps.append(n), step(self, x, n, **how))
+        trainer_module.SAETrainer, "step", lambda self, x, n, **how: (steps.append(n), step(self, x, n, **how))
     )
     longer = [*flags(settings | {"--out": out, "--tokens": 2500}), "--quiet"]
     assert bench(*longer) == 2

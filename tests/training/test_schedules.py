@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sae_bench.runs.config import recipe_for
+from sae_bench.training.recipe import recipe_for
 from sae_bench.training.schedules import (
     PROPORTIONAL_GAIN,
     CoefficientController,

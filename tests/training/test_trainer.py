@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toy_trainee import activations, started
+from toy_trainer import activations, started
 
 from sae_bench import Step
 from sae_bench.saes import active
-from sae_bench.training import trainer as trainee_module
-from sae_bench.training.trainer import ENCODER_DTYPE, Trainee
+from sae_bench.training import trainer as trainer_module
+from sae_bench.training.trainer import ENCODER_DTYPE, SAETrainer
 
 EVERY_RECIPE = [
     (arch, preset) for arch in ("relu", "gated", "gated:penalty=ri_l1", "topk", "jumprelu")
@@ -43,9 +43,9 @@ def rounded_product(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[tuple[s
     yield slice(0, len(x)), (x.bfloat16() @ W_enc.bfloat16()).float() + b_enc
 
 
-def gradients(trainee: Trainee, x: Tensor, at: Step) -> dict[str, Tensor]:
-    trainee._loss_with_gradients(x, at)
-    return {name: parameter.grad.clone() for name, parameter in trainee.sae.named_parameters()}
+def gradients(trainer: SAETrainer, x: Tensor, at: Step) -> dict[str, Tensor]:
+    trainer._loss_with_gradients(x, at)
+    return {name: parameter.grad.clone() for name, parameter in trainer.sae.named_parameters()}
 
 
 def assert_close_in_norm(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
@@ -62,30 +62,30 @@ def test_only_the_encoder_product_is_in_half_precision(
     arch: str, preset: str, layout: str, without_waiting: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trained so; at every step types are float32 and gradients those of a float32 step within bfloat16's rounding."""
-    monkeypatch.setattr(trainee_module, "waiting_costs", lambda device: without_waiting)
-    trainee = started(arch, preset=preset)
-    start = copy.deepcopy(trainee.sae.state_dict())
+    monkeypatch.setattr(trainer_module, "waiting_costs", lambda device: without_waiting)
+    trainer = started(arch, preset=preset)
+    start = copy.deepcopy(trainer.sae.state_dict())
     for i in range(9):
-        trainee.kernels = LAYOUTS[layout][i % len(LAYOUTS[layout])]  # type: ignore[assignment]
+        trainer.kernels = LAYOUTS[layout][i % len(LAYOUTS[layout])]  # type: ignore[assignment]
         x, at = activations(i), Step(torch.tensor(1e-3), torch.tensor([3, 5]))
-        exact = gradients(trainee, x, at)
+        exact = gradients(trainer, x, at)
         with monkeypatch.context() as patch:
-            if trainee.sae.autocast:
+            if trainer.sae.autocast:
                 patch.setattr(active, "_pre_activations", rounded_product)
-            rounded = gradients(trainee, x, at)
+            rounded = gradients(trainer, x, at)
         with half_products():
-            with trainee._kernels(x.device):
-                loss = trainee.sae.loss(x, at)
-            found = gradients(trainee, x, at)
-            trainee.step(x, i, logged=False)
+            with trainer._kernels(x.device):
+                loss = trainer.sae.loss(x, at)
+            found = gradients(trainer, x, at)
+            trainer.step(x, i, logged=False)
         assert {t.dtype for t in (loss.total, loss.x_hat, loss.latents.values, *loss.terms.values())} == {torch.float32}
         assert_close_in_norm(found, rounded, 1e-5)
         assert_close_in_norm(found, exact, 0.2)
         same = all(torch.equal(found[name], exact[name]) for name in exact)
-        assert same == (not trainee.sae.autocast), "the encoder product was not in half precision, or should not be"
-    trainee.books.close()
-    assert trainee.failure is None
-    assert all(not torch.equal(trainee.sae.state_dict()[name], start[name]) for name in ("W_enc", "W_dec", "b_dec"))
+        assert same == (not trainer.sae.autocast), "the encoder product was not in half precision, or should not be"
+    trainer.stats.close()
+    assert trainer.failure is None
+    assert all(not torch.equal(trainer.sae.state_dict()[name], start[name]) for name in ("W_enc", "W_dec", "b_dec"))
 
 
 # --- batches in parts ---------------------------------------------------------------------------------------------
@@ -96,13 +96,13 @@ def test_only_the_encoder_product_is_in_half_precision(
 ])  # fmt: skip
 def test_a_batch_in_parts_has_the_loss_and_the_gradients_of_the_whole(arch: str) -> None:
     """40 tokens in parts of 7; the parts' L0s differ from the batch's, which the penalty on the batch's mean needs."""
-    trainee, x = started(arch), activations(1) * torch.linspace(0.5, 1.5, 40)[:, None]
-    trainee.sae.double()
+    trainer, x = started(arch), activations(1) * torch.linspace(0.5, 1.5, 40)[:, None]
+    trainer.sae.double()
     at, losses, found = Step(torch.tensor(0.3), torch.tensor([3, 5])), [], []
-    for trainee.micro_batch in (None, 7):
-        trainee.optimiser.zero_grad()
-        losses.append(trainee._loss_with_gradients(x.double(), at))
-        found.append({name: parameter.grad.clone() for name, parameter in trainee.sae.named_parameters()})
+    for trainer.micro_batch in (None, 7):
+        trainer.optimiser.zero_grad()
+        losses.append(trainer._loss_with_gradients(x.double(), at))
+        found.append({name: parameter.grad.clone() for name, parameter in trainer.sae.named_parameters()})
     torch.testing.assert_close(losses[0].total, losses[1].total)
     assert losses[0].l0 == losses[1].l0
     for name, gradient in found[0].items():
@@ -111,12 +111,12 @@ def test_a_batch_in_parts_has_the_loss_and_the_gradients_of_the_whole(arch: str)
 
 def test_without_the_batch_s_l0_the_penalty_on_its_mean_is_another_in_parts() -> None:
     """Which is why it is told: the mean of the parts' squares is no square of their mean."""
-    trainee, x = started("jumprelu:l0_penalty_per=batch"), activations(1) * torch.linspace(0.5, 1.5, 40)[:, None]
-    assert trainee.sae.needs_batch_l0
+    trainer, x = started("jumprelu:l0_penalty_per=batch"), activations(1) * torch.linspace(0.5, 1.5, 40)[:, None]
+    assert trainer.sae.needs_batch_l0
     at = Step(torch.tensor(1.0), torch.tensor([], dtype=torch.long))
     parts: list[Any] = list(x.split(20))
-    alone = torch.stack([trainee.sae.loss(part, at).total for part in parts]).mean()
-    told = replace(at, batch_l0=trainee._batch_l0(parts))
-    whole = trainee.sae.loss(x, at).total
-    torch.testing.assert_close(torch.stack([trainee.sae.loss(part, told).total for part in parts]).mean(), whole)
+    alone = torch.stack([trainer.sae.loss(part, at).total for part in parts]).mean()
+    told = replace(at, batch_l0=trainer._batch_l0(parts))
+    whole = trainer.sae.loss(x, at).total
+    torch.testing.assert_close(torch.stack([trainer.sae.loss(part, told).total for part in parts]).mean(), whole)
     assert alone > whole + 1e-3

@@ -1,0 +1,61 @@
+"""What is kept of a batch's loss, or of a micro-batch's, and how the losses of parts make that of the whole.
+
+Shapes: B tokens of a batch, F = d_sae.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_bench.saes.base import Latents, Loss, count_per_latent
+from sae_bench.saes.layouts import Dense
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """Neither a loss's graph nor its latents."""
+
+    total: Float[Tensor, ""]
+    terms: dict[str, Float[Tensor, ""]]
+    x_hat: Float[Tensor, "B D"]
+    counts: Float[Tensor, " F"]
+    """On how many tokens each latent fired."""
+    dense: bool
+
+    @staticmethod
+    @torch.no_grad()
+    def of(loss: Loss) -> "BatchLoss":
+        terms = {name: term.detach() for name, term in loss.terms.items()}
+        counts = count_per_latent(loss.latents)[0]
+        return BatchLoss(loss.total.detach(), terms, loss.x_hat.detach(), counts, is_dense(loss.latents))
+
+    @staticmethod
+    def joined(parts: Sequence["BatchLoss"]) -> "BatchLoss":
+        """The loss of a batch from its micro-batches', weighted by their tokens."""
+        if len(parts) == 1:
+            return parts[0]
+        x_hat = torch.cat([part.x_hat for part in parts])
+        shares = [len(part.x_hat) / len(x_hat) for part in parts]
+
+        def mean(values: Sequence[Tensor]) -> Tensor:
+            return torch.stack([value * share for value, share in zip(values, shares, strict=True)]).sum(0)
+
+        return BatchLoss(
+            mean([part.total for part in parts]),
+            {name: mean([part.terms[name] for part in parts]) for name in parts[0].terms},
+            x_hat,
+            torch.stack([part.counts for part in parts]).sum(0),
+            parts[0].dense,
+        )
+
+    @property
+    def l0(self) -> Float[Tensor, ""]:
+        return self.counts.sum() / len(self.x_hat)
+
+
+def is_dense(f: Latents) -> bool:
+    """Whether dense products work on these latents."""
+    return isinstance(f, Tensor) or isinstance(f.pattern, Dense)
