@@ -24,29 +24,28 @@ if TYPE_CHECKING:
     from sae_bench.registry import register_architecture as register_architecture
     from sae_bench.registry import register_task as register_task
     from sae_bench.saes.active import Active as Active
+    from sae_bench.saes.active import Latents as Latents
     from sae_bench.saes.active import decode as decode
     from sae_bench.saes.active import select as select
     from sae_bench.saes.active import select_all as select_all
-    from sae_bench.saes.base import Latents as Latents
     from sae_bench.saes.base import Loss as Loss
     from sae_bench.saes.base import Options as Options
     from sae_bench.saes.base import SAEConfig as SAEConfig
     from sae_bench.saes.base import SparseAutoencoder as SparseAutoencoder
     from sae_bench.saes.base import Step as Step
     from sae_bench.saes.base import active_per_token as active_per_token
-    from sae_bench.saes.base import count_per_latent as count_per_latent
     from sae_bench.saes.base import reconstruction_loss as reconstruction_loss
     from sae_bench.saes.base import upper_quantile as upper_quantile
 
 __version__ = "0.1.0"
 
 _NAMES = {
-    "saes.active": ("Active", "decode", "select", "select_all"),
+    "saes.active": ("Active", "Latents", "decode", "select", "select_all"),
     "evaluation.document_sums": ("DocumentSums",),
     "registry": ("ARCHITECTURES", "TASKS", "register_architecture", "register_task"),
     "saes.base": (
-        "Latents", "Loss", "Options", "SAEConfig", "SparseAutoencoder", "Step",
-        "active_per_token", "count_per_latent", "reconstruction_loss", "upper_quantile",
+        "Loss", "Options", "SAEConfig", "SparseAutoencoder", "Step",
+        "active_per_token", "reconstruction_loss", "upper_quantile",
     ),
     "evaluation.stderr": ("jackknife_stderr", "mean_stderr", "ratio_stderr"),
     "evaluation.task": ("EvalBatch", "EvalSetting", "JudgedLatent", "Metric", "Result", "Score", "Task"),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sae_bench.errors import UserError
+from sae_bench.formats import ours
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.lm.tokens import TokenStream
@@ -20,7 +21,6 @@ from sae_bench.runs.config import RunConfig, parse_interval
 from sae_bench.runs.plan import SAEPlan, training_bytes, training_disk_bytes
 from sae_bench.runs.provenance import environment
 from sae_bench.saes.kernel_choice import dense_above
-from sae_bench.saes.save import save_sae
 from sae_bench.training.buffer import ActivationStream
 from sae_bench.training.checkpoint import Checkpoint, Checkpoints, Keeper, State, random_state, restore_random_state
 from sae_bench.training.logging import LogSink
@@ -278,7 +278,7 @@ class TrainStage:
                 "failure": trainee.failure,
                 "legs": [asdict(leg) for leg in self._earlier],
             }
-            save_sae(
+            ours.write(
                 self.folder.sae_path(plan.id),
                 trainee.sae,
                 plan.describe() | {"training": training},

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_bench.saes.active import Room
+from sae_bench.saes.selection import Room
 
 READ_EVERY = 5
 """Steps between readings; what is read is as old."""

@@ -21,17 +21,9 @@ from torch import Tensor
 from sae_bench.device import halved
 from sae_bench.lm.sites import Site
 from sae_bench.runs.config import Recipe
-from sae_bench.saes.active import Kernels, Room, kernels
-from sae_bench.saes.base import (
-    Latents,
-    Loss,
-    SparseAutoencoder,
-    Step,
-    active_per_token,
-    count_per_latent,
-    upper_quantile,
-)
-from sae_bench.saes.layouts import Dense
+from sae_bench.saes.active import Kernels, as_active, kernels
+from sae_bench.saes.base import Loss, SparseAutoencoder, Step, upper_quantile
+from sae_bench.saes.selection import Room
 from sae_bench.training.buffer import ActivationStream
 from sae_bench.training.device_stats import Books, room_for
 from sae_bench.training.optimiser import adam, clip_gradient, set_lr
@@ -217,7 +209,7 @@ class Trainee:
     def _batch_l0(self, parts: Sequence[Tensor]) -> Float[Tensor, ""]:
         """L0 of a batch from its parts, each [b, D]."""
         with self._kernels(parts[0].device):
-            return torch.cat([active_per_token(self.sae.encode(part)) for part in parts]).float().mean()
+            return torch.cat([as_active(self.sae.encode(part)).active_per_token() for part in parts]).float().mean()
 
     def _kernels(self, device: torch.device) -> AbstractContextManager[None]:
         encoder_dtype = ENCODER_DTYPE.get(device.type) if self.sae.autocast else None
@@ -286,8 +278,8 @@ class BatchLoss:
     @torch.no_grad()
     def of(loss: Loss) -> "BatchLoss":
         terms = {name: term.detach() for name, term in loss.terms.items()}
-        counts = count_per_latent(loss.latents)[0]
-        return BatchLoss(loss.total.detach(), terms, loss.x_hat.detach(), counts, is_dense(loss.latents))
+        f = as_active(loss.latents)
+        return BatchLoss(loss.total.detach(), terms, loss.x_hat.detach(), f.count_per_latent()[0], f.is_dense)
 
     @staticmethod
     def joined(parts: Sequence["BatchLoss"]) -> "BatchLoss":
@@ -330,11 +322,6 @@ def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
 
 def _no_room(device: torch.device) -> Room:
     return Room(1.0, torch.zeros((), device=device), torch.zeros((), dtype=torch.bool, device=device))
-
-
-def is_dense(f: Latents) -> bool:
-    """Whether dense products work on these latents."""
-    return isinstance(f, Tensor) or isinstance(f.pattern, Dense)
 
 
 def waiting_costs(device: torch.device) -> bool:
