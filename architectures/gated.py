@@ -37,8 +37,8 @@ class GatedOptions(Options):
 class Gated(SparseAutoencoder):
     options_type = GatedOptions
     options: GatedOptions
-    saelens_architecture = "gated"
-    saelens_names: ClassVar[dict[str, str]] = {"b_enc": "b_gate"}
+    nonlinearity = "gated"
+    stored_names: ClassVar[dict[str, str]] = {"b_enc": "b_gate"}
     recipes: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __init__(self, config: SAEConfig) -> None:
@@ -50,10 +50,10 @@ class Gated(SparseAutoencoder):
     def unit_norm_decoder(self) -> bool:
         return self.options.penalty == "l1"
 
-    def biases(self) -> list[Float[Tensor, "F"]]:
+    def biases(self) -> list[Float[Tensor, " F"]]:
         return [self.b_enc, self.b_mag]
 
-    def shift_biases(self, shift: Float[Tensor, "F"]) -> None:
+    def shift_biases(self, shift: Float[Tensor, " F"]) -> None:
         self.b_enc.sub_(shift)
         self.b_mag.sub_(self.r_mag.exp() * shift)
 

@@ -56,8 +56,8 @@ class JumpReLU(SparseAutoencoder):
     autocast = False  # bfloat16 numbers lie further apart than the bandwidth: the window would hold one of them or none
     options_type = JumpReLUOptions
     options: JumpReLUOptions
-    saelens_architecture = "jumprelu"
-    saelens_names: ClassVar[dict[str, str]] = {"theta_parameter": "threshold"}
+    nonlinearity = "jumprelu"
+    stored_names: ClassVar[dict[str, str]] = {"theta_parameter": "threshold"}
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         "short": {
             "bandwidth": 3e-3, "theta_init": "quantile", "train_log_theta": False, "dead_relaxation": 0.95,
@@ -72,7 +72,7 @@ class JumpReLU(SparseAutoencoder):
         self.theta_parameter = nn.Parameter(theta.log() if self.options.train_log_theta else theta)
 
     @property
-    def theta(self) -> Float[Tensor, "F"]:
+    def theta(self) -> Float[Tensor, " F"]:
         """The thresholds; the exp's chain factor is in the graph where log theta is trained."""
         return self.theta_parameter.exp() if self.theta_in_logs else self.theta_parameter
 
@@ -101,7 +101,7 @@ class JumpReLU(SparseAutoencoder):
             self.theta_parameter[step.dead] = dead + math.log(relax) if in_logs else dead * relax
         self.theta_parameter.clamp_(min=math.log(self.least_theta) if in_logs else self.least_theta)
 
-    def biases(self) -> list[Float[Tensor, "F"]]:
+    def biases(self) -> list[Float[Tensor, " F"]]:
         return [self.b_enc] if self.theta_in_logs else [self.b_enc, self.theta_parameter]
 
     def fold(self, scale: float) -> "SparseAutoencoder":
@@ -123,7 +123,7 @@ class JumpReLU(SparseAutoencoder):
         total = error + step.coefficient * self._sparsity(l0, step.batch_l0)
         return Loss(total, x_hat, f, {"reconstruction": error, "l0": l0.mean()})
 
-    def _sparsity(self, l0: Float[Tensor, "B"], batch_l0: Float[Tensor, ""] | None) -> Float[Tensor, ""]:
+    def _sparsity(self, l0: Float[Tensor, " B"], batch_l0: Float[Tensor, ""] | None) -> Float[Tensor, ""]:
         target, mean = self.config.l0, l0.mean()
         if target is None:
             return mean

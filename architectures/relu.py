@@ -34,7 +34,7 @@ class ReLUOptions(Options):
 class ReLU(SparseAutoencoder):
     options_type = ReLUOptions
     options: ReLUOptions
-    saelens_architecture = "standard"
+    nonlinearity = "relu"
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {
             "lr": 5e-5, "betas": (0.9, 0.999), "lr_warmup": 0, "lr_decay": 0.2,

@@ -39,7 +39,7 @@ class TopK(SparseAutoencoder):
     control = "k"
     options_type = TopKOptions
     options: TopKOptions
-    saelens_architecture = "topk"
+    nonlinearity = "topk"
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {"b_dec_init": "geometric_median", "dead_after": 10_000_000},
         "short": {"b_enc_init": "zeros"},
@@ -54,9 +54,6 @@ class TopK(SparseAutoencoder):
     def check(cls, config: SAEConfig) -> None:
         if config.sparsity != int(config.sparsity) or not 0 < config.sparsity <= config.d_sae:
             raise ValueError(f"k = {config.sparsity:g}: give a whole number from 1 to the width, {config.d_sae}")
-
-    def saelens_settings(self) -> dict[str, Any]:
-        return {"k": self.k}
 
     def encode(self, x: Float[Tensor, "B D"]) -> Active:
         return _rectified(self.select(x, self._largest))

@@ -24,8 +24,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from workers.ours import EncoderProduct, Ours
 from workers.protocol import Spec
 
-import sae_bench.training.trainer
-from sae_bench import SparseAutoencoder
+from sae_bench import Active, SparseAutoencoder
 from sae_bench.training.device_stats import DeviceStats
 from sae_bench.training.schedules import CoefficientController
 
@@ -37,7 +36,7 @@ METHODS: dict[str, tuple[tuple[object, str], ...]] = {
         (DeviceStats, "usable"),
         (DeviceStats, "note"),
         (CoefficientController, "update"),
-        (sae_bench.training.trainer, "count_per_latent"),
+        (Active, "count_per_latent"),
     ),
 }
 """Part -> what does it: methods, or functions as the trainer calls them."""

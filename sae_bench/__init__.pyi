@@ -26,16 +26,15 @@ from .registry import register_model as register_model
 from .registry import register_scorer as register_scorer
 from .registry import register_task as register_task
 from .saes.active import Active as Active
+from .saes.active import Latents as Latents
 from .saes.active import decode as decode
 from .saes.active import select as select
 from .saes.active import select_all as select_all
-from .saes.base import Latents as Latents
 from .saes.base import Loss as Loss
 from .saes.base import Options as Options
 from .saes.base import SAEConfig as SAEConfig
 from .saes.base import SparseAutoencoder as SparseAutoencoder
 from .saes.base import Step as Step
 from .saes.base import active_per_token as active_per_token
-from .saes.base import count_per_latent as count_per_latent
 from .saes.base import reconstruction_loss as reconstruction_loss
 from .saes.base import upper_quantile as upper_quantile

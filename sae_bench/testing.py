@@ -40,9 +40,11 @@ from sae_bench.lm.sites import Site
 from sae_bench.registry import ARCHITECTURES, TASKS
 from sae_bench.runs.config import ArchSpec
 from sae_bench.runs.plan import settle
-from sae_bench.saes.active import Active, Capacity, kernels
-from sae_bench.saes.base import Latents, Loss, SAEConfig, SparseAutoencoder, Step, initial_decoder
+from sae_bench.saes.active import Active, Latents, as_active, kernels
+from sae_bench.saes.base import Loss, SAEConfig, SparseAutoencoder, Step, initial_decoder
+from sae_bench.saes.convert import to_built_in
 from sae_bench.saes.save import load_sae, save_sae
+from sae_bench.saes.selection import Capacity
 from sae_bench.training.recipe import Preset
 from sae_bench.training.trainer import SAETrainer, StepSettings
 
@@ -175,8 +177,12 @@ def _check_release(sae: SparseAutoencoder, x: Float[Tensor, "B D"], scale: float
     _require_unit_rows(raw, "after fold; call super().fold(scale)")
     _require_close(raw(raw_x) / scale, x_hat, f"after fold(C), x_hat(C x) is not C x_hat(x); {advice}")
     _require_close(_dense(raw.encode(raw_x)) / scale, norms * f, f"after fold(C), f is not C ||W_dec,i|| f; {advice}")
-    if (exported := raw.as_built_in()) is not None:
-        _require_close(exported(raw_x), raw(raw_x), "as_built_in gives an SAE that computes something else")
+    if raw.nonlinearity is not None or raw.as_built_in() is not None:
+        exported, complaint = to_built_in(raw), "as_built_in gives an SAE that computes something else"
+        if raw.nonlinearity is not None:
+            complaint += ", or nonlinearity is not what it computes"
+        _require_close(exported(raw_x), raw(raw_x), complaint)
+        _require_close(_dense(exported.encode(raw_x)), _dense(raw.encode(raw_x)), complaint)
     with tempfile.TemporaryDirectory() as folder:
         save_sae(Path(folder), raw, {}, {}, [])
         loaded = load_sae(Path(folder))
@@ -219,7 +225,7 @@ def _check_token_task(cls: type[Task]) -> None:
         _check_result(cls, found, {"by_document": of.setting.n_documents, "per_latent": of.setting.sae.config.d_sae})
     for sizes in ([1] * data.n, [data.n - 9, 9]):
         _require_same_scores(result, data.run(sizes), f"serving {len(sizes)} batches")
-    _require_same_scores(result, data.run(dense=True), "a plain tensor of latents instead of an active set")
+    _require_same_scores(result, data.run(dense=True), "an active set that is stored as a matrix")
     _require_same_scores(result, data.run(meanwhile=one_token.run), "another instance at work meanwhile")
 
 
@@ -308,11 +314,12 @@ class _EvalData:
         meanwhile()
         for rows in torch.arange(self.n).split(list(sizes or [self.n])):
             x, document = self.x[rows], self.document[rows]
-            f = self.setting.sae.encode(x)
+            with kernels("dense" if dense else "sparse"):
+                f = as_active(self.setting.sae.encode(x))
             x_hat = factor * self.setting.sae.decode(f)
             predicts = document > 0
             losses = LMLosses(document[predicts], *self.losses[:, rows][:, predicts]) if task.needs_lm_loss else None
-            task.update(EvalBatch(x, _dense(f) if dense else f, x_hat, document, losses))
+            task.update(EvalBatch(x, f, x_hat, document, losses))
         return task.finish()
 
 
@@ -332,7 +339,7 @@ def _scaled_activations(n: int, d_in: int, seed: int) -> Float[Tensor, "n D"]:
 
 
 def _dense(f: Latents) -> Float[Tensor, "B F"]:
-    return f if isinstance(f, Tensor) else f.to_dense()
+    return as_active(f).to_dense()
 
 
 def _same(one: SparseAutoencoder, other: SparseAutoencoder) -> bool:

@@ -10,7 +10,6 @@ from sae_bench import (
     Result,
     Score,
     Task,
-    count_per_latent,
     jackknife_stderr,
     register_task,
 )
@@ -41,7 +40,7 @@ class FeatureDensity(Task):
     def update(self, batch: EvalBatch) -> None:
         group = batch.document % N_GROUPS
         self.tokens.index_add_(0, group, torch.ones_like(group, dtype=torch.float64))
-        self.counts += count_per_latent(batch.f, group, N_GROUPS)
+        self.counts += batch.f.count_per_latent(group, N_GROUPS)
 
     def finish(self) -> Result:
         counts, tokens = self.counts.cpu().numpy(), self.tokens.cpu().numpy()

@@ -170,6 +170,16 @@ class OtherExport(ReLU):
         return other
 
 
+class OtherNonlinearity(ReLU):
+    """Says that it is a relu, and is one and a half."""
+
+    nonlinearity = "relu"
+
+    def encode(self, x):
+        f = super().encode(x)
+        return f.with_values(1.5 * f.values, zero_at_zero=True)
+
+
 class UnknownRecipe(ReLU):
     recipes = {"short": {"learning_rate": 0.1}}  # noqa: RUF012
 
@@ -199,6 +209,7 @@ BROKEN_ARCHITECTURES = {
     UnfoldedThreshold: "after fold.C., x_hat",
     ForgottenState: "a loaded SAE is not the saved one",
     OtherExport: "as_built_in gives an SAE that computes something else",
+    OtherNonlinearity: "or nonlinearity is not what it computes",
     UnknownRecipe: "learning_rate",
     LooseOptions: "misspelt names",
     RefusesAll: "refuses every configuration",
@@ -263,13 +274,12 @@ class SharedState(MeanOfBatches):
         return Result({"l0": Score(sum(self.tokens) / len(self.tokens), None, len(self.tokens))})
 
 
-class SetsOnly(Reconstruction):
-    """Understands active sets and forgets plain tensors."""
+class CountsPadding(Reconstruction):
+    """Takes whatever stands among the values for an active latent."""
 
     def update(self, batch):
         super().update(batch)
-        if isinstance(batch.f, torch.Tensor):
-            self.sums._sums["active"] *= 0
+        self.sums._sums["active"] *= batch.f.values.numel() / len(batch.f.pairs()[0])
 
 
 class NotJSON(Reconstruction):
@@ -345,7 +355,7 @@ BROKEN_TASKS = {
     SilentlyUndefined: "None without a note",
     MeanOfBatches: "serving 2 batches turns l0's value",
     SharedState: "turns l0's",
-    SetsOnly: "a plain tensor of latents .* turns l0's value",
+    CountsPadding: "stored as a matrix turns l0's value",
     NotJSON: "no JSON",
     WrongLength: "2 values instead of 24",
     Unversioned: "declares no version",

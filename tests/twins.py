@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sae_bench import SparseAutoencoder, Step
-from sae_bench.saes.active import Capacity, kernels
+from sae_bench.saes.active import kernels
+from sae_bench.saes.selection import Capacity
 
 LAMBDA = 0.3
 

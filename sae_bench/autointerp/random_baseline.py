@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_bench.lm.sites import Site
-from sae_bench.saes.base import START_DENSITY, Latents, Loss, SAEConfig, SparseAutoencoder, Step
+from sae_bench.saes.active import Active
+from sae_bench.saes.base import START_DENSITY, Loss, SAEConfig, SparseAutoencoder, Step
 
 LABEL = "random (chance)"
 
@@ -26,7 +27,7 @@ class RandomSAE(SparseAutoencoder):
 
     name = "random"
 
-    def encode(self, x: Float[Tensor, "B D"]) -> Latents:
+    def encode(self, x: Float[Tensor, "B D"]) -> Active:
         k = round(self.config.l0 or 1)
         active = self.select(x, lambda z: z.topk(k, dim=1).indices)
         return active.with_values(active.values.relu())

@@ -34,7 +34,8 @@ from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
-from sae_bench.saes.base import Latents, SparseAutoencoder
+from sae_bench.saes.active import Active, as_active
+from sae_bench.saes.base import SparseAutoencoder
 
 N_BINS = 20
 N_NEIGHBOURS = 4
@@ -148,7 +149,7 @@ def _passes(
     maximum = [torch.zeros(s.sae.config.d_sae, device=lm.device) for s in subjects]
     for _, _, x in batches("count firing"):
         for subject, fired, most in zip(subjects, n_fired, maximum, strict=True):
-            _, latent, value = pairs_of(subject.sae.encode(x[subject.site]))
+            _, latent, value = pairs_of(as_active(subject.sae.encode(x[subject.site])))
             fired += torch.bincount(latent, minlength=len(fired))
             most.scatter_reduce_(0, latent, value, "amax")
     collectors = [
@@ -157,17 +158,13 @@ def _passes(
     ]
     for first, contexts, x in batches("collect"):
         for collector in collectors:
-            collector.add(collector.subject.sae.encode(x[collector.subject.site]), contexts, first)
+            collector.add(as_active(collector.subject.sae.encode(x[collector.subject.site])), contexts, first)
     return collectors
 
 
-def pairs_of(f: Latents) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Float[Tensor, " P"]]:
+def pairs_of(f: Active) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Float[Tensor, " P"]]:
     """Token, latent and value wherever a latent fires, which is where its value is above zero."""
-    if isinstance(f, Tensor):
-        token, latent = f.nonzero(as_tuple=True)
-        value = f[token, latent]
-    else:
-        token, latent, value = f.pairs()
+    token, latent, value = f.pairs()
     fires = value > 0
     return token[fires], latent[fires], value[fires]
 
@@ -210,7 +207,7 @@ class Collector:
         similar.scatter_(1, self.latent[:, None], -torch.inf)
         return similar.topk(min(N_NEIGHBOURS, similar.shape[1]), dim=1).indices
 
-    def add(self, f: Latents, contexts: Contexts, first: int) -> None:
+    def add(self, f: Active, contexts: Contexts, first: int) -> None:
         """Take in a batch whose first context has the number `first`."""
         if not len(self.latent):
             return

@@ -29,7 +29,8 @@ from sae_bench.lm.model import CleanPass, LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
-from sae_bench.saes.base import START_DENSITY, Latents, SAEConfig, SparseAutoencoder
+from sae_bench.saes.active import Active, as_active
+from sae_bench.saes.base import START_DENSITY, SAEConfig, SparseAutoencoder
 
 log = logging.getLogger(__name__)
 
@@ -78,16 +79,13 @@ class Reply:
     """What an SAE makes of a batch, and what the model makes of that: its final hidden states at the predictions."""
 
     candidate: Candidate
-    f: Latents
+    f: Active
     x_hat: Float[Tensor, "c D"]
     hidden: Float[Tensor, "m d_model"] | None
 
     @property
     def n_bytes(self) -> int:
-        if isinstance(self.f, Tensor):
-            latents = self.f.nbytes
-        else:
-            latents = min(PAIR_BYTES * self.f.values.numel(), 5 * self.f.n_tokens * self.candidate.sae.config.d_sae)
+        latents = min(PAIR_BYTES * self.f.values.numel(), 5 * self.f.n_tokens * self.candidate.sae.config.d_sae)
         return latents + self.x_hat.nbytes + (0 if self.hidden is None else self.hidden.nbytes)
 
 
@@ -158,7 +156,7 @@ def _evaluate(
 
 
 def _reply(candidate: Candidate, x: Float[Tensor, "c D"], clean: CleanPass | None, contexts: Contexts) -> Reply:
-    f = candidate.sae.encode(x)
+    f = as_active(candidate.sae.encode(x))
     x_hat = candidate.sae.decode(f)
     hidden = clean.splice(candidate.site, contexts.counted, x_hat)[contexts.predicts] if clean else None
     return Reply(candidate, f, x_hat, hidden)

@@ -20,7 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_bench.registry import TASKS
-from sae_bench.saes.base import Latents, SparseAutoencoder
+from sae_bench.saes.active import Active
+from sae_bench.saes.base import SparseAutoencoder
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class EvalBatch:
     """The counted tokens of some contexts (special positions are left out) as one SAE sees them."""
 
     x: Float[Tensor, "n D"]
-    f: Latents
+    f: Active
     x_hat: Float[Tensor, "n D"]
     document: Int[Tensor, " n"]
     losses: LMLosses | None

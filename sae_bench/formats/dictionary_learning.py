@@ -22,7 +22,6 @@ from sae_bench.errors import UserError
 from sae_bench.formats.foreign import (
     About,
     ForeignSAE,
-    Weights,
     check_shapes,
     whole_number,
     with_input_bias,
@@ -34,6 +33,7 @@ from sae_bench.formats.hook_names import Place, place_of_path
 from sae_bench.formats.source import Source
 from sae_bench.records.files import replacing, write_json
 from sae_bench.saes.base import SparseAutoencoder
+from sae_bench.saes.convert import Weights
 
 FORMAT = "dictionary_learning"
 FILES = ("config.json", "ae.pt")
@@ -59,8 +59,7 @@ CLASSES: dict[str, tuple[str, Layout]] = {
 
 OURS = {
     "encoder.weight": "W_enc", "decoder.weight": "W_dec", "encoder.bias": "b_enc", "bias": "b_dec",
-    "decoder.bias": "b_dec", "decoder_bias": "b_dec", "gate_bias": "b_enc", "mag_bias": "b_mag",
-    "threshold": "theta_parameter",
+    "decoder.bias": "b_dec", "decoder_bias": "b_dec", "gate_bias": "b_gate", "mag_bias": "b_mag",
 }  # fmt: skip
 SEES_X_ITSELF = ("AutoEncoderNew", "JumpReluAutoEncoder")
 
@@ -144,7 +143,7 @@ def _load(path: Path, name: str) -> Weights:
         transposed = theirs in LINEAR
         weights[OURS.get(theirs, theirs)] = tensor.T if transposed else tensor
         if theirs == "threshold" and not sizes:
-            weights["theta_parameter"] = tensor.expand(len(tensors["encoder.bias"])).clone()
+            weights["threshold"] = tensor.expand(len(tensors["encoder.bias"])).clone()
     if name not in SEES_X_ITSELF:
         weights = without_input_bias(weights)
     return with_norms_folded(weights) if name == "AutoEncoder" else weights
@@ -156,8 +155,9 @@ def check(sae: SparseAutoencoder) -> None:
 
 def write(folder: Path, sae: SparseAutoencoder, about: About) -> Path:
     """Write an SAE as dictionary_learning's trainers do."""
-    name = WRITTEN_AS[sae.name]
-    weights = {key: value.detach().cpu() for key, value in sae.named_parameters()}
+    assert sae.nonlinearity is not None, "a built-in architecture"
+    name = WRITTEN_AS[sae.nonlinearity]
+    weights = {key: value.cpu() for key, value in sae.stored().items()}
     if name not in SEES_X_ITSELF:
         weights = with_input_bias(weights)
     state: dict[str, Tensor] = {}
@@ -169,7 +169,7 @@ def write(folder: Path, sae: SparseAutoencoder, about: About) -> Path:
         "layer": about.site["layer"], "lm_name": about.metadata.get("model_name"),
         "submodule_name": f"{about.site['kind']}_layer_{about.site['layer']}",
     }  # fmt: skip
-    if sae.name == "topk":
+    if sae.nonlinearity == "topk":
         trainer["k"] = int(sae.config.sparsity)
         state |= {"k": torch.tensor(trainer["k"]), "threshold": torch.tensor(-1.0)}
     with replacing(folder / "ae.pt") as temporary:

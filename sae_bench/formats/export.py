@@ -9,13 +9,11 @@ from sae_bench.formats import dictionary_learning, gemma_scope, saelens, sparsif
 from sae_bench.formats.foreign import About, ForeignSAE
 from sae_bench.formats.open import find_sources, open_sae
 from sae_bench.records.run_folder import RunFolder
-from sae_bench.saes.base import SparseAutoencoder
+from sae_bench.saes.convert import to_built_in
 
 WRITERS: dict[str, ModuleType] = {
     module.FORMAT: module for module in (saelens, gemma_scope, dictionary_learning, sparsify)
 }
-BUILT_IN = ("relu", "gated", "topk", "jumprelu")
-"""The architectures that other tools' formats know."""
 
 
 def saes_of(run: Path, wanted: Sequence[str] = ()) -> list[ForeignSAE]:
@@ -48,26 +46,12 @@ def export(run: Path, form: str, out: Path, wanted: Sequence[str] = ()) -> list[
     records = {record["sae"]["id"]: record for record in RunFolder(run).records() if record["task"] == "reconstruction"}
     chosen = saes_of(run, wanted)
     for sae in chosen:
-        WRITERS[form].check(exportable(sae.build()))
+        WRITERS[form].check(to_built_in(sae.build()))
     written = []
     for sae in chosen:
         assert sae.own is not None, "an SAE of a run"
         description = sae.own["description"]
         score = records.get(description["id"], {}).get("scores", {}).get("l0", {})
         about = About(description["site"], sae.own["metadata"], score.get("value"))
-        written.append(WRITERS[form].write(out / description["id"], exportable(sae.build()), about))
+        written.append(WRITERS[form].write(out / description["id"], to_built_in(sae.build()), about))
     return written
-
-
-def exportable(sae: SparseAutoencoder) -> SparseAutoencoder:
-    """The SAE as a built-in architecture, which is all that other tools know.
-
-    Raises:
-        UserError: a plugin does not say how.
-    """
-    if sae.name in BUILT_IN:
-        return sae
-    other = sae.as_built_in()
-    if other is None or other.name not in BUILT_IN:
-        raise UserError(f'architecture "{sae.name}" does not say how it is exported: give it as_built_in()')
-    return other

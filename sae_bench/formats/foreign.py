@@ -14,17 +14,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from sae_bench.errors import UserError
 from sae_bench.formats.headers import Headers, damaged
 from sae_bench.formats.hook_names import Place
-from sae_bench.registry import ARCHITECTURES
-from sae_bench.saes.active import latent_major
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder
-
-Weights = dict[str, Tensor]
-"""Tensors by our names for parameters."""
+from sae_bench.saes.convert import Weights, assemble
 
 
 @dataclass(frozen=True)
@@ -62,28 +57,10 @@ class ForeignSAE:
         for name, value in weights.items():
             if not torch.isfinite(value).all():
                 raise UserError(f"{self.where}: {name} holds NaN or infinity: it cannot be evaluated")
-        theta = weights.get("theta_parameter")
+        theta = weights.get("threshold")
         if theta is not None and (theta < 0).any():
             raise UserError(f"{self.where}: a threshold is {float(theta.min()):.3g}, below 0: it cannot be evaluated")
         return assemble(self.arch, self.config, weights)
-
-
-def assemble(arch: str, config: SAEConfig, weights: Weights) -> SparseAutoencoder:
-    """An SAE that takes raw activations, around these very tensors.
-
-    Raises:
-        UserError: the architecture has others.
-    """
-    with torch.device("meta"):
-        sae = ARCHITECTURES[arch](config)
-    weights = weights | {"W_enc": latent_major(weights["W_enc"])}
-    shapes = {name: weight.shape for name, weight in sae.named_parameters()}
-    if shapes != {name: weight.shape for name, weight in weights.items()}:
-        found = ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in weights.items())
-        raise UserError(f"these are not the tensors of a {arch} SAE: {found}")
-    sae.load_state_dict(weights, assign=True)
-    sae.folded = True
-    return sae.requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -169,7 +146,8 @@ def _shifted(weights: Weights, sign: float) -> Weights:
     In float64: a residual stream's mean is far longer than what varies about it, and float32 would round that away.
     """
     shift = sign * (weights["b_dec"].double() @ weights["W_enc"].double())
-    shifted = {"b_enc": weights["b_enc"].double() + shift}
+    bias = "b_gate" if "b_gate" in weights else "b_enc"
+    shifted = {bias: weights[bias].double() + shift}
     if "b_mag" in weights:
         shifted["b_mag"] = weights["b_mag"].double() + weights["r_mag"].double().exp() * shift
     return weights | {name: bias.float() for name, bias in shifted.items()}

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from sae_bench.errors import UserError
-from sae_bench.formats.foreign import About, ForeignSAE, Weights, check_shapes
+from sae_bench.formats.foreign import About, ForeignSAE, check_shapes
 from sae_bench.formats.headers import damaged, npz_headers, regular
 from sae_bench.formats.hook_names import place_of_path
 from sae_bench.formats.source import Source
 from sae_bench.records.files import replacing
 from sae_bench.saes.base import SparseAutoencoder
+from sae_bench.saes.convert import Weights
 
 FORMAT = "gemma-scope"
 FILES = ("params.npz",)
@@ -40,17 +41,15 @@ def _load(path: Path) -> Weights:
     check_shapes(path, headers, LAYOUT)
     try:
         with regular(path) as file, np.load(file, allow_pickle=False) as arrays:
-            weights = {name: torch.from_numpy(arrays[name]) for name in LAYOUT}
+            return {name: torch.from_numpy(arrays[name]) for name in LAYOUT}
     except Exception as error:  # noqa: BLE001 (the checksum of a member, and whatever else zip and npy can have wrong)
         raise damaged(path, str(error)) from None
-    weights["theta_parameter"] = weights.pop("threshold")
-    return weights
 
 
 def check(sae: SparseAutoencoder) -> None:
     """Raise UserError for an SAE that the format cannot hold."""
-    if sae.name != "jumprelu":
-        exact = {"gated": "exactly", "topk": "with a calibrated threshold"}.get(sae.name)
+    if sae.nonlinearity != "jumprelu":
+        exact = {"gated": "exactly", "topk": "with a calibrated threshold"}.get(sae.nonlinearity or "")
         remedy = f"`convert --to jumprelu` makes one {exact}" if exact else "choose another --format"
         raise UserError(f"a {sae.name} SAE does not fit into {FORMAT}, which holds jumprelu alone: {remedy}")
 
@@ -59,10 +58,7 @@ def write(folder: Path, sae: SparseAutoencoder, about: About) -> Path:
     """Write params.npz where Gemma Scope has it: layer_L/width_W/average_l0_N."""
     width = f"{sae.config.d_sae // 1024}k" if sae.config.d_sae % 1024 == 0 else str(sae.config.d_sae)
     below = folder / f"layer_{about.site['layer']}" / f"width_{width}" / f"average_l0_{round(about.l0 or 0)}"
-    weights: dict[str, Any] = {
-        name: value.detach().cpu().contiguous().numpy() for name, value in sae.named_parameters()
-    }
-    weights["threshold"] = weights.pop("theta_parameter")
+    weights: dict[str, Any] = {name: value.cpu().contiguous().numpy() for name, value in sae.stored().items()}
     path = below / "params.npz"
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **weights)

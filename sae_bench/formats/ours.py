@@ -1,27 +1,33 @@
-"""Our own runs' SAEs: `sae_bench.json` says what trained them and which architecture reads the weights beside it."""
+"""Our own runs' SAEs: `sae_bench.json` says what trained them and which architecture reads the weights beside it.
 
-from collections.abc import Mapping
+A `cfg.json` makes a folder of SAELens's of it, where the weights are such that SAELens can read them.
+"""
+
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sae_bench.errors import UserError
-from sae_bench.formats.foreign import ForeignSAE, Weights, check_shapes, load_checked
+from sae_bench.formats import saelens
+from sae_bench.formats.foreign import ForeignSAE, check_shapes, load_checked
 from sae_bench.formats.headers import damaged, regular, safetensors_headers
 from sae_bench.formats.hook_names import Place
 from sae_bench.formats.source import Source
-from sae_bench.records.files import read_sealed, sha256
+from sae_bench.records.files import read_sealed, sha256, write_json
 from sae_bench.records.names import file_name
-from sae_bench.registry import ARCHITECTURES
-from sae_bench.saes.base import SAEConfig
+from sae_bench.records.run_folder import SAE_DESCRIPTION
+from sae_bench.saes.base import SAEConfig, SparseAutoencoder
+from sae_bench.saes.convert import Weights
+from sae_bench.saes.save import WEIGHTS, save_sae
 
 FORMAT = "sae-arch-bench"
-FILES = ("sae_bench.json", "sae_weights.safetensors")
+FILES = (SAE_DESCRIPTION, WEIGHTS)
 LAYOUT = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
 
 
 def read(source: Source) -> ForeignSAE:
     """See what an SAE's folder of a run holds."""
-    description, path = source.files["sae_bench.json"], source.files["sae_weights.safetensors"]
+    description, path = source.files[SAE_DESCRIPTION], source.files[WEIGHTS]
     with regular(description):  # no link
         own = read_sealed(description)
     d_in, d_sae = check_shapes(path, safetensors_headers(path), LAYOUT)
@@ -38,7 +44,7 @@ def read(source: Source) -> ForeignSAE:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise damaged(description, f"{type(error).__name__}: {error}") from None
     return ForeignSAE(
-        FORMAT, source.name, arch, d_in, d_sae, place, lambda: _load(path, arch, digest, failure), own=own,
+        FORMAT, source.name, arch, d_in, d_sae, place, lambda: _load(path, digest, failure), own=own,
         hub_commit=source.hub_commit,
     )  # fmt: skip
 
@@ -50,10 +56,23 @@ def _place(site: Mapping[str, Any], model: object) -> Place:
     return Place(kind, layer, model if isinstance(model, str) else None)
 
 
-def _load(path: Path, arch: str, digest: str, failure: str | None) -> Weights:
+def _load(path: Path, digest: str, failure: str | None) -> Weights:
     if failure:
         raise UserError(f"{path} failed in training and has no weights worth evaluating: {failure}")
     if sha256(path) != digest:
         raise UserError(f"{path} is not what was saved (its checksum differs): get it again")
-    names = {theirs: name for name, theirs in ARCHITECTURES[arch].saelens_names.items()}
-    return {names.get(name, name): value for name, value in load_checked(path, safetensors_headers(path)).items()}
+    return load_checked(path, safetensors_headers(path))
+
+
+def write(
+    folder: Path,
+    sae: SparseAutoencoder,
+    description: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    log: Iterable[Mapping[str, float | int]] = (),
+    config_hash: str = "",
+) -> None:
+    """Write an SAE of a run: as `save_sae` does, in a form that SAELens reads too where it can."""
+    if saelens.holds(sae):
+        write_json(folder / saelens.CONFIG, saelens.config_of(sae, metadata))
+    save_sae(folder, sae, description, metadata, log, config_hash)

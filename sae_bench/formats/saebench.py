@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_bench.formats.saelens import config_of
 from sae_bench.records.files import write_json
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.saes.base import SparseAutoencoder
-from sae_bench.saes.save import load_sae, saelens_config
+from sae_bench.saes.save import load_sae
 
 Record = Mapping[str, Any]
 
@@ -78,7 +79,7 @@ def core_result(sae_id: str, records: Mapping[str, Record], sae: SparseAutoencod
         "sae_lens_id": "custom_sae",
         "sae_lens_release_id": sae_id,
         "sae_lens_version": "6.0.0",
-        "sae_cfg_dict": saelens_config(sae, metadata),
+        "sae_cfg_dict": config_of(sae, metadata),
         "eval_result_unstructured": {
             "sae_arch_bench": own,
             "definitions": "docs/formulas.md of sae-arch-bench; zero ablation keeps special positions clean",

@@ -16,7 +16,6 @@ from sae_bench.errors import UserError
 from sae_bench.formats.foreign import (
     About,
     ForeignSAE,
-    Weights,
     check_shapes,
     load_checked,
     whole_number,
@@ -28,20 +27,24 @@ from sae_bench.formats.hook_names import Place, place_of_hook, place_of_path
 from sae_bench.formats.source import Source
 from sae_bench.records.files import write_bytes, write_json
 from sae_bench.saes.base import SparseAutoencoder
-from sae_bench.saes.save import saelens_config
+from sae_bench.saes.convert import Weights
 
 FORMAT = "saelens"
-FILES = ("cfg.json", "sae_weights.safetensors")
+CONFIG = "cfg.json"
+FILES = (CONFIG, "sae_weights.safetensors")
 COMMON = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
 PER_LATENT = {
-    "standard": {"b_enc": "b_enc"},
-    "topk": {"b_enc": "b_enc"},
-    "jumprelu": {"b_enc": "b_enc", "threshold": "theta_parameter"},
-    "gated": {"b_gate": "b_enc", "b_mag": "b_mag", "r_mag": "r_mag"},
+    "standard": ("b_enc",),
+    "topk": ("b_enc",),
+    "jumprelu": ("b_enc", "threshold"),
+    "gated": ("b_gate", "b_mag", "r_mag"),
 }
-"""Their names and ours for what there is one of for each latent."""
+"""What there is one of for each latent; files of ours use the same names."""
 
 ARCHS = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
+"""Our architecture for each of theirs, named as its nonlinearity."""
+
+ARCHITECTURE = {nonlinearity: theirs for theirs, nonlinearity in ARCHS.items()}
 
 
 def read(source: Source) -> ForeignSAE:
@@ -99,8 +102,6 @@ def _layout(architecture: str) -> dict[str, tuple[str, ...]]:
 def _load(path: Path, architecture: str, settings: Mapping[str, Any]) -> Weights:
     check_shapes(path, safetensors_headers(path), _layout(architecture))  # again: it may have changed since
     weights = load_checked(path, _layout(architecture))
-    ours = PER_LATENT[architecture]
-    weights = {ours.get(name, name): value for name, value in weights.items()}
     if settings.get("apply_b_dec_to_input", True):
         weights = without_input_bias(weights)
     if architecture == "topk" and settings.get("rescale_acts_by_decoder_norm"):
@@ -112,10 +113,31 @@ def check(sae: SparseAutoencoder) -> None:
     """The format holds every built-in architecture."""
 
 
+def holds(sae: SparseAutoencoder) -> bool:
+    """Whether the stored tensors of an SAE, as they are, are those of an architecture of theirs."""
+    architecture = ARCHITECTURE.get(sae.nonlinearity or "")
+    return architecture is not None and sae.stored().keys() == _layout(architecture).keys()
+
+
+def config_of(sae: SparseAutoencoder, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """cfg.json as version 6 reads it: scale and pre-encoder bias are folded into the weights."""
+    return {
+        "architecture": ARCHITECTURE.get(sae.nonlinearity or ""),
+        "d_in": sae.config.d_in,
+        "d_sae": sae.config.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "hook_z" if metadata.get("hook_name", "").endswith("hook_z") else "none",
+        **({"k": int(sae.config.sparsity)} if sae.nonlinearity == "topk" else {}),
+        "metadata": {"sae_lens_version": "6.0.0", "sae_lens_training_version": None, **metadata},
+    }
+
+
 def write(folder: Path, sae: SparseAutoencoder, about: About) -> Path:
     """Write an SAE as SAELens v6 does."""
-    names = sae.saelens_names
-    tensors = {names.get(name, name): value.detach().cpu().contiguous() for name, value in sae.named_parameters()}
+    tensors = {name: value.cpu().contiguous() for name, value in sae.stored().items()}
     write_bytes(folder / "sae_weights.safetensors", save(tensors))
-    write_json(folder / "cfg.json", saelens_config(sae, about.metadata))
+    write_json(folder / CONFIG, config_of(sae, about.metadata))
     return folder

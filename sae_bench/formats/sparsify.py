@@ -12,7 +12,6 @@ from sae_bench.errors import UserError
 from sae_bench.formats.foreign import (
     About,
     ForeignSAE,
-    Weights,
     check_shapes,
     load_checked,
     whole_number,
@@ -24,6 +23,7 @@ from sae_bench.formats.hook_names import place_of_module, place_of_path
 from sae_bench.formats.source import Source
 from sae_bench.records.files import write_bytes, write_json
 from sae_bench.saes.base import SparseAutoencoder
+from sae_bench.saes.convert import Weights
 
 FORMAT = "sparsify"
 FILES = ("cfg.json", "sae.safetensors")
@@ -63,7 +63,7 @@ def _load(path: Path) -> Weights:
 
 def check(sae: SparseAutoencoder) -> None:
     """Raise UserError for an SAE that the format cannot hold."""
-    if sae.name != "topk":
+    if sae.nonlinearity != "topk":
         raise UserError(f"a {sae.name} SAE does not fit into {FORMAT}, which holds topk alone: choose another --format")
 
 
@@ -71,7 +71,7 @@ def write(folder: Path, sae: SparseAutoencoder, about: About) -> Path:
     """Write a topk SAE as sparsify does, in a folder named by the hookpoint."""
     site = about.site
     folder = folder / (f"layers.{site['layer']}" if site["kind"] == "resid_post" else str(site["path"]))
-    weights = with_input_bias({name: value.detach().cpu() for name, value in sae.named_parameters()})
+    weights = with_input_bias({name: value.cpu() for name, value in sae.stored().items()})
     tensors = {
         "encoder.weight": weights["W_enc"].T.contiguous(), "encoder.bias": weights["b_enc"],
         "W_dec": weights["W_dec"].contiguous(), "b_dec": weights["b_dec"],

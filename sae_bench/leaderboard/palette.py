@@ -5,7 +5,8 @@ paper without colours. The names that most boards have keep theirs from board to
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,14 @@ KEPT = {"jumprelu": 0, "topk": 1, "gated": 2, "relu": 3}
 
 
 def looks(labels: Iterable[str]) -> dict[str, Look]:
-    """A look for each label; more labels than looks begin again."""
+    """A look for each label, in the order of their names where they are not `KEPT`."""
     found = sorted(set(labels))
     taken = {KEPT[label] for label in found if label in KEPT}
-    free = [i for i in range(len(LOOKS)) if i not in taken] or list(range(len(LOOKS)))
-    others = (label for label in found if label not in KEPT)
-    places = {label: KEPT[label] for label in found if label in KEPT}
-    places |= {label: free[i % len(free)] for i, label in enumerate(others)}
-    return {label: LOOKS[places[label]] for label in found}
+    free = (_look(i) for i in count() if i not in taken)
+    return {label: LOOKS[KEPT[label]] if label in KEPT else next(free) for label in found}
+
+
+def _look(i: int) -> Look:
+    """Look number i: after the first ones come their colours with other markers and lines, alike only 64 later."""
+    others = LOOKS[(i + i // len(LOOKS)) % len(LOOKS)]
+    return replace(others, colour=LOOKS[i % len(LOOKS)].colour)

@@ -15,8 +15,8 @@ from torch import Tensor
 from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, evaluate
 from sae_bench.evaluation.task import Score, token_tasks
-from sae_bench.formats.convert import convert
-from sae_bench.formats.export import exportable, saes_of
+from sae_bench.formats import ours
+from sae_bench.formats.export import saes_of
 from sae_bench.lm.contexts import Contexts
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site, site_of
@@ -27,7 +27,7 @@ from sae_bench.records.names import file_name
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.saes.base import SparseAutoencoder
-from sae_bench.saes.save import save_sae
+from sae_bench.saes.convert import convert, to_built_in
 
 COSTS = {"l0": "reconstruction", "fve": "reconstruction", "delta_lm_loss": "delta_lm_loss", "kl": "delta_lm_loss"}
 """What a conversion may change, and the task that measures it."""
@@ -65,8 +65,8 @@ def convert_run(
     converted = []
     for sae in chosen:
         assert sae.own is not None, "an SAE of a run"
-        site, before = site_of(sae.own["description"]), exportable(sae.build()).to(lm.device)
-        if before.name == "topk" and site not in calibration:
+        site, before = site_of(sae.own["description"]), to_built_in(sae.build()).to(lm.device)
+        if before.nonlinearity == "topk" and site not in calibration:
             stream = token_stream(lm, config, "train", calibration_tokens)
             calibration[site] = activations_at(lm, site, stream, progress)
         after = convert(before, to, calibration.get(site))
@@ -136,4 +136,4 @@ def _save(out: Path, one: Converted, to: str) -> None:
         **own, "id": one.id, "arch": one.after.name, "label": f"{to}:from={own['arch']}", "options": {},
         "converted_from": {"id": own["id"], "arch": own["arch"], "weights_sha256": one.own["sha256"]},
     }  # fmt: skip
-    save_sae(out / "saes" / one.id, one.after.cpu(), description, one.own["metadata"], [])
+    ours.write(out / "saes" / one.id, one.after.cpu(), description, one.own["metadata"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_bench.errors import UserError
+from sae_bench.formats import ours
 from sae_bench.formats.foreign import ForeignSAE
 from sae_bench.formats.hook_names import Place
 from sae_bench.formats.open import find_sources, open_sae
@@ -23,7 +24,6 @@ from sae_bench.runs.config import ImportedSAE, RunConfig
 from sae_bench.runs.plan import SAEPlan
 from sae_bench.runs.train import sae_metadata
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder
-from sae_bench.saes.save import save_sae
 
 log = logging.getLogger(__name__)
 
@@ -137,5 +137,5 @@ def import_saes(lm: LanguageModel, config: RunConfig, plans: Sequence[ImportPlan
     """Copy SAEs into the run's folder, in the form that its own have."""
     for plan in plans:
         metadata = sae_metadata(lm.name, plan.site, config.dataset, config.context_size)
-        save_sae(folder.sae_path(plan.id), plan.build(), plan.describe(), metadata, [], config.hash)
+        ours.write(folder.sae_path(plan.id), plan.build(), plan.describe(), metadata, [], config.hash)
         folder.drop_stale_records(plan.id)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sae_bench.errors import UserError
+from sae_bench.formats import ours
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
@@ -22,7 +23,6 @@ from sae_bench.runs.provenance import environment
 from sae_bench.runs.sources import token_stream
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.kernel_choice import dense_above
-from sae_bench.saes.save import save_sae
 from sae_bench.training.buffer import ActivationBuffer
 from sae_bench.training.checkpoint import (
     Checkpoint,
@@ -248,7 +248,7 @@ class TrainStage:
             "failure": trainer.failure,
             "legs": [asdict(leg) for leg in self._earlier],
         }
-        save_sae(
+        ours.write(
             self.folder.sae_path(plan.id),
             trainer.sae,
             plan.describe() | {"training": training},

@@ -12,7 +12,7 @@ exists whole. When the set is not sparse (an untrained ReLU has half of everythi
 and a mask, and the same functions use dense products; a plugin never knows. Values and gradients equal the dense
 formulation.
 
-`values` may hold padding besides the active pairs (`patterns` says when), so sums over the active are taken by
+`values` may hold padding besides the active pairs (`layouts` says when), so sums over the active are taken by
 `sum_per_token` and its kin, never by `values.sum()`.
 
 Where the trainer asks for it (`kernels`), the encoder product alone multiplies bfloat16 numbers; what `select` returns,
@@ -22,7 +22,6 @@ Shapes: B tokens, D = d_in, F = d_sae, V the shape of values. W_enc is [D, F] by
 (its transpose is contiguous), so that the gradient of a latent's weights is one contiguous row; see `latent_major`.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -30,10 +29,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_bench.saes.layouts import Dense, Pattern, Sparse, chunk_size, slices
+from sae_bench.saes.chunks import chunk_size, slices
+from sae_bench.saes.layouts import Dense, Layout
+from sae_bench.saes.selection import Found
 
 KeepRule = Callable[[Tensor], Tensor]
 """Maps pre-activations [b, F] of some tokens to what to keep: a boolean mask [b, F], or latents' indices [b, k]."""
@@ -41,25 +42,7 @@ KeepRule = Callable[[Tensor], Tensor]
 Kernels = Literal["auto", "dense", "sparse"]
 
 
-@dataclass
-class Capacity:
-    """Memory for the pairs that a mask keeps, set aside where asking the device for their number would stop it.
-
-    A mask that keeps more than its share of all places does not fit: its surplus is lost and `short` says so, and
-    whoever set it aside must not use the result. `most` is the largest share that a mask has kept.
-    """
-
-    share: float
-    most: Float[Tensor, ""]
-    short: Bool[Tensor, ""]
-
-    def note(self, n_kept: Int[Tensor, ""], n_places: int, n_reserved: int) -> None:
-        """Take in that a mask kept `n_kept` of the places, with memory for `n_reserved`."""
-        self.most = torch.maximum(self.most, n_kept / n_places)
-        self.short = self.short | (n_kept > n_reserved)
-
-
-# Share of active pairs above which dense products are used; `crossover` measures the one of the machine at hand.
+# Share of active pairs above which dense products are used; `kernel_choice` measures the one of the machine at hand.
 _dense_above: ContextVar[float] = ContextVar("dense_above", default=0.1)
 _capacity: ContextVar[Capacity | None] = ContextVar("capacity", default=None)
 _encoder_dtype: ContextVar[torch.dtype | None] = ContextVar("encoder_dtype", default=None)
@@ -69,67 +52,87 @@ _encoder_dtype: ContextVar[torch.dtype | None] = ContextVar("encoder_dtype", def
 class Active:
     """Values on the active pairs of a batch: pre-activations as `select` returns them, or latents' activations f."""
 
-    pattern: Pattern
+    layout: Layout
     values: Float[Tensor, "*V"]
     clean: bool = False
     """Whether padding among the values is zero, as `select` leaves it."""
 
     @property
+    def is_dense(self) -> bool:
+        """Whether dense products work on it."""
+        return isinstance(self.layout, Dense)
+
+    @property
     def n_tokens(self) -> int:
-        return self.pattern.n_tokens
+        return self.layout.n_tokens
 
     def with_values(self, values: Float[Tensor, "..."], *, zero_at_zero: bool = False) -> "Active":
         """The same pairs with other values; `zero_at_zero` promises that where ours are zero the others are too."""
-        return Active(self.pattern, self.pattern.fill(values), self.clean and zero_at_zero)
+        return Active(self.layout, self.layout.fill(values), self.clean and zero_at_zero)
 
-    def per_latent(self, parameter: Float[Tensor, "F"]) -> Float[Tensor, "..."]:
+    def per_latent(self, parameter: Float[Tensor, " F"]) -> Float[Tensor, "..."]:
         """Look up a per-latent parameter (a threshold, a norm) for every pair; differentiable."""
-        return self.pattern.per_latent(parameter)
+        return self.layout.per_latent(parameter)
 
     def sum_per_token(self, values: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Sum of `values` over the active latents, mean over ALL tokens of the batch (those without any included)."""
-        return self.pattern.total(values) / self.n_tokens
+        return self.layout.total(values) / self.n_tokens
 
-    def sum_of_each_token(self, values: Float[Tensor, "..."]) -> Float[Tensor, "B"]:
+    def sum_of_each_token(self, values: Float[Tensor, "..."]) -> Float[Tensor, " B"]:
         """Sum of `values` over the active latents of each token, for losses that are not linear in it; differentiable.
 
         Its mean is `sum_per_token`.
         """
-        return self.pattern.total_per_token(values)
+        return self.layout.total_per_token(values)
 
-    def mean_per_latent(self) -> Float[Tensor, "F"]:
+    def mean_per_latent(self) -> Float[Tensor, " F"]:
         """Mean of each latent's values over ALL tokens of the batch; differentiable.
 
         For penalties that weigh latents: on large sets, cheaper than `sum_per_token` of values times weights. Their
         gradient is cheapest where they are computed before the decoder's product.
         """
-        return self.pattern.total_per_latent(self.values, clean=self.clean) / self.n_tokens
+        return self.layout.total_per_latent(self.values, clean=self.clean) / self.n_tokens
 
-    def active_per_token(self) -> Int[Tensor, "B"]:
+    def active_per_token(self) -> Int[Tensor, " B"]:
         """Number of values above zero on each token."""
-        return self.pattern.per_token(self.values.detach() > 0)
+        return self.layout.per_token(self.values.detach() > 0)
 
-    def count_per_latent(self, group: Int[Tensor, "B"] | None = None, n_groups: int = 1) -> Float[Tensor, "n_groups F"]:
+    def count_per_latent(
+        self, group: Int[Tensor, " B"] | None = None, n_groups: int = 1
+    ) -> Float[Tensor, "n_groups F"]:
         """On how many tokens of each group (default: one group) each latent's value is above zero."""
-        return self.pattern.by_group(self.values.detach() > 0, group, n_groups)
+        return self.layout.by_group(self.values.detach() > 0, group, n_groups)
 
-    def pairs(self) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"], Float[Tensor, "P"]]:
+    def pairs(self) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Float[Tensor, " P"]]:
         """Token, latent and value of every active pair, sorted by token; no padding among them."""
-        token, latent, index = self.pattern.pairs()
+        token, latent, index = self.layout.pairs()
         return token, latent, self.values[index]
 
     def to_dense(self) -> Float[Tensor, "B F"]:
         """The [B, F] matrix, zero where inactive; for tests and small inputs."""
         token, latent, values = self.pairs()
-        return values.new_zeros(self.n_tokens, self.pattern.n_latents).index_put((token, latent), values)
+        return values.new_zeros(self.n_tokens, self.layout.n_latents).index_put((token, latent), values)
+
+
+Latents = Active | Tensor
+"""Latents' activations f >= 0: an active set, or a plain [B, F] tensor from an architecture written densely."""
+
+
+def as_active(f: Latents) -> Active:
+    """What `encode` returns, as an active set: the one place where the harness tells the two apart."""
+    if isinstance(f, Active):
+        return f
+    # With a graph a zero counts as a place too, for it may have a gradient: a straight-through estimator's.
+    mask = torch.ones_like(f, dtype=torch.bool) if f.requires_grad else f != 0
+    return Active(Dense(mask), f, clean=True)
 
 
 def select(
     x: Float[Tensor, "B D"],
     W_enc: Float[Tensor, "D F"],
-    b_enc: Float[Tensor, "F"],
+    b_enc: Float[Tensor, " F"],
     keep: KeepRule,
-    b_pre: Float[Tensor, "D"] | None = None,
+    b_pre: Float[Tensor, " D"] | None = None,
 ) -> Active:
     """Return z = (x - b_pre) W_enc + b_enc on the pairs that `keep` selects.
 
@@ -142,20 +145,18 @@ def select(
 def select_all(
     x: Float[Tensor, "B D"],
     W_enc: Float[Tensor, "D F"],
-    b_enc: Float[Tensor, "F"],
+    b_enc: Float[Tensor, " F"],
     keeps: Sequence[KeepRule],
-    b_pre: Float[Tensor, "D"] | None = None,
+    b_pre: Float[Tensor, " D"] | None = None,
 ) -> tuple[Active, ...]:
     """`select` with several rules at once: one encoder product, one active set for each rule."""
     out = _apply(_Select, x, W_enc, b_enc, b_pre, keeps)
-    return tuple(
-        Active(pattern, z, clean=True) for pattern, z in zip(out[: len(keeps)], out[len(keeps) :], strict=True)
-    )
+    return tuple(Active(layout, z, clean=True) for layout, z in zip(out[: len(keeps)], out[len(keeps) :], strict=True))
 
 
-def decode(f: Active, W_dec: Float[Tensor, "F D"], b_dec: Float[Tensor, "D"] | None = None) -> Float[Tensor, "B D"]:
+def decode(f: Active, W_dec: Float[Tensor, "F D"], b_dec: Float[Tensor, " D"] | None = None) -> Float[Tensor, "B D"]:
     """Return x_hat = f W_dec + b_dec (without b_dec when None), with gradients to f, W_dec and b_dec."""
-    product: Tensor = _apply(_Decode, f.values, W_dec, f.pattern, f.clean)
+    product: Tensor = _apply(_Decode, f.values, W_dec, f.layout, f.clean)
     return product if b_dec is None else product + b_dec
 
 
@@ -170,25 +171,25 @@ class _Select(torch.autograd.Function):
         ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None, keeps: Sequence[KeepRule]
     ) -> tuple[Any, ...]:
         centred = x if b_pre is None else x - b_pre
-        found = [_Found(len(x), W_enc.shape[1]) for _ in keeps]
+        found = [Found(len(x), W_enc.shape[1], _dense_above.get(), _capacity.get()) for _ in keeps]
         for tokens, z in _pre_activations(centred, W_enc, b_enc):
             for keep, kept in zip(keeps, found, strict=True):
                 kept.add(tokens, z, keep(z))
-        patterns, values = zip(*(kept.finish() for kept in found), strict=True)
+        layouts, values = zip(*(kept.finish() for kept in found), strict=True)
         ctx.save_for_backward(centred, W_enc)
-        ctx.patterns = patterns
-        return *patterns, *values
+        ctx.layouts = layouts
+        return *layouts, *values
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         centred, W_enc = ctx.saved_tensors
         needs_x, needs_W, _, needs_pre, _ = ctx.needs_input_grad
         dx = dW_enc = db_enc = None
-        for pattern, dz in zip(ctx.patterns, grads[len(ctx.patterns) :], strict=True):
+        for layout, dz in zip(ctx.layouts, grads[len(ctx.layouts) :], strict=True):
             dz = dz.contiguous()  # padding gets no gradient: clean
-            db_enc = _add(db_enc, pattern.sums(dz))
-            dW_enc = _add(dW_enc, pattern.rows_transposed(dz, centred, clean=True).T) if needs_W else None
-            dx = _add(dx, pattern.rows(dz, W_enc.T, clean=True)) if needs_x else None
+            db_enc = _add(db_enc, layout.sums(dz))
+            dW_enc = _add(dW_enc, layout.rows_transposed(dz, centred, clean=True).T) if needs_W else None
+            dx = _add(dx, layout.rows(dz, W_enc.T, clean=True)) if needs_x else None
         # Every token subtracts the same b_pre, so its gradient needs only the sums over tokens.
         db_pre = -(W_enc @ db_enc) if needs_pre else None
         return dx, dW_enc, db_enc, db_pre, None
@@ -200,10 +201,10 @@ def _add(total: Tensor | None, part: Tensor) -> Tensor:
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, f: Tensor, W_dec: Tensor, pattern: Pattern, clean: bool) -> Tensor:
+    def forward(ctx: Any, f: Tensor, W_dec: Tensor, layout: Layout, clean: bool) -> Tensor:
         ctx.save_for_backward(f, W_dec)
-        ctx.pattern, ctx.clean = pattern, clean
-        return pattern.rows(f, W_dec, clean=clean)
+        ctx.layout, ctx.clean = layout, clean
+        return layout.rows(f, W_dec, clean=clean)
 
     @staticmethod
     def backward(ctx: Any, dx_hat: Tensor) -> tuple[Tensor | None, ...]:
@@ -211,8 +212,8 @@ class _Decode(torch.autograd.Function):
         dx_hat = dx_hat.contiguous()
         needs_f, needs_W, *_ = ctx.needs_input_grad
         return (
-            ctx.pattern.inner_products(dx_hat, W_dec) if needs_f else None,
-            ctx.pattern.rows_transposed(f, dx_hat, clean=ctx.clean) if needs_W else None,
+            ctx.layout.inner_products(dx_hat, W_dec) if needs_f else None,
+            ctx.layout.rows_transposed(f, dx_hat, clean=ctx.clean) if needs_W else None,
             None,
             None,
         )
@@ -231,65 +232,6 @@ def _pre_activations(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[tuple[
         else:
             torch.add(some.to(dtype) @ W_enc, b_enc, out=out)  # added in the type of b_enc
         yield tokens, out
-
-
-class _Found:
-    """What one rule keeps, gathered chunk by chunk; the first chunk decides on the layout."""
-
-    def __init__(self, n_tokens: int, n_latents: int) -> None:
-        self.n_tokens, self.n_latents = n_tokens, n_latents
-        self.capacity = _capacity.get()
-        self.dense: tuple[Tensor, Tensor] | None = None
-        self.sparse: list[tuple[Tensor, ...]] = []
-
-    def add(self, tokens: slice, z: Float[Tensor, "b F"], kept: Tensor) -> None:
-        if tokens.start == 0 and self._share(kept) > _dense_above.get():
-            shape = (self.n_tokens, self.n_latents)
-            self.dense = z.new_empty(shape), torch.empty(shape, dtype=torch.bool, device=z.device)
-        if self.dense is None:
-            self.sparse.append(self._pairs(tokens, z, kept))
-            return
-        if kept.dtype != torch.bool:
-            kept = torch.zeros_like(z, dtype=torch.bool).scatter_(1, kept, True)
-        elif self.capacity is not None:
-            self.capacity.note(kept.count_nonzero(), kept.numel(), kept.numel())
-        values, mask = self.dense
-        mask[tokens] = kept
-        values[tokens].copy_(kept).mul_(z)  # three times as fast as a product of two types
-
-    def _share(self, kept: Tensor) -> float:
-        if kept.dtype != torch.bool:
-            return kept.shape[1] / self.n_latents
-        if self.capacity is not None:
-            return self.capacity.share
-        return int(kept.count_nonzero()) / kept.numel()
-
-    def _pairs(self, tokens: slice, z: Tensor, kept: Tensor) -> tuple[Tensor, ...]:
-        """Values, tokens and latents of a chunk's pairs, sorted by token; with a capacity, also which are valid."""
-        if kept.dtype != torch.bool:
-            token = torch.arange(tokens.start, tokens.stop, device=z.device).repeat_interleave(kept.shape[1])
-            return z.gather(1, kept).reshape(-1), token, kept.reshape(-1)
-        if self.capacity is None:
-            token, latent = kept.nonzero(as_tuple=True)
-            return z[token, latent], token + tokens.start, latent
-        n_reserved = min(math.ceil(self.capacity.share * kept.numel()), kept.numel())
-        n_kept = kept.count_nonzero()
-        self.capacity.note(n_kept, kept.numel(), n_reserved)
-        place = torch.arange(n_reserved, device=z.device)
-        valid = place < n_kept
-        # Padding stands on the chunk's last token, which keeps the order, and on all latents in turn.
-        token, latent = kept.nonzero_static(size=n_reserved).unbind(1)
-        token = torch.where(valid, token, len(z) - 1)
-        latent = torch.where(valid, latent, place % self.n_latents)
-        return torch.where(valid, z[token, latent], 0), token + tokens.start, latent, valid
-
-    def finish(self) -> tuple[Pattern, Tensor]:
-        """The pattern and its values."""
-        if self.dense is not None:
-            values, mask = self.dense
-            return Dense(mask), values
-        values, token, latent, *valid = map(torch.cat, zip(*self.sparse, strict=True))
-        return Sparse(token, latent, self.n_tokens, self.n_latents, *valid), values
 
 
 def latent_major(W: Float[Tensor, "D F"]) -> Float[Tensor, "D F"]:

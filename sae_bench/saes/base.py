@@ -11,7 +11,7 @@ Shapes: B tokens, D = d_in, F = d_sae.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from sae_bench.saes.active import Active, KeepRule, decode, latent_major, select_all
+from sae_bench.saes.active import Active, KeepRule, Latents, as_active, decode, latent_major, select_all
 
 START_OVER = 1.5
 """L0, as a multiple of the wanted one, that an SAE starts at where initial values are quantiles of the data."""
@@ -28,11 +28,17 @@ START_OVER = 1.5
 START_DENSITY = 0.02
 """Share of latents active at such a start where no L0 is wanted."""
 
-Latents = Active | Tensor
-"""Latents' activations f >= 0: an active set, or a plain [B, F] tensor from an architecture written densely."""
-
 SparsityControl = Literal["k", "target", "coefficient"]
 """How an architecture reaches a wanted L0: by construction, by a penalty on the distance to it, by its coefficient."""
+
+Nonlinearity = Literal["relu", "jumprelu", "topk", "gated"]
+"""What makes f of z = x W_enc + b_enc, in terms that the field shares; each is also a built-in architecture.
+
+    relu        f = ReLU(z)
+    jumprelu    f = z H(z - threshold), threshold [F] >= 0
+    topk        f = ReLU(z) on the `config.sparsity` largest z of a token
+    gated       f = H(x W_enc + b_gate) ReLU(exp(r_mag) x W_enc + b_mag), without b_enc
+"""
 
 
 class Options(BaseModel):
@@ -67,7 +73,7 @@ class Step:
 
     coefficient: Float[Tensor, ""]
     """Sparsity coefficient lambda, warm-up and control included."""
-    dead: Int[Tensor, "n_dead"]
+    dead: Int[Tensor, " n_dead"]
     """Indices of the latents that have not fired for the recipe's number of tokens."""
     batch_l0: Float[Tensor, ""] | None = None
     """L0 of the whole batch, for a loss with `needs_batch_l0` that is shown a part of it; None: it sees all."""
@@ -99,12 +105,17 @@ class SparseAutoencoder(nn.Module, ABC):
     """Whether the encoder product may be in bfloat16 where the device has it, in training."""
     options_type: ClassVar[type[Options]] = Options
     options: Options
-    saelens_architecture: ClassVar[str | None] = None
-    """What SAELens v6 calls this architecture once folded; None where it has none such."""
-    saelens_names: ClassVar[dict[str, str]] = {}
-    """Its names for our parameters, where they differ."""
+    nonlinearity: ClassVar[Nonlinearity | None] = None
+    """What f is of x once folded, if it is one of these; inherited unless a class has its own `encode` or `decode`."""
+    stored_names: ClassVar[dict[str, str]] = {}
+    """What files call a parameter, where it is not the attribute's name: the names of `Nonlinearity`."""
     recipes: ClassVar[dict[str, dict[str, Any]]] = {}
     """Per preset, the recipe fields in which this architecture departs from the shared ones."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if {"encode", "decode"} & vars(cls).keys() and "nonlinearity" not in vars(cls):
+            cls.nonlinearity = None  # what it inherits may no longer be so
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__()
@@ -154,24 +165,20 @@ class SparseAutoencoder(nn.Module, ABC):
     def after_step(self, step: Step) -> None:
         """Project parameters onto their constraints, after the optimiser's step and the decoder's renormalisation."""
 
-    def biases(self) -> list[Float[Tensor, "F"]]:
+    def biases(self) -> list[Float[Tensor, " F"]]:
         """The per-latent parameters on the scale of the pre-activations: b_enc, and thresholds where there are any."""
         return [self.b_enc]
 
-    def shift_biases(self, shift: Float[Tensor, "F"]) -> None:
+    def shift_biases(self, shift: Float[Tensor, " F"]) -> None:
         """Take the pre-encoder bias's contribution, shift = b_dec W_enc, out of the encoder's biases; for `fold`."""
         self.b_enc.sub_(shift)
 
     def as_built_in(self) -> "SparseAutoencoder | None":
-        """For an architecture of your own: an SAE of a built-in one that computes the same, once folded.
+        """For an architecture of your own, whose parameters need work: a built-in one's SAE that computes the same.
 
-        It is what other tools' files can hold; None, if there is none, and exporting says so.
+        Called once folded. Where `nonlinearity` and `stored_names` say it all, leave it; None: there is none such.
         """
         return None
-
-    def saelens_settings(self) -> dict[str, Any]:
-        """What SAELens's configuration needs besides the common fields."""
-        return {}
 
     @property
     def starting_density(self) -> float:
@@ -195,9 +202,22 @@ class SparseAutoencoder(nn.Module, ABC):
 
     def decode(self, f: Latents) -> Float[Tensor, "B D"]:
         """x_hat = f W_dec + b_dec."""
-        if isinstance(f, Tensor):
-            return f @ self.W_dec + self.b_dec
-        return decode(f, self.W_dec, self.b_dec)
+        return decode(as_active(f), self.W_dec, self.b_dec)
+
+    def stored(self) -> dict[str, Tensor]:
+        """The parameters, by the names that files know."""
+        return {self.stored_names.get(name, name): value.detach() for name, value in self.named_parameters()}
+
+    def load_stored(self, tensors: Mapping[str, Tensor], *, assign: bool = False) -> "SparseAutoencoder":
+        """Take over what `stored` of a folded SAE has given; `assign`: these very tensors.
+
+        Raises:
+            RuntimeError: names or shapes differ.
+        """
+        names = {stored: name for name, stored in self.stored_names.items()}
+        self.load_state_dict({names.get(name, name): value for name, value in tensors.items()}, assign=assign)
+        self.folded = True
+        return self.requires_grad_(False)
 
     @torch.no_grad()
     def project_gradient(self) -> None:
@@ -243,28 +263,16 @@ def initial_decoder(d_in: int, d_sae: int, seed: int) -> Float[Tensor, "F D"]:
 
 def upper_quantile(
     x: Float[Tensor, "B D"], W_enc: Float[Tensor, "D F"], share: float, latents_at_once: int = 4096
-) -> Float[Tensor, "F"]:
+) -> Float[Tensor, " F"]:
     """Per latent, the value of x W_enc that the given share of the tokens exceeds."""
     n_above = max(1, round(share * len(x)))
     blocks = W_enc.split(latents_at_once, dim=1)
     return torch.cat([(x @ block).topk(n_above, dim=0, sorted=False).values.amin(0) for block in blocks])
 
 
-def active_per_token(f: Latents) -> Int[Tensor, "B"]:
+def active_per_token(f: Latents) -> Int[Tensor, " B"]:
     """How many latents are active on each token: its L0."""
-    return (f.detach() > 0).sum(1) if isinstance(f, Tensor) else f.active_per_token()
-
-
-def count_per_latent(
-    f: Latents, group: Int[Tensor, "B"] | None = None, n_groups: int = 1
-) -> Float[Tensor, "n_groups F"]:
-    """On how many tokens each latent is active, separately for each group of tokens (default: one group)."""
-    if not isinstance(f, Tensor):
-        return f.count_per_latent(group, n_groups)
-    fired = (f.detach() > 0).float()
-    if group is None:
-        return fired.sum(0, keepdim=True)
-    return fired.new_zeros(n_groups, fired.shape[1]).index_add_(0, group, fired)
+    return as_active(f).active_per_token()
 
 
 def reconstruction_loss(x: Float[Tensor, "B D"], x_hat: Float[Tensor, "B D"]) -> Float[Tensor, ""]:

@@ -7,7 +7,6 @@ same choice each time. That is why the measurement is kept, in the cache folder,
 import json
 import logging
 import math
-import os
 import platform
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from statistics import NormalDist
 
 import torch
 
+from sae_bench.records.files import write_json
 from sae_bench.records.names import cache_folder
 from sae_bench.saes.active import Kernels, decode, kernels, latent_major, select
 
@@ -31,15 +31,12 @@ def dense_above(d_in: int, d_sae: int, n_tokens: int, device: torch.device) -> f
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     shape = f"{d_in}x{d_sae}x{n_tokens}"
     key = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {shape}"
-    path = cache_folder() / "crossover.json"
+    path = cache_folder() / "kernel_choice.json"
     known = _remembered(path)
     if key not in known:
         found = measure(d_in, d_sae, n_tokens, device)
         known = {key: found} | _remembered(path)  # read again: another run may have been faster, and then it decides
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(known, indent=1, sort_keys=True))
-        os.replace(temporary, path)
+        write_json(path, known)
     return known[key]
 
 

@@ -2,13 +2,13 @@
 
 `Sparse` lists the active (token, latent) pairs; its products touch nothing else. `Dense` is the whole [B, F] matrix
 with a mask; its products are ordinary matrix products, a chunk of tokens at a time. Both give the same values; a caller
-cannot tell them apart as long as it lets the pattern do the sums.
+cannot tell them apart as long as it lets the layout do the sums.
 
-A place of a pattern that is not active is padding: every place of `Dense` outside its mask, and, in a `Sparse` made
+A place of a layout that is not active is padding: every place of `Dense` outside its mask, and, in a `Sparse` made
 where the number of pairs is not known to the host, the places that were left over. Padding counts nowhere and gets no
 gradient.
 
-Shapes: B tokens, D = d_in, F = d_sae. V, the shape of values: [P] pairs of a sparse pattern, [B, F] of a dense one.
+Shapes: B tokens, D = d_in, F = d_sae. V, the shape of values: [P] pairs of `Sparse`, [B, F] of `Dense`.
 """
 
 import functools
@@ -23,11 +23,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}
-"""Size of a [chunk, F] buffer: small enough for a CPU's cache, large enough to fill a GPU."""
+from sae_bench.saes.chunks import chunk_size, slices
+from sae_bench.saes.sums import lookup, sum_per_latent, sum_per_token
 
 
-class Pattern(ABC):
+class Layout(ABC):
     """The active places of a batch: `n_tokens` B, `n_latents` F."""
 
     n_tokens: int
@@ -38,7 +38,7 @@ class Pattern(ABC):
         """Values that may depend on the latent alone, written out for every place."""
 
     @abstractmethod
-    def per_latent(self, parameter: Float[Tensor, "F"]) -> Float[Tensor, "..."]:
+    def per_latent(self, parameter: Float[Tensor, " F"]) -> Float[Tensor, "..."]:
         """A parameter's value for every place, or what broadcasts to it; differentiable."""
 
     @abstractmethod
@@ -46,23 +46,23 @@ class Pattern(ABC):
         """The sum over active places; differentiable."""
 
     @abstractmethod
-    def total_per_token(self, values: Float[Tensor, "*V"]) -> Float[Tensor, "B"]:
+    def total_per_token(self, values: Float[Tensor, "*V"]) -> Float[Tensor, " B"]:
         """The sum over each token's active places; differentiable."""
 
     @abstractmethod
-    def total_per_latent(self, values: Float[Tensor, "*V"], *, clean: bool) -> Float[Tensor, "F"]:
+    def total_per_latent(self, values: Float[Tensor, "*V"], *, clean: bool) -> Float[Tensor, " F"]:
         """The sum over each latent's active places; differentiable. `clean` as for the products."""
 
     @abstractmethod
-    def per_token(self, fired: Bool[Tensor, "*V"]) -> Int[Tensor, "B"]:
+    def per_token(self, fired: Bool[Tensor, "*V"]) -> Int[Tensor, " B"]:
         """How many active places of each token hold True."""
 
     @abstractmethod
-    def by_group(self, fired: Bool[Tensor, "*V"], group: Int[Tensor, "B"] | None, n: int) -> Float[Tensor, "n F"]:
+    def by_group(self, fired: Bool[Tensor, "*V"], group: Int[Tensor, " B"] | None, n: int) -> Float[Tensor, "n F"]:
         """How many active places of each latent hold True, for each of n groups of tokens."""
 
     @abstractmethod
-    def pairs(self) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"], Any]:
+    def pairs(self) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Any]:
         """Token and latent of every active place, sorted by token, and the index that takes them out of values."""
 
     # --- products: `clean` values are zero already where they are padding; others count as zero there -------------
@@ -78,7 +78,7 @@ class Pattern(ABC):
         """sum_t values[t, i] x[t] for every latent i."""
 
     @abstractmethod
-    def sums(self, values: Float[Tensor, "*V"]) -> Float[Tensor, "F"]:
+    def sums(self, values: Float[Tensor, "*V"]) -> Float[Tensor, " F"]:
         """sum_t values[t, i] for every latent i; the values are clean."""
 
     @abstractmethod
@@ -87,23 +87,23 @@ class Pattern(ABC):
 
 
 @dataclass(eq=False)
-class Sparse(Pattern):
+class Sparse(Layout):
     """Pairs sorted by token. `valid` says which are pairs and which are padding; None: all are pairs."""
 
-    token: Int[Tensor, "P"]
-    latent: Int[Tensor, "P"]
+    token: Int[Tensor, " P"]
+    latent: Int[Tensor, " P"]
     n_tokens: int
     n_latents: int
-    valid: Bool[Tensor, "P"] | None = None
+    valid: Bool[Tensor, " P"] | None = None
 
     @functools.cached_property
-    def offsets(self) -> Int[Tensor, "B_plus_1"]:
+    def offsets(self) -> Int[Tensor, " B_plus_1"]:
         """Where the pairs of each token begin."""
         return torch.searchsorted(self.token, torch.arange(self.n_tokens + 1, device=self.token.device))
 
     @functools.cached_property
-    def by_latent(self) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"], Int[Tensor, "F_plus_1"]]:
-        """The transposed pattern: the order that sorts the pairs by latent, their tokens in it, offsets per latent."""
+    def by_latent(self) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Int[Tensor, " F_plus_1"]]:
+        """The transpose: the order that sorts the pairs by latent, their tokens in it, offsets per latent."""
         latent, order = self.latent.sort(stable=True)
         offsets = torch.searchsorted(latent, torch.arange(self.n_latents + 1, device=latent.device))
         return order, self.token[order], offsets
@@ -111,63 +111,62 @@ class Sparse(Pattern):
     def _clean(self, values: Tensor) -> Tensor:
         return values if self.valid is None else torch.where(self.valid, values, 0)
 
-    def fill(self, values: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
+    def fill(self, values: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
         return values
 
-    def per_latent(self, parameter: Float[Tensor, "F"]) -> Float[Tensor, "P"]:
-        gathered: Tensor = _apply(_Gather, parameter, self.latent)
-        return gathered
+    def per_latent(self, parameter: Float[Tensor, " F"]) -> Float[Tensor, " P"]:
+        return lookup(parameter, self.latent)
 
-    def total(self, values: Float[Tensor, "P"]) -> Float[Tensor, ""]:
+    def total(self, values: Float[Tensor, " P"]) -> Float[Tensor, ""]:
         return self._clean(values).sum()
 
-    def total_per_token(self, values: Float[Tensor, "P"]) -> Float[Tensor, "B"]:
+    def total_per_token(self, values: Float[Tensor, " P"]) -> Float[Tensor, " B"]:
         return values.new_zeros(self.n_tokens).index_add(0, self.token, self._clean(values))
 
-    def total_per_latent(self, values: Float[Tensor, "P"], *, clean: bool) -> Float[Tensor, "F"]:
+    def total_per_latent(self, values: Float[Tensor, " P"], *, clean: bool) -> Float[Tensor, " F"]:
         return self.sums(self._clean(values))  # clean or not, for padding gets no gradient
 
-    def per_token(self, fired: Bool[Tensor, "P"]) -> Int[Tensor, "B"]:
+    def per_token(self, fired: Bool[Tensor, " P"]) -> Int[Tensor, " B"]:
         counts = self._clean(fired).long()
         return counts.new_zeros(self.n_tokens).index_add_(0, self.token, counts)
 
-    def by_group(self, fired: Bool[Tensor, "P"], group: Int[Tensor, "B"] | None, n: int) -> Float[Tensor, "n F"]:
+    def by_group(self, fired: Bool[Tensor, " P"], group: Int[Tensor, " B"] | None, n: int) -> Float[Tensor, "n F"]:
         cell = self.latent if group is None else group[self.token] * self.n_latents + self.latent
         counts = self._clean(fired).float()
         return counts.new_zeros(n * self.n_latents).index_add_(0, cell, counts).view(n, -1)
 
-    def pairs(self) -> tuple[Int[Tensor, "p"], Int[Tensor, "p"], Any]:
+    def pairs(self) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"], Any]:
         if self.valid is None:
             return self.token, self.latent, slice(None)
         return self.token[self.valid], self.latent[self.valid], self.valid
 
-    def rows(self, values: Float[Tensor, "P"], W: Float[Tensor, "F D"], *, clean: bool) -> Float[Tensor, "B D"]:
+    def rows(self, values: Float[Tensor, " P"], W: Float[Tensor, "F D"], *, clean: bool) -> Float[Tensor, "B D"]:
         return _bags(self.latent, W, self.offsets, values if clean else self._clean(values))
 
     def rows_transposed(
-        self, values: Float[Tensor, "P"], x: Float[Tensor, "B D"], *, clean: bool
+        self, values: Float[Tensor, " P"], x: Float[Tensor, "B D"], *, clean: bool
     ) -> Float[Tensor, "F D"]:
         order, token, offsets = self.by_latent
         return _bags(token, x, offsets, (values if clean else self._clean(values))[order])
 
-    def sums(self, values: Float[Tensor, "P"]) -> Float[Tensor, "F"]:
+    def sums(self, values: Float[Tensor, " P"]) -> Float[Tensor, " F"]:
         return values.new_zeros(self.n_latents).index_add_(0, self.latent, values)
 
-    def inner_products(self, left: Float[Tensor, "B D"], right: Float[Tensor, "F D"]) -> Float[Tensor, "P"]:
+    def inner_products(self, left: Float[Tensor, "B D"], right: Float[Tensor, "F D"]) -> Float[Tensor, " P"]:
         product = self._sampled_product(left, right) if left.device.type == "cpu" else self._gathered(left, right)
         return self._clean(product)
 
     def _sampled_product(self, left: Tensor, right: Tensor) -> Tensor:
         with warnings.catch_warnings():  # torch announces once per process that its CSR support is in beta
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
-            pattern = torch.sparse_csr_tensor(
+            pairs = torch.sparse_csr_tensor(
                 self.offsets,
                 self.latent,
                 left.new_zeros(len(self.latent)),
                 (self.n_tokens, self.n_latents),
                 check_invariants=False,  # `select` made them
             )
-        product: Tensor = torch.sparse.sampled_addmm(pattern, left, right.T, beta=0.0)
+        product: Tensor = torch.sparse.sampled_addmm(pairs, left, right.T, beta=0.0)
         return product.values()
 
     def _gathered(self, left: Tensor, right: Tensor) -> Tensor:
@@ -178,7 +177,7 @@ class Sparse(Pattern):
 
 
 @dataclass(eq=False)
-class Dense(Pattern):
+class Dense(Layout):
     """The whole matrix with a mask, for sets that are not sparse."""
 
     mask: Bool[Tensor, "B F"]
@@ -189,24 +188,22 @@ class Dense(Pattern):
     def fill(self, values: Float[Tensor, "..."]) -> Float[Tensor, "B F"]:
         return values.expand(self.mask.shape)
 
-    def per_latent(self, parameter: Float[Tensor, "F"]) -> Float[Tensor, "F"]:
+    def per_latent(self, parameter: Float[Tensor, " F"]) -> Float[Tensor, " F"]:
         return parameter  # broadcasts over the tokens
 
     def total(self, values: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         return self.total_per_token(values).sum()
 
-    def total_per_token(self, values: Float[Tensor, "..."]) -> Float[Tensor, "B"]:
-        total: Tensor = _apply(_MaskedSumPerToken, self.fill(values), self.mask)
-        return total
+    def total_per_token(self, values: Float[Tensor, "..."]) -> Float[Tensor, " B"]:
+        return sum_per_token(self.fill(values), self.mask)
 
-    def total_per_latent(self, values: Float[Tensor, "B F"], *, clean: bool) -> Float[Tensor, "F"]:
-        total: Tensor = _apply(_MaskedSumPerLatent, values if clean else torch.where(self.mask, values, 0), self.mask)
-        return total
+    def total_per_latent(self, values: Float[Tensor, "B F"], *, clean: bool) -> Float[Tensor, " F"]:
+        return sum_per_latent(values if clean else torch.where(self.mask, values, 0), self.mask)
 
-    def per_token(self, fired: Bool[Tensor, "B F"]) -> Int[Tensor, "B"]:
+    def per_token(self, fired: Bool[Tensor, "B F"]) -> Int[Tensor, " B"]:
         return (fired & self.mask).sum(1)
 
-    def by_group(self, fired: Bool[Tensor, "B F"], group: Int[Tensor, "B"] | None, n: int) -> Float[Tensor, "n F"]:
+    def by_group(self, fired: Bool[Tensor, "B F"], group: Int[Tensor, " B"] | None, n: int) -> Float[Tensor, "n F"]:
         counts = torch.zeros(n, self.n_latents, device=fired.device)
         for tokens in self._chunks():
             some = (fired[tokens] & self.mask[tokens]).float()
@@ -216,7 +213,7 @@ class Dense(Pattern):
                 counts.index_add_(0, group[tokens], some)
         return counts
 
-    def pairs(self) -> tuple[Int[Tensor, "p"], Int[Tensor, "p"], Any]:
+    def pairs(self) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"], Any]:
         token, latent = self.mask.nonzero(as_tuple=True)
         return token, latent, (token, latent)
 
@@ -238,7 +235,7 @@ class Dense(Pattern):
             out.addmm_(matrix.T, x[tokens])
         return out
 
-    def sums(self, values: Float[Tensor, "B F"]) -> Float[Tensor, "F"]:
+    def sums(self, values: Float[Tensor, "B F"]) -> Float[Tensor, " F"]:
         return values.sum(0)
 
     def inner_products(self, left: Float[Tensor, "B D"], right: Float[Tensor, "F D"]) -> Float[Tensor, "B F"]:
@@ -263,65 +260,6 @@ class Dense(Pattern):
             yield tokens, buffer[: len(some)].copy_(self.mask[tokens]).mul_(some)
 
 
-class _Gather(torch.autograd.Function):
-    """parameter[latent]; its backward is one accumulation instead of indexing's general scatter."""
-
-    @staticmethod
-    def forward(ctx: Any, parameter: Tensor, latent: Tensor) -> Tensor:
-        ctx.save_for_backward(latent)
-        ctx.n_latents = len(parameter)
-        return parameter[latent]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (latent,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.n_latents).index_add_(0, latent, grad), None
-
-
-class _MaskedSumPerToken(torch.autograd.Function):
-    """(values * mask).sum(1) without that product in memory."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, mask: Tensor) -> Tensor:
-        ctx.save_for_backward(mask)
-        size = chunk_size(mask.shape[1], mask.device)
-        parts = zip(values.split(size), mask.split(size), strict=True)
-        return torch.cat([kept.to(some.dtype).mul_(some).sum(1) for some, kept in parts])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (mask,) = ctx.saved_tensors
-        return mask.to(grad.dtype).mul_(grad[:, None]), None
-
-
-class _MaskedSumPerLatent(torch.autograd.Function):
-    """values.sum(0) of clean values, with no gradient for padding."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, mask: Tensor) -> Tensor:
-        ctx.save_for_backward(mask)
-        return values.sum(0)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (mask,) = ctx.saved_tensors
-        return mask.to(grad.dtype).mul_(grad), None
-
-
-def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
-    return function.apply(*arguments)
-
-
 def _bags(index: Tensor, W: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """For each bag, a stretch of `index`, the weighted sum of W's rows."""
     return functional.embedding_bag(index, W, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
-
-
-def chunk_size(width: int, device: torch.device) -> int:
-    """Rows of a chunk, so that a float32 [chunk, width] buffer stays within CHUNK_BYTES of the device."""
-    return max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (4 * width))
-
-
-def slices(length: int, size: int) -> Iterator[slice]:
-    """Cut range(length) into slices of `size`; the last may be shorter."""
-    return (slice(start, min(start + size, length)) for start in range(0, length, size))

@@ -1,4 +1,4 @@
-"""A finished SAE as files: its weights and their settings, in SAELens v6's layout where it knows the architecture."""
+"""A finished SAE as files: its weights, its training log, and a sealed description with the checksum of each file."""
 
 import json
 import math
@@ -8,18 +8,16 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor
 
 from sae_bench._version import __version__
 from sae_bench.errors import UserError
-from sae_bench.records.files import read_sealed, sha256, write_bytes, write_json, write_sealed, write_text
+from sae_bench.records.files import read_sealed, sha256, write_bytes, write_sealed, write_text
 from sae_bench.records.run_folder import SAE_DESCRIPTION
 from sae_bench.registry import ARCHITECTURES
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder
 
 WEIGHTS = "sae_weights.safetensors"
-FILES = (WEIGHTS, "cfg.json", "metrics.jsonl")
-"""What an SAE's folder holds besides its description."""
+LOG = "metrics.jsonl"
 
 
 def save_sae(
@@ -30,16 +28,11 @@ def save_sae(
     log: Iterable[Mapping[str, float | int]],
     config_hash: str = "",
 ) -> None:
-    """Save a folded SAE with what trained it and its training log."""
+    """Save a folded SAE with what trained it and its training log; what the folder holds already is sealed with it."""
     failed = description.get("training", {}).get("failure")
     assert sae.folded or failed, "only folded SAEs, which take raw activations, leave the trainer"
-    names = sae.saelens_names
-    tensors = {names.get(name, name): value.detach().cpu().contiguous() for name, value in sae.named_parameters()}
-    weights = save(tensors)
-    write_bytes(folder / WEIGHTS, weights)
-    write_text(folder / "metrics.jsonl", "".join(_json_line(row) for row in log))
-    if sae.saelens_architecture is not None:
-        write_json(folder / "cfg.json", saelens_config(sae, metadata))
+    write_bytes(folder / WEIGHTS, save({name: value.cpu().contiguous() for name, value in sae.stored().items()}))
+    write_text(folder / LOG, "".join(_json_line(row) for row in log))
     write_sealed(
         folder / SAE_DESCRIPTION,
         {
@@ -48,11 +41,15 @@ def save_sae(
             "arch": sae.name,
             "config": sae.config.model_dump(mode="json"),
             "sha256": sha256(folder / WEIGHTS),
-            "files": {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name in FILES},
+            "files": {path.name: sha256(path) for path in sorted(folder.iterdir()) if _is_part(path)},
             "description": dict(description),
             "metadata": dict(metadata),
         },
     )
+
+
+def _is_part(path: Path) -> bool:
+    return path.is_file() and path.name != SAE_DESCRIPTION and not path.name.startswith(".")
 
 
 def _json_line(row: Mapping[str, float | int]) -> str:
@@ -76,30 +73,10 @@ def load_sae(folder: Path, device: torch.device | str = "cpu") -> SparseAutoenco
             f"{path} is not what was saved (checksum differs): delete {folder} and run the same command again"
         )
     sae = ARCHITECTURES[own["arch"]](SAEConfig(**own["config"]))
-    ours = {theirs: name for name, theirs in sae.saelens_names.items()}
-    tensors: dict[str, Tensor] = {ours.get(name, name): value for name, value in load_file(path).items()}
-    sae.load_state_dict(tensors)
-    sae.folded = True
-    return sae.to(device).requires_grad_(False)
+    return sae.load_stored(load_file(path)).to(device)
 
 
 def description_of(folder: Path) -> dict[str, Any]:
     """What a saved SAE is and what trained it."""
     own = read_sealed(folder / SAE_DESCRIPTION)
     return {**own["description"], "weights_sha256": own["sha256"]}
-
-
-def saelens_config(sae: SparseAutoencoder, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """cfg.json as SAELens v6 reads it: scale and pre-encoder bias are folded into the weights."""
-    return {
-        "architecture": sae.saelens_architecture,
-        "d_in": sae.config.d_in,
-        "d_sae": sae.config.d_sae,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": False,
-        "normalize_activations": "none",
-        "reshape_activations": "hook_z" if metadata.get("hook_name", "").endswith("hook_z") else "none",
-        **sae.saelens_settings(),
-        "metadata": {"sae_lens_version": "6.0.0", "sae_lens_training_version": None, **metadata},
-    }

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_bench.saes.base import Latents, Loss, count_per_latent
-from sae_bench.saes.layouts import Dense
+from sae_bench.saes.active import as_active
+from sae_bench.saes.base import Loss
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class BatchLoss:
     @torch.no_grad()
     def of(loss: Loss) -> "BatchLoss":
         terms = {name: term.detach() for name, term in loss.terms.items()}
-        counts = count_per_latent(loss.latents)[0]
-        return BatchLoss(loss.total.detach(), terms, loss.x_hat.detach(), counts, is_dense(loss.latents))
+        f = as_active(loss.latents)
+        return BatchLoss(loss.total.detach(), terms, loss.x_hat.detach(), f.count_per_latent()[0], f.is_dense)
 
     @staticmethod
     def joined(parts: Sequence["BatchLoss"]) -> "BatchLoss":
@@ -54,8 +54,3 @@ class BatchLoss:
     @property
     def l0(self) -> Float[Tensor, ""]:
         return self.counts.sum() / len(self.x_hat)
-
-
-def is_dense(f: Latents) -> bool:
-    """Whether dense products work on these latents."""
-    return isinstance(f, Tensor) or isinstance(f.pattern, Dense)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_bench.saes.active import Capacity
+from sae_bench.saes.selection import Capacity
 
 READ_EVERY = 5
 """Steps between readings; what is read is as old."""

@@ -19,8 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_bench.device import halved
-from sae_bench.saes.active import Capacity, Kernels, kernels
-from sae_bench.saes.base import Loss, SparseAutoencoder, Step, active_per_token
+from sae_bench.saes.active import Kernels, as_active, kernels
+from sae_bench.saes.base import Loss, SparseAutoencoder, Step
+from sae_bench.saes.selection import Capacity
 from sae_bench.training.batch_loss import BatchLoss
 from sae_bench.training.device_stats import DeviceStats, capacity_for
 from sae_bench.training.initial_values import initialise
@@ -207,7 +208,7 @@ class SAETrainer:
     def _batch_l0(self, parts: Sequence[Tensor]) -> Float[Tensor, ""]:
         """L0 of a batch from its parts, each [b, D]."""
         with self._kernels(parts[0].device):
-            return torch.cat([active_per_token(self.sae.encode(part)) for part in parts]).float().mean()
+            return torch.cat([as_active(self.sae.encode(part)).active_per_token() for part in parts]).float().mean()
 
     def _kernels(self, device: torch.device) -> AbstractContextManager[None]:
         encoder_dtype = ENCODER_DTYPE.get(device.type) if self.sae.autocast else None

@@ -13,10 +13,11 @@ from tiny import D_MODEL
 
 from sae_bench import ARCHITECTURES, SAEConfig, SparseAutoencoder
 from sae_bench.errors import UserError
-from sae_bench.formats.convert import convert
-from sae_bench.formats.export import export, exportable
+from sae_bench.formats.export import export
+from sae_bench.formats.ours import write
 from sae_bench.records.files import read_sealed
-from sae_bench.saes.save import load_sae, save_sae
+from sae_bench.saes.convert import convert, to_built_in
+from sae_bench.saes.save import load_sae
 
 ARCHS = ("gated", "jumprelu", "relu", "topk")
 D, F, K = 24, 64, 6
@@ -57,7 +58,7 @@ def make_run(folder: Path, *saes: SparseAutoencoder) -> Path:
     for sae in saes:
         description = {"id": f"{sae.name}.layer_3.resid_post", "arch": sae.name, "label": sae.name, "site": SITE}
         metadata = {"model_name": "owner/model", "hook_name": "blocks.3.hook_resid_post"}
-        save_sae(folder / "saes" / description["id"], sae, description, metadata, [])
+        write(folder / "saes" / description["id"], sae, description, metadata)
     (folder / "records").mkdir()
     return folder
 
@@ -103,18 +104,54 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, form,
     assert not (tmp_path / "out").exists()
 
 
-class Mine(ARCHITECTURES["relu"]):
-    """A plugin's: latents that are zero above a bound cannot be told by its name."""
+class Bounded(ARCHITECTURES["relu"]):
+    """A plugin's: what its latents are above a bound cannot be told by its base class."""
+
+    name = "mine"
+
+    def encode(self, x):
+        f = super().encode(x)
+        return f.with_values(f.values.clamp(max=1))
+
+
+class Shifted(ARCHITECTURES["relu"]):
+    """A plugin's: a jumprelu that keeps its thresholds under a name of its own."""
+
+    name = "shifted"
+    nonlinearity = "jumprelu"
+    stored_names = {"t": "threshold"}  # noqa: RUF012
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.t = torch.nn.Parameter(torch.linspace(0, 0.02, F))
+
+    def encode(self, x):
+        return self.select(x, keep=lambda z: z > self.t)
 
 
 def test_a_plugin_says_how_it_is_exported_or_is_refused(monkeypatch):
-    mine = Mine(SAEConfig(d_in=D, d_sae=F, l0=K))
-    monkeypatch.setattr(Mine, "name", "mine")
+    mine = Bounded(SAEConfig(d_in=D, d_sae=F, l0=K))
     with pytest.raises(UserError, match=r'"mine" does not say how it is exported: give it as_built_in\(\)'):
-        exportable(mine)
+        to_built_in(mine)
     same = make("jumprelu")
-    monkeypatch.setattr(Mine, "as_built_in", lambda sae: same)
-    assert exportable(mine) is same
+    monkeypatch.setattr(Bounded, "as_built_in", lambda sae: same)
+    assert to_built_in(mine) is same
+
+
+def test_a_plugin_that_names_its_nonlinearity_is_exported_as_the_built_in_one():
+    mine = Shifted(SAEConfig(d_in=D, d_sae=F, l0=K)).fold(3.0).requires_grad_(False)
+    other = to_built_in(mine)
+    assert type(other) is ARCHITECTURES["jumprelu"]
+    (f, x_hat), (f_other, x_hat_other) = outputs(mine), outputs(other)
+    assert 0.05 < float((f > 0).float().mean()) < 0.5
+    assert torch.equal(f_other, f)
+    assert torch.equal(x_hat_other, x_hat)
+
+
+def test_tensors_that_are_not_those_of_the_named_nonlinearity_are_refused(monkeypatch):
+    monkeypatch.setattr(Shifted, "stored_names", {})
+    with pytest.raises(UserError, match=r"not the tensors of a jumprelu SAE: .*\bt \(64,\)"):
+        to_built_in(Shifted(SAEConfig(d_in=D, d_sae=F, l0=K)).fold(3.0))
 
 
 EXACT = [("gated", "jumprelu"), ("jumprelu", "gated"), ("relu", "jumprelu"), ("relu", "gated")]

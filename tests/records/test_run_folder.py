@@ -9,6 +9,7 @@ import torch
 
 from sae_bench import ARCHITECTURES, SAEConfig
 from sae_bench.errors import UserError
+from sae_bench.formats.ours import write
 from sae_bench.records.files import read_json, write_bytes, write_json
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.saes.save import load_sae, save_sae
@@ -17,7 +18,7 @@ from sae_bench.saes.save import load_sae, save_sae
 @pytest.fixture
 def saved(tmp_path):
     sae = ARCHITECTURES["jumprelu"](SAEConfig(d_in=6, d_sae=9, l0=2)).fold(3.0)
-    save_sae(tmp_path / "sae", sae, {"id": "mine"}, {"hook_name": "blocks.1.attn.hook_z"}, [{"step": 0, "loss": 1.5}])
+    write(tmp_path / "sae", sae, {"id": "mine"}, {"hook_name": "blocks.1.attn.hook_z"}, [{"step": 0, "loss": 1.5}])
     return sae, tmp_path / "sae"
 
 

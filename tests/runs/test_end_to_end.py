@@ -314,9 +314,9 @@ def test_a_loaded_sae_is_the_trained_one(tmp_path, settings, monkeypatch, arch):
         trained[folder] = sae
         save(folder, sae, *rest)
 
-    from sae_bench.saes.save import save_sae as save
+    from sae_bench.formats.ours import write as save
 
-    monkeypatch.setattr("sae_bench.runs.train.save_sae", keep)
+    monkeypatch.setattr("sae_bench.formats.ours.write", keep)
     assert bench(*flags(settings | {"--arch": arch, "--l0": 6, "--out": tmp_path / "run"}), "--quiet") == 0
     ((folder, sae),) = trained.items()
     loaded = load_sae(folder)

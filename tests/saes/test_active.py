@@ -1,4 +1,4 @@
-"""The active set against its dense twin: the same values and the same gradients, whatever the pattern and the kernels.
+"""The active set against its dense twin: the same values and the same gradients, whatever the layout and the kernels.
 
 Shapes: B tokens, D = d_in, F = d_sae. The twins are three lines of plain torch in float64.
 """
@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from twins import no_wait
 
-from sae_bench.saes import layouts as patterns
-from sae_bench.saes.active import Active, Capacity, Kernels, decode, kernels, latent_major, select, select_all
+from sae_bench.saes import chunks
+from sae_bench.saes.active import Active, Kernels, as_active, decode, kernels, latent_major, select, select_all
 from sae_bench.saes.kernel_choice import dense_above, measure
 from sae_bench.saes.layouts import Dense, Sparse
+from sae_bench.saes.selection import Capacity
 
 B, D, F, CHUNK = 23, 6, 40, 7  # 7 does not divide 23
 
@@ -25,7 +26,7 @@ Keep = Callable[[Tensor], Tensor]
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(patterns.CHUNK_BYTES, "cpu", 4 * F * CHUNK)
+    monkeypatch.setitem(chunks.CHUNK_BYTES, "cpu", 4 * F * CHUNK)
 
 
 @pytest.fixture(params=["sparse", "dense", "sparse with a capacity"])
@@ -200,7 +201,7 @@ def hand_made() -> Active:
 
 def test_counts_by_hand() -> None:
     f = hand_made()
-    assert f.pattern.offsets.tolist() == [0, 2, 2, 4, 5]
+    assert f.layout.offsets.tolist() == [0, 2, 2, 4, 5]
     assert f.active_per_token().tolist() == [2, 0, 1, 1]
     assert f.count_per_latent().tolist() == [[1, 1, 2]]
     assert f.to_dense().tolist() == [[3, 0, 5], [0, 0, 0], [0, 2, 0], [0, 0, 7]]
@@ -240,13 +241,41 @@ def test_decode_without_bias_adds_none() -> None:
     assert decode(hand_made(), W_dec, b_dec).tolist() == [[128, 236], [100, 200], [106, 208], [135, 242]]
 
 
+# --- a plain tensor, as an architecture that is written densely returns it --------------------------------------
+
+
+def test_a_plain_tensor_becomes_the_active_set_with_its_values():
+    f = torch.tensor([[0.0, 3, 0], [2, 0, 1], [0, 0, 0]])
+    active = as_active(f)
+    assert torch.equal(active.to_dense(), f)
+    assert active.is_dense
+    assert active.active_per_token().tolist() == [1, 2, 0]
+    assert active.count_per_latent(torch.tensor([1, 0, 1]), 2).tolist() == [[1, 0, 1], [0, 1, 0]]
+    assert [part.tolist() for part in active.pairs()] == [[0, 1, 1], [1, 0, 2], [3, 2, 1]]
+    assert as_active(active) is active
+
+
+def test_a_plain_tensor_keeps_the_gradient_of_its_zeros():
+    """A straight-through estimator passes one where the value is zero."""
+    p = inputs()
+    f = torch.where(torch.arange(B * F).reshape(B, F) % 3 == 0, 1.0, 0.0).double().requires_grad_()
+    found = torch.autograd.grad(decode(as_active(f), p["W_dec"], p["b_dec"]).square().sum(), [f, p["W_dec"]])
+    twin = torch.autograd.grad((f @ p["W_dec"] + p["b_dec"]).square().sum(), [f, p["W_dec"]])
+    assert (twin[0][f == 0] != 0).all()
+    torch.testing.assert_close(found, twin)
+
+
+def test_a_plain_tensor_hides_no_latent_below_zero():
+    assert as_active(torch.tensor([[0.0, -1.0]])).to_dense().tolist() == [[0, -1]]
+
+
 # --- kernels and layout -----------------------------------------------------------------------------------------
 
 
 def dense_at(density: float) -> bool:
     """Whether a set of this density is worked on with dense products."""
     x, W = torch.ones(1, 1), torch.arange(1000.0)[None]
-    return isinstance(select(x, W, torch.zeros(1000), above(999.5 - 1000 * density)).pattern, Dense)
+    return isinstance(select(x, W, torch.zeros(1000), above(999.5 - 1000 * density)).layout, Dense)
 
 
 def test_kernels_chooses_within_the_block_and_restores_after_it() -> None:
@@ -270,12 +299,12 @@ def test_kernels_restores_after_an_error() -> None:
 def test_indices_choose_the_layout_as_masks_do() -> None:
     p = inputs()
     for k, layout in ((F // 10, Sparse), (F // 10 + 1, Dense)):
-        assert isinstance(select(p["x"], p["W_enc"], p["b_enc"], largest(k)).pattern, layout)
+        assert isinstance(select(p["x"], p["W_enc"], p["b_enc"], largest(k)).layout, layout)
 
 
 def test_chunks_keep_the_buffer_within_its_bytes() -> None:
-    assert patterns.chunk_size(F, torch.device("cpu")) == CHUNK
-    assert patterns.chunk_size(10**9, torch.device("cpu")) == 1
+    assert chunks.chunk_size(F, torch.device("cpu")) == CHUNK
+    assert chunks.chunk_size(10**9, torch.device("cpu")) == 1
 
 
 def test_latent_major_is_a_copy_stored_latent_by_latent() -> None:
@@ -311,11 +340,11 @@ def test_a_rounded_encoder_product_leaves_everything_else_in_the_type_of_x(choic
     assert {t.dtype for t in (z.values, W.grad, b.grad)} == {torch.float32}
 
 
-def test_the_crossover_is_a_share() -> None:
+def test_the_measured_density_is_a_share() -> None:
     assert 0 < measure(8, 64, 32, torch.device("cpu")) <= 1
 
 
-def test_the_crossover_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_kernels_are_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A run that is repeated must round as it did before, so it must not choose its kernels anew."""
     monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path))
     timings = iter([0.25, 0.5])
@@ -324,15 +353,15 @@ def test_the_crossover_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert asked == [0.25, 0.25, 0.5, 0.25]
 
 
-def test_a_damaged_crossover_file_is_measured_again(
+def test_a_damaged_measurement_is_taken_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path))
     monkeypatch.setattr("sae_bench.saes.kernel_choice.measure", lambda *shape: 0.25)
-    (tmp_path / "crossover.json").write_text('{"cut o')
+    (tmp_path / "kernel_choice.json").write_text('{"cut o')
     assert dense_above(8, 64, 32, torch.device("cpu")) == 0.25
     assert "damaged" in caplog.text
-    assert "0.25" in (tmp_path / "crossover.json").read_text()
+    assert "0.25" in (tmp_path / "kernel_choice.json").read_text()
 
 
 # --- capacity: where the number of pairs is not asked for ------------------------------------------------------------
@@ -374,11 +403,11 @@ def test_gathered_products_are_the_sampled_ones(monkeypatch: pytest.MonkeyPatch)
     """The first is used on GPUs, the second on CPUs."""
     p = inputs()
     with kernels("sparse"):
-        pattern = select(p["x"], p["W_enc"], p["b_enc"], share(0.2), p["b_pre"]).pattern
-    assert isinstance(pattern, Sparse)
-    monkeypatch.setitem(patterns.CHUNK_BYTES, "cpu", 4 * D * 50)  # 184 pairs, 50 at a time
+        layout = select(p["x"], p["W_enc"], p["b_enc"], share(0.2), p["b_pre"]).layout
+    assert isinstance(layout, Sparse)
+    monkeypatch.setitem(chunks.CHUNK_BYTES, "cpu", 4 * D * 50)  # 184 pairs, 50 at a time
     x, W = p["x"].detach(), p["W_dec"].detach()
-    torch.testing.assert_close(pattern._gathered(x, W), pattern._sampled_product(x, W))
+    torch.testing.assert_close(layout._gathered(x, W), layout._sampled_product(x, W))
 
 
 @pytest.mark.parametrize("choice", ["sparse", "dense"])

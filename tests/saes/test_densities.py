@@ -23,7 +23,7 @@ from twins import (
 )
 
 from sae_bench import ARCHITECTURES, SAEConfig, SparseAutoencoder
-from sae_bench.saes import layouts as patterns
+from sae_bench.saes import chunks
 
 B, D, F, CHUNK = 53, 6, 100, 11
 EPS = 0.02
@@ -34,7 +34,7 @@ DENSITIES = (0.001, 0.01, 0.08, 0.3, 0.6)
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(patterns.CHUNK_BYTES, "cpu", 4 * F * CHUNK)
+    monkeypatch.setitem(chunks.CHUNK_BYTES, "cpu", 4 * F * CHUNK)
 
 
 def activations() -> Tensor:
