@@ -39,7 +39,7 @@ class Gated(SparseAutoencoder):
     options: GatedOptions
     nonlinearity = "gated"
     stored_names: ClassVar[dict[str, str]] = {"b_enc": "b_gate"}
-    recipes: ClassVar[dict[str, dict[str, Any]]] = {}
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {"short": {"lr": 8e-3}}
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from sae_bench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from sae_bench.autointerp.scorer import Scorer
+    from sae_bench.evaluation.task import BaseTask
     from sae_bench.lm.corpus import Corpus
     from sae_bench.saes.base import SparseAutoencoder
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from sae_bench import DocumentSums, EvalBatch, EvalSetting, Metric, Result, Score, Task, active_per_token, register_task
+from sae_bench import DocumentSums, EvalBatch, EvalSetting, Metric, Result, Score, Task, register_task
 
 UNRELATED = 1e-5
 """A correlation of x_hat with x below this is the rounding of their mean: x_hat does not vary with x."""
@@ -55,7 +55,7 @@ class Reconstruction(Task):
             {
                 "squared_error": error,
                 "variance": variance,
-                "active": active_per_token(batch.f),
+                "active": batch.f.active_per_token(),
                 "norm_hat_squared": norm_hat.square(),
                 "inner": inner,
                 "deviation_hat_squared": variance_hat,
@@ -70,8 +70,7 @@ class Reconstruction(Task):
             },
         )
 
-        f = batch.f
-        l1 = f.sum() if isinstance(f, torch.Tensor) else f.sum_per_token(f.values) * f.n_tokens
+        l1 = batch.f.sum_per_token(batch.f.values) * batch.f.n_tokens
         for name, of in {"norm": norm, "norm_hat": norm_hat, "norm_squared": norm.square(), "l1": l1}.items():
             self.totals[name] = self.totals.get(name, 0.0) + of.sum(dtype=torch.float64)
 

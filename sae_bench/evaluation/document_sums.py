@@ -19,7 +19,7 @@ class DocumentSums:
 
     def __init__(self, n_documents: int, device: torch.device) -> None:
         self.n_documents, self.device = n_documents, device
-        self._sums: dict[str, Float[Tensor, G]] = {}
+        self._sums: dict[str, Float[Tensor, " G"]] = {}
 
     def add(self, document: Int[Tensor, " n"], values: Mapping[str, Shaped[Tensor, " n"]]) -> None:
         """Add each token's value of each quantity to the token's document."""

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from sae_bench.saes.chunks import chunk_size, slices
 from sae_bench.saes.layouts import Dense, Layout
-from sae_bench.saes.selection import Found
+from sae_bench.saes.selection import Capacity, Found
 
 KeepRule = Callable[[Tensor], Tensor]
 """Maps pre-activations [b, F] of some tokens to what to keep: a boolean mask [b, F], or latents' indices [b, k]."""

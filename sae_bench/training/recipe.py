@@ -67,7 +67,7 @@ _SHARED: dict[Preset, dict[str, Any]] = {
     },
     "short": {
         "lr": 4e-3, "bias_lr": 0.1, "betas": (0.9, 0.999), "adam_eps": 1e-8, "lr_warmup": 0.05,
-        "lr_warmup_shape": "linear", "lr_decay": 0.2, "sparsity_warmup": 0.05, "grad_clip": None,
+        "lr_warmup_shape": "linear", "lr_decay": 0.2, "sparsity_warmup": 0.05, "grad_clip": 0.01,
         "b_dec_init": "mean", "b_enc_init": "quantile", "dead_after": 0.05,
         "l0_penalty": 0.1, "controller_start": 5e-3, "controller_rate": 0.03, "controller_until": 0.95,
     },
