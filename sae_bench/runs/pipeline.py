@@ -5,7 +5,6 @@ instead of trained, existing records are kept.
 """
 
 import dataclasses
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,8 +33,6 @@ from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.runs.train import Leg, TrainStage
 from sae_bench.saes.save import description_of, load_sae
 from sae_bench.training.logging import LogSink, log_sink
-
-log = logging.getLogger(__name__)
 
 
 def run(
@@ -72,7 +69,7 @@ def _run(config: RunConfig, folder: RunFolder, progress: Progress, sink: LogSink
         held_out.read()
         progress.say(f"evaluating on {held_out.n_delivered:,} held-out tokens of {held_out.n_documents:,} documents")
         if held_out.n_documents < MIN_DOCUMENTS:
-            log.warning(leaderboard.few_documents(held_out.n_documents))
+            progress.say(leaderboard.few_documents(held_out.n_documents))
     if to_train:
         stage = TrainStage(lm, config, to_train, folder, progress, earlier)
         write_manifest(folder, config, everything, earlier)

@@ -36,7 +36,7 @@ def test_a_scorer_in_a_file_of_ones_own_is_asked_scored_recorded_and_shown(
         command = {
             "--plugin": plugin, "--arch": "topk", "--model": gemma2_folder, "--layer": 1, "--dataset": corpus,
             "--width": 64, "--l0": 6, "--tokens": 1000, "--reuse": 2, "--batch-size": 250, "--eval-tokens": 200,
-            "--context-size": 33, "--tasks": ("reconstruction", "autointerp"), "--interp-tokens": 480, "--latents": 3,
+            "--context-size": 33, "--tasks": ("reconstruction", "autointerp"), "--interp-tokens": 900, "--latents": 3,
             "--autointerp-scorers": ("one_of_four", "detection"), "--judge-model": "toy",
             "--judge-base-url": server.base_url, "--out": tmp_path / "run",
         }  # fmt: skip
