@@ -1,7 +1,5 @@
 """How well x_hat reproduces x, and how many latents it takes."""
 
-import torch
-
 from sae_bench import DocumentSums, EvalBatch, EvalSetting, Metric, Result, Score, Task, register_task
 
 UNRELATED = 1e-5
@@ -22,7 +20,9 @@ class Reconstruction(Task):
         Metric("fvu", "down", "", "sum ||x - x_hat||^2 / sum ||x - mean(x)||^2, mean over the whole evaluation set"),
         Metric("l0", None, "latents", "mean number of active latents on a token", headline=True),
         Metric(
-            "gamma_centred", None, "",
+            "gamma_centred",
+            None,
+            "",
             "E||x_hat - m||^2 / E[(x - m) . (x_hat - m)], m = mean(x) over the evaluation set; below 1 is shrinkage",
             headline=True,
         ),
@@ -30,16 +30,11 @@ class Reconstruction(Task):
         Metric("cosine_centred", "up", "", "mean cosine similarity of x - m and x_hat - m"),
         Metric("cosine", "up", "", "mean cosine similarity of x and x_hat"),
         Metric("l2_ratio", None, "", "mean ||x_hat|| / ||x||"),
-        Metric(
-            "explained_variance_legacy", "up", "",
-            "SAEBench's published variance: mean over tokens of 1 - ||x - x_hat||^2 / ||x - mean(x)||^2",
-        ),
-    )  # fmt: skip
+    )
 
     def start(self, setting: EvalSetting) -> None:
         self.mean = setting.mean
         self.sums = DocumentSums(setting.n_documents, setting.device)
-        self.totals: dict[str, torch.Tensor] = {}  # what other tools' definitions take
 
     def update(self, batch: EvalBatch) -> None:
         x, x_hat = batch.x.double(), batch.x_hat.double()
@@ -48,7 +43,6 @@ class Reconstruction(Task):
         deviation, deviation_hat = x - self.mean, x_hat - self.mean
         variance, variance_hat = deviation.square().sum(1), deviation_hat.square().sum(1)
         inner_centred = (deviation * deviation_hat).sum(1)
-        varies = variance > 0  # a token at the mean has no legacy value
         self.sums.add_count(batch.document, "tokens")
         self.sums.add(
             batch.document,
@@ -64,15 +58,8 @@ class Reconstruction(Task):
                 "cosine": inner / (norm * norm_hat).clamp(min=1e-300),
                 "cosine_centred": inner_centred / (variance.sqrt() * variance_hat.sqrt()).clamp(min=1e-300),
                 "norm_ratio": norm_hat / norm.clamp(min=1e-300),
-                # SAEBench takes the mean over its batch; the whole set is the one batch that no memory limit decides.
-                "legacy": torch.where(varies, 1 - error / variance, 0.0),
-                "legacy_tokens": varies,
             },
         )
-
-        l1 = batch.f.sum_per_token(batch.f.values) * batch.f.n_tokens
-        for name, of in {"norm": norm, "norm_hat": norm_hat, "norm_squared": norm.square(), "l1": l1}.items():
-            self.totals[name] = self.totals.get(name, 0.0) + of.sum(dtype=torch.float64)
 
     def finish(self) -> Result:
         ratio = self.sums.ratio
@@ -85,10 +72,8 @@ class Reconstruction(Task):
             "cosine_centred": ratio("cosine_centred", "tokens", "tokens"),
             "cosine": ratio("cosine", "tokens", "tokens"),
             "l2_ratio": ratio("norm_ratio", "tokens", "tokens"),
-            "explained_variance_legacy": ratio("legacy", "legacy_tokens", "legacy_tokens"),
         }
-        totals = {name: float(total) for name, total in self.totals.items()}
-        return Result(scores, by_document=self.sums.by_document(), details={"sums": totals})
+        return Result(scores, by_document=self.sums.by_document())
 
     def _gamma_centred(self) -> Score:
         """Undefined where x_hat does not vary with x, as if all latents are dead: its denominator is 0, but rounded."""

@@ -26,7 +26,7 @@ NOT_MEASURED = -1.0
 MOST_LATENTS = 32_768
 """Up to this width the cosines between all latents are worked out; their number grows with its square."""
 
-TASKS = ("reconstruction", "delta_lm_loss", "feature_density")
+TASKS = ("reconstruction", "saebench_core", "delta_lm_loss", "feature_density")
 SCHEMA = "0.6.0"
 """The version of SAEBench whose core files these are."""
 
@@ -98,21 +98,19 @@ def metrics(
 ) -> dict[str, dict[str, float]]:
     """SAEBench's categories, with its definitions."""
     sums = records["reconstruction"]["by_document"]
-    more = records["reconstruction"]["details"].get("sums", {})
+    more = records["saebench_core"]["by_document"]
     n = sum(sums["tokens"])
     error = sum(sums["squared_error"]) / n
 
     def mean(name: str) -> float:
-        return more[name] / n if name in more else NOT_MEASURED
+        return float(sum(more[name]) / n)
 
     def known(name: str) -> float:
         value = own[name]
         return NOT_MEASURED if value is None else value
 
-    about_zero = NOT_MEASURED
-    if "norm_squared" in more:
-        length = more["norm_squared"] / n
-        about_zero = 1 - error / (length - (length / d_in) ** 2)
+    length = mean("norm_squared")
+    about_zero = 1 - error / (length - (length / d_in) ** 2)
     total = sum(densities)
     above = {cut: [density for density in densities if density > cut] for cut in (0.01, 0.1)}
     means = {name: sum(values) / len(values) for name, values in weights.items()}

@@ -301,12 +301,13 @@ def test_saebench_files_hold_its_definitions_under_its_names_and_ours_beside(run
         content = json.loads(path.read_text())
         sae_id = path.name.removesuffix("_custom_sae_eval_results.json")
         record = json.loads((run / "records" / f"{sae_id}.reconstruction.json").read_text())
-        sums, totals = record["by_document"], record["details"]["sums"]
+        core = json.loads((run / "records" / f"{sae_id}.saebench_core.json").read_text())
+        sums, totals = record["by_document"], {name: sum(of) for name, of in core["by_document"].items()}
         n, error = sum(sums["tokens"]), sum(sums["squared_error"])
         quality = content["eval_result_metrics"]["reconstruction_quality"]
         squares = totals["norm_squared"] / n
         assert quality["explained_variance"] == pytest.approx(1 - error / n / (squares - (squares / D_MODEL) ** 2))
-        assert quality["explained_variance_legacy"] == record["scores"]["explained_variance_legacy"]["value"]
+        assert quality["explained_variance_legacy"] == core["scores"]["explained_variance_legacy"]["value"]
         assert quality["mse"] == pytest.approx(error / n / n)
         shrinkage = content["eval_result_metrics"]["shrinkage"]
         assert shrinkage["l2_norm_in"] == pytest.approx(totals["norm"] / n)
