@@ -187,7 +187,7 @@ def _family(
     label: str, place: int, records: Sequence[Record], seeds: Sequence[int], metrics: Sequence[str], design: Design
 ) -> Family:
     """For each metric, the targets at which every seed has it and the L0; what is missing says why."""
-    measured: dict[tuple[str, float, int], Float[ndarray, R]] = {}
+    measured: dict[tuple[str, float, int], Float[ndarray, " R"]] = {}
     missing: list[str] = []
     mine = [record for record in records if record["sae"]["label"] == label and record["sae"]["seed"] in seeds]
     for record in sorted(mine, key=lambda record: (target_of(record), record["sae"]["seed"], record["task"])):
@@ -229,7 +229,7 @@ def compare(panel: Panel, metric: str, l0s: Sequence[float] = AT_L0) -> Comparis
     points = {family.label: family.metrics[metric] for family in panel.families if metric in family.metrics}
     heights = {label: at_l0(of.l0, of.value, l0s) for label, of in points.items()}
     ranges = {label: measured_range(of.l0[0]) for label, of in points.items()}
-    places: dict[float | None, dict[str, Float[ndarray, R]]] = {
+    places: dict[float | None, dict[str, Float[ndarray, " R"]]] = {
         wanted: {label: heights[label][:, i] for label, (low, high) in ranges.items() if low <= wanted <= high}
         for i, wanted in enumerate(l0s)
     }
@@ -258,7 +258,7 @@ def by_area(
     return found.between, found.standings.get(None, []), [d for d in found.differences if d.l0 is None]
 
 
-def _differences(places: Mapping[Any, Mapping[str, Float[ndarray, "R"]]], design: Design) -> list[Difference]:
+def _differences(places: Mapping[Any, Mapping[str, Float[ndarray, " R"]]], design: Design) -> list[Difference]:
     """All pairs at all places, as one family.
 
     Two or three seeds hardly show how much an architecture varies between them, so the variance is taken over all
@@ -291,7 +291,7 @@ def pooled_over_seeds(
 
 
 def _standings(
-    panel: Panel, metric: str, values: Mapping[str, Float[ndarray, "R"]], differences: Sequence[Difference]
+    panel: Panel, metric: str, values: Mapping[str, Float[ndarray, " R"]], differences: Sequence[Difference]
 ) -> list[Standing]:
     estimates = {label: estimate(of, panel.design) for label, of in values.items()}
     best = _not_told_apart(estimates, panel.directions.get(metric), differences)

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_bench.device import send
 from sae_bench.lm.losses import log_normaliser
 from sae_bench.lm.model import CleanPass, LanguageModel
 from sae_bench.lm.sites import Site
@@ -45,6 +46,8 @@ class Ablations:
     def __init__(self, lm: LanguageModel, means: Mapping[Site, Float[Tensor, " D"]]) -> None:
         self.lm = lm
         self._constants = {site: (torch.zeros_like(mean), mean) for site, mean in means.items()}
+        words = torch.arange(lm.n_vocab)
+        self._words = send(words[~special_mask(words, lm.special_ids)], lm.device)
         self._shared: dict[tuple[int, int], dict[Site, list[SharedEnd]]] = {}
 
     def losses(
@@ -81,9 +84,8 @@ class Ablations:
 
     def _find_shared_ends(self, context: Int[Tensor, " S"]) -> dict[Site, list[SharedEnd]]:
         """Ablate this context and one that shares nothing with it but the opening."""
-        words = torch.arange(self.lm.n_vocab, device=context.device)
-        words = words[~special_mask(words, self.lm.special_ids)]
-        other = words[torch.searchsorted(words, context, right=True) % len(words)]  # each token's next word
+        n_words = len(self._words)
+        other = self._words[torch.searchsorted(self._words, context, right=True) % n_words]  # each token's next word
         other[0] = context[0]
         clean = self.lm.clean_pass(torch.stack([context, other]), self._constants, check=False)
         position = torch.arange(2 * len(context), device=context.device).view(2, -1)

@@ -339,7 +339,7 @@ def test_any_false_difference_in_a_table_is_rare(simulations):
 @pytest.fixture(scope="module")
 def boards():
     """The published board's own documents, architectures and L0s, as benchmarks/comparisons.py draws from them."""
-    benchmarks = Path(__file__).parents[1] / "benchmarks" / "comparisons.py"
+    benchmarks = Path(__file__).parents[2] / "benchmarks" / "comparisons.py"
     spec = importlib.util.spec_from_file_location("comparisons", benchmarks)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
