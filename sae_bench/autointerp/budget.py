@@ -43,10 +43,6 @@ class Usage:
         return self.prompt_tokens + self.completion_tokens
 
 
-def _add(by_model: dict[str, Usage], model: str, usage: Usage) -> None:
-    by_model[model] = by_model.get(model, Usage()) + usage
-
-
 def estimated_tokens(text: str) -> int:
     return round(len(text) / CHARACTERS_PER_TOKEN)
 
@@ -81,34 +77,23 @@ class Spending:
 
     budget: Budget
     prices: Mapping[str, Price]
-    spent: dict[str, Usage] = field(default_factory=dict)
-    reserved: dict[str, Usage] = field(default_factory=dict)
-
-    def check(self, models: set[str]) -> None:
-        """Raise UserError if the budget is in dollars and a model has no price."""
-        for model in sorted(models - self.prices.keys()) if self.budget.dollars is not None else ():
-            raise UserError(
-                f'--judge-budget in dollars: "{model}" has no price; give it in a file with --judge-prices, or a '
-                "budget in tokens"
-            )
+    by_model: dict[str, Usage] = field(default_factory=dict)
+    """Spent or reserved."""
 
     def reserve(self, model: str, usage: Usage) -> bool:
         """Set aside what a request may cost; False if the budget does not have it."""
-        _add(self.reserved, model, usage)
-        used = [self.spent.get(name, Usage()) + held for name, held in self.reserved.items()]
-        tokens = sum(usage.tokens for usage in used)
-        over = self.budget.tokens is not None and tokens > self.budget.tokens
-        if self.budget.dollars is not None:
-            dollars = sum(self.prices[name].of(usage) for name, usage in zip(self.reserved, used, strict=True))
-            over = over or dollars > self.budget.dollars
-        if over:
-            self.release(model, usage)
-        return not over
+        after = self.by_model | {model: self.by_model.get(model, Usage()) + usage}
+        tokens, dollars = sum(after.values(), Usage()).tokens, self.dollars(after)
+        if self.budget.tokens is not None and tokens > self.budget.tokens:
+            return False
+        if self.budget.dollars is not None and (dollars is None or dollars > self.budget.dollars):
+            return False
+        self.by_model = after
+        return True
 
-    def release(self, model: str, reserved: Usage, used: Usage | None = None) -> None:
+    def settle(self, model: str, reserved: Usage, used: Usage) -> None:
         """Give back what was set aside, and count what was used."""
-        self.reserved[model] -= reserved
-        _add(self.spent, model, used or Usage())
+        self.by_model[model] += used - reserved
 
     def dollars(self, by_model: Mapping[str, Usage]) -> float | None:
         """What this usage of some models costs; None if a price is not known."""
@@ -126,7 +111,7 @@ class Tally:
     n_cached: int = 0
 
     def add(self, model: str, usage: Usage, *, cached: bool = False) -> None:
-        _add(self.by_model, model, usage)
+        self.by_model[model] = self.by_model.get(model, Usage()) + usage
         self.n_calls += 1
         self.n_cached += cached
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sae_bench.autointerp.budget import Usage, estimated_tokens
+from sae_bench.autointerp.parse import Unreadable
 from sae_bench.autointerp.prompt import Message
 
 OPENAI = "https://api.openai.com/v1"
@@ -28,10 +29,11 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about some examples of a latent, the schema of the answer, and what reads it."""
+    """What is asked about some examples of a latent, what the answer looks like, and what reads it."""
 
     messages: Sequence[Message]
-    schema: Mapping[str, Any]
+    properties: Mapping[str, Any]
+    """JSON schemas of all properties of the object that is the answer."""
     max_tokens: int
     read: Callable[[str], Any]
     """Makes a value of the answer's text, or raises Unreadable."""
@@ -42,6 +44,14 @@ class Question:
     read_cut: Callable[[str], Any] | None = None
     """Reads an answer that was cut off at `max_tokens`; None: such an answer is a failure."""
     logprobs: bool = False
+
+    def value_of(self, text: str, *, cut: bool) -> Any:
+        """What an answer says; raises Unreadable if that is nothing."""
+        if not cut:
+            return self.read(text)
+        if self.read_cut is None:
+            raise Unreadable("length", "cut off at its limit")
+        return self.read_cut(text)
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,14 @@ class Call:
     @property
     def parameters(self) -> dict[str, Any]:
         openai = self.endpoint.base_url == OPENAI
-        schema = {"name": "answer", "strict": True, "schema": self.question.schema}
+        properties = dict(self.question.properties)
+        answer = {
+            "type": "object",
+            "properties": properties,
+            "required": list(properties),
+            "additionalProperties": False,
+        }
+        schema = {"name": "answer", "strict": True, "schema": answer}
         return {
             "max_completion_tokens" if openai else "max_tokens": self.question.max_tokens,
             "temperature": 0,
@@ -80,11 +97,11 @@ class Call:
 class Answer:
     """What came back: `value`, or None and what is counted as the reason. `tokens` are those with log-probabilities."""
 
-    value: Any
-    text: str | None
-    failure: str | None
-    usage: Usage
+    value: Any = None
+    text: str | None = None
+    failure: str | None = None
+    usage: Usage = field(default_factory=Usage)
     cached: bool = False
     cut: bool = False
     """Whether it was cut off at its limit, and `value` is what could be read of it."""
-    tokens: Sequence[tuple[str, Mapping[str, float]]] = field(default=())
+    tokens: Sequence[tuple[str, Mapping[str, float]]] = ()

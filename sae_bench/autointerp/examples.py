@@ -13,9 +13,9 @@ there are kept
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -54,8 +54,9 @@ class Example:
     decile: int | None
     """1 to 10, by peak activation; None for silent ones."""
     document: int
-    tokens: tuple[str, ...]
-    activations: tuple[float, ...]
+    tokens: Sequence[str]
+    """A tuple until it is written to a file: texts that the corpus holds twice are found by it."""
+    activations: Sequence[float]
 
     @property
     def text(self) -> str:
@@ -64,13 +65,6 @@ class Example:
     @property
     def peak(self) -> float:
         return max(self.activations)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"tokens": list(self.tokens), "activations": list(self.activations)}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Example":
-        return cls(**content | {"tokens": tuple(content["tokens"]), "activations": tuple(content["activations"])})
 
 
 @dataclass(frozen=True)
@@ -153,9 +147,8 @@ class Pieces:
         self._cache: dict[int, str] = {}
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return str(
-            self._tokenizer.decode([*self._anchor, *ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        )
+        ids = [*self._anchor, *ids]
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def of(self, token: int) -> str:
         """The text of one token by itself."""
@@ -165,17 +158,11 @@ class Pieces:
 
     def split(self, ids: Sequence[int]) -> list[str]:
         """The text of every token of an excerpt."""
-        pieces = [self.of(token) for token in ids]
-        start = 0
-        while start < len(ids):
-            if "\ufffd" not in pieces[start]:
-                start += 1
-                continue
-            end = start + 1  # a character in several tokens: the shortest run that decodes whole
-            while end < len(ids) and end - start < 6 and "\ufffd" in self._decode(ids[start:end])[self._start :]:
-                end += 1
-            whole = self._decode(ids[start:end])[self._start :]
-            if "\ufffd" not in whole:
-                pieces[start:end] = ["" for _ in range(end - start - 1)] + [whole]
-            start = end if "\ufffd" not in whole else start + 1
+        pieces: list[str] = []
+        while rest := ids[len(pieces) :]:
+            text, n = self.of(rest[0]), 1
+            while "\ufffd" in text and n < min(6, len(rest)):
+                n += 1  # a character in several tokens: the shortest run that decodes whole
+                text = self._decode(rest[:n])[self._start :]
+            pieces += [self.of(rest[0])] if "\ufffd" in text else [*[""] * (n - 1), text]
         return pieces

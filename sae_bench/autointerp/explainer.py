@@ -7,17 +7,18 @@ written as soon as its last answer is there.
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from sae_bench.autointerp.budget import Spending, Tally
 from sae_bench.autointerp.calls import Answer, Call, Endpoint, Question
 from sae_bench.autointerp.client import Client
-from sae_bench.autointerp.examples import Example, LatentExamples
+from sae_bench.autointerp.examples import LatentExamples
 from sae_bench.autointerp.judges import EXPLAIN, EXPLAIN_PROMPT, Judges
 from sae_bench.autointerp.latents import LatentFile, examples_of
 from sae_bench.autointerp.parse import Unreadable, read_json, sentence, whole_sentence
-from sae_bench.autointerp.scorer import object_schema
+from sae_bench.autointerp.scorer import TOO_FEW, LatentScore
 from sae_bench.evaluation.task import JudgedLatent
 
 MAX_STRENGTH = 10
@@ -32,10 +33,14 @@ PLACEHOLDER = "words that have to do with something of about this length, a sent
 def explain_question(latent: LatentExamples) -> Question:
     """What the explainer is asked: examples with their active tokens, strengths floored to whole numbers of 10."""
     numbers = [i for i, example in enumerate(latent.examples) if example.use == "explain"]
-    shown = [_shown(latent.examples[i], latent.maximum) for i in numbers]
+    excerpts = []
+    for example in (latent.examples[i] for i in numbers):
+        pairs = zip(example.tokens, example.activations, strict=True)
+        active = [[token, int(MAX_STRENGTH * value / latent.maximum)] for token, value in pairs if value > 0]
+        excerpts.append({"text": example.text, "active": active})
     return Question(
-        messages=EXPLAIN_PROMPT.messages({"excerpts": shown}),
-        schema=object_schema({"explanation": {"type": "string"}}),
+        messages=EXPLAIN_PROMPT.messages({"excerpts": excerpts}),
+        properties={"explanation": {"type": "string"}},
         max_tokens=80,
         read=read_explanation,
         read_cut=lambda text: _own_words(whole_sentence(text)),
@@ -43,19 +48,10 @@ def explain_question(latent: LatentExamples) -> Question:
     )
 
 
-def _shown(example: Example, maximum: float) -> dict[str, Any]:
-    active = [
-        [token, int(MAX_STRENGTH * value / maximum)]
-        for token, value in zip(example.tokens, example.activations, strict=True)
-        if value > 0
-    ]
-    return {"text": example.text, "active": active}
-
-
 def read_explanation(text: str) -> str:
     """The explanation: as JSON, or, from a model that cannot write it, the text as it is."""
     try:
-        return _own_words(read_json(text, sentence()))
+        return _own_words(read_json(text, sentence))
     except Unreadable as error:
         plain = " ".join(text.split())
         if error.kind == "unparsable" and plain and not {"{", "<"} & set(plain):
@@ -82,22 +78,21 @@ async def judge_latent(client: Client, judges: Judges, latent: LatentFile, tally
     examples = examples_of(latent)
     question = explain_question(examples)
     explained = await _ask(client, judges.explainer, question, tally)
-    answers = [_record(EXPLAIN, "explain", question, explained)]
-    scores: dict[str, dict[str, Any]] = {}
+    answers = [_record(EXPLAIN, question, explained)]
+    scores: dict[str, LatentScore] = {}
     for scorer in judges.scorers:
         if explained.failure is not None:
-            note = f"no explanation: {explained.failure}"
-            scores[scorer.name] = {"value": None, "n": 0, "counts": {}, "note": note}
+            scores[scorer.name] = LatentScore(None, 0, note=f"no explanation: {explained.failure}")
             continue
         questions = scorer.questions(examples, explained.value, judges.examples_per_question)
         replies = await asyncio.gather(*(_ask(client, judges.judge, one, tally) for one in questions))
-        answers += [_record(scorer.name, "score", *pair) for pair in zip(questions, replies, strict=True)]
-        scores[scorer.name] = scorer.score(questions, replies).to_json()
+        answers += [_record(scorer.name, *pair) for pair in zip(questions, replies, strict=True)]
+        scores[scorer.name] = scorer.score(questions, replies) if questions else TOO_FEW
     return latent | {
         "explanation": explained.value,
         "explainer": judges.explainer.model,
         "answers": answers,
-        "scores": scores,
+        "scores": {name: asdict(score) for name, score in scores.items()},
     }
 
 
@@ -107,10 +102,10 @@ async def _ask(client: Client, endpoint: Endpoint, question: Question, tally: Ta
     return answer
 
 
-def _record(scorer: str, role: str, question: Question, answer: Answer) -> dict[str, Any]:
+def _record(scorer: str, question: Question, answer: Answer) -> dict[str, Any]:
     return {
         "scorer": scorer,
-        "role": role,
+        "role": "explain" if scorer == EXPLAIN else "score",
         "example": list(question.examples),
         "answer": answer.text,
         "failure": answer.failure,
@@ -121,34 +116,25 @@ def _record(scorer: str, role: str, question: Question, answer: Answer) -> dict[
 def judged(latent: LatentFile) -> JudgedLatent:
     """What a task is told of a latent."""
     scores: Mapping[str, Mapping[str, Any]] = latent["scores"]
+    lost = (answer["failure"] or ("cut_short" if answer["cut"] else None) for answer in latent["answers"])
     return JudgedLatent(
         latent=latent["latent"],
         scores={name: score["value"] for name, score in scores.items()},
         notes={name: score["note"] for name, score in scores.items() if score["note"]},
-        failures=dict(Counter(filter(None, map(_lost, latent["answers"])))),
+        failures=dict(Counter(filter(None, lost))),
     )
-
-
-def _lost(answer: Mapping[str, Any]) -> str | None:
-    """What an answer is counted as among those that failed or were cut short."""
-    return answer["failure"] or ("cut_short" if answer["cut"] else None)
-
-
-def expected_calls(judges: Judges, latent: LatentFile) -> Iterator[Call]:
-    """About the calls that a latent will take; how it will be explained is not known yet."""
-    examples = examples_of(latent)
-    yield Call(judges.explainer, explain_question(examples))
-    for scorer in judges.scorers:
-        for question in scorer.questions(examples, PLACEHOLDER, judges.examples_per_question):
-            yield Call(judges.judge, question)
 
 
 def estimate(client: Client, judges: Judges, latents: Iterable[LatentFile]) -> str:
     """What judging these latents is expected to take, before the first call."""
     n_calls, new = 0, Tally()
-    for latent in latents:
-        for call in expected_calls(judges, latent):
-            n_calls += 1
+    for examples in map(examples_of, latents):
+        calls = [Call(judges.explainer, explain_question(examples))]
+        for scorer in judges.scorers:
+            questions = scorer.questions(examples, PLACEHOLDER, judges.examples_per_question)
+            calls += [Call(judges.judge, question) for question in questions]
+        n_calls += len(calls)
+        for call in calls:
             if not client.is_kept(call):
                 new.add(call.endpoint.model, call.most)
     dollars = client.spending.dollars(new.by_model)
@@ -164,7 +150,6 @@ def cost_of(tally: Tally, spending: Spending) -> dict[str, Any]:
     return {
         "calls": tally.n_calls,
         "from_cache": tally.n_cached,
-        "prompt_tokens": tally.total.prompt_tokens,
-        "completion_tokens": tally.total.completion_tokens,
+        **asdict(tally.total),
         "dollars": spending.dollars(tally.by_model),
     }

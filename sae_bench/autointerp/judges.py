@@ -8,7 +8,7 @@ from sae_bench.autointerp.budget import Spending, load_prices
 from sae_bench.autointerp.calls import OPENAI, Endpoint
 from sae_bench.autointerp.prompt import Prompt
 from sae_bench.autointerp.scorer import Scorer
-from sae_bench.autointerp.settings import Budget, JudgeConfig, parse_budget
+from sae_bench.autointerp.settings import Budget, JudgeConfig
 from sae_bench.errors import UserError
 from sae_bench.records.redact import redact
 from sae_bench.registry import SCORERS
@@ -53,11 +53,6 @@ class Judges:
     scorers: Sequence[Scorer]
     examples_per_question: int = 10
 
-    @property
-    def prompts(self) -> dict[str, dict[str, str]]:
-        """Version and hash of every prompt."""
-        return {EXPLAIN: EXPLAIN_PROMPT.identity} | {scorer.name: scorer.prompt.identity for scorer in self.scorers}
-
 
 def scorers_of(config: JudgeConfig) -> list[Scorer]:
     """The scorers that are asked for; UserError if one does not exist."""
@@ -76,10 +71,18 @@ def judges_of(config: JudgeConfig) -> Judges | None:
 
 
 def spending_of(config: JudgeConfig, judges: Judges) -> Spending:
-    """What this command may spend on its judges; UserError as in `load_prices` and `Spending.check`."""
-    budget = parse_budget(config.judge_budget) if config.judge_budget else Budget()
-    spending = Spending(budget, load_prices(config.judge_prices))
-    spending.check({judges.explainer.model, judges.judge.model})
+    """What this command may spend on its judges.
+
+    Raises:
+        UserError: as in `load_prices`, or the budget is in dollars and a model has no price.
+    """
+    spending = Spending(config.judge_budget or Budget(), load_prices(config.judge_prices))
+    for model in sorted({judges.explainer.model, judges.judge.model} - spending.prices.keys()):
+        if spending.budget.dollars is not None:
+            raise UserError(
+                f'--judge-budget in dollars: "{model}" has no price; give it in a file with --judge-prices, or a '
+                "budget in tokens"
+            )
     return spending
 
 
@@ -87,11 +90,12 @@ def judge_settings(config: JudgeConfig, judges: Judges | None, interp_tokens: in
     """What decides the scores: two records that differ in it do not belong into one table."""
     if judges is None:
         return None
+    prompts = {EXPLAIN: EXPLAIN_PROMPT} | {scorer.name: scorer.prompt for scorer in judges.scorers}
     return {
         "judge": {"model": judges.judge.model, "base_url": redact(judges.judge.base_url)},
         "explainer": {"model": judges.explainer.model, "base_url": redact(judges.explainer.base_url)},
         "scorers": [scorer.name for scorer in judges.scorers],
-        "prompts": judges.prompts,
+        "prompts": {name: prompt.identity for name, prompt in prompts.items()},
         "excerpts_per_question": judges.examples_per_question,
         "collection": COLLECTION_VERSION,
         "n_latents": config.latents_wanted,

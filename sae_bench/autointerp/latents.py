@@ -5,6 +5,7 @@ the settings that they were collected by: collected once, they serve every judge
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor
 from sae_bench.autointerp.examples import Example, LatentExamples, Pieces
 from sae_bench.autointerp.sample import CollectedLatent, Collection, Subject
 from sae_bench.lm.model import LanguageModel
-from sae_bench.lm.tokens import TokenStream
 from sae_bench.records.files import Damaged, read_sealed, write_sealed
 from sae_bench.records.run_folder import RunFolder
 
@@ -28,31 +28,24 @@ LatentFile = dict[str, Any]
 """The content of a latent's file."""
 
 
-def write_latents(
-    folder: RunFolder,
-    lm: LanguageModel,
-    subject: Subject,
-    collection: Collection,
-    stream: TokenStream,
-    settings: Mapping[str, Any],
-) -> None:
+def write_latents(folder: RunFolder, lm: LanguageModel, collection: Collection, settings: Mapping[str, Any]) -> None:
     """Write one SAE's latents, whatever was there before."""
+    subject, stream = collection.subject, collection.stream
     folder.drop_latents(subject.id)
-    logits = logit_weights(lm, subject, [found.latent for found in collection.found])
+    latents = [found.latent for found in collection.found]
+    logits = logit_weights(lm, subject, latents)
     for found, words in zip(collection.found, logits, strict=True):
-        content = latent_json(subject.id, found, collection.n_tokens, words)
+        content = latent_json(subject.id, found, stream.n_delivered, words)
         write_sealed(folder.latents_path(subject.id) / f"{found.latent}.json", content)
-    write_sealed(
-        folder.collection_path(subject.id),
-        {
-            "settings": dict(settings),
-            "latents": [found.latent for found in collection.found],
-            "n_eligible": collection.n_eligible,
-            "tokens": stream.n_delivered,
-            "documents": stream.n_documents,
-            "fingerprint": stream.fingerprint,
-        },
-    )
+    content = {
+        "settings": dict(settings),
+        "latents": latents,
+        "n_eligible": collection.n_eligible,
+        "tokens": stream.n_delivered,
+        "documents": stream.n_documents,
+        "fingerprint": stream.fingerprint,
+    }
+    write_sealed(folder.collection_path(subject.id), content)
 
 
 def read_latents(folder: RunFolder, sae_id: str, settings: Mapping[str, Any]) -> list[LatentFile] | None:
@@ -76,7 +69,7 @@ def latent_json(sae_id: str, found: CollectedLatent, n_tokens: int, logits: Mapp
         "max": found.maximum,
         "histogram": {"edges": found.edges, "counts": found.counts},
         "logits": logits,
-        "examples": [example.to_json() for example in found.examples],
+        "examples": [asdict(example) for example in found.examples],
         "explanation": None,
         "explainer": None,
         "answers": [],
@@ -86,7 +79,7 @@ def latent_json(sae_id: str, found: CollectedLatent, n_tokens: int, logits: Mapp
 
 
 def examples_of(latent: LatentFile) -> LatentExamples:
-    examples = [Example.from_json(example) for example in latent["examples"]]
+    examples = [Example(**example) for example in latent["examples"]]
     return LatentExamples(latent["sae"], latent["latent"], latent["max"], examples)
 
 
@@ -97,20 +90,14 @@ def logit_weights(lm: LanguageModel, subject: Subject, latents: list[int]) -> li
         return [None] * len(latents)
     head = lm.model.get_output_embeddings().weight
     pieces = Pieces(lm.tokenizer)
+
+    def most(row: Float[Tensor, " words"], *, largest: bool) -> list[list[Any]]:
+        values, words = row.topk(min(N_LOGITS, len(row)), largest=largest)
+        return [[pieces.of(word), value] for value, word in zip(values.tolist(), words.tolist(), strict=True)]
+
     found: list[dict[str, Any] | None] = []
-    for start in range(0, len(latents), ROWS_AT_ONCE):
-        rows: Float[Tensor, "n D"] = subject.sae.W_dec.detach()[latents[start : start + ROWS_AT_ONCE]]
+    for rows in subject.sae.W_dec.detach()[latents].split(ROWS_AT_ONCE):
         # A model may have more rows than its tokenizer has words.
         weights = (rows.to(head.dtype) @ head.T).float()[:, : len(lm.tokenizer)]
-        for row in weights:
-            top, bottom = (row.topk(min(N_LOGITS, len(row)), largest=largest) for largest in (True, False))
-            found.append(
-                {
-                    name: [
-                        [pieces.of(int(word)), float(value)]
-                        for value, word in zip(best.values, best.indices, strict=True)
-                    ]
-                    for name, best in (("top", top), ("bottom", bottom))
-                }
-            )
+        found += [{"top": most(row, largest=True), "bottom": most(row, largest=False)} for row in weights]
     return found

@@ -29,12 +29,8 @@ class Unreadable(Exception):
         self.kind = kind
 
 
-class _Doubled(ValueError):
-    pass
-
-
-def read_json(text: str, shape: Callable[[dict[str, Any]], T]) -> T:
-    """The one thing that `shape` makes of a JSON object in the text.
+def read_json(text: str, shape: Callable[..., T], *given: object) -> T:
+    """The one thing that `shape(content, *given)` makes of a JSON object in the text.
 
     Raises:
         Unreadable: there is no such object, or there are two that differ.
@@ -43,7 +39,7 @@ def read_json(text: str, shape: Callable[[dict[str, Any]], T]) -> T:
     problem: Unreadable | None = None
     for content in _objects(text):
         try:
-            value = shape(content)
+            value = shape(content, *given)
         except Unreadable as error:
             problem = problem or error
             continue
@@ -71,8 +67,6 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
     while start >= 0:
         try:
             content, end = decoder.raw_decode(text, start)
-        except _Doubled as error:
-            raise Unreadable("duplicate", str(error)) from None
         except (ValueError, RecursionError):
             end = start + 1
         else:
@@ -83,21 +77,17 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise _Doubled("an identifier stands there twice")
+        raise Unreadable("duplicate", "an identifier stands there twice")
     return content
 
 
-def booleans(identifiers: Sequence[str]) -> Callable[[dict[str, Any]], dict[str, bool]]:
+def booleans(content: dict[str, Any], identifiers: Sequence[str]) -> dict[str, bool]:
     """The shape {"identifier": true or false} for exactly these."""
-
-    def shape(content: dict[str, Any]) -> dict[str, bool]:
-        if not content.keys() & set(identifiers):
-            raise Unreadable("unparsable", "none of the identifiers")
-        if content.keys() != set(identifiers):
-            raise Unreadable("wrong_length", f"{len(content)} answers for {len(identifiers)} identifiers")
-        return {name: _boolean(content[name]) for name in identifiers}
-
-    return shape
+    if not content.keys() & set(identifiers):
+        raise Unreadable("unparsable", "none of the identifiers")
+    if content.keys() != set(identifiers):
+        raise Unreadable("wrong_length", f"{len(content)} answers for {len(identifiers)} identifiers")
+    return {name: _boolean(content[name]) for name in identifiers}
 
 
 def _boolean(value: Any) -> bool:
@@ -117,7 +107,7 @@ def read_boolean(text: str, identifier: str) -> dict[str, bool]:
         Unreadable: it is neither, or the word is taken back.
     """
     try:
-        return read_json(text, booleans([identifier]))
+        return read_json(text, booleans, [identifier])
     except Unreadable as error:
         if error.kind != "unparsable" or "{" in text:
             raise
@@ -159,15 +149,11 @@ def whole_sentence(text: str) -> str:
     return match[0]
 
 
-def sentence(longest: int = 400) -> Callable[[dict[str, Any]], str]:
+def sentence(content: dict[str, Any]) -> str:
     """The shape {"explanation": "a sentence"}; one that is too long is cut."""
-
-    def shape(content: dict[str, Any]) -> str:
-        text = content.get("explanation")
-        if not isinstance(text, str) or not text.strip():
-            raise Unreadable("unparsable", 'no text "explanation"')
-        if is_refusal(text):
-            raise Unreadable("refusal", "refused in words")
-        return " ".join(text.split())[:longest]
-
-    return shape
+    text = content.get("explanation")
+    if not isinstance(text, str) or not text.strip():
+        raise Unreadable("unparsable", 'no text "explanation"')
+    if is_refusal(text):
+        raise Unreadable("refusal", "refused in words")
+    return " ".join(text.split())[:400]

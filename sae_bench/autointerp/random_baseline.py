@@ -44,18 +44,19 @@ class RandomSAE(SparseAutoencoder):
         return self
 
 
-def random_baselines(shapes: Iterable[tuple[SAEConfig, Site]]) -> dict[str, tuple[SAEConfig, Site]]:
-    """One random SAE for every site, width and L0 of some SAEs, by its name."""
-    found: dict[str, tuple[SAEConfig, Site]] = {}
-    for config, site in shapes:
-        l0 = config.l0 if config.l0 is not None else max(1.0, START_DENSITY * config.d_sae)
+def random_baselines(shapes: Iterable[tuple[SAEConfig, Site]]) -> list[tuple[dict[str, Any], SAEConfig, Site]]:
+    """One random SAE for every site, width and L0 of some SAEs, each behind what a record says of it."""
+    found: dict[str, tuple[dict[str, Any], SAEConfig, Site]] = {}
+    for shape, site in shapes:
+        l0 = shape.l0 if shape.l0 is not None else max(1.0, START_DENSITY * shape.d_sae)
+        config = SAEConfig(d_in=shape.d_in, d_sae=shape.d_sae, l0=l0)
         name = f"random.{site.name}.w{config.d_sae}.l0_{l0:g}"
-        found[name] = (SAEConfig(d_in=config.d_in, d_sae=config.d_sae, l0=l0), site)
-    return found
+        found[name] = (_described(name, config, site), config, site)
+    return list(found.values())
 
 
-def describe_random(name: str, config: SAEConfig, site: Site) -> dict[str, Any]:
-    """What a record says of it, in the form of a trained one's description."""
+def _described(name: str, config: SAEConfig, site: Site) -> dict[str, Any]:
+    """In the form of a trained one's description."""
     digest = hashlib.sha256(json.dumps(["random", "1", config.model_dump(mode="json")], sort_keys=True).encode())
     return {
         "id": name,

@@ -47,6 +47,7 @@ WORKING_BYTES = 256 << 20
 ALLOWANCE = 1.6
 """What allocators hold of memory that is asked for and given back; 1.44 was needed (benchmarks/collection.py)."""
 
+SEED = 0
 FIRING, SILENT = 1, 2  # salts
 
 
@@ -73,12 +74,12 @@ class CollectedLatent:
 
 @dataclass(frozen=True)
 class Collection:
-    """What was collected of one SAE: the sampled latents, and how many there were to sample from."""
+    """What was collected of one SAE from a text: the sampled latents, and how many there were to sample from."""
 
-    id: str
+    subject: Subject
+    stream: TokenStream
     found: list[CollectedLatent]
     n_eligible: int
-    n_tokens: int
 
 
 @torch.no_grad()
@@ -90,7 +91,6 @@ def collect(
     progress: Progress,
     *,
     hard: bool = False,
-    seed: int = 0,
 ) -> Iterator[Collection]:
     """Sample up to `n_latents` of every SAE and collect their examples; `hard` also collects hard negatives.
 
@@ -99,13 +99,13 @@ def collect(
     size = contexts_at_once(stream.context_size, n_latents)
     while True:
         try:
-            collectors = _passes(lm, stream, subjects, n_latents, size, progress, hard=hard, seed=seed)
+            collectors = _passes(lm, stream, subjects, n_latents, size, progress, hard=hard)
             break
         except torch.OutOfMemoryError:
             size = halved(size, "contexts in a collection batch")
     text = Text(lm, stream)
-    for subject, collector in zip(subjects, collectors, strict=True):
-        yield Collection(subject.id, list(collector.results(text)), collector.n_eligible, stream.n_delivered)
+    for collector in collectors:
+        yield Collection(collector.subject, stream, list(collector.results(text)), collector.n_eligible)
 
 
 def contexts_at_once(context_size: int, n_latents: int) -> int:
@@ -133,7 +133,6 @@ def _passes(
     progress: Progress,
     *,
     hard: bool,
-    seed: int,
 ) -> list["Collector"]:
     sites = list(dict.fromkeys(subject.site for subject in subjects))
 
@@ -153,7 +152,7 @@ def _passes(
             fired += torch.bincount(latent, minlength=len(fired))
             most.scatter_reduce_(0, latent, value, "amax")
     collectors = [
-        Collector(subject, fired, most, n_latents, stream.context_size, hard=hard, seed=seed)
+        Collector(subject, fired, most, n_latents, stream.context_size, hard=hard)
         for subject, fired, most in zip(subjects, n_fired, maximum, strict=True)
     ]
     for first, contexts, x in batches("collect"):
@@ -181,14 +180,12 @@ class Collector:
         context_size: int,
         *,
         hard: bool,
-        seed: int,
     ) -> None:
         self.subject, self.n_fired, self.maximum = subject, n_fired, maximum
         device = n_fired.device
         eligible = (n_fired >= MIN_FIRED).nonzero().squeeze(1).tolist()
         self.n_eligible = len(eligible)
-        self.seed = seed
-        sampled = sorted(seeded_random("latents", seed, subject.id).sample(eligible, min(n_latents, len(eligible))))
+        sampled = sorted(seeded_random("latents", SEED, subject.id).sample(eligible, min(n_latents, len(eligible))))
         self.latent = torch.tensor(sampled, dtype=torch.long, device=device)
         self.length = min(EXCERPT_TOKENS, context_size - 1)
         self.per_context = (context_size - 1) // self.length
@@ -258,7 +255,7 @@ class Collector:
                 [text.example(kind, number, activations, self) for number, activations in reservoir.kept(i)]
                 for kind, reservoir in self.kept.items()
             )
-            random = seeded_random("excerpts", self.seed, self.subject.id, latent)
+            random = seeded_random("excerpts", SEED, self.subject.id, latent)
             examples = assign_uses(top, firing, silent, random, hard)
             most = float(self.maximum[latent])
             edges = [most * bin_ / N_BINS for bin_ in range(N_BINS + 1)]

@@ -1,16 +1,16 @@
 """Scorers put explanations to the test: they ask about examples that the explainer has not seen, and score the answers.
 
 Each is one file in `scorers/`, or a plugin file, that holds a class decorated with `@register_scorer("name")`: prompt,
-description, and the two methods. All else, from the flag to the board, follows from that. This module has what scorers
-are written with.
+description, and what to ask; `score` is balanced accuracy unless it says otherwise. All else, from the flag to the
+board, follows from that. This module has what scorers are written with.
 
 Balanced accuracy is the mean of the shares of right answers among the true and among the false: whoever answers the
 same to everything has one half, whatever was asked.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any, ClassVar, Literal
 
@@ -33,9 +33,6 @@ class LatentScore:
     n: int
     counts: dict[str, int] = field(default_factory=dict)
     note: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Scorer(ABC):
@@ -63,9 +60,15 @@ class Scorer(ABC):
         `at_most`: examples in one question, where the scorer does not decide that itself.
         """
 
-    @abstractmethod
     def score(self, questions: Sequence[Question], answers: Sequence[Answer]) -> LatentScore:
-        """What these answers come to."""
+        """What these answers come to; it is not called without any. Here (right among true + right among false) / 2."""
+        counts = count_answers(questions, answers)
+        n_true = counts["true_positive"] + counts["false_negative"]
+        n_false = counts["true_negative"] + counts["false_positive"]
+        if not n_true or not n_false:
+            return LatentScore(None, n_true + n_false, counts, "undefined: no answers on one of the two sides")
+        value = (counts["true_positive"] / n_true + counts["true_negative"] / n_false) / 2
+        return LatentScore(value, n_true + n_false, counts)
 
 
 TOO_FEW = LatentScore(None, 0, note="too few excerpts")
@@ -85,19 +88,6 @@ def count_answers(questions: Sequence[Question], answers: Sequence[Answer]) -> d
     return counts
 
 
-def balanced_accuracy(questions: Sequence[Question], answers: Sequence[Answer]) -> LatentScore:
-    """(right among true + right among false) / 2."""
-    if not questions:
-        return TOO_FEW
-    counts = count_answers(questions, answers)
-    n_true = counts["true_positive"] + counts["false_negative"]
-    n_false = counts["true_negative"] + counts["false_positive"]
-    if not n_true or not n_false:
-        return LatentScore(None, n_true + n_false, counts, "undefined: no answers on one of the two sides")
-    value = (counts["true_positive"] / n_true + counts["true_negative"] / n_false) / 2
-    return LatentScore(value, n_true + n_false, counts)
-
-
 def yes_or_no(
     prompt: Prompt, explanation: str, excerpts: Sequence[Any], numbers: Sequence[int], truth: Sequence[bool]
 ) -> Question:
@@ -115,9 +105,9 @@ def yes_or_no(
             # Not an answer: whoever says it back has given none.
             example="{" + ", ".join(f'"{name}": true or false' for name in names[:2]) + ", ...}",
         ),
-        schema=object_schema({name: {"type": "boolean"} for name in names}),
+        properties={name: {"type": "boolean"} for name in names},
         max_tokens=20 if one else 32 + 16 * len(names),
-        read=lambda text: read_boolean(text, names[0]) if one else read_json(text, booleans(names)),
+        read=lambda text: read_boolean(text, names[0]) if one else read_json(text, booleans, names),
         read_cut=(lambda text: read_cut_boolean(text, names[0])) if one else None,
         examples=numbers,
         truth=truth,
@@ -129,13 +119,3 @@ def portions(numbers: list[int], size: int, random: Random) -> Iterator[list[int
     random.shuffle(numbers)
     n = -(-len(numbers) // size)
     yield from (numbers[i::n] for i in range(n))
-
-
-def object_schema(properties: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON schema of an object with exactly these properties."""
-    return {
-        "type": "object",
-        "properties": dict(properties),
-        "required": list(properties),
-        "additionalProperties": False,
-    }

@@ -25,9 +25,9 @@ class Budget:
     tokens: int | None = None
 
 
-def parse_budget(text: str) -> Budget:
+def parse_budget(text: object) -> Budget:
     """Read "$5" or "5usd" as dollars, "2M" as tokens."""
-    match = re.fullmatch(r"\s*(?:\$\s*([\d.]+)|([\d.]+)\s*usd)\s*", text, flags=re.IGNORECASE)
+    match = re.fullmatch(r"\s*(?:\$\s*([\d.]+)|([\d.]+)\s*usd)\s*", str(text), flags=re.IGNORECASE)
     try:
         if match:
             return Budget(dollars=float(match[1] or match[2]))
@@ -36,12 +36,7 @@ def parse_budget(text: str) -> Budget:
         raise ValueError(f'"{text}" is no budget: write $5 for dollars, or 2M for tokens') from None
 
 
-def _checked_budget(text: object) -> str:
-    parse_budget(str(text))
-    return str(text)
-
-
-BudgetText = Annotated[str, BeforeValidator(_checked_budget)]
+BudgetText = Annotated[Budget, BeforeValidator(parse_budget)]
 
 
 class JudgeConfig(BaseModel):

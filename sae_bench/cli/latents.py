@@ -5,6 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sae_bench.errors import UserError, did_you_mean, one_line
+from sae_bench.records.files import read_sealed
+from sae_bench.records.run_folder import RunFolder
+
 SHADES = (195, 159, 123, 87, 51)
 """Backgrounds from weak to strong, of the terminal's 256 colours."""
 
@@ -25,8 +29,6 @@ def explain(run: Path, sae: str, /, *, latent: int, every: bool = False) -> int:
     every
         Show all excerpts, not the first few of each kind.
     """
-    from sae_bench.records.files import read_sealed
-
     content = read_sealed(find_latent(run, sae, latent))
     print("\n".join(lines_of(content, colour=sys.stdout.isatty(), every=every)))
     return 0
@@ -38,9 +40,6 @@ def find_latent(run: Path, sae: str, latent: int) -> Path:
     Raises:
         UserError: the run has no such SAE, or has not collected that latent.
     """
-    from sae_bench.errors import UserError, did_you_mean
-    from sae_bench.records.run_folder import RunFolder
-
     folders = {path.name: path for path in sorted((run / "latents").glob("*")) if path.is_dir()}
     if not folders:
         raise UserError(f"{run} holds no latents: run its command again with --latents 100")
@@ -57,8 +56,6 @@ def find_latent(run: Path, sae: str, latent: int) -> Path:
 
 def lines_of(latent: Mapping[str, Any], *, colour: bool, every: bool = False) -> Iterator[str]:
     """The latent as lines of text; whatever it says, it stays text."""
-    from sae_bench.errors import one_line
-
     yield f"{one_line(latent['sae'])}, latent {latent['latent']}"
     yield f"fires on {latent['n_fired']:,} of {latent['n_tokens']:,} tokens, at most {latent['max']:.3g}"
     if latent["logits"]:
@@ -69,11 +66,9 @@ def lines_of(latent: Mapping[str, Any], *, colour: bool, every: bool = False) ->
     for name, score in latent["scores"].items():
         value = "none" if score["value"] is None else f"{score['value']:.3f}"
         yield f"{name:<20}{value:>6}  n {score['n']}  {one_line(score['note'] or '')}".rstrip()
-    failures = [answer for answer in latent["answers"] if answer["failure"]]
+    failures = [one_line(answer["failure"]) for answer in latent["answers"] if answer["failure"]]
     if failures:
-        yield f"{len(failures)} of {len(latent['answers'])} answers failed: " + ", ".join(
-            sorted({one_line(answer["failure"]) for answer in failures})
-        )
+        yield f"{len(failures)} of {len(latent['answers'])} answers failed: {', '.join(sorted(set(failures)))}"
     for kind in ("top", "decile", "silent", "hard"):
         examples = [example for example in latent["examples"] if example["kind"] == kind]
         for example in examples if every else examples[:PER_KIND]:

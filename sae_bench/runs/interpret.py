@@ -7,10 +7,9 @@ missing that another attempt may get. Without a judge a record says so.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from sae_bench.autointerp.budget import Tally
-from sae_bench.autointerp.client import TRANSIENT, Client, EndpointUnusable, quiet_client
+from sae_bench.autointerp.client import TRANSIENT, Client, EndpointUnusable
 from sae_bench.autointerp.examples import EXCERPT_TOKENS, MIN_FIRED
 from sae_bench.autointerp.explainer import cost_of, estimate, judge_latent
 from sae_bench.autointerp.judges import (
@@ -23,7 +22,7 @@ from sae_bench.autointerp.judges import (
     spending_of,
 )
 from sae_bench.autointerp.latents import LatentFile, read_latents, write_latents
-from sae_bench.autointerp.random_baseline import RandomSAE, describe_random, random_baselines
+from sae_bench.autointerp.random_baseline import RandomSAE, random_baselines
 from sae_bench.autointerp.sample import Subject, collect, collection_bytes
 from sae_bench.evaluation.task import LatentTask
 from sae_bench.lm.contexts import site_means
@@ -38,6 +37,7 @@ from sae_bench.runs.import_saes import Plan
 from sae_bench.runs.latent_records import InterpretedSAE, LatentRecords
 from sae_bench.runs.records import is_missing, provenance_of
 from sae_bench.runs.sources import interpretation_stream
+from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.save import description_of, load_sae
 
 
@@ -57,8 +57,7 @@ def interpret_saes(
     if config.collects:
         without = [sae for sae in saes if not sae.failed and read_latents(folder, sae.id, sae.collected_by) is None]
         if without:
-            stream = interpretation_stream(lm, config)
-            _collect(lm, stream, without, config.latents_wanted, folder, progress, hard=config.hard_negatives)
+            _collect(lm, config, without, folder, progress)
     judges = judges_of(config)
     settings = judge_settings(config, judges, config.interp_tokens_wanted)
 
@@ -66,7 +65,10 @@ def interpret_saes(
         record = folder.record(sae.id, task)
         if record is None or is_missing(record, task, sae.description, config.hash, lm):
             return True
-        return not sae.failed and _judged_otherwise(record["details"], settings)
+        if sae.failed or settings is None:  # what a judge said stands without one
+            return False
+        details = record["details"]
+        return details["judge"] != settings or any(details["failures"].get(kind) for kind in TRANSIENT)
 
     due = [sae for sae in saes if any(is_due(sae, task) for task in tasks)]
     if not due:
@@ -78,11 +80,13 @@ def interpret_saes(
         for sae in due:
             records.write(sae, (), {"judge": None, "caption": NO_JUDGE})
         return
-    spending = spending_of(config, judges)
     client = Client(
-        cache_folder() / "judge", spending, concurrency=config.judge_concurrency, timeout=config.judge_timeout
+        cache_folder() / "judge",
+        spending_of(config, judges),
+        concurrency=config.judge_concurrency,
+        timeout=config.judge_timeout,
     )
-    asyncio.run(_judge(client, judges, due, folder, progress, records))
+    asyncio.run(_judge(client, judges, due, records, progress))
 
 
 def _interpreted_saes(
@@ -101,87 +105,59 @@ def _interpreted_saes(
     }
     described = [(description_of(folder.sae_path(plan.id)), plan.config, plan.site) for plan in plans]
     if config.chance and config.collects:
-        random = random_baselines((plan.config, plan.site) for plan in plans)
-        described += [(describe_random(name, *shape), *shape) for name, shape in random.items()]
+        described += random_baselines((plan.config, plan.site) for plan in plans)
     return [InterpretedSAE(d, c, site, shared | {"weights_sha256": d["weights_sha256"]}) for d, c, site in described]
 
 
-def _judged_otherwise(details: Mapping[str, Any], settings: Mapping[str, Any] | None) -> bool:
-    """Whether other judges made a record, or an answer is missing that may come now. Without a judge it stands."""
-    if settings is None:
-        return False
-    return details["judge"] != settings or any(details["failures"].get(kind) for kind in TRANSIENT)
-
-
 def _collect(
-    lm: LanguageModel,
-    stream: TokenStream,
-    saes: Sequence[InterpretedSAE],
-    n_latents: int,
-    folder: RunFolder,
-    progress: Progress,
-    *,
-    hard: bool,
+    lm: LanguageModel, config: RunConfig, saes: Sequence[InterpretedSAE], folder: RunFolder, progress: Progress
 ) -> None:
     """Collect the latents of some SAEs."""
+    stream, n_latents = interpretation_stream(lm, config), config.latents_wanted
     takes = collection_bytes(n_latents, [sae.config.d_sae for sae in saes], stream.n_tokens, stream.context_size)
     progress.say(
         f"collecting {n_latents} latents of {len(saes)} SAEs from {stream.n_tokens:,} held-out tokens, in about "
         f"{takes / 1e6:,.0f} MB"
     )
-    is_random = [sae.description["arch"] == RandomSAE.name for sae in saes]
-    random_sites = list(dict.fromkeys(sae.site for sae, random in zip(saes, is_random, strict=True) if random))
-    means = site_means(lm, stream, random_sites, 1, progress) if random_sites else {}
-    subjects = [
-        Subject(
-            sae.id,
-            RandomSAE(sae.config).centre(means[sae.site].float().cpu()).to(lm.device)
-            if random
-            else load_sae(folder.sae_path(sae.id), lm.device),
-            sae.site,
-        )
-        for sae, random in zip(saes, is_random, strict=True)
-    ]
-    found = collect(lm, stream, subjects, n_latents, progress, hard=hard)
-    for sae, subject, collection in zip(saes, subjects, found, strict=True):
-        write_latents(folder, lm, subject, collection, stream, sae.collected_by)
+    random = [sae for sae in saes if sae.description["arch"] == RandomSAE.name]
+    sites = list(dict.fromkeys(sae.site for sae in random))
+    means = site_means(lm, stream, sites, 1, progress) if sites else {}
+
+    def loaded(sae: InterpretedSAE) -> SparseAutoencoder:
+        if sae in random:
+            return RandomSAE(sae.config).centre(means[sae.site].float().cpu()).to(lm.device)
+        return load_sae(folder.sae_path(sae.id), lm.device)
+
+    subjects = [Subject(sae.id, loaded(sae), sae.site) for sae in saes]
+    found = collect(lm, stream, subjects, n_latents, progress, hard=config.hard_negatives)
+    for sae, collection in zip(saes, found, strict=True):
+        write_latents(folder, lm, collection, sae.collected_by)
 
 
 async def _judge(
-    client: Client,
-    judges: Judges,
-    saes: Sequence[InterpretedSAE],
-    folder: RunFolder,
-    progress: Progress,
-    records: LatentRecords,
+    client: Client, judges: Judges, saes: Sequence[InterpretedSAE], records: LatentRecords, progress: Progress
 ) -> None:
     """Have the latents judged, one SAE after the other."""
-    latents = (latent for sae in saes if not sae.failed for latent in _latents(folder, sae))
+    latents = (latent for sae in saes if not sae.failed for latent in _latents(records.folder, sae))
     progress.say(estimate(client, judges, latents))
     nothing = {"judge": records.settings, "failures": {}}
     try:
-        with quiet_client():
-            for sae in saes:
-                if sae.failed:
-                    records.write(sae, (), nothing)
-                    continue
-                try:
-                    await _judge_one(client, judges, sae, folder, progress, records)
-                except EndpointUnusable as error:
-                    records.write(sae, (), nothing, failure=f"judge: {error}")
+        for sae in saes:
+            if sae.failed:
+                records.write(sae, (), nothing)
+                continue
+            try:
+                await _judge_one(client, judges, sae, records, progress)
+            except EndpointUnusable as error:
+                records.write(sae, (), nothing, failure=f"judge: {error}")
     finally:
         await client.close()
 
 
 async def _judge_one(
-    client: Client,
-    judges: Judges,
-    sae: InterpretedSAE,
-    folder: RunFolder,
-    progress: Progress,
-    records: LatentRecords,
+    client: Client, judges: Judges, sae: InterpretedSAE, records: LatentRecords, progress: Progress
 ) -> None:
-    tally = Tally()
+    folder, tally = records.folder, Tally()
     waiting = (judge_latent(client, judges, latent, tally) for latent in _latents(folder, sae))
     under_way = [asyncio.ensure_future(one) for one in waiting]
     done: list[LatentFile] = []

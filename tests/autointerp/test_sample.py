@@ -94,14 +94,15 @@ def test_counts_and_histogram_are_those_of_the_text(lm, collection, corpus_path)
         assert found.n_fired == sum(found.counts) == int(counts[found.latent])
         assert found.counts[-1] == found.n_fired, "all its activations are its maximum"
         assert found.edges[-1] == found.maximum
-    assert collection.n_tokens == 3008
+    assert collection.stream.n_delivered == 3008
 
 
 def test_only_latents_that_fire_often_enough_are_sampled_and_by_chance(lm, collection, corpus_path, subject):
     counts = counts_of(lm, corpus_path)
     assert collection.n_eligible == int((counts >= MIN_FIRED).sum())
     assert all(counts[found.latent] >= MIN_FIRED for found in collection.found)
-    (other,) = collect(lm, stream_of(lm, corpus_path), [subject], 20, QUIET, seed=1)
+    other_name = Subject("another", subject.sae, subject.site)
+    (other,) = collect(lm, stream_of(lm, corpus_path), [other_name], 20, QUIET)
     assert {f.latent for f in other.found} != {f.latent for f in collection.found}
     (everything,) = collect(lm, stream_of(lm, corpus_path), [subject], 10_000, QUIET)
     assert len(everything.found) == collection.n_eligible

@@ -3,20 +3,8 @@
 Excerpts from every decile of activation against excerpts in which the latent is known to be silent; balanced accuracy.
 """
 
-from collections.abc import Sequence
-
 from sae_bench import register_scorer
-from sae_bench.autointerp.scorer import (
-    Answer,
-    LatentExamples,
-    LatentScore,
-    Prompt,
-    Question,
-    Scorer,
-    balanced_accuracy,
-    portions,
-    yes_or_no,
-)
+from sae_bench.autointerp.scorer import LatentExamples, Prompt, Question, Scorer, portions, yes_or_no
 
 PROMPT = Prompt.parse("""\
 version 2
@@ -60,15 +48,8 @@ class Detection(Scorer):
         active, silent = latent.scoring("decile"), latent.scoring("silent", "hard")
         if not active or not silent:
             return []
+        texts = {i: latent.examples[i].text for i in (*active, *silent)}
         return [
-            self._question(latent, explanation, numbers)
-            for numbers in portions([*active, *silent], at_most, latent.random(self.name))
+            yes_or_no(self.prompt, explanation, [texts[i] for i in numbers], numbers, [i in active for i in numbers])
+            for numbers in portions(list(texts), at_most, latent.random(self.name))
         ]
-
-    def _question(self, latent: LatentExamples, explanation: str, numbers: list[int]) -> Question:
-        examples = [latent.examples[i] for i in numbers]
-        truth = [example.kind == "decile" for example in examples]
-        return yes_or_no(self.prompt, explanation, [example.text for example in examples], numbers, truth)
-
-    def score(self, questions: Sequence[Question], answers: Sequence[Answer]) -> LatentScore:
-        return balanced_accuracy(questions, answers)

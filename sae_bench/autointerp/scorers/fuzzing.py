@@ -4,22 +4,10 @@ In half of the firing excerpts the active tokens are marked, in the other half a
 what the explanation describes, so that only the place can tell them apart; balanced accuracy.
 """
 
-from collections.abc import Sequence
 from itertools import groupby
 
 from sae_bench import register_scorer
-from sae_bench.autointerp.scorer import (
-    Answer,
-    Example,
-    LatentExamples,
-    LatentScore,
-    Prompt,
-    Question,
-    Scorer,
-    balanced_accuracy,
-    portions,
-    yes_or_no,
-)
+from sae_bench.autointerp.scorer import Example, LatentExamples, Prompt, Question, Scorer, portions, yes_or_no
 
 Part = str | dict[str, str]
 
@@ -79,18 +67,14 @@ class Fuzzing(Scorer):
             marked[i] = mark_tokens(examples[i], set(tokens))
         return [
             yes_or_no(self.prompt, explanation, [marked[i] for i in numbers], numbers, [i not in lies for i in numbers])
-            for numbers in portions(list(active), at_most, random)
+            for numbers in portions(active, at_most, random)
         ]
-
-    def score(self, questions: Sequence[Question], answers: Sequence[Answer]) -> LatentScore:
-        return balanced_accuracy(questions, answers)
 
 
 def active_tokens(example: Example) -> list[int]:
     """Places of the tokens that the latent fires on and that can be seen."""
-    return [i for i, value in enumerate(example.activations) if value > 0 and example.tokens[i].strip()] or [
-        i for i, value in enumerate(example.activations) if value > 0
-    ]
+    active = [i for i, value in enumerate(example.activations) if value > 0]
+    return [i for i in active if example.tokens[i].strip()] or active
 
 
 def silent_tokens(example: Example) -> list[int]:

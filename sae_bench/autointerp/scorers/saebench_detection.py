@@ -4,24 +4,13 @@
 is its floor. Ours differs in one thing: SAEBench takes random excerpts for silent, here they are known to be.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sae_bench import register_scorer
-from sae_bench.autointerp.parse import read_json
-from sae_bench.autointerp.prompt import identifiers
-from sae_bench.autointerp.scorer import (
-    TOO_FEW,
-    Answer,
-    LatentExamples,
-    LatentScore,
-    Prompt,
-    Question,
-    Scorer,
-    Unreadable,
-    count_answers,
-    object_schema,
-)
+from sae_bench.autointerp.parse import Unreadable, read_json
+from sae_bench.autointerp.prompt import Prompt, identifiers
+from sae_bench.autointerp.scorer import Answer, LatentExamples, LatentScore, Question, Scorer, count_answers
 
 N_TOP, N_WEIGHTED, N_SILENT = 2, 2, 10
 
@@ -66,17 +55,15 @@ class SAEBenchDetection(Scorer):
                 messages=self.prompt.messages(
                     {"explanation": explanation, "excerpts": dict(zip(names, texts, strict=True))}, count=len(names)
                 ),
-                schema=object_schema({"active": {"type": "array", "items": {"type": "string", "enum": names}}}),
+                properties={"active": {"type": "array", "items": {"type": "string", "enum": names}}},
                 max_tokens=32 + 10 * len(names),
-                read=lambda text: read_json(text, subset(names)),
+                read=lambda text: read_json(text, subset, names),
                 examples=numbers,
                 truth=[examples[i].kind != "silent" for i in numbers],
             )
         ]
 
     def score(self, questions: Sequence[Question], answers: Sequence[Answer]) -> LatentScore:
-        if not questions:
-            return TOO_FEW
         counts = count_answers(questions, answers)
         n = len(questions[0].truth) - counts["unanswered"]
         if not n:
@@ -84,17 +71,13 @@ class SAEBenchDetection(Scorer):
         return LatentScore((counts["true_positive"] + counts["true_negative"]) / n, n, counts)
 
 
-def subset(identifiers: Sequence[str]) -> Callable[[dict[str, Any]], dict[str, bool]]:
+def subset(content: dict[str, Any], identifiers: Sequence[str]) -> dict[str, bool]:
     """The shape {"active": [some identifiers]}."""
-
-    def shape(content: dict[str, Any]) -> dict[str, bool]:
-        named = content.get("active")
-        if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-            raise Unreadable("unparsable", 'no list "active"')
-        if len(set(named)) < len(named):
-            raise Unreadable("duplicate", "an identifier stands there twice")
-        if not set(named) <= set(identifiers):
-            raise Unreadable("wrong_length", "an identifier that was not given")
-        return {name: name in named for name in identifiers}
-
-    return shape
+    named = content.get("active")
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise Unreadable("unparsable", 'no list "active"')
+    if len(set(named)) < len(named):
+        raise Unreadable("duplicate", "an identifier stands there twice")
+    if not set(named) <= set(identifiers):
+        raise Unreadable("wrong_length", "an identifier that was not given")
+    return {name: name in named for name in identifiers}

@@ -8,24 +8,14 @@ recorded so.
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sae_bench import register_scorer
-from sae_bench.autointerp.parse import read_json
-from sae_bench.autointerp.scorer import (
-    TOO_FEW,
-    Answer,
-    LatentExamples,
-    LatentScore,
-    Prompt,
-    Question,
-    Scorer,
-    Unreadable,
-    object_schema,
-)
+from sae_bench.autointerp.parse import Unreadable, read_json
+from sae_bench.autointerp.scorer import Answer, Example, LatentExamples, LatentScore, Prompt, Question, Scorer
 
 N_FIRING, N_SILENT = 5, 5
 
@@ -59,24 +49,21 @@ class Simulation(Scorer):
         if not firing or not silent:
             return []
         chosen = random.sample(firing, min(N_FIRING, len(firing))) + random.sample(silent, min(N_SILENT, len(silent)))
-        return [self._question(latent, explanation, i) for i in chosen]
+        return [self._question(latent.examples[i], explanation, i) for i in chosen]
 
-    def _question(self, latent: LatentExamples, explanation: str, number: int) -> Question:
-        example = latent.examples[number]
+    def _question(self, example: Example, explanation: str, number: int) -> Question:
         n = len(example.tokens)
         return Question(
             messages=self.prompt.messages({"explanation": explanation, "tokens": list(example.tokens)}, count=n),
-            schema=object_schema({"strengths": {"type": "array", "items": {"type": "integer"}}}),
+            properties={"strengths": {"type": "array", "items": {"type": "integer"}}},
             max_tokens=32 + 4 * n,
-            read=lambda text: read_json(text, strengths(n)),
+            read=lambda text: read_json(text, strengths, n),
             examples=[number],
             truth=list(example.activations),
             logprobs=True,
         )
 
     def score(self, questions: Sequence[Question], answers: Sequence[Answer]) -> LatentScore:
-        if not questions:
-            return TOO_FEW
         answered = [pair for pair in zip(questions, answers, strict=True) if pair[1].failure is None]
         truth = np.array([value for question, _ in answered for value in question.truth])
         predicted = np.array([value for _, answer in answered for value in expected(answer)])
@@ -99,45 +86,35 @@ def expected(answer: Answer) -> list[float]:
     places = _number_tokens(answer.tokens)
     if len(places) != len(numbers):
         return numbers
-    return [said if likely is None else _mean(likely, said) for said, likely in zip(numbers, places, strict=True)]
+    return [_mean(likely, said) for said, likely in zip(numbers, places, strict=True)]
 
 
-def _number_tokens(tokens: Sequence[tuple[str, Mapping[str, float]]]) -> list[Mapping[str, float] | None]:
-    """For each number in the text the alternatives to its token; None where it is not one token by itself."""
-    text = "".join(token for token, _ in tokens)
-    starts, at = {}, 0
+def _number_tokens(tokens: Sequence[tuple[str, Mapping[str, float]]]) -> list[Mapping[str, float]]:
+    """For each number in the text the alternatives to its token; none where it is not one token by itself."""
+    text, starts = "", {}
     for token, likely in tokens:
-        starts[at] = (token, likely)
-        at += len(token)
-    found: list[Mapping[str, float] | None] = []
+        starts[len(text)] = (token, likely)
+        text += token
+    found: list[Mapping[str, float]] = []
     for number in re.finditer(r"\d+(?:\.\d+)?", text):
         # A token may carry the space in front of its number.
         token, likely = starts.get(number.start(), starts.get(number.start() - 1, ("", {})))
-        found.append(likely if token.strip() == number[0] and likely else None)
+        found.append(likely if token.strip() == number[0] else {})
     return found
 
 
 def _mean(likely: Mapping[str, float], said: float) -> float:
-    weights = {
-        int(token): math.exp(logprob)
-        for token, logprob in likely.items()
-        if re.fullmatch(r"\s*(?:\d|10)\s*", token)
-    }  # fmt: skip
+    numbers = {token: int(token) for token in likely if re.fullmatch(r"\s*(?:\d|10)\s*", token)}
+    weights = {number: math.exp(likely[token]) for token, number in numbers.items()}
     total = sum(weights.values())
     return sum(value * weight for value, weight in weights.items()) / total if total > 0 else said
 
 
-def strengths(n: int) -> Callable[[dict[str, Any]], list[float]]:
+def strengths(content: dict[str, Any], n: int) -> list[float]:
     """The shape {"strengths": [n numbers from 0 to 10]}."""
-
-    def shape(content: dict[str, Any]) -> list[float]:
-        values = content.get("strengths")
-        if not isinstance(values, list) or not all(
-            isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 10 for value in values
-        ):
-            raise Unreadable("unparsable", 'no list "strengths" of numbers from 0 to 10')
-        if len(values) != n:
-            raise Unreadable("wrong_length", f"{len(values)} strengths for {n} tokens")
-        return [float(value) for value in values]
-
-    return shape
+    values = content.get("strengths")
+    if not isinstance(values, list) or not all(type(value) in (int, float) and 0 <= value <= 10 for value in values):
+        raise Unreadable("unparsable", 'no list "strengths" of numbers from 0 to 10')
+    if len(values) != n:
+        raise Unreadable("wrong_length", f"{len(values)} strengths for {n} tokens")
+    return [float(value) for value in values]
