@@ -1,7 +1,5 @@
 """A language model and its tokenizer by name, and what to tell the user when they cannot be had."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +33,7 @@ def load_language_model(
     """
     name, source = resolve_model(name_or_path)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with explained_load_errors(source, revision):
+    try:
         config = AutoConfig.from_pretrained(source, **options)
         # The scaled-dot-product kernel cannot soft-cap attention scores.
         capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
@@ -45,6 +43,8 @@ def load_language_model(
             skeleton: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **how)
             return LanguageModel(skeleton, tokenizer, name, hub_commit(source, revision))
         model: Any = AutoModelForCausalLM.from_pretrained(source, config=config, **how, **options)
+    except (OSError, ValueError, SafetensorError) as error:  # all that a loader raises
+        raise UserError(_explanation(source, revision, error)) from error
     lm = LanguageModel(model.to(device), tokenizer, name, hub_commit(source, revision))
     lm.check_logits()
     return lm
@@ -58,16 +58,8 @@ def hub_commit(source: str, revision: str | None) -> str | None:
     return Path(config).parent.name if isinstance(config, str) else None
 
 
-@contextmanager
-def explained_load_errors(source: str, revision: str | None) -> Iterator[None]:
-    """Turn what transformers and the hub raise while loading `source` into a UserError of one line with a remedy."""
-    try:
-        yield
-    except (OSError, ValueError, SafetensorError) as error:  # all that a loader raises
-        raise UserError(_explanation(source, revision, error)) from error
-
-
 def _explanation(source: str, revision: str | None, error: Exception) -> str:
+    """What transformers and the hub raise while loading `source`, in one line with a remedy."""
     # The hub's own exceptions say more than the OSError that transformers wraps around them.
     cause = error if error.__cause__ is None else error.__cause__
     page = f"https://huggingface.co/{source}"

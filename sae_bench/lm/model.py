@@ -48,6 +48,9 @@ REMEDY = "try float32, or check the weights"
 Key = Site | int | str
 _HIDDEN = "hidden"
 
+LayerCall = tuple[tuple[Any, ...], dict[str, Any]]
+"""Arguments that a decoder layer was called with, apart from its hidden states: references, nothing is copied."""
+
 
 class LanguageModel:
     """A causal language model of transformers with its tokenizer, frozen and in eval mode.
@@ -130,7 +133,7 @@ class LanguageModel:
         calls: dict[int, LayerCall] = {}
 
         def record(i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls[i] = LayerCall(args[1:], kwargs)
+            calls[i] = args[1:], kwargs
 
         with ExitStack() as hooks:
             for i in range(min(starts.values(), default=len(layers)), len(layers)):
@@ -214,14 +217,6 @@ class LanguageModel:
         return same
 
 
-@dataclass(frozen=True)
-class LayerCall:
-    """How a decoder layer was called, apart from its hidden states: references only, nothing is copied."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
 @dataclass(frozen=True, eq=False)
 class CleanPass:
     """One pass of the language model over `tokens`, left as it is, and the means to continue it from a site.
@@ -254,7 +249,8 @@ class CleanPass:
             # A replay starts behind the site's layer, or, for a site within the layer, at the layer's own input.
             hidden: Tensor = x_new if start > site.layer else self.layer_inputs[start]
             for i, layer in enumerate(lm._backbone.layers[start:], start):
-                output = layer(hidden, *self.calls[i].args, **self.calls[i].kwargs)
+                args, kwargs = self.calls[i]
+                output = layer(hidden, *args, **kwargs)
                 hidden = output[0] if isinstance(output, tuple) else output
             result: Tensor = lm._backbone.final_norm(hidden)
             return result

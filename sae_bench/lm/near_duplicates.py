@@ -11,15 +11,13 @@ smallest hash leaves; low enough to catch shared paragraphs, they chained more t
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Literal
 from zlib import crc32
 
 import numpy as np
 
 from sae_bench.lm.shared_runs import HashArray, mixed
-
-__all__ = ["RULE", "Split", "digest", "repeated_texts", "split_of"]
 
 Split = Literal["train", "eval"]
 
@@ -56,17 +54,15 @@ def repeated_texts(texts: Callable[[], Iterable[str]]) -> frozenset[int]:
         return frozenset()
     known = np.unique(np.concatenate(list(held_out.values())))
     found = np.zeros(len(known), dtype=bool)
-    for words in _training(texts()):
+    for words in map(_words, texts()):
+        if _side(words) == "eval":
+            continue
         hashes = _shingles(words, REPEAT_WORDS)
         place = np.searchsorted(known, hashes).clip(max=len(known) - 1)
         found[place[known[place] == hashes]] = True
     return frozenset(
         text for text, hashes in held_out.items() if found[np.searchsorted(known, hashes)].mean() > MOST_REPEATED
     )
-
-
-def _training(texts: Iterable[str]) -> Iterator[HashArray]:
-    return (words for words in map(_words, texts) if _side(words) == "train")
 
 
 def _side(words: HashArray) -> Split:

@@ -16,8 +16,6 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RUN_LENGTH", "SharedRuns"]
-
 RUN_LENGTH = 13
 
 IdArray = NDArray[np.int64]

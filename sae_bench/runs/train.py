@@ -113,9 +113,9 @@ class TrainStage:
         if found.step == self._n_before < self.n_steps:
             self.buffer = ActivationBuffer(*source, scaling=self._scaling)
         elif found.step < self.n_steps:
-            self.buffer = ActivationBuffer.resumed(found.parts[BUFFER], *source)
+            self.buffer = ActivationBuffer(*source, state=found.parts[BUFFER])
         with self._memory_for_all():
-            self.trainers = [SAETrainer.resumed(found.parts[plan.id], *self._what(plan)) for plan in plans]
+            self.trainers = [SAETrainer(*self._what(plan), found.parts[plan.id]) for plan in plans]
         self._facts = found.facts
         restore_random_state(found.parts[RANDOM])
 

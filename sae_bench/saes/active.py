@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -42,10 +42,15 @@ KeepRule = Callable[[Tensor], Tensor]
 Kernels = Literal["auto", "dense", "sparse"]
 
 
-# Share of active pairs above which dense products are used; `kernel_choice` measures the one of the machine at hand.
-_dense_above: ContextVar[float] = ContextVar("dense_above", default=0.1)
-_capacity: ContextVar[Capacity | None] = ContextVar("capacity", default=None)
-_encoder_dtype: ContextVar[torch.dtype | None] = ContextVar("encoder_dtype", default=None)
+class _Choice(NamedTuple):
+    dense_above: float = 0.1
+    """Share of active pairs above which dense products are used; `kernel_choice` measures that of the machine."""
+    capacity: Capacity | None = None
+    encoder_dtype: torch.dtype | None = None
+
+
+_TYPICAL = _Choice()
+_choice = ContextVar("choice", default=_TYPICAL)
 
 
 @dataclass(frozen=True)
@@ -171,7 +176,8 @@ class _Select(torch.autograd.Function):
         ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None, keeps: Sequence[KeepRule]
     ) -> tuple[Any, ...]:
         centred = x if b_pre is None else x - b_pre
-        found = [Found(len(x), W_enc.shape[1], _dense_above.get(), _capacity.get()) for _ in keeps]
+        choice = _choice.get()
+        found = [Found(len(x), W_enc.shape[1], choice.dense_above, choice.capacity) for _ in keeps]
         for tokens, z in _pre_activations(centred, W_enc, b_enc):
             for keep, kept in zip(keeps, found, strict=True):
                 kept.add(tokens, z, keep(z))
@@ -221,7 +227,7 @@ class _Decode(torch.autograd.Function):
 
 def _pre_activations(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield x W_enc + b_enc for a chunk of tokens at a time; each chunk overwrites the last."""
-    size, dtype = chunk_size(W_enc.shape[1], x.device), _encoder_dtype.get()
+    size, dtype = chunk_size(W_enc.shape[1], x.device), _choice.get().encoder_dtype
     W_enc = W_enc if dtype is None else W_enc.to(dtype)
     buffer = x.new_empty(min(size, len(x)), W_enc.shape[1])
     for tokens in slices(len(x), size):
@@ -251,11 +257,10 @@ def kernels(
     With `capacity`, masks are gathered without asking the device how many pairs they keep. The factors of the encoder
     product, and the product, are rounded to `encoder_dtype` (None: left as they are); no other number is.
     """
-    above = {"dense": -1.0, "sparse": 1.0, "auto": _dense_above.get() if measured is None else measured}[choice]
-    tokens = _dense_above.set(above), _capacity.set(capacity), _encoder_dtype.set(encoder_dtype)
+    typical = _choice.get().dense_above if measured is None else measured
+    above = {"dense": -1.0, "sparse": 1.0, "auto": typical}[choice]
+    before = _choice.set(_Choice(above, capacity, encoder_dtype))
     try:
         yield
     finally:
-        _dense_above.reset(tokens[0])
-        _capacity.reset(tokens[1])
-        _encoder_dtype.reset(tokens[2])
+        _choice.reset(before)

@@ -13,7 +13,6 @@ Shapes: B tokens, D = d_in, F = d_sae. V, the shape of values: [P] pairs of `Spa
 
 import functools
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,70 +23,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from sae_bench.saes.chunks import chunk_size, slices
-from sae_bench.saes.sums import lookup, sum_per_latent, sum_per_token
-
-
-class Layout(ABC):
-    """The active places of a batch: `n_tokens` B, `n_latents` F."""
-
-    n_tokens: int
-    n_latents: int
-
-    @abstractmethod
-    def fill(self, values: Float[Tensor, "*V"]) -> Float[Tensor, "*V"]:
-        """Values that may depend on the latent alone, written out for every place."""
-
-    @abstractmethod
-    def per_latent(self, parameter: Float[Tensor, " F"]) -> Float[Tensor, "..."]:
-        """A parameter's value for every place, or what broadcasts to it; differentiable."""
-
-    @abstractmethod
-    def total(self, values: Float[Tensor, "*V"]) -> Float[Tensor, ""]:
-        """The sum over active places; differentiable."""
-
-    @abstractmethod
-    def total_per_token(self, values: Float[Tensor, "*V"]) -> Float[Tensor, " B"]:
-        """The sum over each token's active places; differentiable."""
-
-    @abstractmethod
-    def total_per_latent(self, values: Float[Tensor, "*V"], *, clean: bool) -> Float[Tensor, " F"]:
-        """The sum over each latent's active places; differentiable. `clean` as for the products."""
-
-    @abstractmethod
-    def per_token(self, fired: Bool[Tensor, "*V"]) -> Int[Tensor, " B"]:
-        """How many active places of each token hold True."""
-
-    @abstractmethod
-    def by_group(self, fired: Bool[Tensor, "*V"], group: Int[Tensor, " B"] | None, n: int) -> Float[Tensor, "n F"]:
-        """How many active places of each latent hold True, for each of n groups of tokens."""
-
-    @abstractmethod
-    def pairs(self) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Any]:
-        """Token and latent of every active place, sorted by token, and the index that takes them out of values."""
-
-    # --- products: `clean` values are zero already where they are padding; others count as zero there -------------
-
-    @abstractmethod
-    def rows(self, values: Float[Tensor, "*V"], W: Float[Tensor, "F D"], *, clean: bool) -> Float[Tensor, "B D"]:
-        """sum_i values[t, i] W[i] for every token t."""
-
-    @abstractmethod
-    def rows_transposed(
-        self, values: Float[Tensor, "*V"], x: Float[Tensor, "B D"], *, clean: bool
-    ) -> Float[Tensor, "F D"]:
-        """sum_t values[t, i] x[t] for every latent i."""
-
-    @abstractmethod
-    def sums(self, values: Float[Tensor, "*V"]) -> Float[Tensor, " F"]:
-        """sum_t values[t, i] for every latent i; the values are clean."""
-
-    @abstractmethod
-    def inner_products(self, left: Float[Tensor, "B D"], right: Float[Tensor, "F D"]) -> Float[Tensor, "*V"]:
-        """left[t] . right[i] for every active place (t, i), zero for padding."""
+from sae_bench.saes.sums import sum_per_latent, sum_per_token
 
 
 @dataclass(eq=False)
-class Sparse(Layout):
+class Sparse:
     """Pairs sorted by token. `valid` says which are pairs and which are padding; None: all are pairs."""
 
     token: Int[Tensor, " P"]
@@ -112,47 +52,61 @@ class Sparse(Layout):
         return values if self.valid is None else torch.where(self.valid, values, 0)
 
     def fill(self, values: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+        """Values that may depend on the latent alone, written out for every place."""
         return values
 
     def per_latent(self, parameter: Float[Tensor, " F"]) -> Float[Tensor, " P"]:
-        return lookup(parameter, self.latent)
+        """A parameter's value for every place, or what broadcasts to it; differentiable."""
+        return parameter.index_select(0, self.latent)  # whose backward is one accumulation, no general scatter
 
     def total(self, values: Float[Tensor, " P"]) -> Float[Tensor, ""]:
+        """The sum over active places; differentiable."""
         return self._clean(values).sum()
 
     def total_per_token(self, values: Float[Tensor, " P"]) -> Float[Tensor, " B"]:
+        """The sum over each token's active places; differentiable."""
         return values.new_zeros(self.n_tokens).index_add(0, self.token, self._clean(values))
 
     def total_per_latent(self, values: Float[Tensor, " P"], *, clean: bool) -> Float[Tensor, " F"]:
+        """The sum over each latent's active places; differentiable. `clean` as for the products."""
         return self.sums(self._clean(values))  # clean or not, for padding gets no gradient
 
     def per_token(self, fired: Bool[Tensor, " P"]) -> Int[Tensor, " B"]:
+        """How many active places of each token hold True."""
         counts = self._clean(fired).long()
         return counts.new_zeros(self.n_tokens).index_add_(0, self.token, counts)
 
     def by_group(self, fired: Bool[Tensor, " P"], group: Int[Tensor, " B"] | None, n: int) -> Float[Tensor, "n F"]:
+        """How many active places of each latent hold True, for each of n groups of tokens."""
         cell = self.latent if group is None else group[self.token] * self.n_latents + self.latent
         counts = self._clean(fired).float()
         return counts.new_zeros(n * self.n_latents).index_add_(0, cell, counts).view(n, -1)
 
     def pairs(self) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"], Any]:
+        """Token and latent of every active place, sorted by token, and the index that takes them out of values."""
         if self.valid is None:
             return self.token, self.latent, slice(None)
         return self.token[self.valid], self.latent[self.valid], self.valid
 
+    # --- products: `clean` values are zero already where they are padding; others count as zero there -------------
+
     def rows(self, values: Float[Tensor, " P"], W: Float[Tensor, "F D"], *, clean: bool) -> Float[Tensor, "B D"]:
+        """sum_i values[t, i] W[i] for every token t."""
         return _bags(self.latent, W, self.offsets, values if clean else self._clean(values))
 
     def rows_transposed(
         self, values: Float[Tensor, " P"], x: Float[Tensor, "B D"], *, clean: bool
     ) -> Float[Tensor, "F D"]:
+        """sum_t values[t, i] x[t] for every latent i."""
         order, token, offsets = self.by_latent
         return _bags(token, x, offsets, (values if clean else self._clean(values))[order])
 
     def sums(self, values: Float[Tensor, " P"]) -> Float[Tensor, " F"]:
+        """sum_t values[t, i] for every latent i; the values are clean."""
         return values.new_zeros(self.n_latents).index_add_(0, self.latent, values)
 
     def inner_products(self, left: Float[Tensor, "B D"], right: Float[Tensor, "F D"]) -> Float[Tensor, " P"]:
+        """left[t] . right[i] for every active place (t, i), zero for padding."""
         product = self._sampled_product(left, right) if left.device.type == "cpu" else self._gathered(left, right)
         return self._clean(product)
 
@@ -177,8 +131,8 @@ class Sparse(Layout):
 
 
 @dataclass(eq=False)
-class Dense(Layout):
-    """The whole matrix with a mask, for sets that are not sparse."""
+class Dense:
+    """The whole matrix with a mask, for sets that are not sparse; it answers what `Sparse` does."""
 
     mask: Bool[Tensor, "B F"]
 
@@ -263,3 +217,7 @@ class Dense(Layout):
 def _bags(index: Tensor, W: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """For each bag, a stretch of `index`, the weighted sum of W's rows."""
     return functional.embedding_bag(index, W, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
+
+
+Layout = Sparse | Dense
+"""The active places of a batch: `n_tokens` B, `n_latents` F."""

@@ -25,6 +25,11 @@ class Capacity:
     most: Float[Tensor, ""]
     short: Bool[Tensor, ""]
 
+    @staticmethod
+    def whole(device: torch.device) -> "Capacity":
+        """Memory for every place."""
+        return Capacity(1.0, torch.zeros((), device=device), torch.zeros((), dtype=torch.bool, device=device))
+
     def note(self, n_kept: Int[Tensor, ""], n_places: int, n_reserved: int) -> None:
         """Take in that a mask kept `n_kept` of the places, with memory for `n_reserved`."""
         self.most = torch.maximum(self.most, n_kept / n_places)

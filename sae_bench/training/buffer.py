@@ -16,6 +16,7 @@ Shapes: B tokens of a batch, N tokens in the buffer, D width of a site.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from sae_bench.lm.sites import Site
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
 from sae_bench.training.capture import Capture, contexts_in_a_pass
-from sae_bench.training.serving import Key, Position, Scaling, Serving, buffer_bytes, buffer_size, half_size
+from sae_bench.training.serving import Key, Scaling, Serving, buffer_bytes, buffer_size, half_size
 
 Batch = dict[Key, Float[Tensor, "B D"]]
 """Scaled float32 activations by site and seed."""
@@ -41,10 +42,12 @@ Draws = dict[int, Int[Tensor, " draws"]]
 class ActivationBuffer:
     """Shuffled, scaled activations at some sites of a language model.
 
-    To make one is to fill its first half. `scale` and `mean` of every site are measured on that, whose documents come
-    in random order, unless `scaling` gives them.
+    To make one is to fill its first half. The input `scale` C of every site, with E||x / C||^2 = 1, and the `mean` of
+    its x / C are measured on that, whose documents come in random order, unless `scaling` gives them. With `state` the
+    buffer goes on where that `state_dict` was taken.
 
-    Raises UserError, as `batches` does, where activations are not finite.
+    Raises UserError, as `batches` does, where activations are not finite; and where the corpus or the tokenizer is not
+    the one of `state`.
     """
 
     def __init__(
@@ -56,62 +59,43 @@ class ActivationBuffer:
         progress: Progress,
         *,
         scaling: Scaling | None = None,
-        position: Position | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         self.lm, self.tokens, self.sites, self.serving = lm, tokens, list(sites), serving
         self.half = half_size(tokens.n_tokens - serving.first, serving.buffer_tokens)
-        at = position or self._beginning()
-        self._coins, self._orders = at.coins, at.orders
-        self._carried = {key: rows.to(lm.device) for key, rows in at.carried.items()}
-        self._n_before = at.n_before  # batches before this cycle
-        self._skip = at.n_done - at.n_before  # batches of the first cycle that were served before a checkpoint
+        self.n_steps = serving.n_steps(tokens.n_tokens)
+        """Batches the buffer serves in all, those before a checkpoint included."""
+        at = self._beginning() if state is None else state
+        self._coins = _generator(at["coins"])
+        self._orders = {seed: _generator(at["orders"][str(seed)]) for seed in serving.seeds}
+        keys = product(self.sites, serving.seeds)
+        self._carried = {(site, seed): at["carried"][f"{site.name} {seed}"].to(lm.device) for site, seed in keys}
+        self._n_before: int = at["n_before"]  # batches before this cycle
+        self._skip: int = (
+            at["n_done"] - at["n_before"]
+        )  # batches of the first cycle that were served before a checkpoint
         self._cycle_state: dict[str, Any] = {}
-        self._row = at.row  # number of the activation that the half under way begins with
+        self._row = at["first_row"]  # number of the activation that the half under way begins with
         self._start = self._n_new = 0  # the half that is being filled: its first row, and how many it holds
         self._n_old = 0  # how many the half before it holds
         self._old = torch.empty(0, dtype=torch.long)  # rows of the last cycle's half, as often as they are still due
         self._side = SideStream(lm.device)
-        self._capture = Capture(lm, tokens, sites, self._side, row=at.row, contexts_per_pass=at.contexts_per_pass)
+        self._capture = Capture(lm, tokens, sites, self._side, self._row, at["contexts_per_pass"])
         for _ in progress.track("capture", self._first_filling(), self.half, lambda n: n):
             pass
         self._filled()
         self._n_first = self._n_new
+        if state is not None:
+            scaling = Scaling.of_state(state, sites, lm.device)
         self.scaling = scaling or Scaling.measured({site: rows[: self._n_first] for site, rows in self._buffer.items()})
-        if at.has_old:
+        self.scale, self.mean = self.scaling.scale, self.scaling.mean
+        if at["has_old"]:
             self._begin_second_half()
-
-    @classmethod
-    def resumed(
-        cls,
-        state: Mapping[str, Any],
-        lm: LanguageModel,
-        tokens: TokenStream,
-        sites: Sequence[Site],
-        serving: Serving,
-        progress: Progress,
-    ) -> "ActivationBuffer":
-        """The buffer that goes on where `state_dict` was taken.
-
-        Raises:
-            UserError: the corpus or the tokenizer is not the one of then.
-        """
-        scaling = Scaling.of_state(state, sites, lm.device)
-        position = Position.of_state(state, sites, serving.seeds)
-        buffer = cls(lm, tokens, sites, serving, progress, scaling=scaling, position=position)
-        if tokens.fingerprint != state["fingerprint"]:
+        if state is not None and tokens.fingerprint != state["fingerprint"]:
             raise UserError(
                 f'the corpus "{tokens.source}" does not give the tokens that it gave before the checkpoint: '
                 "bring back the old files and library versions, or start anew with --overwrite"
             )
-        return buffer
-
-    @property
-    def scale(self) -> dict[Site, float]:
-        return self.scaling.scale
-
-    @property
-    def mean(self) -> dict[Site, Float[Tensor, " D"]]:
-        return self.scaling.mean
 
     @property
     def n_captured(self) -> int:
@@ -119,17 +103,12 @@ class ActivationBuffer:
         return self._capture.n_captured
 
     @property
-    def n_steps(self) -> int:
-        """Batches the buffer serves in all, those before a checkpoint included."""
-        return self.serving.n_steps(self.tokens.n_tokens)
-
-    @property
     def n_left(self) -> int:
         """Batches that `batches` will serve."""
         return self.n_steps - self._n_before - self._skip
 
     def state_dict(self, n_done: int) -> dict[str, Any]:
-        """What `resumed` needs to go on after the first `n_done` batches, the last that were asked for."""
+        """What another buffer needs to go on after the first `n_done` batches, the last that were asked for."""
         return self._cycle_state | {"n_done": n_done} | self.scaling.state_dict()
 
     def sample(self, site: Site, n: int) -> Float[Tensor, "n D"]:
@@ -208,19 +187,20 @@ class ActivationBuffer:
             "fingerprint": self.tokens.fingerprint,
         }
 
-    def _beginning(self) -> Position:
-        seeds, dtype, device = self.serving.seeds, self.lm.dtype, self.lm.device
-        return Position(
-            row=self.serving.first,
-            contexts_per_pass=contexts_in_a_pass(self.tokens.context_size, device),
-            coins=torch.Generator().manual_seed(0),
-            orders={seed: torch.Generator().manual_seed(seed) for seed in seeds},
-            carried={
-                (site, seed): torch.empty(0, site.d_in, dtype=dtype, device=device)
-                for site in self.sites
-                for seed in seeds
-            },
-        )
+    def _beginning(self) -> dict[str, Any]:
+        """The state before the first cycle."""
+        lm, seeds = self.lm, self.serving.seeds
+        nothing = {site: torch.empty(0, site.d_in, dtype=lm.dtype, device=lm.device) for site in self.sites}
+        return {
+            "first_row": self.serving.first,
+            "has_old": False,
+            "coins": torch.Generator().manual_seed(0).get_state(),
+            "orders": {str(seed): torch.Generator().manual_seed(seed).get_state() for seed in seeds},
+            "carried": {f"{site.name} {seed}": nothing[site] for site, seed in product(self.sites, seeds)},
+            "n_before": 0,
+            "n_done": 0,
+            "contexts_per_pass": contexts_in_a_pass(self.tokens.context_size, lm.device),
+        }
 
     def _begin_second_half(self) -> None:
         """What is in the buffer is what the cycle before left: toss its coins again, and fill the half after it."""
@@ -269,3 +249,9 @@ class ActivationBuffer:
         """A half is full: see that it is finite; the main stream may read it from now on."""
         self._capture.check_finite()
         self._side.join()
+
+
+def _generator(state: Tensor) -> torch.Generator:
+    generator = torch.Generator()
+    generator.set_state(state)
+    return generator

@@ -38,7 +38,6 @@ class Capture:
         tokens: TokenStream,
         sites: Sequence[Site],
         side: SideStream,
-        *,
         row: int,
         contexts_per_pass: int,
     ) -> None:

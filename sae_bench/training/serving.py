@@ -1,4 +1,4 @@
-"""How a buffer serves activations: its sizes, the scale of what it serves, and where it begins.
+"""How a buffer serves activations: its sizes, and the scale of what it serves.
 
 Shapes: N activations, D width of a site.
 """
@@ -95,46 +95,9 @@ class Scaling:
         }
 
 
-@dataclass
-class Position:
-    """Where a buffer begins: at activation number `row`, in a cycle of which `n_done - n_before` batches are done.
-
-    `has_old`: the buffer holds a half of the cycle before, too, of which some draws are due.
-    """
-
-    row: int
-    contexts_per_pass: int
-    coins: torch.Generator
-    orders: dict[int, torch.Generator]
-    carried: dict[Key, Float[Tensor, "_ D"]]
-    n_before: int = 0
-    n_done: int = 0
-    has_old: bool = False
-
-    @staticmethod
-    def of_state(state: Mapping[str, Any], sites: Sequence[Site], seeds: Sequence[int]) -> "Position":
-        """That of a checkpoint."""
-        return Position(
-            state["first_row"],
-            state["contexts_per_pass"],
-            _generator(state["coins"]),
-            {seed: _generator(state["orders"][str(seed)]) for seed in seeds},
-            {(site, seed): state["carried"][f"{site.name} {seed}"] for site in sites for seed in seeds},
-            state["n_before"],
-            state["n_done"],
-            state["has_old"],
-        )
-
-
 def scale_and_mean(
     squares: Float64[Tensor, ""], total: Float64[Tensor, " D"], n: int
 ) -> tuple[float, Float[Tensor, " D"]]:
     """The input scale, and the mean of scaled activations, from sums over n activations; this reads the device."""
     scale = math.sqrt(float(squares) / n)
     return scale, (total / n / scale).float()
-
-
-def _generator(state: Tensor) -> torch.Generator:
-    generator = torch.Generator()
-    generator.set_state(state)
-    return generator

