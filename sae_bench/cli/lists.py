@@ -16,10 +16,8 @@ def ls(
 ) -> int:
     """List what there is: archs, tasks, scorers, models, sites or suites.
 
-    Parameters
-    ----------
-    plugin
-        Python files with architectures, tasks, scorers or models of your own.
+    Args:
+        plugin: Python files with architectures, tasks, scorers or models of your own.
     """
     from sae_bench.lm.model_names import HUB_MODELS
     from sae_bench.registry import ARCHITECTURES, MODELS, SCORERS, TASKS, Registry, load_plugins

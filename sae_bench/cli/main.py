@@ -16,8 +16,7 @@ from sae_bench.cli.latents import explain
 from sae_bench.cli.leaderboard import board, claims, compare, figures, report, table
 from sae_bench.cli.libraries import quieten_libraries
 from sae_bench.cli.lists import ls
-from sae_bench.cli.runs import verify
-from sae_bench.cli.saes import convert, export, publish
+from sae_bench.cli.runs import convert, export, publish, verify
 from sae_bench.cli.settings import GROUPS, Settings, configure
 from sae_bench.errors import UserError, did_you_mean, one_line
 from sae_bench.parsing import Heading
