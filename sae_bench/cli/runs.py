@@ -1,4 +1,4 @@
-"""`export`, `convert`, `publish`: a run's SAEs for other tools, as another architecture, for all; `verify`: is it what it says?"""
+"""`export`, `convert`, `publish`: a run's SAEs for other tools and for other people; `verify`: is it what it says?"""
 
 from pathlib import Path
 from typing import Annotated, Literal

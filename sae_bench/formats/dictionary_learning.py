@@ -28,7 +28,7 @@ from sae_bench.formats.foreign import (
     with_norms_folded,
     without_input_bias,
 )
-from sae_bench.formats.headers import TORCH_DTYPES, TensorHeader, check_pickle, damaged, read_settings
+from sae_bench.formats.headers import check_pickle, damaged, read_settings
 from sae_bench.formats.hook_names import Place, place_of_path
 from sae_bench.formats.source import Source
 from sae_bench.records.files import replacing, write_json
@@ -61,11 +61,13 @@ OURS = {
     "encoder.weight": "W_enc", "decoder.weight": "W_dec", "encoder.bias": "b_enc", "bias": "b_dec",
     "decoder.bias": "b_dec", "decoder_bias": "b_dec", "gate_bias": "b_gate", "mag_bias": "b_mag",
 }  # fmt: skip
+DTYPES = ("float32", "float16", "bfloat16")
 SEES_X_ITSELF = ("AutoEncoderNew", "JumpReluAutoEncoder")
 
 WRITTEN_AS = {
     "relu": "AutoEncoderNew", "gated": "GatedAutoEncoder", "topk": "AutoEncoderTopK", "jumprelu": "JumpReluAutoEncoder"
 }  # fmt: skip
+HOLDS = tuple(WRITTEN_AS)
 
 
 def read(source: Source) -> ForeignSAE:
@@ -79,16 +81,13 @@ def read(source: Source) -> ForeignSAE:
         raise UserError(f"{where}: dict_class {name!r} is none of {', '.join(CLASSES)}: it cannot be evaluated")
     path = source.files["ae.pt"]
     arch, layout = CLASSES[name]
-    tensors = _open(path, layout)
-    d_in, d_sae = check_shapes(path, _headers(path, tensors), layout)
+    tensors, d_in, d_sae = _open(path, layout)
     if name == "BatchTopKSAE" and not float(tensors["threshold"]) >= 0:
         raise UserError(f"{path}: its threshold was never set, so what it selects depends on the batch: "
                         "it cannot be evaluated")  # fmt: skip
     k = whole_number(where, "k", _k(tensors, trainer), d_sae) if arch == "topk" else None
-    return ForeignSAE(
-        FORMAT, source.name, arch, d_in, d_sae, _place(trainer).or_else(place_of_path(source.name)),
-        lambda: _load(path, name), k, hub_commit=source.hub_commit,
-    )  # fmt: skip
+    place = _place(trainer).or_else(place_of_path(source.name))
+    return ForeignSAE(FORMAT, source, arch, d_in, d_sae, place, lambda: _load(path, name), k)
 
 
 def _k(tensors: Weights, trainer: dict[str, Any]) -> object:
@@ -103,8 +102,8 @@ def _place(trainer: dict[str, Any]) -> Place:
                                model if isinstance(model, str) else None))  # fmt: skip
 
 
-def _open(path: Path, layout: Layout) -> Weights:
-    """The tensors of the pickle, still in the file."""
+def _open(path: Path, layout: Layout) -> tuple[Weights, int, int]:
+    """The tensors of the pickle, checked and still in the file; d_in and d_sae."""
     check_pickle(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -117,40 +116,28 @@ def _open(path: Path, layout: Layout) -> Weights:
     # A view may show the same number as often as it likes, and would be written out in full once it is used.
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > size:
         raise damaged(path, "its tensors claim more than the file holds")
-    return tensors
-
-
-def _headers(path: Path, tensors: Weights) -> dict[str, TensorHeader]:
-    headers = {}
     for name, tensor in tensors.items():
-        dtype = str(tensor.dtype).removeprefix("torch.")
         if name in OURS or name in OURS.values():
-            if dtype not in TORCH_DTYPES:
-                raise UserError(f"{path}: {name} has the dtype {dtype}: give {', '.join(TORCH_DTYPES)}")
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            if dtype not in DTYPES:
+                raise UserError(f"{path}: {name} has the dtype {dtype}: give {', '.join(DTYPES)}")
             if tensor.layout != torch.strided:
                 raise damaged(path, f"{name} is no plain tensor")
-        headers[name] = TensorHeader(tuple(tensor.shape), TORCH_DTYPES.get(dtype, dtype))
-    return headers
+    return tensors, *check_shapes(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, layout)
 
 
 def _load(path: Path, name: str) -> Weights:
     _, layout = CLASSES[name]
-    tensors = _open(path, layout)
-    check_shapes(path, _headers(path, tensors), layout)  # again: it may have changed since
+    tensors, _, d_sae = _open(path, layout)  # and checked again, for it may have changed since
     weights = {}
     for theirs, sizes in layout.items():
         tensor = tensors[theirs].float().clone()  # out of the file
-        transposed = theirs in LINEAR
-        weights[OURS.get(theirs, theirs)] = tensor.T if transposed else tensor
+        weights[OURS.get(theirs, theirs)] = tensor.T if theirs in LINEAR else tensor
         if theirs == "threshold" and not sizes:
-            weights["threshold"] = tensor.expand(len(tensors["encoder.bias"])).clone()
+            weights["threshold"] = tensor.expand(d_sae).clone()
     if name not in SEES_X_ITSELF:
         weights = without_input_bias(weights)
     return with_norms_folded(weights) if name == "AutoEncoder" else weights
-
-
-def check(sae: SparseAutoencoder) -> None:
-    """The format holds every built-in architecture."""
 
 
 def write(folder: Path, sae: SparseAutoencoder, about: About) -> Path:

@@ -9,6 +9,7 @@ from sae_bench.formats import dictionary_learning, gemma_scope, saelens, sparsif
 from sae_bench.formats.foreign import About, ForeignSAE
 from sae_bench.formats.open import find_sources, open_sae
 from sae_bench.records.run_folder import RunFolder
+from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.convert import to_built_in
 
 WRITERS: dict[str, ModuleType] = {
@@ -46,7 +47,7 @@ def export(run: Path, form: str, out: Path, wanted: Sequence[str] = ()) -> list[
     records = {record["sae"]["id"]: record for record in RunFolder(run).records() if record["task"] == "reconstruction"}
     chosen = saes_of(run, wanted)
     for sae in chosen:
-        WRITERS[form].check(to_built_in(sae.build()))
+        _check_fits(form, to_built_in(sae.build()))
     written = []
     for sae in chosen:
         assert sae.own is not None, "an SAE of a run"
@@ -55,3 +56,12 @@ def export(run: Path, form: str, out: Path, wanted: Sequence[str] = ()) -> list[
         about = About(description["site"], sae.own["metadata"], score.get("value"))
         written.append(WRITERS[form].write(out / description["id"], to_built_in(sae.build()), about))
     return written
+
+
+def _check_fits(form: str, sae: SparseAutoencoder) -> None:
+    holds = WRITERS[form].HOLDS
+    if sae.nonlinearity not in holds:
+        how = {"gated": "exactly", "topk": "with a calibrated threshold"}.get(sae.nonlinearity or "")
+        converted = f"`convert --to jumprelu` makes one {how}" if how and "jumprelu" in holds else None
+        remedy = converted or "choose another --format"
+        raise UserError(f"a {sae.name} SAE does not fit into {form}, which holds {holds[0]} alone: {remedy}")

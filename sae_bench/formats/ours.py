@@ -10,7 +10,7 @@ from typing import Any
 from sae_bench.errors import UserError
 from sae_bench.formats import saelens
 from sae_bench.formats.foreign import ForeignSAE, check_shapes, load_checked
-from sae_bench.formats.headers import damaged, regular, safetensors_headers
+from sae_bench.formats.headers import damaged, regular, safetensors_shapes
 from sae_bench.formats.hook_names import Place
 from sae_bench.formats.source import Source
 from sae_bench.records.files import read_sealed, sha256, write_json
@@ -22,7 +22,6 @@ from sae_bench.saes.save import WEIGHTS, save_sae
 
 FORMAT = "sae-arch-bench"
 FILES = (SAE_DESCRIPTION, WEIGHTS)
-LAYOUT = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
 
 
 def read(source: Source) -> ForeignSAE:
@@ -30,7 +29,7 @@ def read(source: Source) -> ForeignSAE:
     description, path = source.files[SAE_DESCRIPTION], source.files[WEIGHTS]
     with regular(description):  # no link
         own = read_sealed(description)
-    d_in, d_sae = check_shapes(path, safetensors_headers(path), LAYOUT)
+    d_in, d_sae = check_shapes(path, safetensors_shapes(path), saelens.COMMON)
     try:
         # A seal shows damage, not forgery: anybody can write one.
         config, arch, about = SAEConfig(**own["config"]), str(own["arch"]), own["description"]
@@ -43,10 +42,7 @@ def read(source: Source) -> ForeignSAE:
         digest = str(own["sha256"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise damaged(description, f"{type(error).__name__}: {error}") from None
-    return ForeignSAE(
-        FORMAT, source.name, arch, d_in, d_sae, place, lambda: _load(path, digest, failure), own=own,
-        hub_commit=source.hub_commit,
-    )  # fmt: skip
+    return ForeignSAE(FORMAT, source, arch, d_in, d_sae, place, lambda: _load(path, digest, failure), own=own)
 
 
 def _place(site: Mapping[str, Any], model: object) -> Place:
@@ -61,7 +57,7 @@ def _load(path: Path, digest: str, failure: str | None) -> Weights:
         raise UserError(f"{path} failed in training and has no weights worth evaluating: {failure}")
     if sha256(path) != digest:
         raise UserError(f"{path} is not what was saved (its checksum differs): get it again")
-    return load_checked(path, safetensors_headers(path))
+    return load_checked(path, saelens.COMMON, every=True)
 
 
 def write(

@@ -8,11 +8,11 @@ about zero. -1 is their sign for what was not measured. Our own values stand und
 import datetime
 import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from sae_bench.formats.saelens import config_of
 from sae_bench.records.files import write_json
@@ -31,20 +31,16 @@ SCHEMA = "0.6.0"
 """The version of SAEBench whose core files these are."""
 
 
-def emit(folder: RunFolder, records: Sequence[Record]) -> list[Path]:
-    """Write one file for each SAE that has a record of every task it takes; returns their paths."""
+def emit(folder: RunFolder, records: Sequence[Record]) -> None:
+    """Write one file for each SAE that has a record of every task it takes."""
     by_sae: dict[str, dict[str, Record]] = {}
     for record in records:
         if not record["failure"]:
             by_sae.setdefault(record["sae"]["id"], {})[record["task"]] = record
-    written = []
     for sae_id, of in by_sae.items():
-        if any(task not in of for task in TASKS):
-            continue
-        path = folder.path / "saebench" / f"{sae_id}_custom_sae_eval_results.json"
-        write_json(path, core_result(sae_id, of, load_sae(folder.sae_path(sae_id))))
-        written.append(path)
-    return written
+        if of.keys() >= {*TASKS}:
+            path = folder.path / "saebench" / f"{sae_id}_custom_sae_eval_results.json"
+            write_json(path, core_result(sae_id, of, load_sae(folder.sae_path(sae_id))))
 
 
 def core_result(sae_id: str, records: Mapping[str, Record], sae: SparseAutoencoder) -> dict[str, Any]:
@@ -105,10 +101,7 @@ def metrics(
     def mean(name: str) -> float:
         return more[name] / n if name in more else NOT_MEASURED
 
-    def known(name: str) -> float:
-        value = own[name]
-        return NOT_MEASURED if value is None else value
-
+    known = {name: NOT_MEASURED if value is None else value for name, value in own.items()}
     about_zero = NOT_MEASURED
     if "norm_squared" in more:
         length = more["norm_squared"] / n
@@ -118,21 +111,21 @@ def metrics(
     means = {name: sum(values) / len(values) for name, values in weights.items()}
     return {
         "model_behavior_preservation": {
-            "kl_div_score": NOT_MEASURED, "kl_div_with_ablation": NOT_MEASURED, "kl_div_with_sae": known("kl"),
+            "kl_div_score": NOT_MEASURED, "kl_div_with_ablation": NOT_MEASURED, "kl_div_with_sae": known["kl"],
         },
         "model_performance_preservation": {
-            "ce_loss_score": known("loss_recovered"), "ce_loss_with_ablation": known("ce_zero"),
-            "ce_loss_with_sae": known("ce_spliced"), "ce_loss_without_sae": known("ce_clean"),
+            "ce_loss_score": known["loss_recovered"], "ce_loss_with_ablation": known["ce_zero"],
+            "ce_loss_with_sae": known["ce_spliced"], "ce_loss_without_sae": known["ce_clean"],
         },
         "reconstruction_quality": {
-            "explained_variance": about_zero, "explained_variance_legacy": known("explained_variance_legacy"),
-            "mse": error / n, "cossim": known("cosine"),
+            "explained_variance": about_zero, "explained_variance_legacy": known["explained_variance_legacy"],
+            "mse": error / n, "cossim": known["cosine"],
         },
         "shrinkage": {
-            "l2_norm_in": mean("norm"), "l2_norm_out": mean("norm_hat"), "l2_ratio": known("l2_ratio"),
-            "relative_reconstruction_bias": known("gamma"),
+            "l2_norm_in": mean("norm"), "l2_norm_out": mean("norm_hat"), "l2_ratio": known["l2_ratio"],
+            "relative_reconstruction_bias": known["gamma"],
         },
-        "sparsity": {"l0": known("l0"), "l1": mean("l1")},
+        "sparsity": {"l0": known["l0"], "l1": mean("l1")},
         "token_stats": {
             "total_tokens_eval_reconstruction": records["delta_lm_loss"]["scores"]["ce_clean"]["n"],
             "total_tokens_eval_sparsity_variance": int(n),
@@ -152,7 +145,7 @@ def metrics(
 @torch.no_grad()
 def weight_metrics(sae: SparseAutoencoder) -> dict[str, list[float]]:
     """SAEBench's metrics of weights alone, for each latent."""
-    encoder, decoder = unit_rows(sae.W_enc.T), unit_rows(sae.W_dec)
+    encoder, decoder = (normalize(W, dim=1, eps=1e-30) for W in (sae.W_enc.T, sae.W_dec))
     bias = dict(sae.named_parameters()).get("b_mag", sae.b_enc)  # they take a gated SAE's magnitudes'
     return {
         "encoder_bias": bias.tolist(),
@@ -161,12 +154,6 @@ def weight_metrics(sae: SparseAutoencoder) -> dict[str, list[float]]:
         "max_decoder_cosine_sim": largest_cosines(decoder),
         "max_encoder_cosine_sim": largest_cosines(encoder),
     }
-
-
-def unit_rows(W: Tensor) -> Tensor:
-    """Rows of norm one; a row of zeros stays as it is."""
-    rows: Tensor = W / torch.linalg.vector_norm(W, dim=1, keepdim=True).clamp(min=1e-30)
-    return rows
 
 
 def largest_cosines(rows: Tensor) -> list[float]:

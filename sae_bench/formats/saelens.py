@@ -22,7 +22,7 @@ from sae_bench.formats.foreign import (
     with_norms_folded,
     without_input_bias,
 )
-from sae_bench.formats.headers import read_settings, safetensors_headers
+from sae_bench.formats.headers import read_settings, safetensors_shapes
 from sae_bench.formats.hook_names import Place, place_of_hook, place_of_path
 from sae_bench.formats.source import Source
 from sae_bench.records.files import write_bytes, write_json
@@ -45,6 +45,7 @@ ARCHS = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "g
 """Our architecture for each of theirs, named as its nonlinearity."""
 
 ARCHITECTURE = {nonlinearity: theirs for theirs, nonlinearity in ARCHS.items()}
+HOLDS = tuple(ARCHITECTURE)
 
 
 def read(source: Source) -> ForeignSAE:
@@ -54,18 +55,17 @@ def read(source: Source) -> ForeignSAE:
     if not isinstance(architecture, str) or architecture not in ARCHS:
         raise UserError(f"{where}: architecture {architecture!r} is none of {', '.join(ARCHS)}: it cannot be evaluated")
     path = source.files["sae_weights.safetensors"]
-    layout = _layout(architecture)
-    d_in, d_sae = check_shapes(path, safetensors_headers(path), layout)
+    d_in, d_sae = check_shapes(path, safetensors_shapes(path), _layout(architecture))
     hook = settings.get("hook_name")
     place = place_of_hook(where, hook) if isinstance(hook, str) else Place()
     if place.kind == f"path:{settings.get('module_path')}":  # an SAE of ours, at a module that has no hook
         place = replace(place, kind=f"{place.kind}@{settings.get('module_side')}")
-    place = place.or_else(place_of_path(source.name)).or_else(Place(model=_text(settings.get("model_name"))))
+    model = settings.get("model_name")
+    place = place.or_else(place_of_path(source.name)).or_else(Place(model=model if isinstance(model, str) else None))
     k = whole_number(where, "k", settings.get("k"), d_sae) if architecture == "topk" else None
     return ForeignSAE(
-        FORMAT, source.name, ARCHS[architecture], d_in, d_sae, place, lambda: _load(path, architecture, settings), k,
-        hub_commit=source.hub_commit,
-    )  # fmt: skip
+        FORMAT, source, ARCHS[architecture], d_in, d_sae, place, lambda: _load(path, architecture, settings), k
+    )
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -91,26 +91,17 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
 def _layout(architecture: str) -> dict[str, tuple[str, ...]]:
     return COMMON | dict.fromkeys(PER_LATENT[architecture], ("d_sae",))
 
 
 def _load(path: Path, architecture: str, settings: Mapping[str, Any]) -> Weights:
-    check_shapes(path, safetensors_headers(path), _layout(architecture))  # again: it may have changed since
     weights = load_checked(path, _layout(architecture))
     if settings.get("apply_b_dec_to_input", True):
         weights = without_input_bias(weights)
     if architecture == "topk" and settings.get("rescale_acts_by_decoder_norm"):
         weights = with_norms_folded(weights)
     return weights
-
-
-def check(sae: SparseAutoencoder) -> None:
-    """The format holds every built-in architecture."""
 
 
 def holds(sae: SparseAutoencoder) -> bool:

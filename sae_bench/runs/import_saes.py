@@ -75,7 +75,7 @@ class ImportPlan:
                 "format": self.sae.format,
                 "source": self.source.source,
                 "sha256": self.source.sha256,
-                "hub_commit": self.sae.hub_commit,
+                "hub_commit": self.sae.source.hub_commit,
             },
         }
 

@@ -36,7 +36,7 @@ def collect(run: Path, repo: str) -> dict[str, Path | bytes]:
             continue  # somebody else's, to publish or not
         sae_id = sae.own["description"]["id"]
         if not folder.has_sae(sae_id, sae.own["config_hash"]):
-            raise UserError(f"{sae.where} is damaged: run the same command again")
+            raise UserError(f"{sae.source.name} is damaged: run the same command again")
         names = ("sae_bench.json", *sae.own["files"])
         files |= {f"saes/{sae_id}/{name}": folder.sae_path(sae_id) / name for name in names}
     if not any(name.startswith("saes/") for name in files):
