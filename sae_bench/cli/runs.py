@@ -108,9 +108,9 @@ def verify(run: Run, /, *, contexts: int = 16, plugin: Plugins = None, quiet: bo
     load_plugins(plugin)
     quieten_libraries()
     n_wrong = n_right = 0
-    for finding in verify_run(RunFolder(run), Progress(quiet), contexts):
-        n_wrong, n_right = n_wrong + bool(finding.problem), n_right + (not finding.problem)
-        if finding.problem or not quiet:
-            print(f"{finding.what}: {finding.problem or 'as recorded'}")
+    for what, problem in verify_run(RunFolder(run), Progress(quiet), contexts):
+        n_wrong, n_right = n_wrong + bool(problem), n_right + (not problem)
+        if problem or not quiet:
+            print(f"{what}: {problem or 'as recorded'}")
     print(f"{n_right} as recorded, {n_wrong} not")
     return 1 if n_wrong else 0

@@ -44,17 +44,13 @@ def open_sae(source: Source) -> ForeignSAE:
     Raises:
         UserError: its format is unknown, or it is not what its format asks for.
     """
-    module = next((module for module in FORMATS if module.FILES[-1] in source.files and _whole(module, source)), None)
+    module = next((module for module in FORMATS if source.files.keys() >= {*module.FILES}), None)
     if module is None:
         module = next(module for module in FORMATS[1:] if module.FILES[-1] in source.files)
         missing = next(name for name in module.FILES if name not in source.files)
         raise UserError(f"{source.name}: {missing} is missing beside {module.FILES[-1]}: {module.FORMAT} needs both")
     sae: ForeignSAE = module.read(source)
     return sae
-
-
-def _whole(module: ModuleType, source: Source) -> bool:
-    return all(name in source.files for name in module.FILES)
 
 
 def _on_hub(text: str) -> Source:

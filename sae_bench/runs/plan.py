@@ -118,14 +118,9 @@ def training_bytes(plans: Sequence[SAEPlan]) -> int:
     return 3 * sum(parameters) + 2 * max(parameters)
 
 
-def weight_bytes(plans: Sequence[SAEPlan]) -> int:
-    """Disk for the trained SAEs."""
-    return sum(4 * plan.n_parameters for plan in plans)
-
-
 def training_disk_bytes(plans: Sequence[SAEPlan]) -> int:
     """Disk for training some SAEs: their weights, and at the height three checkpoints with two Adam moments each."""
-    return (1 + 3 * 3) * weight_bytes(plans)
+    return (1 + 3 * 3) * sum(4 * plan.n_parameters for plan in plans)
 
 
 def _sae_configs(config: RunConfig, d_in: int, options: dict[str, Any]) -> Iterator[SAEConfig]:

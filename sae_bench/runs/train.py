@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from sae_bench.errors import UserError
 from sae_bench.formats import ours
+from sae_bench.formats.hook_names import HOOKS
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
@@ -170,7 +170,8 @@ class TrainStage:
         own = sum(
             file.stat().st_size for name in ("checkpoints", "saes") for file in (self.folder.path / name).rglob("*.*")
         )
-        free = own + shutil.disk_usage(_existing(self.folder.path.absolute())).free
+        out = self.folder.path.absolute()
+        free = own + shutil.disk_usage(next(path for path in (out, *out.parents) if path.exists())).free
         if free < n_bytes:
             raise UserError(
                 f"--out {self.folder.path} needs about {n_bytes / 1e9:.1f} GB for SAEs and checkpoints, and "
@@ -259,20 +260,15 @@ class TrainStage:
         self.folder.drop_stale_records(plan.id)
 
 
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)
-
-
 def _shape(plan: SAEPlan) -> str:
     return f"{plan.config.d_in}x{plan.config.d_sae}"
 
 
 def sae_metadata(model: str, site: Site, dataset: str, context_size: int) -> dict[str, Any]:
     """What other tools need to know to use an SAE; hook names are TransformerLens's."""
-    hooks = {"resid_post": "hook_resid_post", "mlp_out": "hook_mlp_out", "attn_out": "attn.hook_z"}
     return {
         "model_name": model,
-        "hook_name": f"blocks.{site.layer}.{hooks[site.kind]}" if site.kind in hooks else site.path,
+        "hook_name": f"blocks.{site.layer}.{HOOKS[site.kind]}" if site.kind in HOOKS else site.path,
         "module_path": site.path,
         "module_side": site.side,
         "prepend_bos": True,

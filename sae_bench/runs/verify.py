@@ -6,7 +6,6 @@ first held-out contexts, and each document's sums are held against those of the 
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,8 @@ from sae_bench.saes.save import WEIGHTS, description_of, load_sae
 TOLERANCE = 1e-3
 """Of a document's sum, relative to the largest: what other batch sizes and other machines' rounding may change."""
 
-
-@dataclass(frozen=True)
-class Finding:
-    """Something looked at, and what is wrong with it; None: nothing."""
-
-    what: str
-    problem: str | None
+Finding = tuple[str, str | None]
+"""Something looked at, and what is wrong with it; None: nothing."""
 
 
 def verify(folder: RunFolder, progress: Progress, n_contexts: int = 16) -> Iterator[Finding]:
@@ -46,30 +40,30 @@ def verify(folder: RunFolder, progress: Progress, n_contexts: int = 16) -> Itera
     """
     manifest = read_sealed(folder.path / "run.json")
     config = RunConfig(**manifest["config"])
-    yield Finding("run.json", None if manifest["config_hash"] == config.hash else "its settings have another hash")
+    yield ("run.json", None if manifest["config_hash"] == config.hash else "its settings have another hash")
     for plugin, digest in manifest["plugins"].items():
         same = Path(plugin).is_file() and sha256(Path(plugin)) == digest
-        yield Finding(f"plugin {plugin}", None if same else "missing or changed since the run")
+        yield (f"plugin {plugin}", None if same else "missing or changed since the run")
     records: dict[tuple[str, str], dict[str, Any]] = {}
     for path in sorted((folder.path / "records").glob("*.json")):
         try:
             record = read_sealed(path)
         except Damaged as error:
-            yield Finding(path.name, str(error))
+            yield (path.name, str(error))
             continue
         records[record["sae"]["id"], record["task"]] = record
         same = record["provenance"]["config_hash"] == config.hash
-        yield Finding(path.name, None if same else "made with other settings")
+        yield (path.name, None if same else "made with other settings")
     saes = manifest["saes"]
     whole = []
     for sae_id in saes:
         problem = _weights_problem(folder, sae_id, [r for (of, _), r in records.items() if of == sae_id])
         whole += [] if problem else [sae_id]
-        yield Finding(f"weights of {sae_id}", problem)
+        yield (f"weights of {sae_id}", problem)
     for (sae_id, task), record in records.items():
-        yield Finding(f"scores of {sae_id}.{task}", _score_problem(record))
+        yield (f"scores of {sae_id}.{task}", _score_problem(record))
     if records:
-        yield Finding("leaderboard", _board_problem(folder, list(records.values())))
+        yield ("leaderboard", _board_problem(folder, list(records.values())))
         yield from _verify_numbers(folder, config, records, whole, progress, n_contexts)
 
 
@@ -132,7 +126,7 @@ def _verify_numbers(
     }
     for what, digest in now.items():
         was = {record["provenance"][what] for record in records.values()}
-        yield Finding(what, None if was == {digest} else f"is now {digest[:12]}, was {', '.join(sorted(was))}")
+        yield (what, None if was == {digest} else f"is now {digest[:12]}, was {', '.join(sorted(was))}")
         if what == "eval_fingerprint" and was != {digest}:
             return
     sites_of = {plan.id: plan.site for plan in plan_saes(config, lm) if plan.id in saes}
@@ -158,7 +152,7 @@ def _verify_numbers(
         for task in candidate.tasks:
             whole = sample.n_delivered == stream.n_delivered
             problem = _difference(candidate, task, records[sae_id, task], whole=whole)
-            yield Finding(f"{task} of {sae_id}, {sample.n_documents} documents", problem)
+            yield (f"{task} of {sae_id}, {sample.n_documents} documents", problem)
 
 
 def _difference(candidate: Candidate, task: str, record: Mapping[str, Any], *, whole: bool) -> str | None:
