@@ -90,9 +90,6 @@ class Registry(Generic[T]):
     def __iter__(self) -> Iterator[str]:
         return iter(sorted({*self._classes, *self._modules()}))
 
-    def __contains__(self, name: object) -> bool:
-        return name in set(self)
-
     def _modules(self) -> dict[str, str]:
         """Modules that register something, by its name: what is installed, and the built-ins' folder."""
         installed = {entry.name: entry.module for entry in entry_points(group=self.group)}

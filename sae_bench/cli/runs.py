@@ -5,8 +5,6 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from sae_bench.cli.libraries import quieten_libraries
-
 Run = Annotated[Path, Parameter(help="A run's folder.")]
 Wanted = Annotated[list[str] | None, Parameter(name="--sae", help="SAEs, by their names in the run. Default: all.")]
 Plugins = Annotated[list[str] | None, Parameter(help="Python files with the architectures and tasks of the run.")]
@@ -114,3 +112,13 @@ def verify(run: Run, /, *, contexts: int = 16, plugin: Plugins = None, quiet: bo
             print(f"{what}: {problem or 'as recorded'}")
     print(f"{n_right} as recorded, {n_wrong} not")
     return 1 if n_wrong else 0
+
+
+def quieten_libraries() -> None:
+    """Leave the screen to our own progress; libraries' warnings go to the log."""
+    import transformers
+    from datasets.utils.logging import disable_progress_bar
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    disable_progress_bar()

@@ -15,15 +15,6 @@ from sae_bench.runs.config import RunConfig
 GROUPS = {heading: Group(heading.value, sort_key=place) for place, heading in enumerate(Heading)}
 
 
-def flags_of(model: type[RunConfig]) -> dict[str, Any]:
-    """For each setting its type on the command line and how it is shown, by the name of its field."""
-    fields = model.model_fields
-    return {
-        name: Annotated[_typed(fields[name].annotation, fields[name].metadata), _shown(fields[name], flag)]
-        for name, flag in model.flags().items()
-    }
-
-
 def _shown(field: FieldInfo, flag: Flag) -> Parameter:
     """Its help is its docstring and its default; what "auto" stands for, the docstring says."""
     text = " ".join(str(field.description).split())
@@ -51,7 +42,11 @@ def _typed(hint: Any, metadata: Sequence[Any] = ()) -> Any:
 if TYPE_CHECKING:
     Settings = Mapping[str, Any]
 else:
-    Settings = Annotated[TypedDict("Settings", flags_of(RunConfig), total=False), Parameter(name="*")]
+    shown = {
+        name: Annotated[_typed((field := RunConfig.model_fields[name]).annotation, field.metadata), _shown(field, flag)]
+        for name, flag in RunConfig.flags().items()
+    }
+    Settings = Annotated[TypedDict("Settings", shown, total=False), Parameter(name="*")]
 
 
 def configure(suite_name: str | None, flags: Mapping[str, Any]) -> RunConfig:

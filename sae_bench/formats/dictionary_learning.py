@@ -22,6 +22,7 @@ from sae_bench.errors import UserError
 from sae_bench.formats.foreign import (
     About,
     ForeignSAE,
+    Source,
     check_shapes,
     whole_number,
     with_input_bias,
@@ -30,7 +31,6 @@ from sae_bench.formats.foreign import (
 )
 from sae_bench.formats.headers import check_pickle, damaged, read_settings
 from sae_bench.formats.hook_names import Place, place_of_path
-from sae_bench.formats.source import Source
 from sae_bench.records.files import replacing, write_json
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.convert import Weights

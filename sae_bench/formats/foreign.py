@@ -6,6 +6,7 @@ the tensors, looks at every number, and builds the SAE. Both refuse in one line.
 Shapes: D = d_in, F = d_sae.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,30 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sae_bench.errors import UserError
-from sae_bench.formats.headers import Shapes, damaged, safetensors_shapes
+from sae_bench.formats.headers import Shapes, damaged, regular, safetensors_shapes
 from sae_bench.formats.hook_names import Place
-from sae_bench.formats.source import Source
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder
 from sae_bench.saes.convert import Weights, assemble
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of one SAE.
+
+    `name` is what was asked for, which may say the site; `files` are the paths by their names in the SAE's folder.
+    """
+
+    name: str
+    files: Mapping[str, Path]
+    hub_commit: str | None = None
+
+    def sha256(self) -> str:
+        """SHA-256 (hex) over the names and bytes of the files."""
+        digest = hashlib.sha256()
+        for name, path in sorted(self.files.items()):
+            with regular(path) as file:
+                digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sae_bench.formats.foreign import About, ForeignSAE, check_shapes
+from sae_bench.formats.foreign import About, ForeignSAE, Source, check_shapes
 from sae_bench.formats.headers import damaged, npz_shapes, regular
 from sae_bench.formats.hook_names import place_of_path
-from sae_bench.formats.source import Source
 from sae_bench.records.files import replacing
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.convert import Weights

@@ -180,24 +180,21 @@ def _names(pickled: bytes) -> Iterator[str]:
 def _archive(path: Path, file: BufferedReader) -> Iterator[zipfile.ZipFile]:
     """Open a zip whose members are stored as they are and together take no more than the file has."""
     try:
-        archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
-        raise damaged(path, str(error)) from None
-    with archive:
-        members, size = archive.infolist(), os.fstat(file.fileno()).st_size
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise UserError(
-                f"{path} is compressed, so its size is not known before it is unpacked: save it uncompressed"
-            )
-        claimed = sum(member.file_size for member in members)
-        if claimed > size or any(member.file_size != member.compress_size for member in members):
-            raise damaged(path, f"it claims {claimed:,} bytes, the file has {size:,}")
-        if len({member.filename for member in members}) < len(members):
-            raise damaged(path, "two of its members share a name")
-        try:
+        with zipfile.ZipFile(file) as archive:
+            members, size = archive.infolist(), os.fstat(file.fileno()).st_size
+            claimed = sum(member.file_size for member in members)
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                unknown = "is compressed, so its size is not known before it is unpacked"
+                raise UserError(f"{path} {unknown}: save it uncompressed")
+            if claimed > size or any(member.file_size != member.compress_size for member in members):
+                raise damaged(path, f"it claims {claimed:,} bytes, the file has {size:,}")
+            if len({member.filename for member in members}) < len(members):
+                raise damaged(path, "two of its members share a name")
             yield archive
-        except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError) as error:
-            raise damaged(path, str(error)) from None
+    except UserError:
+        raise
+    except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, ValueError) as error:
+        raise damaged(path, str(error)) from None
 
 
 def _shape(shape: Any) -> tuple[int, ...]:

@@ -8,8 +8,7 @@ from types import ModuleType
 
 from sae_bench.errors import UserError
 from sae_bench.formats import dictionary_learning, gemma_scope, hub, ours, saelens, sparsify
-from sae_bench.formats.foreign import ForeignSAE
-from sae_bench.formats.source import Source
+from sae_bench.formats.foreign import ForeignSAE, Source
 
 FORMATS: tuple[ModuleType, ...] = (ours, saelens, sparsify, dictionary_learning, gemma_scope)
 """Each has a name, the files that it reads, the one with the weights last, and `read`. The first that fits reads."""

@@ -9,10 +9,9 @@ from typing import Any
 
 from sae_bench.errors import UserError
 from sae_bench.formats import saelens
-from sae_bench.formats.foreign import ForeignSAE, check_shapes, load_checked
+from sae_bench.formats.foreign import ForeignSAE, Source, check_shapes, load_checked
 from sae_bench.formats.headers import damaged, regular, safetensors_shapes
 from sae_bench.formats.hook_names import Place
-from sae_bench.formats.source import Source
 from sae_bench.records.files import read_sealed, sha256, write_json
 from sae_bench.records.names import file_name
 from sae_bench.records.run_folder import SAE_DESCRIPTION

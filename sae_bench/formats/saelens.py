@@ -16,6 +16,7 @@ from sae_bench.errors import UserError
 from sae_bench.formats.foreign import (
     About,
     ForeignSAE,
+    Source,
     check_shapes,
     load_checked,
     whole_number,
@@ -24,7 +25,6 @@ from sae_bench.formats.foreign import (
 )
 from sae_bench.formats.headers import read_settings, safetensors_shapes
 from sae_bench.formats.hook_names import Place, place_of_hook, place_of_path
-from sae_bench.formats.source import Source
 from sae_bench.records.files import write_bytes, write_json
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.convert import Weights
@@ -33,13 +33,13 @@ FORMAT = "saelens"
 CONFIG = "cfg.json"
 FILES = (CONFIG, "sae_weights.safetensors")
 COMMON = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
-PER_LATENT = {
-    "standard": ("b_enc",),
-    "topk": ("b_enc",),
-    "jumprelu": ("b_enc", "threshold"),
-    "gated": ("b_gate", "b_mag", "r_mag"),
+LAYOUTS = {
+    "standard": COMMON | {"b_enc": ("d_sae",)},
+    "topk": COMMON | {"b_enc": ("d_sae",)},
+    "jumprelu": COMMON | {"b_enc": ("d_sae",), "threshold": ("d_sae",)},
+    "gated": COMMON | {"b_gate": ("d_sae",), "b_mag": ("d_sae",), "r_mag": ("d_sae",)},
 }
-"""What there is one of for each latent; files of ours use the same names."""
+"""The tensors of each of their architectures; files of ours use the same names."""
 
 ARCHS = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
 """Our architecture for each of theirs, named as its nonlinearity."""
@@ -55,7 +55,7 @@ def read(source: Source) -> ForeignSAE:
     if not isinstance(architecture, str) or architecture not in ARCHS:
         raise UserError(f"{where}: architecture {architecture!r} is none of {', '.join(ARCHS)}: it cannot be evaluated")
     path = source.files["sae_weights.safetensors"]
-    d_in, d_sae = check_shapes(path, safetensors_shapes(path), _layout(architecture))
+    d_in, d_sae = check_shapes(path, safetensors_shapes(path), LAYOUTS[architecture])
     hook = settings.get("hook_name")
     place = place_of_hook(where, hook) if isinstance(hook, str) else Place()
     if place.kind == f"path:{settings.get('module_path')}":  # an SAE of ours, at a module that has no hook
@@ -91,12 +91,8 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _layout(architecture: str) -> dict[str, tuple[str, ...]]:
-    return COMMON | dict.fromkeys(PER_LATENT[architecture], ("d_sae",))
-
-
 def _load(path: Path, architecture: str, settings: Mapping[str, Any]) -> Weights:
-    weights = load_checked(path, _layout(architecture))
+    weights = load_checked(path, LAYOUTS[architecture])
     if settings.get("apply_b_dec_to_input", True):
         weights = without_input_bias(weights)
     if architecture == "topk" and settings.get("rescale_acts_by_decoder_norm"):
@@ -107,7 +103,7 @@ def _load(path: Path, architecture: str, settings: Mapping[str, Any]) -> Weights
 def holds(sae: SparseAutoencoder) -> bool:
     """Whether the stored tensors of an SAE, as they are, are those of an architecture of theirs."""
     architecture = ARCHITECTURE.get(sae.nonlinearity or "")
-    return architecture is not None and sae.stored().keys() == _layout(architecture).keys()
+    return architecture is not None and sae.stored().keys() == LAYOUTS[architecture].keys()
 
 
 def config_of(sae: SparseAutoencoder, metadata: Mapping[str, Any]) -> dict[str, Any]:

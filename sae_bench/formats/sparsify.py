@@ -12,6 +12,7 @@ from sae_bench.errors import UserError
 from sae_bench.formats.foreign import (
     About,
     ForeignSAE,
+    Source,
     check_shapes,
     load_checked,
     whole_number,
@@ -20,7 +21,6 @@ from sae_bench.formats.foreign import (
 )
 from sae_bench.formats.headers import read_settings, safetensors_shapes
 from sae_bench.formats.hook_names import place_of_module, place_of_path
-from sae_bench.formats.source import Source
 from sae_bench.records.files import write_bytes, write_json
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.convert import Weights

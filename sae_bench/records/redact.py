@@ -90,13 +90,13 @@ class RedactedRecord(logging.LogRecord):
         except Exception:  # noqa: BLE001 - whatever a __str__ raises; logging would print the arguments as they are
             self.msg, self.args = f"{redact(repr(self.msg))} (could not be formatted)", ()
         else:
-            redacted = redact(message)
-            if redacted != message:
+            if (redacted := redact(message)) != message:
                 self.msg, self.args = redacted, ()
         if self.exc_info and self.exc_info[0]:
             text = logging.Formatter().formatException(self.exc_info)
-            redacted = redact(text)
-            if redacted != text:  # formatters take the text; the exception itself would give the secret away
+            if (
+                redacted := redact(text)
+            ) != text:  # formatters take the text; the exception itself would give the secret away
                 self.exc_text, self.exc_info = redacted, None
         if self.stack_info:
             self.stack_info = redact(self.stack_info)
@@ -119,8 +119,7 @@ def _guarded(hook: Callable[..., Any], exception_of: Callable[..., BaseException
     def guarded(*args: Any) -> None:
         error = exception_of(*args)
         text = "".join(traceback.format_exception(error))
-        redacted = redact(text)
-        if redacted == text:
+        if (redacted := redact(text)) == text:
             hook(*args)
         else:
             print(redacted, end="", file=sys.stderr)

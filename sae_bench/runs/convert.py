@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, evaluate
-from sae_bench.evaluation.task import Score, token_tasks
+from sae_bench.evaluation.task import token_tasks
 from sae_bench.formats import ours
 from sae_bench.formats.export import saes_of
 from sae_bench.lm.contexts import Contexts
@@ -100,33 +100,34 @@ def measure(
     """The scores of every SAE before and after, on the same held-out tokens, in one pass."""
     stream.read()
     tasks = token_tasks(COSTS.values())
-    pairs = [
-        tuple(Candidate(sae, one.site, {name: cls() for name, cls in tasks.items()}) for sae in (one.before, one.after))
+    candidates = [
+        Candidate(sae, one.site, {name: task() for name, task in tasks.items()})
         for one in converted
+        for sae in (one.before, one.after)
     ]
-    evaluate(lm, stream, [candidate for pair in pairs for candidate in pair], progress)
+    evaluate(lm, stream, candidates, progress)
+    scores = [_scores(candidate) for candidate in candidates]
     return [
-        {"id": one.id, "from": one.own["description"]["id"], "before": _scores(before), "after": _scores(after)}
-        for one, (before, after) in zip(converted, pairs, strict=True)
+        {"id": one.id, "from": one.own["description"]["id"], "before": before, "after": after}
+        for one, before, after in zip(converted, scores[::2], scores[1::2], strict=True)
     ]
 
 
 def _scores(candidate: Candidate) -> dict[str, Any]:
-    def number(score: Score | None) -> dict[str, Any]:
-        return {"value": score.value, "n": score.n} if score else {"value": None, "n": 0}
-
-    results = {name: result.scores for name, result in candidate.results.items()}
-    return {metric: number(results.get(task, {}).get(metric)) for metric, task in COSTS.items()}
+    found = {}
+    for metric, task in COSTS.items():
+        score = candidate.results[task].scores.get(metric) if task in candidate.results else None
+        found[metric] = {"value": score.value, "n": score.n} if score else {"value": None, "n": 0}
+    return found
 
 
 def costs_table(costs: Sequence[Mapping[str, Any]]) -> str:
     """Every metric as `before -> after`."""
-
-    def cell(cost: Mapping[str, Any], metric: str) -> str:
-        values = [cost[when][metric]["value"] for when in ("before", "after")]
-        return " -> ".join("undefined" if value is None else f"{value:.4f}" for value in values)
-
-    rows = [[cost["from"], *(cell(cost, metric) for metric in COSTS)] for cost in costs]
+    rows = []
+    for cost in costs:
+        values = ([cost[when][metric]["value"] for when in ("before", "after")] for metric in COSTS)
+        cells = (["undefined" if value is None else f"{value:.4f}" for value in pair] for pair in values)
+        rows.append([cost["from"], *map(" -> ".join, cells)])
     return tabulate(rows, ["SAE", *COSTS], tablefmt="simple", disable_numparse=True)
 
 

@@ -145,30 +145,30 @@ def evaluate_saes(
     progress: Progress,
 ) -> None:
     """Write the records that are missing: one pass over the held-out tokens for all of them."""
-    candidates, descriptions = [], []
+    candidates, healthy = [], []
     for plan in plans:
         description = description_of(folder.sae_path(plan.id))
         made = {name: folder.record(plan.id, name) for name in tasks}
-        missing = [name for name in tasks if is_missing(made[name], name, description, config.hash, lm)]
-        if missing and description["training"]["failure"]:
+        missing = {name: tasks[name]() for name in tasks if is_missing(made[name], name, description, config.hash, lm)}
+        if not missing:
+            continue
+        if description["training"]["failure"]:
             with torch.device("meta"):  # nobody will ask for its weights
-                sae = plan.build()
-        elif missing:
-            sae = load_sae(folder.sae_path(plan.id), lm.device)
-        if missing:
-            descriptions.append(description)
-            candidates.append(Candidate(sae, plan.site, {name: tasks[name]() for name in missing}))
+                candidate = Candidate(plan.build(), plan.site, missing)
+        else:
+            candidate = Candidate(load_sae(folder.sae_path(plan.id), lm.device), plan.site, missing)
+            healthy.append(candidate)
+        candidates.append((candidate, description))
     if not candidates:
         return
     start = time.monotonic()
-    healthy = [(c, d) for c, d in zip(candidates, descriptions, strict=True) if not d["training"]["failure"]]
     if healthy:
-        evaluate(lm, stream, [candidate for candidate, _ in healthy], progress)
+        evaluate(lm, stream, healthy, progress)
     else:
         stream.read()  # for its counts and its fingerprint
     seconds = time.monotonic() - start
     provenance = provenance_of(lm, config, stream) | {"evaluation_seconds": round(seconds, 3)}
-    for candidate, description in zip(candidates, descriptions, strict=True):
+    for candidate, description in candidates:
         for name, task in candidate.tasks.items():
             result, failure = candidate.results.get(name), candidate.failures.get(name)
             record = make_record(task, result, failure, description, provenance)

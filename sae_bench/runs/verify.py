@@ -21,7 +21,6 @@ from sae_bench.progress import Progress
 from sae_bench.records.files import Damaged, read_sealed, sha256
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
 from sae_bench.runs.config import RunConfig
-from sae_bench.runs.plan import plan_saes
 from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.saes.save import WEIGHTS, description_of, load_sae
 
@@ -129,28 +128,24 @@ def _verify_numbers(
         yield (what, None if was == {digest} else f"is now {digest[:12]}, was {', '.join(sorted(was))}")
         if what == "eval_fingerprint" and was != {digest}:
             return
-    sites_of = {plan.id: plan.site for plan in plan_saes(config, lm) if plan.id in saes}
-    descriptions = {sae_id: description_of(folder.sae_path(sae_id)) for sae_id in saes}
-    sites_of |= {sae_id: site_of(about) for sae_id, about in descriptions.items() if about.get("origin")}
-    candidates, ids = [], []
-    for sae_id, site in sites_of.items():
+    candidates = {}
+    for sae_id in saes:
         names = [task for (of, task), record in records.items() if of == sae_id and not record["failure"]]
-        tasks = token_tasks(names)  # a judge is not asked again
+        tasks = {name: task() for name, task in token_tasks(names).items()}  # a judge is not asked again
         if tasks:
-            sae = load_sae(folder.sae_path(sae_id), lm.device)
-            candidates.append(Candidate(sae, site, {name: task() for name, task in tasks.items()}))
-            ids.append(sae_id)
+            path = folder.sae_path(sae_id)
+            candidates[sae_id] = Candidate(load_sae(path, lm.device), site_of(description_of(path)), tasks)
     if not candidates:
         return
-    sites = list(dict.fromkeys(candidate.site for candidate in candidates))
-    size = plan_batch(lm, config.context_size, [(c.site, c.sae.config) for c in candidates]).n_contexts
+    sites = list(dict.fromkeys(candidate.site for candidate in candidates.values()))
+    size = plan_batch(lm, config.context_size, [(c.site, c.sae.config) for c in candidates.values()]).n_contexts
     means = site_means(lm, stream, sites, size, progress)  # of the whole set, as the records have it
     sample = token_stream(lm, config, "eval", min(config.n_held_out, n_contexts * (config.context_size - 1)))
     sample.read()
-    evaluate(lm, sample, candidates, progress, means)
-    for sae_id, candidate in zip(ids, candidates, strict=True):
+    evaluate(lm, sample, list(candidates.values()), progress, means)
+    whole = sample.n_delivered == stream.n_delivered
+    for sae_id, candidate in candidates.items():
         for task in candidate.tasks:
-            whole = sample.n_delivered == stream.n_delivered
             problem = _difference(candidate, task, records[sae_id, task], whole=whole)
             yield (f"{task} of {sae_id}, {sample.n_documents} documents", problem)
 
