@@ -4,6 +4,7 @@ W_dec lies as ours does, the encoder as torch's Linear has it: transposed. Its o
 transcoders, which predict one site from another, are refused.
 """
 
+import re
 from pathlib import Path
 
 from safetensors.torch import save
@@ -20,7 +21,7 @@ from sae_bench.formats.foreign import (
     without_input_bias,
 )
 from sae_bench.formats.headers import read_settings, safetensors_shapes
-from sae_bench.formats.hook_names import place_of_module, place_of_path
+from sae_bench.formats.hook_names import Place, place_of_path
 from sae_bench.records.files import write_bytes, write_json
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.convert import Weights
@@ -46,7 +47,8 @@ def read(source: Source) -> ForeignSAE:
     path = source.files["sae.safetensors"]
     d_in, d_sae = check_shapes(path, safetensors_shapes(path), LAYOUT)
     k = whole_number(where, "k", settings.get("k"), d_sae)
-    place = place_of_module(Path(source.name).name).or_else(place_of_path(source.name))
+    residual = re.fullmatch(r"(?:layers|h)\.(\d+)", Path(source.name).name)  # else a module below the layer
+    place = Place("resid_post", int(residual[1])) if residual else place_of_path(source.name)
     return ForeignSAE(FORMAT, source, "topk", d_in, d_sae, place, lambda: _load(path), k)
 
 

@@ -39,9 +39,11 @@ _SHAPES = re.compile(
 )
 
 
-def redact(text: str) -> str:
+def redact(text: str, secrets: Iterable[str] | None = None) -> str:
     """The text without secrets: long values of environment variables with telling names, and well-known shapes."""
-    return _cut(text, _secrets())
+    for secret in _secrets() if secrets is None else secrets:
+        text = text.replace(secret, HIDDEN)
+    return _SHAPES.sub(lambda found: "".join(filter(None, found.groups())) + HIDDEN, text)
 
 
 def redact_json(content: Any) -> Any:
@@ -50,18 +52,12 @@ def redact_json(content: Any) -> Any:
 
     def walk(part: Any) -> Any:
         if isinstance(part, str):
-            return _cut(part, secrets)
+            return redact(part, secrets)
         if isinstance(part, Mapping):
             return {key: walk(value) for key, value in part.items()}
         return [walk(value) for value in part] if isinstance(part, list | tuple) else part
 
     return walk(content)
-
-
-def _cut(text: str, secrets: Iterable[str]) -> str:
-    for secret in secrets:
-        text = text.replace(secret, HIDDEN)
-    return _SHAPES.sub(lambda found: "".join(filter(None, found.groups())) + HIDDEN, text)
 
 
 def _secrets() -> list[str]:

@@ -32,12 +32,14 @@ def memory_bytes(config: RunConfig, plans: list[SAEPlan], everything: list[Plan]
         buffer = buffer_bytes(sites, lm.dtype, config.tokens, config.buffer_tokens, overlap=lm.device.type == "cuda")
         training = buffer + training_bytes(plans)
     evaluation = weights + plan_batch(lm, config.context_size, [(p.site, p.config) for p in everything]).n_bytes
-    interpretation = weights + (latent_bytes(config, everything) if config.collects else 0)
+    interpretation = weights + latent_bytes(config, everything)
     return PROCESS_BYTES + lm.n_bytes + max(training, evaluation, interpretation)
 
 
 def latent_bytes(config: RunConfig, plans: list[Plan]) -> int:
-    """Memory for collecting latents, SAEs and language model apart."""
+    """Memory for collecting latents, if they are, SAEs and language model apart."""
+    if not config.collects:
+        return 0
     widths = [plan.config.d_sae for plan in plans]
     return collection_bytes(config.latents_wanted, widths, config.interp_tokens_wanted, config.context_size)
 
@@ -63,6 +65,10 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
     memory = memory_bytes(config, plans, everything, lm)
     disk = training_disk_bytes(plans) + 4 * sum(plan.n_parameters for plan in imports)
     n_contexts = plan_batch(lm, config.context_size, [(plan.site, plan.config) for plan in everything]).n_contexts
+    latents = [
+        f"latents    {config.latents_wanted:,} of each SAE from {config.interp_tokens_wanted:,} more held-out tokens,"
+        f" collected in about {latent_bytes(config, everything) / 1e6:,.0f} MB; judge {config.judge_model or 'none'}"
+    ]
     return "\n".join(
         [
             tabulate(rows, ["SAE", "module", "d_in", "state"], tablefmt="simple", disable_numparse=True),
@@ -72,17 +78,8 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
             f" {config.n_held_out:,} held-out tokens of {held_out.fewest_documents} documents at least,"
             f" {n_contexts} contexts of {config.context_size} at a time",
             f"training   {len(plans)} SAEs, {n_steps:,} steps of {config.batch_size:,}, preset {config.preset}",
-            *_describe_latents(config, everything),
+            *(latents if config.collects else ()),
             f"memory     about {memory / 1e9:.1f} GB at the peak",
             f"disk       about {disk / 1e9:.2f} GB in {folder.path}",
         ]
     )
-
-
-def _describe_latents(config: RunConfig, plans: list[Plan]) -> list[str]:
-    if not config.collects:
-        return []
-    return [
-        f"latents    {config.latents_wanted:,} of each SAE from {config.interp_tokens_wanted:,} more held-out tokens,"
-        f" collected in about {latent_bytes(config, plans) / 1e6:,.0f} MB; judge {config.judge_model or 'none'}"
-    ]

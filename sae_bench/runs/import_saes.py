@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from sae_bench.errors import UserError
-from sae_bench.formats import ours
 from sae_bench.formats.foreign import ForeignSAE
 from sae_bench.formats.hook_names import Place
 from sae_bench.formats.open import find_sources, open_sae
@@ -22,7 +21,7 @@ from sae_bench.records.run_folder import RunFolder
 from sae_bench.registry import ARCHITECTURES
 from sae_bench.runs.config import ImportedSAE, RunConfig
 from sae_bench.runs.plan import SAEPlan
-from sae_bench.runs.train import sae_metadata
+from sae_bench.runs.train import write_sae
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder
 
 log = logging.getLogger(__name__)
@@ -136,6 +135,4 @@ def _site_for(lm: LanguageModel, said: Place, imported: ImportedSAE, sae: Foreig
 def import_saes(lm: LanguageModel, config: RunConfig, plans: Sequence[ImportPlan], folder: RunFolder) -> None:
     """Copy SAEs into the run's folder, in the form that its own have."""
     for plan in plans:
-        metadata = sae_metadata(lm.name, plan.site, config.dataset, config.context_size)
-        ours.write(folder.sae_path(plan.id), plan.build(), plan.describe(), metadata, [], config.hash)
-        folder.drop_stale_records(plan.id)
+        write_sae(folder, config, lm, plan.site, plan.build(), plan.describe())

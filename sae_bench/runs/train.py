@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -249,29 +249,27 @@ class TrainStage:
             "failure": trainer.failure,
             "legs": [asdict(leg) for leg in self._earlier],
         }
-        ours.write(
-            self.folder.sae_path(plan.id),
-            trainer.sae,
-            plan.describe() | {"training": training},
-            sae_metadata(self.lm.name, plan.site, self.config.dataset, self.config.context_size),
-            trainer.log,
-            self.config.hash,
-        )
-        self.folder.drop_stale_records(plan.id)
+        description = plan.describe() | {"training": training}
+        write_sae(self.folder, self.config, self.lm, plan.site, trainer.sae, description, trainer.log)
 
 
 def _shape(plan: SAEPlan) -> str:
     return f"{plan.config.d_in}x{plan.config.d_sae}"
 
 
-def sae_metadata(model: str, site: Site, dataset: str, context_size: int) -> dict[str, Any]:
-    """What other tools need to know to use an SAE; hook names are TransformerLens's."""
-    return {
-        "model_name": model,
+def write_sae(
+    folder: RunFolder, config: RunConfig, lm: LanguageModel, site: Site, sae: SparseAutoencoder,
+    description: Mapping[str, Any], log: Iterable[Mapping[str, float | int]] = (),
+) -> None:  # fmt: skip
+    """Write an SAE into the run's folder, with what other tools need to know to use it; TransformerLens names hooks."""
+    metadata = {
+        "model_name": lm.name,
         "hook_name": f"blocks.{site.layer}.{HOOKS[site.kind]}" if site.kind in HOOKS else site.path,
         "module_path": site.path,
         "module_side": site.side,
         "prepend_bos": True,
-        "context_size": context_size,
-        "dataset_path": dataset,
+        "context_size": config.context_size,
+        "dataset_path": config.dataset,
     }
+    ours.write(folder.sae_path(description["id"]), sae, description, metadata, log, config.hash)
+    folder.drop_stale_records(description["id"])

@@ -22,7 +22,7 @@ from sae_bench.records.files import Damaged, read_sealed, sha256
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.sources import load_model, token_stream
-from sae_bench.saes.save import WEIGHTS, description_of, load_sae
+from sae_bench.saes.save import description_of, load_sae
 
 TOLERANCE = 1e-3
 """Of a document's sum, relative to the largest: what other batch sizes and other machines' rounding may change."""
@@ -69,14 +69,13 @@ def verify(folder: RunFolder, progress: Progress, n_contexts: int = 16) -> Itera
 def _weights_problem(folder: RunFolder, sae_id: str, records: Sequence[Mapping[str, Any]]) -> str | None:
     try:
         description = read_sealed(folder.sae_path(sae_id) / SAE_DESCRIPTION)
-        digest = sha256(folder.sae_path(sae_id) / WEIGHTS)
-    except (UserError, OSError) as error:
+    except UserError as error:
         return str(error)
     for name, was in description["files"].items():
         path = folder.sae_path(sae_id) / name
         if not path.is_file() or sha256(path) != was:
             return f"{name} is not what was saved"
-    if any(record["sae"]["weights_sha256"] != digest for record in records):
+    if any(record["sae"]["weights_sha256"] != description["sha256"] for record in records):
         return "records were made from other weights"
     return None if records else "no record of it"
 
