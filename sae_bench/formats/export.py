@@ -26,7 +26,7 @@ def saes_of(run: Path, wanted: Sequence[str] = ()) -> list[ForeignSAE]:
     by_id = {}
     for source in find_sources(str(run)):
         sae = open_sae(source)
-        if sae.own is None:
+        if not sae.own:
             raise UserError(f"{source.name} is not from a run of ours: give the folder of a run")
         if not sae.own["description"].get("training", {}).get("failure"):
             by_id[str(sae.own["description"]["id"])] = sae
@@ -50,7 +50,6 @@ def export(run: Path, form: str, out: Path, wanted: Sequence[str] = ()) -> list[
         _check_fits(form, to_built_in(sae.build()))
     written = []
     for sae in chosen:
-        assert sae.own is not None, "an SAE of a run"
         description = sae.own["description"]
         score = records.get(description["id"], {}).get("scores", {}).get("l0", {})
         about = About(description["site"], sae.own["metadata"], score.get("value"))

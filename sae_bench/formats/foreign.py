@@ -9,7 +9,7 @@ Shapes: D = d_in, F = d_sae.
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,13 @@ class ForeignSAE:
     load: Callable[[], Weights]
     """Loads the tensors, folded: afterwards the SAE takes raw x and subtracts nothing from it."""
     k: int | None = None
-    own: Mapping[str, Any] | None = None
+    own: Mapping[str, Any] = field(default_factory=dict)
     """Our own description of it, if it was trained here."""
 
     @property
     def config(self) -> SAEConfig:
         """What the architecture is made from."""
-        if self.own is not None:
+        if self.own:
             return SAEConfig(**self.own["config"])
         return SAEConfig(d_in=self.d_in, d_sae=self.d_sae, coefficient=self.k)
 

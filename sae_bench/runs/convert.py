@@ -64,7 +64,6 @@ def convert_run(
     calibration: dict[Site, Tensor] = {}
     converted = []
     for sae in chosen:
-        assert sae.own is not None, "an SAE of a run"
         site, before = site_of(sae.own["description"]), to_built_in(sae.build()).to(lm.device)
         if before.nonlinearity == "topk" and site not in calibration:
             stream = token_stream(lm, config, "train", calibration_tokens)
@@ -75,7 +74,12 @@ def convert_run(
     held_out = token_stream(lm, config, "eval", min(eval_tokens, config.n_held_out))
     costs = measure(lm, converted, held_out, progress)
     for one in converted:
-        _save(out, one, to)
+        own = one.own["description"]
+        description = {
+            **own, "id": one.id, "arch": one.after.name, "label": f"{to}:from={own['arch']}", "options": {},
+            "converted_from": {"id": own["id"], "arch": own["arch"], "weights_sha256": one.own["sha256"]},
+        }  # fmt: skip
+        ours.write(out / "saes" / one.id, one.after.cpu(), description, one.own["metadata"])
     about = {"run": str(run), "to": to, "calibration_tokens": calibration_tokens, "model": lm.name, "costs": costs}
     write_sealed(out / "conversion.json", about)
     return costs_table(costs)
@@ -129,12 +133,3 @@ def costs_table(costs: Sequence[Mapping[str, Any]]) -> str:
         cells = (["undefined" if value is None else f"{value:.4f}" for value in pair] for pair in values)
         rows.append([cost["from"], *map(" -> ".join, cells)])
     return tabulate(rows, ["SAE", *COSTS], tablefmt="simple", disable_numparse=True)
-
-
-def _save(out: Path, one: Converted, to: str) -> None:
-    own = one.own["description"]
-    description = {
-        **own, "id": one.id, "arch": one.after.name, "label": f"{to}:from={own['arch']}", "options": {},
-        "converted_from": {"id": own["id"], "arch": own["arch"], "weights_sha256": one.own["sha256"]},
-    }  # fmt: skip
-    ours.write(out / "saes" / one.id, one.after.cpu(), description, one.own["metadata"])
