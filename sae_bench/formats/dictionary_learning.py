@@ -20,8 +20,10 @@ from torch import Tensor
 
 from sae_bench.errors import UserError
 from sae_bench.formats.foreign import (
+    JUMPRELU,
     About,
     ForeignSAE,
+    Layout,
     Source,
     check_shapes,
     whole_number,
@@ -38,8 +40,7 @@ from sae_bench.saes.convert import Weights
 FORMAT = "dictionary_learning"
 FILES = ("config.json", "ae.pt")
 
-Layout = dict[str, tuple[str, ...]]
-LINEAR: Layout = {"encoder.weight": ("d_sae", "d_in"), "decoder.weight": ("d_in", "d_sae")}
+LINEAR = {"encoder.weight": ("d_sae", "d_in"), "decoder.weight": ("d_in", "d_sae")}
 CLASSES: dict[str, tuple[str, Layout]] = {
     "AutoEncoder": ("relu", LINEAR | {"encoder.bias": ("d_sae",), "bias": ("d_in",)}),
     "AutoEncoderNew": ("relu", LINEAR | {"encoder.bias": ("d_sae",), "decoder.bias": ("d_in",)}),
@@ -49,11 +50,7 @@ CLASSES: dict[str, tuple[str, Layout]] = {
     ),
     "AutoEncoderTopK": ("topk", LINEAR | {"encoder.bias": ("d_sae",), "b_dec": ("d_in",)}),
     "BatchTopKSAE": ("jumprelu", LINEAR | {"encoder.bias": ("d_sae",), "b_dec": ("d_in",), "threshold": ()}),
-    "JumpReluAutoEncoder": (
-        "jumprelu",
-        {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_enc": ("d_sae",), "b_dec": ("d_in",),
-         "threshold": ("d_sae",)},
-    ),
+    "JumpReluAutoEncoder": ("jumprelu", JUMPRELU),
 }  # fmt: skip
 """Our architecture for each of their classes, and its tensors."""
 

@@ -2,19 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 from sae_bench.errors import UserError, did_you_mean
-from sae_bench.formats import dictionary_learning, gemma_scope, saelens, sparsify
+from sae_bench.formats import ours
 from sae_bench.formats.foreign import About, ForeignSAE
-from sae_bench.formats.open import find_sources, open_sae
+from sae_bench.formats.open import FORMATS, find_sources, open_sae
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.convert import to_built_in
 
-WRITERS: dict[str, ModuleType] = {
-    module.FORMAT: module for module in (saelens, gemma_scope, dictionary_learning, sparsify)
-}
+WRITERS = {module.FORMAT: module for module in FORMATS if module is not ours}
 
 
 def saes_of(run: Path, wanted: Sequence[str] = ()) -> list[ForeignSAE]:

@@ -22,6 +22,15 @@ from sae_bench.formats.hook_names import Place
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder
 from sae_bench.saes.convert import Weights, assemble
 
+Layout = Mapping[str, Sequence[str]]
+"""Tensors' names and the sizes of their dimensions: "d_in", "d_sae"; none for a scalar."""
+
+JUMPRELU: Layout = {
+    "W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_enc": ("d_sae",), "b_dec": ("d_in",),
+    "threshold": ("d_sae",),
+}  # fmt: skip
+"""A jumprelu SAE, as it is laid out in most formats and here."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -91,10 +100,8 @@ class About:
     l0: float | None = None
 
 
-def check_shapes(where: Path, shapes: Shapes, wanted: Mapping[str, Sequence[str]]) -> tuple[int, int]:
-    """Return (d_in, d_sae), by which all tensors wanted are there and in shape; letters say how each is laid out.
-
-    `wanted` are tensors' names and the sizes of their dimensions: "d_in", "d_sae", or "" for a scalar's none.
+def check_shapes(where: Path, shapes: Shapes, wanted: Layout) -> tuple[int, int]:
+    """Return (d_in, d_sae), by which all tensors wanted are there and in shape.
 
     Raises:
         UserError: a tensor is missing or of another shape.
@@ -130,7 +137,7 @@ def whole_number(where: Path, name: str, value: object, most: int) -> int:
     return value
 
 
-def load_checked(path: Path, wanted: Mapping[str, Sequence[str]], *, every: bool = False) -> Weights:
+def load_checked(path: Path, wanted: Layout, *, every: bool = False) -> Weights:
     """The tensors wanted of a safetensors file, or all, in float32; checked again, for it may have changed since."""
     shapes = safetensors_shapes(path)
     check_shapes(path, shapes, wanted)

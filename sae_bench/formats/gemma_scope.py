@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sae_bench.formats.foreign import About, ForeignSAE, Source, check_shapes
+from sae_bench.formats.foreign import JUMPRELU, About, ForeignSAE, Source, check_shapes
 from sae_bench.formats.headers import damaged, npz_shapes, regular
 from sae_bench.formats.hook_names import place_of_path
 from sae_bench.records.files import replacing
@@ -19,24 +19,20 @@ from sae_bench.saes.convert import Weights
 FORMAT = "gemma-scope"
 FILES = ("params.npz",)
 HOLDS = ("jumprelu",)
-LAYOUT = {
-    "W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_enc": ("d_sae",), "b_dec": ("d_in",),
-    "threshold": ("d_sae",),
-}  # fmt: skip
 
 
 def read(source: Source) -> ForeignSAE:
     """See what a params.npz holds."""
     path = source.files["params.npz"]
-    d_in, d_sae = check_shapes(path, npz_shapes(path), LAYOUT)
+    d_in, d_sae = check_shapes(path, npz_shapes(path), JUMPRELU)
     return ForeignSAE(FORMAT, source, "jumprelu", d_in, d_sae, place_of_path(source.name), lambda: _load(path))
 
 
 def _load(path: Path) -> Weights:
-    check_shapes(path, npz_shapes(path), LAYOUT)  # again, for the file may have changed
+    check_shapes(path, npz_shapes(path), JUMPRELU)  # again, for the file may have changed
     try:
         with regular(path) as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in LAYOUT}
+            return {name: torch.from_numpy(arrays[name]) for name in JUMPRELU}
     except Exception as error:  # noqa: BLE001 (the checksum of a member, and whatever else zip and npy can have wrong)
         raise damaged(path, str(error)) from None
 

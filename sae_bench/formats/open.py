@@ -14,7 +14,7 @@ FORMATS: tuple[ModuleType, ...] = (ours, saelens, sparsify, dictionary_learning,
 """Each has a name, the files that it reads, the one with the weights last, and `read`. The first that fits reads."""
 
 ALL_FILES = tuple(dict.fromkeys(name for module in FORMATS for name in module.FILES))
-GEMMA_SCOPE = re.compile(r"gemma-scope:([\w.-]+)/(.+)")
+GEMMA_SCOPE = re.compile(r"^gemma-scope:([\w.-]+)/")
 HUB = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?(?:/(.+))?")
 
 
@@ -53,17 +53,15 @@ def open_sae(source: Source) -> ForeignSAE:
 
 
 def _on_hub(text: str) -> Source:
-    if match := GEMMA_SCOPE.fullmatch(text):
-        repo, revision, folder = f"google/gemma-scope-{match[1]}", None, match[2]
-    elif match := HUB.fullmatch(text):
-        repo, revision, folder = match[1], match[2], match[3] or ""
-    else:
+    match = HUB.fullmatch(GEMMA_SCOPE.sub(r"hf:google/gemma-scope-\1/", text))
+    if match is None:
         raise UserError(
             f'--sae "{text}": write gemma-scope:9b-pt-res/layer_20/width_16k/average_l0_68, hf:owner/repo/path or '
             "hf:owner/repo@revision/path"
         )
+    repo, revision, folder = match[1], match[2], match[3] or ""
     if Path(folder).name in ALL_FILES:
-        folder = str(Path(folder).parent) if "/" in folder else ""
+        folder = folder.rpartition("/")[0]
     files, commit = hub.fetch(repo, revision, folder, ALL_FILES)
     if not any(module.FILES[-1] in files for module in FORMATS):
         raise UserError(f'--sae "{text}": {repo} has no SAE in "{folder}": check the path on its page')

@@ -14,8 +14,10 @@ from safetensors.torch import save
 
 from sae_bench.errors import UserError
 from sae_bench.formats.foreign import (
+    JUMPRELU,
     About,
     ForeignSAE,
+    Layout,
     Source,
     check_shapes,
     load_checked,
@@ -33,10 +35,10 @@ FORMAT = "saelens"
 CONFIG = "cfg.json"
 FILES = (CONFIG, "sae_weights.safetensors")
 COMMON = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
-LAYOUTS = {
+LAYOUTS: dict[str, Layout] = {
     "standard": COMMON | {"b_enc": ("d_sae",)},
     "topk": COMMON | {"b_enc": ("d_sae",)},
-    "jumprelu": COMMON | {"b_enc": ("d_sae",), "threshold": ("d_sae",)},
+    "jumprelu": JUMPRELU,
     "gated": COMMON | {"b_gate": ("d_sae",), "b_mag": ("d_sae",), "r_mag": ("d_sae",)},
 }
 """The tensors of each of their architectures; files of ours use the same names."""
