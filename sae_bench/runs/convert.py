@@ -4,7 +4,6 @@ The results lie in a folder like a run's, without a run: `--sae FOLDER` takes it
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +34,6 @@ COSTS = {"l0": "reconstruction", "fve": "reconstruction", "delta_lm_loss": "delt
 CONTEXTS_AT_ONCE = 8
 
 
-@dataclass(frozen=True)
-class Converted:
-    """An SAE before and after."""
-
-    id: str
-    own: Mapping[str, Any]
-    site: Site
-    before: SparseAutoencoder
-    after: SparseAutoencoder
-
-
 def convert_run(
     run: Path, to: str, out: Path, wanted: Sequence[str], calibration_tokens: int, eval_tokens: int, progress: Progress
 ) -> str:
@@ -69,19 +57,22 @@ def convert_run(
             stream = token_stream(lm, config, "train", calibration_tokens)
             calibration[site] = activations_at(lm, site, stream, progress)
         after = convert(before, to, calibration.get(site))
-        name = file_name(f"{to}-from-{sae.own['description']['id']}")
-        converted.append(Converted(name, sae.own, site, before, after))
+        converted.append((sae.own, _candidate(before, site), _candidate(after, site)))
     held_out = token_stream(lm, config, "eval", min(eval_tokens, config.n_held_out))
-    costs = measure(lm, converted, held_out, progress)
-    for one in converted:
-        own = one.own["description"]
+    held_out.read()
+    evaluate(lm, held_out, [candidate for _, *pair in converted for candidate in pair], progress)
+    costs = []
+    for own, was, now in converted:
+        about = own["description"]
+        name = file_name(f"{to}-from-{about['id']}")
         description = {
-            **own, "id": one.id, "arch": one.after.name, "label": f"{to}:from={own['arch']}", "options": {},
-            "converted_from": {"id": own["id"], "arch": own["arch"], "weights_sha256": one.own["sha256"]},
+            **about, "id": name, "arch": now.sae.name, "label": f"{to}:from={about['arch']}", "options": {},
+            "converted_from": {"id": about["id"], "arch": about["arch"], "weights_sha256": own["sha256"]},
         }  # fmt: skip
-        ours.write(out / "saes" / one.id, one.after.cpu(), description, one.own["metadata"])
-    about = {"run": str(run), "to": to, "calibration_tokens": calibration_tokens, "model": lm.name, "costs": costs}
-    write_sealed(out / "conversion.json", about)
+        ours.write(out / "saes" / name, now.sae.cpu(), description, own["metadata"])
+        costs.append({"id": name, "from": about["id"], "before": _scores(was), "after": _scores(now)})
+    conversion = {"run": str(run), "to": to, "calibration_tokens": calibration_tokens, "model": lm.name, "costs": costs}
+    write_sealed(out / "conversion.json", conversion)
     return costs_table(costs)
 
 
@@ -98,23 +89,8 @@ def activations_at(lm: LanguageModel, site: Site, stream: TokenStream, progress:
     return torch.cat(found)
 
 
-def measure(
-    lm: LanguageModel, converted: Sequence[Converted], stream: TokenStream, progress: Progress
-) -> list[dict[str, Any]]:
-    """The scores of every SAE before and after, on the same held-out tokens, in one pass."""
-    stream.read()
-    tasks = token_tasks(COSTS.values())
-    candidates = [
-        Candidate(sae, one.site, {name: task() for name, task in tasks.items()})
-        for one in converted
-        for sae in (one.before, one.after)
-    ]
-    evaluate(lm, stream, candidates, progress)
-    scores = [_scores(candidate) for candidate in candidates]
-    return [
-        {"id": one.id, "from": one.own["description"]["id"], "before": before, "after": after}
-        for one, before, after in zip(converted, scores[::2], scores[1::2], strict=True)
-    ]
+def _candidate(sae: SparseAutoencoder, site: Site) -> Candidate:
+    return Candidate(sae, site, {name: task() for name, task in token_tasks(COSTS.values()).items()})
 
 
 def _scores(candidate: Candidate) -> dict[str, Any]:

@@ -183,12 +183,10 @@ class TrainStage:
         if self.config.kernels != "auto":
             return {}
         found = {}
-        for plan in {_shape(plan): plan for plan in self.plans}.values():
+        for shape, plan in {_shape(plan): plan for plan in self.plans}.items():
             d_in, d_sae = plan.config.d_in, plan.config.d_sae
-            found[_shape(plan)] = dense_above(d_in, d_sae, self.config.batch_size, self.lm.device)
-            self.progress.say(
-                f"kernels: dense products above {found[_shape(plan)]:.0%} active pairs at {d_in} x {d_sae}"
-            )
+            found[shape] = dense_above(d_in, d_sae, self.config.batch_size, self.lm.device)
+            self.progress.say(f"kernels: dense products above {found[shape]:.0%} active pairs at {d_in} x {d_sae}")
         return found
 
     def _take(self, n_done: int) -> tuple[Mapping[str, State], Mapping[str, Any]]:
