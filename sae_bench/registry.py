@@ -12,7 +12,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -101,35 +101,28 @@ class Registry(Generic[T]):
         return {stem: f"{self.package}.{stem}" for stem in stems if NAME.fullmatch(stem)}
 
 
-def load_plugins(paths: Iterable[str] | None) -> None:
-    """Run plugin files, as `load_plugin` does."""
-    for path in paths or ():
-        load_plugin(path)
-
-
-def load_plugin(path: str) -> None:
-    """Run a plugin file, which then registers what it brings.
+def load_plugin(*paths: str) -> None:
+    """Run plugin files, which then register what they bring.
 
     Raises:
         UserError: there is no such file, or it registers nothing.
     """
-    file = Path(path)
-    if not file.is_file() or file.suffix != ".py":
-        raise UserError(f'--plugin "{path}": no such Python file; give the path of a .py file')
-    n_before = len(REGISTERED)
-    name = f"sae_bench_plugin_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None, "a .py file has a loader"
-    assert spec.loader is not None, "a .py file has a loader"
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    with _loading(f'--plugin "{path}"', "mend the file"):
-        spec.loader.exec_module(module)
-    if len(REGISTERED) == n_before:
-        raise UserError(
-            f'--plugin "{path}" registers nothing: decorate a class with @register_architecture or @register_task, or '
-            "call another register function of sae_bench"
-        )
+    for path in paths:
+        file = Path(path)
+        if not file.is_file() or file.suffix != ".py":
+            raise UserError(f'--plugin "{path}": no such Python file; give the path of a .py file')
+        n_before = len(REGISTERED)
+        name = f"sae_bench_plugin_{file.stem}"
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None, "a .py file has a loader"
+        assert spec.loader is not None, "a .py file has a loader"
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        with _loading(f'--plugin "{path}"', "mend the file"):
+            spec.loader.exec_module(module)
+        if len(REGISTERED) == n_before:
+            decorators = "@register_architecture or @register_task, or call another register function of sae_bench"
+            raise UserError(f'--plugin "{path}" registers nothing: decorate a class with {decorators}')
 
 
 @contextmanager

@@ -26,9 +26,9 @@ def export(
         out: Where to: a folder below it for each SAE.
     """
     from sae_bench.formats.export import export as export_run
-    from sae_bench.registry import load_plugins
+    from sae_bench.registry import load_plugin
 
-    load_plugins(plugin)
+    load_plugin(*plugin or ())
     for written in export_run(run, form, out, sae or ()):
         print(written)
     return 0
@@ -58,10 +58,10 @@ def convert(
         quiet: Print the costs alone.
     """
     from sae_bench.progress import Progress
-    from sae_bench.registry import load_plugins
+    from sae_bench.registry import load_plugin
     from sae_bench.runs.convert import convert_run
 
-    load_plugins(plugin)
+    load_plugin(*plugin or ())
     quieten_libraries()
     print(convert_run(run, to, out, sae or (), calibration_tokens, eval_tokens, Progress(quiet)))
     return 0
@@ -100,10 +100,10 @@ def verify(run: Run, /, *, contexts: int = 16, plugin: Plugins = None, quiet: bo
     """
     from sae_bench.progress import Progress
     from sae_bench.records.run_folder import RunFolder
-    from sae_bench.registry import load_plugins
+    from sae_bench.registry import load_plugin
     from sae_bench.runs.verify import verify as verify_run
 
-    load_plugins(plugin)
+    load_plugin(*plugin or ())
     quieten_libraries()
     n_wrong = n_right = 0
     for what, problem in verify_run(RunFolder(run), Progress(quiet), contexts):

@@ -50,13 +50,9 @@ else:
 
 
 def configure(suite_name: str | None, flags: Mapping[str, Any]) -> RunConfig:
-    """A run's configuration: flags over the suite over defaults. Loads plugins, for their names to be known.
-
-    Raises:
-        UserError: a setting is unknown, missing or out of range, or a plugin or an SAE cannot be had.
-    """
+    """A run's configuration: flags over the suite over defaults. Loads plugins, for their names to be known."""
     from sae_bench.lm.model_names import HUB_MODELS
-    from sae_bench.registry import ARCHITECTURES, load_plugins
+    from sae_bench.registry import ARCHITECTURES, load_plugin
     from sae_bench.runs.suite import load_suite
 
     suite = load_suite(suite_name) if suite_name else {}
@@ -64,7 +60,7 @@ def configure(suite_name: str | None, flags: Mapping[str, Any]) -> RunConfig:
         code = f"suite {suite_name} runs code that comes with the model"
         raise UserError(f"{code}: add --trust-remote-code if you trust it")
     given = {**suite, **flags}
-    load_plugins(given.get("plugins", ()))
+    load_plugin(*given.get("plugins", ()))
     sources = {}
     if given.get("saes"):
         from sae_bench.runs.import_saes import name_sources

@@ -82,14 +82,11 @@ def read(source: Source) -> ForeignSAE:
     if name == "BatchTopKSAE" and not float(tensors["threshold"]) >= 0:
         raise UserError(f"{path}: its threshold was never set, so what it selects depends on the batch: "
                         "it cannot be evaluated")  # fmt: skip
-    k = whole_number(where, "k", _k(tensors, trainer), d_sae) if arch == "topk" else None
+    stored = tensors.get("k", torch.empty(0))
+    said = int(stored) if stored.numel() == 1 and not stored.is_floating_point() else trainer.get("k")
+    k = whole_number(where, "k", said, d_sae) if arch == "topk" else None
     place = _place(trainer).or_else(place_of_path(source.name))
     return ForeignSAE(FORMAT, source, arch, d_in, d_sae, place, lambda: _load(path, name), k)
-
-
-def _k(tensors: Weights, trainer: dict[str, Any]) -> object:
-    k = tensors.get("k")
-    return int(k) if isinstance(k, Tensor) and k.numel() == 1 and not k.is_floating_point() else trainer.get("k")
 
 
 def _place(trainer: dict[str, Any]) -> Place:

@@ -58,6 +58,6 @@ def _check_fits(form: str, sae: SparseAutoencoder) -> None:
     holds = WRITERS[form].HOLDS
     if sae.nonlinearity not in holds:
         how = {"gated": "exactly", "topk": "with a calibrated threshold"}.get(sae.nonlinearity or "")
-        converted = f"`convert --to jumprelu` makes one {how}" if how and "jumprelu" in holds else None
-        remedy = converted or "choose another --format"
+        possible = how and "jumprelu" in holds
+        remedy = f"`convert --to jumprelu` makes one {how}" if possible else "choose another --format"
         raise UserError(f"a {sae.name} SAE does not fit into {form}, which holds {holds[0]} alone: {remedy}")

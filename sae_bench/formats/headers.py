@@ -48,8 +48,7 @@ def regular(path: Path) -> Iterator[BufferedReader]:
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
-        linked = path.is_symlink()
-        why = "is a symbolic link: give the file itself" if linked else f"cannot be read: {error.strerror}"
+        why = "is a symbolic link: give the file itself" if path.is_symlink() else f"cannot be read: {error.strerror}"
         raise UserError(f"{path} {why}") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

@@ -31,8 +31,8 @@ def find_sources(text: str) -> list[Source]:
     if not found and glob.has_magic(text):
         raise UserError(f'--sae "{text}" matches no SAE: check the pattern')
     if not found:
-        missing = not Path(text).exists()
-        why = "does not exist" if missing else f"holds no SAE: none of {', '.join(m.FILES[-1] for m in FORMATS[1:])}"
+        known = ", ".join(module.FILES[-1] for module in FORMATS[1:])
+        why = f"holds no SAE: none of {known}" if Path(text).exists() else "does not exist"
         raise UserError(f'--sae "{text}" {why}; give a file, a folder, a run, gemma-scope:... or hf:owner/repo/path')
     return found
 

@@ -36,19 +36,14 @@ def read(source: Source) -> ForeignSAE:
             raise ValueError(f"it says {config.d_in} and {config.d_sae}, the weights are {d_in} and {d_sae} wide")
         if about["id"] != file_name(about["id"]):
             raise ValueError("its id is no name of a folder")
-        place = _place(about["site"], own["metadata"].get("model_name"))
+        site, model = about["site"], own["metadata"].get("model_name")
+        kind = f"path:{site['path']}@{site['side']}" if str(site["kind"]).startswith("path:") else str(site["kind"])
+        place = Place(kind, int(site["layer"]), model if isinstance(model, str) else None)
         failure = about.get("training", {}).get("failure")
         digest = str(own["sha256"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise damaged(description, f"{type(error).__name__}: {error}") from None
     return ForeignSAE(FORMAT, source, arch, d_in, d_sae, place, lambda: _load(path, digest, failure), own=own)
-
-
-def _place(site: Mapping[str, Any], model: object) -> Place:
-    kind, layer = str(site["kind"]), int(site["layer"])
-    if kind.startswith("path:"):
-        kind = f"path:{site['path']}@{site['side']}"
-    return Place(kind, layer, model if isinstance(model, str) else None)
 
 
 def _load(path: Path, digest: str, failure: str | None) -> Weights:

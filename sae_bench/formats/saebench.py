@@ -46,8 +46,6 @@ def emit(folder: RunFolder, records: Sequence[Record]) -> None:
 def core_result(sae_id: str, records: Mapping[str, Record], sae: SparseAutoencoder) -> dict[str, Any]:
     """The content of a file."""
     provenance = records["reconstruction"]["provenance"]
-    config = provenance["config"]
-    time = datetime.datetime.fromisoformat(provenance["time"])
     densities = [count / records["feature_density"]["details"]["n_tokens"] for count in
                  records["feature_density"]["per_latent"]["count"]]  # fmt: skip
     weights = weight_metrics(sae)
@@ -58,13 +56,13 @@ def core_result(sae_id: str, records: Mapping[str, Record], sae: SparseAutoencod
         "eval_config": {
             "model_name": provenance["model"], "llm_dtype": provenance["lm_dtype"], "batch_size_prompts": 1,
             "n_eval_reconstruction_batches": 1, "n_eval_sparsity_variance_batches": 1, "dataset": provenance["dataset"],
-            "context_size": config["context_size"], "compute_kl": True, "compute_ce_loss": True,
+            "context_size": provenance["config"]["context_size"], "compute_kl": True, "compute_ce_loss": True,
             "compute_l2_norms": True, "compute_sparsity_metrics": True, "compute_variance_metrics": True,
             "compute_featurewise_density_statistics": True, "compute_featurewise_weight_based_metrics": True,
             "exclude_special_tokens_from_reconstruction": True, "verbose": False,
         },
         "eval_id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{provenance['config_hash']}/{sae_id}")),
-        "datetime_epoch_millis": int(time.timestamp() * 1000),
+        "datetime_epoch_millis": int(datetime.datetime.fromisoformat(provenance["time"]).timestamp() * 1000),
         "eval_result_metrics": metrics(records, own, densities, weights, sae.config.d_in),
         "eval_result_details": [
             {"index": i, "feature_density": density, "consistent_activation_heuristic": NOT_MEASURED}

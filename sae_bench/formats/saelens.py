@@ -104,8 +104,7 @@ def _load(path: Path, architecture: str, settings: Mapping[str, Any]) -> Weights
 
 def holds(sae: SparseAutoencoder) -> bool:
     """Whether the stored tensors of an SAE, as they are, are those of an architecture of theirs."""
-    architecture = ARCHITECTURE.get(sae.nonlinearity or "")
-    return architecture is not None and sae.stored().keys() == LAYOUTS[architecture].keys()
+    return sae.stored().keys() == LAYOUTS.get(ARCHITECTURE.get(sae.nonlinearity or "", ""), {}).keys()
 
 
 def config_of(sae: SparseAutoencoder, metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,21 +84,13 @@ Plan = SAEPlan | ImportPlan
 
 
 def name_sources(texts: Sequence[str]) -> list[dict[str, str]]:
-    """Every SAE that arguments of `--sae` stand for, with the hash of its files: what a run's settings say of it.
-
-    Raises:
-        UserError: one stands for nothing, or is no plain file.
-    """
+    """Every SAE that arguments of `--sae` stand for, with the hash of its files: what a run's settings say of it."""
     sources = [source for text in texts for source in find_sources(text)]
     return [{"source": source.name, "sha256": source.sha256()} for source in sources]
 
 
 def open_imports(saes: Sequence[ImportedSAE]) -> list[Opened]:
-    """See by their headers what the SAEs of a run are; nothing slow has happened before.
-
-    Raises:
-        UserError: one cannot be read.
-    """
+    """See by their headers what the SAEs of a run are; nothing slow has happened before."""
     return [(imported, open_sae(source)) for imported in saes for source in find_sources(imported.source)]
 
 

@@ -113,8 +113,8 @@ def check_recipes(folder: RunFolder, plans: Sequence[Plan]) -> None:
     """
     before = (folder.manifest() or {}).get("recipes", {})
     for plan in plans:
-        was, now = before.get(plan.id), recipe_of(plan)
-        if was is not None and was != now:
+        now = recipe_of(plan)
+        if (was := before.get(plan.id, now)) != now:
             changed = "; ".join(
                 f"{key}: {was.get(key)!r} -> {now.get(key)!r}" for key in now if was.get(key) != now[key]
             )

@@ -12,11 +12,7 @@ ORDER_SEED = 0
 
 
 def load_model(config: RunConfig, progress: Progress, *, weights: bool = True) -> LanguageModel:
-    """The run's language model; without `weights`, its shapes alone.
-
-    Raises:
-        UserError: the device does not exist, or the model cannot be had.
-    """
+    """The run's language model; without `weights`, its shapes alone."""
     device, dtype = choose_device(config.device, config.dtype)
     progress.say(f"loading {config.model} ({str(dtype).removeprefix('torch.')} on {device})")
     return load_language_model(

@@ -53,9 +53,8 @@ def verify(folder: RunFolder, progress: Progress, n_contexts: int = 16) -> Itera
         records[record["sae"]["id"], record["task"]] = record
         same = record["provenance"]["config_hash"] == config.hash
         yield (path.name, None if same else "made with other settings")
-    saes = manifest["saes"]
     whole = []
-    for sae_id in saes:
+    for sae_id in manifest["saes"]:
         problem = _weights_problem(folder, sae_id, [r for (of, _), r in records.items() if of == sae_id])
         whole += [] if problem else [sae_id]
         yield (f"weights of {sae_id}", problem)
