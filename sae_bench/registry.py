@@ -12,7 +12,8 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -79,28 +80,15 @@ class Registry(Generic[T]):
             if name in self._built_in():
                 importlib.import_module(modules[name])  # ours: a failure keeps its traceback
             else:
-                self._import_foreign(name, modules[name])
+                module = f"the installed module {modules[name]}"
+                with _loading(f'{self.kind} "{name}" of {module}', "mend or uninstall it"):
+                    importlib.import_module(modules[name])
+                if name not in self._classes:
+                    raise UserError(f'{self.kind} "{name}": {module} does not register it; uninstall it')
         return self._classes[name]
-
-    def _import_foreign(self, name: str, module: str) -> None:
-        """Import what an installed package declares as an entry point."""
-        try:
-            importlib.import_module(module)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f'{self.kind} "{name}" of the installed module {module} does not load: {_reason(error)}; '
-                "mend or uninstall it"
-            ) from error
-        if name not in self._classes:
-            raise UserError(f'{self.kind} "{name}": the installed module {module} does not register it; uninstall it')
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted({*self._classes, *self._modules()}))
-
-    def __contains__(self, name: object) -> bool:
-        return name in set(self)
 
     def _modules(self) -> dict[str, str]:
         """Modules that register something, by its name: what is installed, and the built-ins' folder."""
@@ -113,48 +101,42 @@ class Registry(Generic[T]):
         return {stem: f"{self.package}.{stem}" for stem in stems if NAME.fullmatch(stem)}
 
 
-def load_plugins(paths: Iterable[str] | None) -> None:
-    """Run plugin files, as `load_plugin` does."""
-    for path in paths or ():
-        load_plugin(path)
-
-
-def load_plugin(path: str) -> None:
-    """Run a plugin file, which then registers what it brings.
+def load_plugin(*paths: str) -> None:
+    """Run plugin files, which then register what they bring.
 
     Raises:
         UserError: there is no such file, or it registers nothing.
     """
-    file = Path(path)
-    if not file.is_file() or file.suffix != ".py":
-        raise UserError(f'--plugin "{path}": no such Python file; give the path of a .py file')
-    n_before = len(REGISTERED)
-    name = f"sae_bench_plugin_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None, "a .py file has a loader"
-    assert spec.loader is not None, "a .py file has a loader"
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    for path in paths:
+        file = Path(path)
+        if not file.is_file() or file.suffix != ".py":
+            raise UserError(f'--plugin "{path}": no such Python file; give the path of a .py file')
+        n_before = len(REGISTERED)
+        name = f"sae_bench_plugin_{file.stem}"
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None, "a .py file has a loader"
+        assert spec.loader is not None, "a .py file has a loader"
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        with _loading(f'--plugin "{path}"', "mend the file"):
+            spec.loader.exec_module(module)
+        if len(REGISTERED) == n_before:
+            decorators = "@register_architecture or @register_task, or call another register function of sae_bench"
+            raise UserError(f'--plugin "{path}" registers nothing: decorate a class with {decorators}')
+
+
+@contextmanager
+def _loading(what: str, remedy: str) -> Iterator[None]:
+    """Whatever is raised within becomes one line: kind and message of it, and the line of code that it comes from."""
     try:
-        spec.loader.exec_module(module)
+        yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f'--plugin "{path}" does not load: {_reason(error)}; mend the file') from error
-    if len(REGISTERED) == n_before:
-        raise UserError(
-            f'--plugin "{path}" registers nothing: decorate a class with @register_architecture or @register_task, or '
-            "call another register function of sae_bench"
-        )
-
-
-def _reason(error: Exception) -> str:
-    """Kind and message of an exception in one line, and the line of code that it comes from."""
-    said = " ".join(f"{type(error).__name__}: {error}".split())
-    if isinstance(error, SyntaxError):
-        return said  # says itself where
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{said} ({Path(frame.filename).name}, line {frame.lineno})"
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f" ({Path(frame.filename).name}, line {frame.lineno})"
+        said = f"{type(error).__name__}: {error}{'' if isinstance(error, SyntaxError) else where}"  # it says so itself
+        raise UserError(f"{what} does not load: {said}; {remedy}") from error
 
 
 ARCHITECTURES: "Registry[type[SparseAutoencoder]]" = Registry("architecture", "sae_bench.architectures")

@@ -5,33 +5,32 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+Runs = Annotated[list[Path], Parameter(required=True, help="Folders of runs.")]
+Form = Annotated[Literal["text", "md", "tex", "csv"], Parameter(name="--format", help="text, md, tex or csv.")]
+L0s = Annotated[
+    list[float] | None, Parameter(help="L0s to compare at, where they were measured. Default: 20 50 100 150.")
+]
+
 
 def table(
-    runs: Annotated[list[Path], Parameter(required=True)],
+    runs: Runs,
     /,
     *,
     columns: list[str] | None = None,
     group_by: list[str] | None = None,
     over_seeds: bool = False,
     mix: bool = False,
-    form: Annotated[Literal["text", "md", "tex", "csv"], Parameter(name="--format")] = "text",
+    form: Form = "text",
 ) -> int:
     """Print the leaderboard of one or more runs' folders.
 
-    Parameters
-    ----------
-    runs
-        Folders of runs.
-    columns
-        Metrics to show, in this order. Default: L0 and the headline ones.
-    group_by
-        Group rows by model, site, layer, width, architecture, target or seed.
-    over_seeds
-        One row for each architecture and target: the mean over seeds, with its 95% interval.
-    mix
-        Tabulate runs that measured on different tokens, or with different versions of a task, and say so.
-    form
-        text, md, tex or csv; as text without a choice of rows and columns, failures are listed too.
+    As text, without a choice of rows and columns, failures are listed too.
+
+    Args:
+        columns: Metrics to show, in this order. Default: L0 and the headline ones.
+        group_by: Group rows by model, site, layer, width, architecture, target or seed.
+        over_seeds: One row for each architecture and target: the mean over seeds, with its 95% interval.
+        mix: Tabulate runs that measured on different tokens, or with different versions of a task, and say so.
     """
     from sae_bench.leaderboard import board_table
     from sae_bench.leaderboard import tables as leaderboard
@@ -44,26 +43,11 @@ def table(
     return 0
 
 
-def compare(
-    runs: Annotated[list[Path], Parameter(required=True)],
-    /,
-    *,
-    metric: list[str] | None = None,
-    at_l0: list[float] | None = None,
-    form: Annotated[Literal["text", "md", "tex", "csv"], Parameter(name="--format")] = "text",
-) -> int:
+def compare(runs: Runs, /, *, metric: list[str] | None = None, at_l0: L0s = None, form: Form = "text") -> int:
     """Compare architectures at matched L0, with intervals, over the seeds and documents of one or more runs.
 
-    Parameters
-    ----------
-    runs
-        Folders of runs.
-    metric
-        Metrics to compare. Default: those of the leaderboard that have a better direction.
-    at_l0
-        L0s to compare at, where they were measured. Default: 20 50 100 150.
-    form
-        text, md, tex or csv.
+    Args:
+        metric: Metrics to compare. Default: those of the leaderboard that have a better direction.
     """
     from sae_bench.leaderboard import compare_table
     from sae_bench.leaderboard import tables as leaderboard
@@ -81,16 +65,8 @@ def compare(
     return 0
 
 
-def claims(runs: Annotated[list[Path], Parameter(required=True)], /, *, at_l0: list[float] | None = None) -> int:
-    """Check the findings of the JumpReLU paper on runs: each holds, does not hold, or cannot be told.
-
-    Parameters
-    ----------
-    runs
-        Folders of runs.
-    at_l0
-        L0s to judge at, where they were measured. Default: 20 50 100 150.
-    """
+def claims(runs: Runs, /, *, at_l0: L0s = None) -> int:
+    """Check the findings of the JumpReLU paper on runs: each holds, does not hold, or cannot be told."""
     from sae_bench.leaderboard import tables as leaderboard
     from sae_bench.leaderboard.claims import METRICS, check_claims
     from sae_bench.leaderboard.compare import panels
@@ -105,15 +81,11 @@ def claims(runs: Annotated[list[Path], Parameter(required=True)], /, *, at_l0: l
     return 0
 
 
-def figures(runs: Annotated[list[Path], Parameter(required=True)], /, *, out: Path) -> int:
+def figures(runs: Runs, /, *, out: Path) -> int:
     """Draw the figures of one or more runs as SVG, PDF and PNG.
 
-    Parameters
-    ----------
-    runs
-        Folders of runs.
-    out
-        Folder to write them to.
+    Args:
+        out: Folder to write them to.
     """
     from sae_bench.leaderboard.board import Board
     from sae_bench.leaderboard.figures import draw
@@ -125,23 +97,11 @@ def figures(runs: Annotated[list[Path], Parameter(required=True)], /, *, out: Pa
     return 0
 
 
-def report(
-    runs: Annotated[list[Path], Parameter(required=True)],
-    /,
-    *,
-    out: Path | None = None,
-    at_l0: list[float] | None = None,
-) -> int:
+def report(runs: Runs, /, *, out: Path | None = None, at_l0: L0s = None) -> int:
     """Write one HTML file that shows runs: board, plots, comparisons, SAEs, latents. It needs no network.
 
-    Parameters
-    ----------
-    runs
-        Folders of runs.
-    out
-        The file. Default: report.html in the first run's folder.
-    at_l0
-        L0s to compare at, where they were measured. Default: 20 50 100 150.
+    Args:
+        out: The file. Default: report.html in the first run's folder.
     """
     from sae_bench.leaderboard.board import Board
     from sae_bench.leaderboard.curves import AT_L0
@@ -154,17 +114,12 @@ def report(
     return 0
 
 
-def board(run: Path, /, *, out: Path | None = None, at_l0: list[float] | None = None) -> int:
+def board(run: Path, /, *, out: Path | None = None, at_l0: L0s = None) -> int:
     """Write a board: a run's records with tables, claims, figures and report, without weights.
 
-    Parameters
-    ----------
-    run
-        A run's folder, or a board's.
-    out
-        The board's folder. Default: draw everything anew where it is.
-    at_l0
-        L0s to compare at, where they were measured. Default: 20 50 100 150.
+    Args:
+        run: A run's folder, or a board's.
+        out: The board's folder. Default: draw everything anew where it is.
     """
     from sae_bench.leaderboard.board_folder import draw_board
     from sae_bench.leaderboard.curves import AT_L0

@@ -16,16 +16,14 @@ def ls(
 ) -> int:
     """List what there is: archs, tasks, scorers, models, sites or suites.
 
-    Parameters
-    ----------
-    plugin
-        Python files with architectures, tasks, scorers or models of your own.
+    Args:
+        plugin: Python files with architectures, tasks, scorers or models of your own.
     """
     from sae_bench.lm.model_names import HUB_MODELS
-    from sae_bench.registry import ARCHITECTURES, MODELS, SCORERS, TASKS, Registry, load_plugins
+    from sae_bench.registry import ARCHITECTURES, MODELS, SCORERS, TASKS, Registry, load_plugin
     from sae_bench.runs.suite import load_suite, suite_files
 
-    load_plugins(plugin)
+    load_plugin(*plugin or ())
     registries: dict[str, Registry[Any]] = {"archs": ARCHITECTURES, "tasks": TASKS, "scorers": SCORERS}
     if registry := registries.get(what):
         rows = [(name, _first_line(registry[name])) for name in registry]

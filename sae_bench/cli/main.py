@@ -14,10 +14,8 @@ from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from sae_bench._version import __version__
 from sae_bench.cli.latents import explain
 from sae_bench.cli.leaderboard import board, claims, compare, figures, report, table
-from sae_bench.cli.libraries import quieten_libraries
 from sae_bench.cli.lists import ls
-from sae_bench.cli.runs import verify
-from sae_bench.cli.saes import convert, export, publish
+from sae_bench.cli.runs import convert, export, publish, quieten_libraries, verify
 from sae_bench.cli.settings import GROUPS, Settings, configure
 from sae_bench.errors import UserError, did_you_mean, one_line
 from sae_bench.parsing import Heading
@@ -120,9 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
     except UnusedCliTokensError as error:
         word = (error.unused_tokens or [""])[0]
         code = _complain(f'unknown verb "{word}"{did_you_mean(word, (verb.__name__ for verb in VERBS))}')
-    except CycloptsError as error:
-        code = _complain(str(error))
-    except UserError as error:
+    except (CycloptsError, UserError) as error:
         code = _complain(str(error))
     except BrokenPipeError:  # whoever read our output, as `head` does, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,6 +1,6 @@
 """A run's settings on the command line: every flag, its help and its heading follow from a field of `RunConfig`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Union, get_args, get_origin
 
@@ -15,12 +15,6 @@ from sae_bench.runs.config import RunConfig
 GROUPS = {heading: Group(heading.value, sort_key=place) for place, heading in enumerate(Heading)}
 
 
-def flags_of(model: type[RunConfig]) -> dict[str, Any]:
-    """For each setting its type on the command line and how it is shown, by the name of its field."""
-    fields = model.model_fields
-    return {name: Annotated[_typed(fields[name]), _shown(fields[name], flag)] for name, flag in model.flags().items()}
-
-
 def _shown(field: FieldInfo, flag: Flag) -> Parameter:
     """Its help is its docstring and its default; what "auto" stands for, the docstring says."""
     text = " ".join(str(field.description).split())
@@ -30,41 +24,35 @@ def _shown(field: FieldInfo, flag: Flag) -> Parameter:
     return Parameter(name=f"--{flag.name.replace('_', '-')}", group=GROUPS[flag.heading], help=text)
 
 
-def _typed(field: FieldInfo) -> Any:
+def _typed(hint: Any, metadata: Sequence[Any] = ()) -> Any:
     """What is read from the command line: text, where the field itself reads text."""
-    return str if _reads_text(field.metadata) else _plain(field.annotation)
-
-
-def _plain(hint: Any) -> Any:
     origin, parts = get_origin(hint), get_args(hint)
+    if any(isinstance(one, BeforeValidator) for one in metadata):
+        return str
     if origin is tuple:
-        return list[_plain(parts[0])]  # type: ignore[misc]
+        return list[_typed(parts[0])]  # type: ignore[misc]
     if origin in (Union, UnionType):
-        return _plain(next(part for part in parts if part is not NoneType))
+        return _typed(next(part for part in parts if part is not NoneType))
     if origin is Annotated:
-        return str if _reads_text(parts[1:]) else _plain(parts[0])
+        return _typed(parts[0], parts[1:])
     return hint if origin is Literal or hint in (int, float, bool) else str
-
-
-def _reads_text(metadata: Any) -> bool:
-    return any(isinstance(one, BeforeValidator) for one in metadata)
 
 
 # A TypedDict holds what was given and nothing else: no default hides a suite's value.
 if TYPE_CHECKING:
     Settings = Mapping[str, Any]
 else:
-    Settings = Annotated[TypedDict("Settings", flags_of(RunConfig), total=False), Parameter(name="*")]
+    shown = {
+        name: Annotated[_typed((field := RunConfig.model_fields[name]).annotation, field.metadata), _shown(field, flag)]
+        for name, flag in RunConfig.flags().items()
+    }
+    Settings = Annotated[TypedDict("Settings", shown, total=False), Parameter(name="*")]
 
 
 def configure(suite_name: str | None, flags: Mapping[str, Any]) -> RunConfig:
-    """A run's configuration: flags over the suite over defaults. Loads plugins, for their names to be known.
-
-    Raises:
-        UserError: a setting is unknown, missing or out of range, or a plugin or an SAE cannot be had.
-    """
+    """A run's configuration: flags over the suite over defaults. Loads plugins, for their names to be known."""
     from sae_bench.lm.model_names import HUB_MODELS
-    from sae_bench.registry import ARCHITECTURES, load_plugins
+    from sae_bench.registry import ARCHITECTURES, load_plugin
     from sae_bench.runs.suite import load_suite
 
     suite = load_suite(suite_name) if suite_name else {}
@@ -72,7 +60,7 @@ def configure(suite_name: str | None, flags: Mapping[str, Any]) -> RunConfig:
         code = f"suite {suite_name} runs code that comes with the model"
         raise UserError(f"{code}: add --trust-remote-code if you trust it")
     given = {**suite, **flags}
-    load_plugins(given.get("plugins", ()))
+    load_plugin(*given.get("plugins", ()))
     sources = {}
     if given.get("saes"):
         from sae_bench.runs.import_saes import name_sources

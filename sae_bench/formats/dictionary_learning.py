@@ -20,17 +20,19 @@ from torch import Tensor
 
 from sae_bench.errors import UserError
 from sae_bench.formats.foreign import (
+    JUMPRELU,
     About,
     ForeignSAE,
+    Layout,
+    Source,
     check_shapes,
     whole_number,
     with_input_bias,
     with_norms_folded,
     without_input_bias,
 )
-from sae_bench.formats.headers import TORCH_DTYPES, TensorHeader, check_pickle, damaged, read_settings
+from sae_bench.formats.headers import check_pickle, damaged, read_settings
 from sae_bench.formats.hook_names import Place, place_of_path
-from sae_bench.formats.source import Source
 from sae_bench.records.files import replacing, write_json
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.convert import Weights
@@ -38,8 +40,7 @@ from sae_bench.saes.convert import Weights
 FORMAT = "dictionary_learning"
 FILES = ("config.json", "ae.pt")
 
-Layout = dict[str, tuple[str, ...]]
-LINEAR: Layout = {"encoder.weight": ("d_sae", "d_in"), "decoder.weight": ("d_in", "d_sae")}
+LINEAR = {"encoder.weight": ("d_sae", "d_in"), "decoder.weight": ("d_in", "d_sae")}
 CLASSES: dict[str, tuple[str, Layout]] = {
     "AutoEncoder": ("relu", LINEAR | {"encoder.bias": ("d_sae",), "bias": ("d_in",)}),
     "AutoEncoderNew": ("relu", LINEAR | {"encoder.bias": ("d_sae",), "decoder.bias": ("d_in",)}),
@@ -49,11 +50,7 @@ CLASSES: dict[str, tuple[str, Layout]] = {
     ),
     "AutoEncoderTopK": ("topk", LINEAR | {"encoder.bias": ("d_sae",), "b_dec": ("d_in",)}),
     "BatchTopKSAE": ("jumprelu", LINEAR | {"encoder.bias": ("d_sae",), "b_dec": ("d_in",), "threshold": ()}),
-    "JumpReluAutoEncoder": (
-        "jumprelu",
-        {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_enc": ("d_sae",), "b_dec": ("d_in",),
-         "threshold": ("d_sae",)},
-    ),
+    "JumpReluAutoEncoder": ("jumprelu", JUMPRELU),
 }  # fmt: skip
 """Our architecture for each of their classes, and its tensors."""
 
@@ -61,11 +58,13 @@ OURS = {
     "encoder.weight": "W_enc", "decoder.weight": "W_dec", "encoder.bias": "b_enc", "bias": "b_dec",
     "decoder.bias": "b_dec", "decoder_bias": "b_dec", "gate_bias": "b_gate", "mag_bias": "b_mag",
 }  # fmt: skip
+DTYPES = ("float32", "float16", "bfloat16")
 SEES_X_ITSELF = ("AutoEncoderNew", "JumpReluAutoEncoder")
 
 WRITTEN_AS = {
     "relu": "AutoEncoderNew", "gated": "GatedAutoEncoder", "topk": "AutoEncoderTopK", "jumprelu": "JumpReluAutoEncoder"
 }  # fmt: skip
+HOLDS = tuple(WRITTEN_AS)
 
 
 def read(source: Source) -> ForeignSAE:
@@ -79,21 +78,15 @@ def read(source: Source) -> ForeignSAE:
         raise UserError(f"{where}: dict_class {name!r} is none of {', '.join(CLASSES)}: it cannot be evaluated")
     path = source.files["ae.pt"]
     arch, layout = CLASSES[name]
-    tensors = _open(path, layout)
-    d_in, d_sae = check_shapes(path, _headers(path, tensors), layout)
+    tensors, d_in, d_sae = _open(path, layout)
     if name == "BatchTopKSAE" and not float(tensors["threshold"]) >= 0:
         raise UserError(f"{path}: its threshold was never set, so what it selects depends on the batch: "
                         "it cannot be evaluated")  # fmt: skip
-    k = whole_number(where, "k", _k(tensors, trainer), d_sae) if arch == "topk" else None
-    return ForeignSAE(
-        FORMAT, source.name, arch, d_in, d_sae, _place(trainer).or_else(place_of_path(source.name)),
-        lambda: _load(path, name), k, hub_commit=source.hub_commit,
-    )  # fmt: skip
-
-
-def _k(tensors: Weights, trainer: dict[str, Any]) -> object:
-    k = tensors.get("k")
-    return int(k) if isinstance(k, Tensor) and k.numel() == 1 and not k.is_floating_point() else trainer.get("k")
+    stored = tensors.get("k", torch.empty(0))
+    said = int(stored) if stored.numel() == 1 and not stored.is_floating_point() else trainer.get("k")
+    k = whole_number(where, "k", said, d_sae) if arch == "topk" else None
+    place = _place(trainer).or_else(place_of_path(source.name))
+    return ForeignSAE(FORMAT, source, arch, d_in, d_sae, place, lambda: _load(path, name), k)
 
 
 def _place(trainer: dict[str, Any]) -> Place:
@@ -103,8 +96,8 @@ def _place(trainer: dict[str, Any]) -> Place:
                                model if isinstance(model, str) else None))  # fmt: skip
 
 
-def _open(path: Path, layout: Layout) -> Weights:
-    """The tensors of the pickle, still in the file."""
+def _open(path: Path, layout: Layout) -> tuple[Weights, int, int]:
+    """The tensors of the pickle, checked and still in the file; d_in and d_sae."""
     check_pickle(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -117,40 +110,28 @@ def _open(path: Path, layout: Layout) -> Weights:
     # A view may show the same number as often as it likes, and would be written out in full once it is used.
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > size:
         raise damaged(path, "its tensors claim more than the file holds")
-    return tensors
-
-
-def _headers(path: Path, tensors: Weights) -> dict[str, TensorHeader]:
-    headers = {}
     for name, tensor in tensors.items():
-        dtype = str(tensor.dtype).removeprefix("torch.")
         if name in OURS or name in OURS.values():
-            if dtype not in TORCH_DTYPES:
-                raise UserError(f"{path}: {name} has the dtype {dtype}: give {', '.join(TORCH_DTYPES)}")
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            if dtype not in DTYPES:
+                raise UserError(f"{path}: {name} has the dtype {dtype}: give {', '.join(DTYPES)}")
             if tensor.layout != torch.strided:
                 raise damaged(path, f"{name} is no plain tensor")
-        headers[name] = TensorHeader(tuple(tensor.shape), TORCH_DTYPES.get(dtype, dtype))
-    return headers
+    return tensors, *check_shapes(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, layout)
 
 
 def _load(path: Path, name: str) -> Weights:
     _, layout = CLASSES[name]
-    tensors = _open(path, layout)
-    check_shapes(path, _headers(path, tensors), layout)  # again: it may have changed since
+    tensors, _, d_sae = _open(path, layout)  # and checked again, for it may have changed since
     weights = {}
     for theirs, sizes in layout.items():
         tensor = tensors[theirs].float().clone()  # out of the file
-        transposed = theirs in LINEAR
-        weights[OURS.get(theirs, theirs)] = tensor.T if transposed else tensor
+        weights[OURS.get(theirs, theirs)] = tensor.T if theirs in LINEAR else tensor
         if theirs == "threshold" and not sizes:
-            weights["threshold"] = tensor.expand(len(tensors["encoder.bias"])).clone()
+            weights["threshold"] = tensor.expand(d_sae).clone()
     if name not in SEES_X_ITSELF:
         weights = without_input_bias(weights)
     return with_norms_folded(weights) if name == "AutoEncoder" else weights
-
-
-def check(sae: SparseAutoencoder) -> None:
-    """The format holds every built-in architecture."""
 
 
 def write(folder: Path, sae: SparseAutoencoder, about: About) -> Path:

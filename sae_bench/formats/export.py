@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 from sae_bench.errors import UserError, did_you_mean
-from sae_bench.formats import dictionary_learning, gemma_scope, saelens, sparsify
+from sae_bench.formats import ours
 from sae_bench.formats.foreign import About, ForeignSAE
-from sae_bench.formats.open import find_sources, open_sae
+from sae_bench.formats.open import FORMATS, find_sources, open_sae
 from sae_bench.records.run_folder import RunFolder
+from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.convert import to_built_in
 
-WRITERS: dict[str, ModuleType] = {
-    module.FORMAT: module for module in (saelens, gemma_scope, dictionary_learning, sparsify)
-}
+WRITERS = {module.FORMAT: module for module in FORMATS if module is not ours}
 
 
 def saes_of(run: Path, wanted: Sequence[str] = ()) -> list[ForeignSAE]:
@@ -25,7 +23,7 @@ def saes_of(run: Path, wanted: Sequence[str] = ()) -> list[ForeignSAE]:
     by_id = {}
     for source in find_sources(str(run)):
         sae = open_sae(source)
-        if sae.own is None:
+        if not sae.own:
             raise UserError(f"{source.name} is not from a run of ours: give the folder of a run")
         if not sae.own["description"].get("training", {}).get("failure"):
             by_id[str(sae.own["description"]["id"])] = sae
@@ -46,12 +44,20 @@ def export(run: Path, form: str, out: Path, wanted: Sequence[str] = ()) -> list[
     records = {record["sae"]["id"]: record for record in RunFolder(run).records() if record["task"] == "reconstruction"}
     chosen = saes_of(run, wanted)
     for sae in chosen:
-        WRITERS[form].check(to_built_in(sae.build()))
+        _check_fits(form, to_built_in(sae.build()))
     written = []
     for sae in chosen:
-        assert sae.own is not None, "an SAE of a run"
         description = sae.own["description"]
         score = records.get(description["id"], {}).get("scores", {}).get("l0", {})
         about = About(description["site"], sae.own["metadata"], score.get("value"))
         written.append(WRITERS[form].write(out / description["id"], to_built_in(sae.build()), about))
     return written
+
+
+def _check_fits(form: str, sae: SparseAutoencoder) -> None:
+    holds = WRITERS[form].HOLDS
+    if sae.nonlinearity not in holds:
+        how = {"gated": "exactly", "topk": "with a calibrated threshold"}.get(sae.nonlinearity or "")
+        possible = how and "jumprelu" in holds
+        remedy = f"`convert --to jumprelu` makes one {how}" if possible else "choose another --format"
+        raise UserError(f"a {sae.name} SAE does not fit into {form}, which holds {holds[0]} alone: {remedy}")

@@ -6,8 +6,9 @@ the tensors, looks at every number, and builds the SAE. Both refuse in one line.
 Shapes: D = d_in, F = d_sae.
 """
 
+import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,47 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sae_bench.errors import UserError
-from sae_bench.formats.headers import Headers, damaged
+from sae_bench.formats.headers import Shapes, damaged, regular, safetensors_shapes
 from sae_bench.formats.hook_names import Place
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder
 from sae_bench.saes.convert import Weights, assemble
 
+Layout = Mapping[str, Sequence[str]]
+"""Tensors' names and the sizes of their dimensions: "d_in", "d_sae"; none for a scalar."""
+
+JUMPRELU: Layout = {
+    "W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_enc": ("d_sae",), "b_dec": ("d_in",),
+    "threshold": ("d_sae",),
+}  # fmt: skip
+"""A jumprelu SAE, as it is laid out in most formats and here."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of one SAE.
+
+    `name` is what was asked for, which may say the site; `files` are the paths by their names in the SAE's folder.
+    """
+
+    name: str
+    files: Mapping[str, Path]
+    hub_commit: str | None = None
+
+    def sha256(self) -> str:
+        """SHA-256 (hex) over the names and bytes of the files."""
+        digest = hashlib.sha256()
+        for name, path in sorted(self.files.items()):
+            with regular(path) as file:
+                digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class ForeignSAE:
-    """What a file holds, before it is loaded; `where` names it in messages."""
+    """What a file holds, before it is loaded."""
 
     format: str
-    where: str
+    source: Source
     arch: str
     d_in: int
     d_sae: int
@@ -35,17 +65,15 @@ class ForeignSAE:
     load: Callable[[], Weights]
     """Loads the tensors, folded: afterwards the SAE takes raw x and subtracts nothing from it."""
     k: int | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    own: Mapping[str, Any] | None = None
+    own: Mapping[str, Any] = field(default_factory=dict)
     """Our own description of it, if it was trained here."""
-    hub_commit: str | None = None
 
     @property
     def config(self) -> SAEConfig:
         """What the architecture is made from."""
-        if self.own is not None:
+        if self.own:
             return SAEConfig(**self.own["config"])
-        return SAEConfig(d_in=self.d_in, d_sae=self.d_sae, coefficient=self.k, options=self.options)
+        return SAEConfig(d_in=self.d_in, d_sae=self.d_sae, coefficient=self.k)
 
     def build(self) -> SparseAutoencoder:
         """Load it, whole and checked, as a built-in architecture that takes raw activations.
@@ -56,10 +84,10 @@ class ForeignSAE:
         weights = {name: value.float() for name, value in self.load().items()}
         for name, value in weights.items():
             if not torch.isfinite(value).all():
-                raise UserError(f"{self.where}: {name} holds NaN or infinity: it cannot be evaluated")
-        theta = weights.get("threshold")
-        if theta is not None and (theta < 0).any():
-            raise UserError(f"{self.where}: a threshold is {float(theta.min()):.3g}, below 0: it cannot be evaluated")
+                raise UserError(f"{self.source.name}: {name} holds NaN or infinity: it cannot be evaluated")
+            if name == "threshold" and (value < 0).any():
+                least = f"{float(value.min()):.3g}"
+                raise UserError(f"{self.source.name}: a threshold is {least}, below 0: it cannot be evaluated")
         return assemble(self.arch, self.config, weights)
 
 
@@ -72,29 +100,27 @@ class About:
     l0: float | None = None
 
 
-def check_shapes(where: Path, headers: Headers, wanted: Mapping[str, Sequence[str]]) -> tuple[int, int]:
-    """Return (d_in, d_sae), by which all tensors wanted are there and in shape; letters say how each is laid out.
-
-    `wanted` are tensors' names and the sizes of their dimensions: "d_in", "d_sae", or "" for a scalar's none.
+def check_shapes(where: Path, shapes: Shapes, wanted: Layout) -> tuple[int, int]:
+    """Return (d_in, d_sae), by which all tensors wanted are there and in shape.
 
     Raises:
         UserError: a tensor is missing or of another shape.
     """
-    missing = sorted(wanted.keys() - headers.keys())
+    missing = sorted(wanted.keys() - shapes.keys())
     if missing:
-        raise UserError(f"{where}: {missing[0]} is missing; it holds {', '.join(sorted(headers)) or 'nothing'}")
+        raise UserError(f"{where}: {missing[0]} is missing; it holds {', '.join(sorted(shapes)) or 'nothing'}")
     first = next(name for name, sizes in wanted.items() if len(sizes) == 2)
-    if len(headers[first].shape) != 2:
-        raise UserError(f"{where}: {first} has the shape {headers[first].shape}, not {_layout(wanted[first])}")
-    sizes = dict(zip(wanted[first], headers[first].shape, strict=True))
+    if len(shapes[first]) != 2:
+        raise UserError(f"{where}: {first} has the shape {shapes[first]}, not {_layout(wanted[first])}")
+    sizes = dict(zip(wanted[first], shapes[first], strict=True))
     bias = next((name for name, of in wanted.items() if tuple(of) == ("d_in",)), None)
-    if bias is not None and headers[bias].shape == (sizes["d_sae"],) != (sizes["d_in"],):
-        raise UserError(f"{where}: {first} is transposed: it has the shape {headers[first].shape}, and {bias} is "
-                        f"{headers[bias].shape[0]} wide; it must be {_layout(wanted[first])}")  # fmt: skip
+    if bias is not None and shapes[bias] == (sizes["d_sae"],) != (sizes["d_in"],):
+        raise UserError(f"{where}: {first} is transposed: it has the shape {shapes[first]}, and {bias} is "
+                        f"{shapes[bias][0]} wide; it must be {_layout(wanted[first])}")  # fmt: skip
     for name, of in wanted.items():
-        if headers[name].shape != tuple(sizes[size] for size in of):
+        if shapes[name] != tuple(sizes[size] for size in of):
             expected = ", ".join(f"{size} = {sizes[size]}" for size in of) or "no dimension"
-            raise UserError(f"{where}: {name} has the shape {headers[name].shape}, not {_layout(of)} ({expected})")
+            raise UserError(f"{where}: {name} has the shape {shapes[name]}, not {_layout(of)} ({expected})")
     if not math.prod(sizes.values()):
         raise UserError(f"{where}: {first} is empty")
     return sizes["d_in"], sizes["d_sae"]
@@ -111,11 +137,13 @@ def whole_number(where: Path, name: str, value: object, most: int) -> int:
     return value
 
 
-def load_checked(path: Path, names: Iterable[str]) -> Weights:
-    """The tensors of a safetensors file, in float32, once its header has been checked; others are passed over."""
+def load_checked(path: Path, wanted: Layout, *, every: bool = False) -> Weights:
+    """The tensors wanted of a safetensors file, or all, in float32; checked again, for it may have changed since."""
+    shapes = safetensors_shapes(path)
+    check_shapes(path, shapes, wanted)
     try:
         with safe_open(path, "pt") as tensors:
-            return {name: tensors.get_tensor(name).float() for name in names}
+            return {name: tensors.get_tensor(name).float() for name in (shapes if every else wanted)}
     except SafetensorError as error:
         raise damaged(path, str(error)) from None
 
@@ -132,16 +160,11 @@ def with_norms_folded(weights: Weights) -> Weights:
 
 def without_input_bias(weights: Weights) -> Weights:
     """Take b_dec W_enc out of the encoder's biases, so that the encoder may see x itself instead of x - b_dec."""
-    return _shifted(weights, -1.0)
+    return with_input_bias(weights, sign=-1.0)
 
 
-def with_input_bias(weights: Weights) -> Weights:
-    """The way back: biases for an encoder that sees x - b_dec."""
-    return _shifted(weights, 1.0)
-
-
-def _shifted(weights: Weights, sign: float) -> Weights:
-    """Biases plus or minus b_dec W_enc, of which a gated SAE's magnitudes see exp(r_mag) times as much.
+def with_input_bias(weights: Weights, sign: float = 1.0) -> Weights:
+    """The way back: biases plus b_dec W_enc, of which a gated SAE's magnitudes see exp(r_mag) times as much.
 
     In float64: a residual stream's mean is far longer than what varies about it, and float32 would round that away.
     """

@@ -9,49 +9,32 @@ from typing import Any
 import numpy as np
 import torch
 
-from sae_bench.errors import UserError
-from sae_bench.formats.foreign import About, ForeignSAE, check_shapes
-from sae_bench.formats.headers import damaged, npz_headers, regular
+from sae_bench.formats.foreign import JUMPRELU, About, ForeignSAE, Source, check_shapes
+from sae_bench.formats.headers import damaged, npz_shapes, regular
 from sae_bench.formats.hook_names import place_of_path
-from sae_bench.formats.source import Source
 from sae_bench.records.files import replacing
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.convert import Weights
 
 FORMAT = "gemma-scope"
 FILES = ("params.npz",)
-LAYOUT = {
-    "W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_enc": ("d_sae",), "b_dec": ("d_in",),
-    "threshold": ("d_sae",),
-}  # fmt: skip
+HOLDS = ("jumprelu",)
 
 
 def read(source: Source) -> ForeignSAE:
     """See what a params.npz holds."""
     path = source.files["params.npz"]
-    d_in, d_sae = check_shapes(path, npz_headers(path), LAYOUT)
-    return ForeignSAE(
-        FORMAT, source.name, "jumprelu", d_in, d_sae, place_of_path(source.name), lambda: _load(path),
-        hub_commit=source.hub_commit,
-    )  # fmt: skip
+    d_in, d_sae = check_shapes(path, npz_shapes(path), JUMPRELU)
+    return ForeignSAE(FORMAT, source, "jumprelu", d_in, d_sae, place_of_path(source.name), lambda: _load(path))
 
 
 def _load(path: Path) -> Weights:
-    headers = npz_headers(path)  # again, for the file may have changed: what is loaded is what was checked
-    check_shapes(path, headers, LAYOUT)
+    check_shapes(path, npz_shapes(path), JUMPRELU)  # again, for the file may have changed
     try:
         with regular(path) as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in LAYOUT}
+            return {name: torch.from_numpy(arrays[name]) for name in JUMPRELU}
     except Exception as error:  # noqa: BLE001 (the checksum of a member, and whatever else zip and npy can have wrong)
         raise damaged(path, str(error)) from None
-
-
-def check(sae: SparseAutoencoder) -> None:
-    """Raise UserError for an SAE that the format cannot hold."""
-    if sae.nonlinearity != "jumprelu":
-        exact = {"gated": "exactly", "topk": "with a calibrated threshold"}.get(sae.nonlinearity or "")
-        remedy = f"`convert --to jumprelu` makes one {exact}" if exact else "choose another --format"
-        raise UserError(f"a {sae.name} SAE does not fit into {FORMAT}, which holds jumprelu alone: {remedy}")
 
 
 def write(folder: Path, sae: SparseAutoencoder, about: About) -> Path:

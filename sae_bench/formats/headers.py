@@ -14,7 +14,6 @@ import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -29,24 +28,14 @@ MAX_TEXT = 4 << 20
 DTYPES = {"F32": 4, "F16": 2, "BF16": 2}
 """Number types that float32 holds exactly, by safetensors' names, with their size in bytes."""
 
-TORCH_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-
 PICKLED = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)"
     r"|torch (Float|Half|BFloat16|Double|Long|Int)Storage"
 )
 """All that a pickled dictionary of tensors names. Whatever else is named could be made to run, or to take memory."""
 
-
-@dataclass(frozen=True)
-class TensorHeader:
-    """Shape and number type of a tensor in a file."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
-Headers = Mapping[str, TensorHeader]
+Shapes = Mapping[str, tuple[int, ...]]
+"""The shape of every tensor in a file, by its name."""
 
 
 @contextmanager
@@ -59,8 +48,7 @@ def regular(path: Path) -> Iterator[BufferedReader]:
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
-        linked = path.is_symlink()
-        why = "is a symbolic link: give the file itself" if linked else f"cannot be read: {error.strerror}"
+        why = "is a symbolic link: give the file itself" if path.is_symlink() else f"cannot be read: {error.strerror}"
         raise UserError(f"{path} {why}") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -93,8 +81,8 @@ def damaged(path: Path, reason: str) -> UserError:
     return UserError(f"{path} is damaged, or no file of its format: {reason}; get it again")
 
 
-def safetensors_headers(path: Path) -> dict[str, TensorHeader]:
-    """Every tensor of a safetensors file; each fills its place in the file exactly.
+def safetensors_shapes(path: Path) -> Shapes:
+    """The tensors of a safetensors file; each fills its place in the file exactly.
 
     Raises:
         UserError: the header is none, or claims what the file does not hold.
@@ -105,35 +93,34 @@ def safetensors_headers(path: Path) -> dict[str, TensorHeader]:
         if size < 8 or length > min(MAX_TEXT, size - 8):
             raise damaged(path, f"its header claims {length:,} bytes, the file has {size:,}")
         text = file.read(length)
-    headers = {}
-    filled = 0
+    shapes, filled = {}, 0
     try:
         content = json.loads(text)
         content.pop("__metadata__", None)
         for name, entry in sorted(content.items(), key=lambda item: item[1]["data_offsets"]):
             begin, end = entry["data_offsets"]
-            header = TensorHeader(_shape(entry["shape"]), str(entry["dtype"]))
-            if header.dtype not in DTYPES:
-                raise UserError(f"{path}: {name} has the dtype {header.dtype}: give {', '.join(DTYPES)}")
-            if begin != filled or end - begin != math.prod(header.shape) * DTYPES[header.dtype]:
+            shape, dtype = _shape(entry["shape"]), str(entry["dtype"])
+            if dtype not in DTYPES:
+                raise UserError(f"{path}: {name} has the dtype {dtype}: give {', '.join(DTYPES)}")
+            if begin != filled or end - begin != math.prod(shape) * DTYPES[dtype]:
                 raise ValueError(f"{name}'s place and shape do not agree")
-            headers[name], filled = header, end
+            shapes[name], filled = shape, end
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise damaged(path, f"its header is wrong ({error})") from None
     if filled != size - 8 - length:
         raise damaged(path, f"its header claims {filled:,} bytes of tensors, the file has {size - 8 - length:,}")
-    return headers
+    return shapes
 
 
-def npz_headers(path: Path) -> dict[str, TensorHeader]:
-    """Every array of an uncompressed npz file.
+def npz_shapes(path: Path) -> Shapes:
+    """The arrays of an uncompressed npz file.
 
     Raises:
         UserError: an array is no plain numbers, or not all there.
     """
-    headers = {}
+    shapes = {}
     with regular(path) as file, _archive(path, file) as archive:
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
@@ -143,13 +130,12 @@ def npz_headers(path: Path) -> dict[str, TensorHeader]:
                     n_bytes = member.file_size - array.tell()
                 except Exception as error:  # noqa: BLE001 (numpy reads it as Python, and fails as Python does)
                     raise damaged(path, f"{name} has no valid header ({error})") from None
-            known = {np.dtype(of): TORCH_DTYPES[of] for of in ("float32", "float16")}
-            if dtype not in known:
+            if dtype not in (np.float32, np.float16):
                 raise UserError(f"{path}: {name} has the dtype {dtype}: save it as float32")
             if order or n_bytes != math.prod(_shape(shape)) * dtype.itemsize:
                 raise damaged(path, f"{name} claims the shape {shape}, but has {n_bytes:,} bytes")
-            headers[name] = TensorHeader(shape, known[dtype])
-    return headers
+            shapes[name] = shape
+    return shapes
 
 
 def _npy_header(array: Any) -> tuple[tuple[int, ...], bool, Any]:
@@ -193,24 +179,21 @@ def _names(pickled: bytes) -> Iterator[str]:
 def _archive(path: Path, file: BufferedReader) -> Iterator[zipfile.ZipFile]:
     """Open a zip whose members are stored as they are and together take no more than the file has."""
     try:
-        archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
-        raise damaged(path, str(error)) from None
-    with archive:
-        members, size = archive.infolist(), os.fstat(file.fileno()).st_size
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise UserError(
-                f"{path} is compressed, so its size is not known before it is unpacked: save it uncompressed"
-            )
-        claimed = sum(member.file_size for member in members)
-        if claimed > size or any(member.file_size != member.compress_size for member in members):
-            raise damaged(path, f"it claims {claimed:,} bytes, the file has {size:,}")
-        if len({member.filename for member in members}) < len(members):
-            raise damaged(path, "two of its members share a name")
-        try:
+        with zipfile.ZipFile(file) as archive:
+            members, size = archive.infolist(), os.fstat(file.fileno()).st_size
+            claimed = sum(member.file_size for member in members)
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                unknown = "is compressed, so its size is not known before it is unpacked"
+                raise UserError(f"{path} {unknown}: save it uncompressed")
+            if claimed > size or any(member.file_size != member.compress_size for member in members):
+                raise damaged(path, f"it claims {claimed:,} bytes, the file has {size:,}")
+            if len({member.filename for member in members}) < len(members):
+                raise damaged(path, "two of its members share a name")
             yield archive
-        except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError) as error:
-            raise damaged(path, str(error)) from None
+    except UserError:
+        raise
+    except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, ValueError) as error:
+        raise damaged(path, str(error)) from None
 
 
 def _shape(shape: Any) -> tuple[int, ...]:

@@ -60,9 +60,3 @@ def place_of_hook(where: object, name: str) -> Place:
         raise UserError(f"{where}: its activations come from {name}, which is none of {', '.join(HOOKS.values())}: "
                         "it cannot be evaluated")  # fmt: skip
     return Place(kinds[hook], layer)
-
-
-def place_of_module(name: str) -> Place:
-    """What a module's name below the language model stands for: `layers.9` and `h.9` are the residual stream."""
-    match = re.fullmatch(r"(?:layers|h)\.(\d+)", name)
-    return Place("resid_post", int(match[1])) if match else Place()

@@ -8,14 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import errors
 
 from sae_bench.errors import UserError
 
@@ -54,19 +47,19 @@ def upload(repo: str, files: Mapping[str, Path | bytes], message: str, *, privat
 def _explained(repo: str, revision: str | None) -> Iterator[None]:
     try:
         yield
-    except GatedRepoError:
+    except errors.GatedRepoError:
         raise UserError(f'"{repo}" is gated: accept its terms on its page and run `hf auth login`') from None
-    except RepositoryNotFoundError:
+    except errors.RepositoryNotFoundError:
         raise UserError(
             f'"{repo}" is not on the hub: check the name, or run `hf auth login` if it is private'
         ) from None
-    except RevisionNotFoundError:
+    except errors.RevisionNotFoundError:
         raise UserError(f'"{repo}" has no revision "{revision}": choose one that its page lists') from None
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise UserError(f'"{repo}" is no name of a repository ({error}): give owner/name') from None
-    except LocalEntryNotFoundError:
+    except errors.LocalEntryNotFoundError:
         raise UserError(f'"{repo}" cannot be downloaded: check the network, or give a local folder instead') from None
-    except HfHubHTTPError as error:
+    except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         remedy = "run `hf auth login` with a token that may write" if status in (401, 403) else "try again later"
         raise UserError(f'the hub refuses "{repo}" ({status}): {remedy}') from None

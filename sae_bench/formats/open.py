@@ -8,14 +8,13 @@ from types import ModuleType
 
 from sae_bench.errors import UserError
 from sae_bench.formats import dictionary_learning, gemma_scope, hub, ours, saelens, sparsify
-from sae_bench.formats.foreign import ForeignSAE
-from sae_bench.formats.source import Source
+from sae_bench.formats.foreign import ForeignSAE, Source
 
 FORMATS: tuple[ModuleType, ...] = (ours, saelens, sparsify, dictionary_learning, gemma_scope)
 """Each has a name, the files that it reads, the one with the weights last, and `read`. The first that fits reads."""
 
 ALL_FILES = tuple(dict.fromkeys(name for module in FORMATS for name in module.FILES))
-GEMMA_SCOPE = re.compile(r"gemma-scope:([\w.-]+)/(.+)")
+GEMMA_SCOPE = re.compile(r"^gemma-scope:([\w.-]+)/")
 HUB = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?(?:/(.+))?")
 
 
@@ -32,8 +31,8 @@ def find_sources(text: str) -> list[Source]:
     if not found and glob.has_magic(text):
         raise UserError(f'--sae "{text}" matches no SAE: check the pattern')
     if not found:
-        missing = not Path(text).exists()
-        why = "does not exist" if missing else f"holds no SAE: none of {', '.join(m.FILES[-1] for m in FORMATS[1:])}"
+        known = ", ".join(module.FILES[-1] for module in FORMATS[1:])
+        why = f"holds no SAE: none of {known}" if Path(text).exists() else "does not exist"
         raise UserError(f'--sae "{text}" {why}; give a file, a folder, a run, gemma-scope:... or hf:owner/repo/path')
     return found
 
@@ -44,7 +43,7 @@ def open_sae(source: Source) -> ForeignSAE:
     Raises:
         UserError: its format is unknown, or it is not what its format asks for.
     """
-    module = next((module for module in FORMATS if module.FILES[-1] in source.files and _whole(module, source)), None)
+    module = next((module for module in FORMATS if source.files.keys() >= {*module.FILES}), None)
     if module is None:
         module = next(module for module in FORMATS[1:] if module.FILES[-1] in source.files)
         missing = next(name for name in module.FILES if name not in source.files)
@@ -53,22 +52,16 @@ def open_sae(source: Source) -> ForeignSAE:
     return sae
 
 
-def _whole(module: ModuleType, source: Source) -> bool:
-    return all(name in source.files for name in module.FILES)
-
-
 def _on_hub(text: str) -> Source:
-    if match := GEMMA_SCOPE.fullmatch(text):
-        repo, revision, folder = f"google/gemma-scope-{match[1]}", None, match[2]
-    elif match := HUB.fullmatch(text):
-        repo, revision, folder = match[1], match[2], match[3] or ""
-    else:
+    match = HUB.fullmatch(GEMMA_SCOPE.sub(r"hf:google/gemma-scope-\1/", text))
+    if match is None:
         raise UserError(
             f'--sae "{text}": write gemma-scope:9b-pt-res/layer_20/width_16k/average_l0_68, hf:owner/repo/path or '
             "hf:owner/repo@revision/path"
         )
+    repo, revision, folder = match[1], match[2], match[3] or ""
     if Path(folder).name in ALL_FILES:
-        folder = str(Path(folder).parent) if "/" in folder else ""
+        folder = folder.rpartition("/")[0]
     files, commit = hub.fetch(repo, revision, folder, ALL_FILES)
     if not any(module.FILES[-1] in files for module in FORMATS):
         raise UserError(f'--sae "{text}": {repo} has no SAE in "{folder}": check the path on its page')

@@ -9,10 +9,9 @@ from typing import Any
 
 from sae_bench.errors import UserError
 from sae_bench.formats import saelens
-from sae_bench.formats.foreign import ForeignSAE, check_shapes, load_checked
-from sae_bench.formats.headers import damaged, regular, safetensors_headers
+from sae_bench.formats.foreign import ForeignSAE, Source, check_shapes, load_checked
+from sae_bench.formats.headers import damaged, regular, safetensors_shapes
 from sae_bench.formats.hook_names import Place
-from sae_bench.formats.source import Source
 from sae_bench.records.files import read_sealed, sha256, write_json
 from sae_bench.records.names import file_name
 from sae_bench.records.run_folder import SAE_DESCRIPTION
@@ -22,7 +21,6 @@ from sae_bench.saes.save import WEIGHTS, save_sae
 
 FORMAT = "sae-arch-bench"
 FILES = (SAE_DESCRIPTION, WEIGHTS)
-LAYOUT = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
 
 
 def read(source: Source) -> ForeignSAE:
@@ -30,7 +28,7 @@ def read(source: Source) -> ForeignSAE:
     description, path = source.files[SAE_DESCRIPTION], source.files[WEIGHTS]
     with regular(description):  # no link
         own = read_sealed(description)
-    d_in, d_sae = check_shapes(path, safetensors_headers(path), LAYOUT)
+    d_in, d_sae = check_shapes(path, safetensors_shapes(path), saelens.COMMON)
     try:
         # A seal shows damage, not forgery: anybody can write one.
         config, arch, about = SAEConfig(**own["config"]), str(own["arch"]), own["description"]
@@ -38,22 +36,14 @@ def read(source: Source) -> ForeignSAE:
             raise ValueError(f"it says {config.d_in} and {config.d_sae}, the weights are {d_in} and {d_sae} wide")
         if about["id"] != file_name(about["id"]):
             raise ValueError("its id is no name of a folder")
-        place = _place(about["site"], own["metadata"].get("model_name"))
+        site, model = about["site"], own["metadata"].get("model_name")
+        kind = f"path:{site['path']}@{site['side']}" if str(site["kind"]).startswith("path:") else str(site["kind"])
+        place = Place(kind, int(site["layer"]), model if isinstance(model, str) else None)
         failure = about.get("training", {}).get("failure")
         digest = str(own["sha256"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise damaged(description, f"{type(error).__name__}: {error}") from None
-    return ForeignSAE(
-        FORMAT, source.name, arch, d_in, d_sae, place, lambda: _load(path, digest, failure), own=own,
-        hub_commit=source.hub_commit,
-    )  # fmt: skip
-
-
-def _place(site: Mapping[str, Any], model: object) -> Place:
-    kind, layer = str(site["kind"]), int(site["layer"])
-    if kind.startswith("path:"):
-        kind = f"path:{site['path']}@{site['side']}"
-    return Place(kind, layer, model if isinstance(model, str) else None)
+    return ForeignSAE(FORMAT, source, arch, d_in, d_sae, place, lambda: _load(path, digest, failure), own=own)
 
 
 def _load(path: Path, digest: str, failure: str | None) -> Weights:
@@ -61,7 +51,7 @@ def _load(path: Path, digest: str, failure: str | None) -> Weights:
         raise UserError(f"{path} failed in training and has no weights worth evaluating: {failure}")
     if sha256(path) != digest:
         raise UserError(f"{path} is not what was saved (its checksum differs): get it again")
-    return load_checked(path, safetensors_headers(path))
+    return load_checked(path, saelens.COMMON, every=True)
 
 
 def write(

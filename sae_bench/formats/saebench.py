@@ -8,11 +8,11 @@ about zero. -1 is their sign for what was not measured. Our own values stand und
 import datetime
 import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from sae_bench.formats.saelens import config_of
 from sae_bench.records.files import write_json
@@ -31,27 +31,21 @@ SCHEMA = "0.6.0"
 """The version of SAEBench whose core files these are."""
 
 
-def emit(folder: RunFolder, records: Sequence[Record]) -> list[Path]:
-    """Write one file for each SAE that has a record of every task it takes; returns their paths."""
+def emit(folder: RunFolder, records: Sequence[Record]) -> None:
+    """Write one file for each SAE that has a record of every task it takes."""
     by_sae: dict[str, dict[str, Record]] = {}
     for record in records:
         if not record["failure"]:
             by_sae.setdefault(record["sae"]["id"], {})[record["task"]] = record
-    written = []
     for sae_id, of in by_sae.items():
-        if any(task not in of for task in TASKS):
-            continue
-        path = folder.path / "saebench" / f"{sae_id}_custom_sae_eval_results.json"
-        write_json(path, core_result(sae_id, of, load_sae(folder.sae_path(sae_id))))
-        written.append(path)
-    return written
+        if of.keys() >= {*TASKS}:
+            path = folder.path / "saebench" / f"{sae_id}_custom_sae_eval_results.json"
+            write_json(path, core_result(sae_id, of, load_sae(folder.sae_path(sae_id))))
 
 
 def core_result(sae_id: str, records: Mapping[str, Record], sae: SparseAutoencoder) -> dict[str, Any]:
     """The content of a file."""
     provenance = records["reconstruction"]["provenance"]
-    config = provenance["config"]
-    time = datetime.datetime.fromisoformat(provenance["time"])
     densities = [count / records["feature_density"]["details"]["n_tokens"] for count in
                  records["feature_density"]["per_latent"]["count"]]  # fmt: skip
     weights = weight_metrics(sae)
@@ -62,13 +56,13 @@ def core_result(sae_id: str, records: Mapping[str, Record], sae: SparseAutoencod
         "eval_config": {
             "model_name": provenance["model"], "llm_dtype": provenance["lm_dtype"], "batch_size_prompts": 1,
             "n_eval_reconstruction_batches": 1, "n_eval_sparsity_variance_batches": 1, "dataset": provenance["dataset"],
-            "context_size": config["context_size"], "compute_kl": True, "compute_ce_loss": True,
+            "context_size": provenance["config"]["context_size"], "compute_kl": True, "compute_ce_loss": True,
             "compute_l2_norms": True, "compute_sparsity_metrics": True, "compute_variance_metrics": True,
             "compute_featurewise_density_statistics": True, "compute_featurewise_weight_based_metrics": True,
             "exclude_special_tokens_from_reconstruction": True, "verbose": False,
         },
         "eval_id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{provenance['config_hash']}/{sae_id}")),
-        "datetime_epoch_millis": int(time.timestamp() * 1000),
+        "datetime_epoch_millis": int(datetime.datetime.fromisoformat(provenance["time"]).timestamp() * 1000),
         "eval_result_metrics": metrics(records, own, densities, weights, sae.config.d_in),
         "eval_result_details": [
             {"index": i, "feature_density": density, "consistent_activation_heuristic": NOT_MEASURED}
@@ -105,10 +99,7 @@ def metrics(
     def mean(name: str) -> float:
         return float(sum(more[name]) / n)
 
-    def known(name: str) -> float:
-        value = own[name]
-        return NOT_MEASURED if value is None else value
-
+    known = {name: NOT_MEASURED if value is None else value for name, value in own.items()}
     length = mean("norm_squared")
     about_zero = 1 - error / (length - (length / d_in) ** 2)
     total = sum(densities)
@@ -116,21 +107,21 @@ def metrics(
     means = {name: sum(values) / len(values) for name, values in weights.items()}
     return {
         "model_behavior_preservation": {
-            "kl_div_score": NOT_MEASURED, "kl_div_with_ablation": NOT_MEASURED, "kl_div_with_sae": known("kl"),
+            "kl_div_score": NOT_MEASURED, "kl_div_with_ablation": NOT_MEASURED, "kl_div_with_sae": known["kl"],
         },
         "model_performance_preservation": {
-            "ce_loss_score": known("loss_recovered"), "ce_loss_with_ablation": known("ce_zero"),
-            "ce_loss_with_sae": known("ce_spliced"), "ce_loss_without_sae": known("ce_clean"),
+            "ce_loss_score": known["loss_recovered"], "ce_loss_with_ablation": known["ce_zero"],
+            "ce_loss_with_sae": known["ce_spliced"], "ce_loss_without_sae": known["ce_clean"],
         },
         "reconstruction_quality": {
-            "explained_variance": about_zero, "explained_variance_legacy": known("explained_variance_legacy"),
-            "mse": error / n, "cossim": known("cosine"),
+            "explained_variance": about_zero, "explained_variance_legacy": known["explained_variance_legacy"],
+            "mse": error / n, "cossim": known["cosine"],
         },
         "shrinkage": {
-            "l2_norm_in": mean("norm"), "l2_norm_out": mean("norm_hat"), "l2_ratio": known("l2_ratio"),
-            "relative_reconstruction_bias": known("gamma"),
+            "l2_norm_in": mean("norm"), "l2_norm_out": mean("norm_hat"), "l2_ratio": known["l2_ratio"],
+            "relative_reconstruction_bias": known["gamma"],
         },
-        "sparsity": {"l0": known("l0"), "l1": mean("l1")},
+        "sparsity": {"l0": known["l0"], "l1": mean("l1")},
         "token_stats": {
             "total_tokens_eval_reconstruction": records["delta_lm_loss"]["scores"]["ce_clean"]["n"],
             "total_tokens_eval_sparsity_variance": int(n),
@@ -150,7 +141,7 @@ def metrics(
 @torch.no_grad()
 def weight_metrics(sae: SparseAutoencoder) -> dict[str, list[float]]:
     """SAEBench's metrics of weights alone, for each latent."""
-    encoder, decoder = unit_rows(sae.W_enc.T), unit_rows(sae.W_dec)
+    encoder, decoder = (normalize(W, dim=1, eps=1e-30) for W in (sae.W_enc.T, sae.W_dec))
     bias = dict(sae.named_parameters()).get("b_mag", sae.b_enc)  # they take a gated SAE's magnitudes'
     return {
         "encoder_bias": bias.tolist(),
@@ -159,12 +150,6 @@ def weight_metrics(sae: SparseAutoencoder) -> dict[str, list[float]]:
         "max_decoder_cosine_sim": largest_cosines(decoder),
         "max_encoder_cosine_sim": largest_cosines(encoder),
     }
-
-
-def unit_rows(W: Tensor) -> Tensor:
-    """Rows of norm one; a row of zeros stays as it is."""
-    rows: Tensor = W / torch.linalg.vector_norm(W, dim=1, keepdim=True).clamp(min=1e-30)
-    return rows
 
 
 def largest_cosines(rows: Tensor) -> list[float]:

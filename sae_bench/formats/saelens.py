@@ -14,17 +14,19 @@ from safetensors.torch import save
 
 from sae_bench.errors import UserError
 from sae_bench.formats.foreign import (
+    JUMPRELU,
     About,
     ForeignSAE,
+    Layout,
+    Source,
     check_shapes,
     load_checked,
     whole_number,
     with_norms_folded,
     without_input_bias,
 )
-from sae_bench.formats.headers import read_settings, safetensors_headers
+from sae_bench.formats.headers import read_settings, safetensors_shapes
 from sae_bench.formats.hook_names import Place, place_of_hook, place_of_path
-from sae_bench.formats.source import Source
 from sae_bench.records.files import write_bytes, write_json
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.convert import Weights
@@ -33,18 +35,19 @@ FORMAT = "saelens"
 CONFIG = "cfg.json"
 FILES = (CONFIG, "sae_weights.safetensors")
 COMMON = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
-PER_LATENT = {
-    "standard": ("b_enc",),
-    "topk": ("b_enc",),
-    "jumprelu": ("b_enc", "threshold"),
-    "gated": ("b_gate", "b_mag", "r_mag"),
+LAYOUTS: dict[str, Layout] = {
+    "standard": COMMON | {"b_enc": ("d_sae",)},
+    "topk": COMMON | {"b_enc": ("d_sae",)},
+    "jumprelu": JUMPRELU,
+    "gated": COMMON | {"b_gate": ("d_sae",), "b_mag": ("d_sae",), "r_mag": ("d_sae",)},
 }
-"""What there is one of for each latent; files of ours use the same names."""
+"""The tensors of each of their architectures; files of ours use the same names."""
 
 ARCHS = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
 """Our architecture for each of theirs, named as its nonlinearity."""
 
 ARCHITECTURE = {nonlinearity: theirs for theirs, nonlinearity in ARCHS.items()}
+HOLDS = tuple(ARCHITECTURE)
 
 
 def read(source: Source) -> ForeignSAE:
@@ -54,18 +57,17 @@ def read(source: Source) -> ForeignSAE:
     if not isinstance(architecture, str) or architecture not in ARCHS:
         raise UserError(f"{where}: architecture {architecture!r} is none of {', '.join(ARCHS)}: it cannot be evaluated")
     path = source.files["sae_weights.safetensors"]
-    layout = _layout(architecture)
-    d_in, d_sae = check_shapes(path, safetensors_headers(path), layout)
+    d_in, d_sae = check_shapes(path, safetensors_shapes(path), LAYOUTS[architecture])
     hook = settings.get("hook_name")
     place = place_of_hook(where, hook) if isinstance(hook, str) else Place()
     if place.kind == f"path:{settings.get('module_path')}":  # an SAE of ours, at a module that has no hook
         place = replace(place, kind=f"{place.kind}@{settings.get('module_side')}")
-    place = place.or_else(place_of_path(source.name)).or_else(Place(model=_text(settings.get("model_name"))))
+    model = settings.get("model_name")
+    place = place.or_else(place_of_path(source.name)).or_else(Place(model=model if isinstance(model, str) else None))
     k = whole_number(where, "k", settings.get("k"), d_sae) if architecture == "topk" else None
     return ForeignSAE(
-        FORMAT, source.name, ARCHS[architecture], d_in, d_sae, place, lambda: _load(path, architecture, settings), k,
-        hub_commit=source.hub_commit,
-    )  # fmt: skip
+        FORMAT, source, ARCHS[architecture], d_in, d_sae, place, lambda: _load(path, architecture, settings), k
+    )
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -91,17 +93,8 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _layout(architecture: str) -> dict[str, tuple[str, ...]]:
-    return COMMON | dict.fromkeys(PER_LATENT[architecture], ("d_sae",))
-
-
 def _load(path: Path, architecture: str, settings: Mapping[str, Any]) -> Weights:
-    check_shapes(path, safetensors_headers(path), _layout(architecture))  # again: it may have changed since
-    weights = load_checked(path, _layout(architecture))
+    weights = load_checked(path, LAYOUTS[architecture])
     if settings.get("apply_b_dec_to_input", True):
         weights = without_input_bias(weights)
     if architecture == "topk" and settings.get("rescale_acts_by_decoder_norm"):
@@ -109,14 +102,9 @@ def _load(path: Path, architecture: str, settings: Mapping[str, Any]) -> Weights
     return weights
 
 
-def check(sae: SparseAutoencoder) -> None:
-    """The format holds every built-in architecture."""
-
-
 def holds(sae: SparseAutoencoder) -> bool:
     """Whether the stored tensors of an SAE, as they are, are those of an architecture of theirs."""
-    architecture = ARCHITECTURE.get(sae.nonlinearity or "")
-    return architecture is not None and sae.stored().keys() == _layout(architecture).keys()
+    return sae.stored().keys() == LAYOUTS.get(ARCHITECTURE.get(sae.nonlinearity or "", ""), {}).keys()
 
 
 def config_of(sae: SparseAutoencoder, metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ W_dec lies as ours does, the encoder as torch's Linear has it: transposed. Its o
 transcoders, which predict one site from another, are refused.
 """
 
+import re
 from pathlib import Path
 
 from safetensors.torch import save
@@ -12,21 +13,22 @@ from sae_bench.errors import UserError
 from sae_bench.formats.foreign import (
     About,
     ForeignSAE,
+    Source,
     check_shapes,
     load_checked,
     whole_number,
     with_input_bias,
     without_input_bias,
 )
-from sae_bench.formats.headers import read_settings, safetensors_headers
-from sae_bench.formats.hook_names import place_of_module, place_of_path
-from sae_bench.formats.source import Source
+from sae_bench.formats.headers import read_settings, safetensors_shapes
+from sae_bench.formats.hook_names import Place, place_of_path
 from sae_bench.records.files import write_bytes, write_json
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.convert import Weights
 
 FORMAT = "sparsify"
 FILES = ("cfg.json", "sae.safetensors")
+HOLDS = ("topk",)
 LAYOUT = {
     "encoder.weight": ("d_sae", "d_in"), "encoder.bias": ("d_sae",), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)
 }  # fmt: skip
@@ -43,28 +45,17 @@ def read(source: Source) -> ForeignSAE:
             raise UserError(f"{where}: {name} is {settings[name]!r}, so it is no autoencoder with latents >= 0: "
                             "it cannot be evaluated")  # fmt: skip
     path = source.files["sae.safetensors"]
-    d_in, d_sae = check_shapes(path, safetensors_headers(path), LAYOUT)
+    d_in, d_sae = check_shapes(path, safetensors_shapes(path), LAYOUT)
     k = whole_number(where, "k", settings.get("k"), d_sae)
-    place = place_of_module(Path(source.name).name).or_else(place_of_path(source.name))
-    return ForeignSAE(
-        FORMAT, source.name, "topk", d_in, d_sae, place, lambda: _load(path), k, hub_commit=source.hub_commit
-    )
+    residual = re.fullmatch(r"(?:layers|h)\.(\d+)", Path(source.name).name)  # else a module below the layer
+    place = Place("resid_post", int(residual[1])) if residual else place_of_path(source.name)
+    return ForeignSAE(FORMAT, source, "topk", d_in, d_sae, place, lambda: _load(path), k)
 
 
 def _load(path: Path) -> Weights:
-    check_shapes(path, safetensors_headers(path), LAYOUT)
     weights = load_checked(path, LAYOUT)
-    ours = {
-        "W_enc": weights["encoder.weight"].T, "b_enc": weights["encoder.bias"], "W_dec": weights["W_dec"],
-        "b_dec": weights["b_dec"],
-    }  # fmt: skip
-    return without_input_bias(ours)
-
-
-def check(sae: SparseAutoencoder) -> None:
-    """Raise UserError for an SAE that the format cannot hold."""
-    if sae.nonlinearity != "topk":
-        raise UserError(f"a {sae.name} SAE does not fit into {FORMAT}, which holds topk alone: choose another --format")
+    encoder = {"W_enc": weights.pop("encoder.weight").T, "b_enc": weights.pop("encoder.bias")}
+    return without_input_bias(weights | encoder)
 
 
 def write(folder: Path, sae: SparseAutoencoder, about: About) -> Path:

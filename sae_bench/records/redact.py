@@ -39,9 +39,11 @@ _SHAPES = re.compile(
 )
 
 
-def redact(text: str) -> str:
+def redact(text: str, secrets: Iterable[str] | None = None) -> str:
     """The text without secrets: long values of environment variables with telling names, and well-known shapes."""
-    return _cut(text, _secrets())
+    for secret in _secrets() if secrets is None else secrets:
+        text = text.replace(secret, HIDDEN)
+    return _SHAPES.sub(lambda found: "".join(filter(None, found.groups())) + HIDDEN, text)
 
 
 def redact_json(content: Any) -> Any:
@@ -50,18 +52,12 @@ def redact_json(content: Any) -> Any:
 
     def walk(part: Any) -> Any:
         if isinstance(part, str):
-            return _cut(part, secrets)
+            return redact(part, secrets)
         if isinstance(part, Mapping):
             return {key: walk(value) for key, value in part.items()}
         return [walk(value) for value in part] if isinstance(part, list | tuple) else part
 
     return walk(content)
-
-
-def _cut(text: str, secrets: Iterable[str]) -> str:
-    for secret in secrets:
-        text = text.replace(secret, HIDDEN)
-    return _SHAPES.sub(lambda found: "".join(filter(None, found.groups())) + HIDDEN, text)
 
 
 def _secrets() -> list[str]:
@@ -90,13 +86,13 @@ class RedactedRecord(logging.LogRecord):
         except Exception:  # noqa: BLE001 - whatever a __str__ raises; logging would print the arguments as they are
             self.msg, self.args = f"{redact(repr(self.msg))} (could not be formatted)", ()
         else:
-            redacted = redact(message)
-            if redacted != message:
+            if (redacted := redact(message)) != message:
                 self.msg, self.args = redacted, ()
         if self.exc_info and self.exc_info[0]:
             text = logging.Formatter().formatException(self.exc_info)
-            redacted = redact(text)
-            if redacted != text:  # formatters take the text; the exception itself would give the secret away
+            if (
+                redacted := redact(text)
+            ) != text:  # formatters take the text; the exception itself would give the secret away
                 self.exc_text, self.exc_info = redacted, None
         if self.stack_info:
             self.stack_info = redact(self.stack_info)
@@ -119,8 +115,7 @@ def _guarded(hook: Callable[..., Any], exception_of: Callable[..., BaseException
     def guarded(*args: Any) -> None:
         error = exception_of(*args)
         text = "".join(traceback.format_exception(error))
-        redacted = redact(text)
-        if redacted == text:
+        if (redacted := redact(text)) == text:
             hook(*args)
         else:
             print(redacted, end="", file=sys.stderr)

@@ -4,7 +4,6 @@ The results lie in a folder like a run's, without a run: `--sae FOLDER` takes it
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, evaluate
-from sae_bench.evaluation.task import Score, token_tasks
+from sae_bench.evaluation.task import token_tasks
 from sae_bench.formats import ours
 from sae_bench.formats.export import saes_of
 from sae_bench.lm.contexts import Contexts
@@ -35,17 +34,6 @@ COSTS = {"l0": "reconstruction", "fve": "reconstruction", "delta_lm_loss": "delt
 CONTEXTS_AT_ONCE = 8
 
 
-@dataclass(frozen=True)
-class Converted:
-    """An SAE before and after."""
-
-    id: str
-    own: Mapping[str, Any]
-    site: Site
-    before: SparseAutoencoder
-    after: SparseAutoencoder
-
-
 def convert_run(
     run: Path, to: str, out: Path, wanted: Sequence[str], calibration_tokens: int, eval_tokens: int, progress: Progress
 ) -> str:
@@ -64,20 +52,27 @@ def convert_run(
     calibration: dict[Site, Tensor] = {}
     converted = []
     for sae in chosen:
-        assert sae.own is not None, "an SAE of a run"
         site, before = site_of(sae.own["description"]), to_built_in(sae.build()).to(lm.device)
         if before.nonlinearity == "topk" and site not in calibration:
             stream = token_stream(lm, config, "train", calibration_tokens)
             calibration[site] = activations_at(lm, site, stream, progress)
         after = convert(before, to, calibration.get(site))
-        name = file_name(f"{to}-from-{sae.own['description']['id']}")
-        converted.append(Converted(name, sae.own, site, before, after))
+        converted.append((sae.own, _candidate(before, site), _candidate(after, site)))
     held_out = token_stream(lm, config, "eval", min(eval_tokens, config.n_held_out))
-    costs = measure(lm, converted, held_out, progress)
-    for one in converted:
-        _save(out, one, to)
-    about = {"run": str(run), "to": to, "calibration_tokens": calibration_tokens, "model": lm.name, "costs": costs}
-    write_sealed(out / "conversion.json", about)
+    held_out.read()
+    evaluate(lm, held_out, [candidate for _, *pair in converted for candidate in pair], progress)
+    costs = []
+    for own, was, now in converted:
+        about = own["description"]
+        name = file_name(f"{to}-from-{about['id']}")
+        description = {
+            **about, "id": name, "arch": now.sae.name, "label": f"{to}:from={about['arch']}", "options": {},
+            "converted_from": {"id": about["id"], "arch": about["arch"], "weights_sha256": own["sha256"]},
+        }  # fmt: skip
+        ours.write(out / "saes" / name, now.sae.cpu(), description, own["metadata"])
+        costs.append({"id": name, "from": about["id"], "before": _scores(was), "after": _scores(now)})
+    conversion = {"run": str(run), "to": to, "calibration_tokens": calibration_tokens, "model": lm.name, "costs": costs}
+    write_sealed(out / "conversion.json", conversion)
     return costs_table(costs)
 
 
@@ -94,46 +89,23 @@ def activations_at(lm: LanguageModel, site: Site, stream: TokenStream, progress:
     return torch.cat(found)
 
 
-def measure(
-    lm: LanguageModel, converted: Sequence[Converted], stream: TokenStream, progress: Progress
-) -> list[dict[str, Any]]:
-    """The scores of every SAE before and after, on the same held-out tokens, in one pass."""
-    stream.read()
-    tasks = token_tasks(COSTS.values())
-    pairs = [
-        tuple(Candidate(sae, one.site, {name: cls() for name, cls in tasks.items()}) for sae in (one.before, one.after))
-        for one in converted
-    ]
-    evaluate(lm, stream, [candidate for pair in pairs for candidate in pair], progress)
-    return [
-        {"id": one.id, "from": one.own["description"]["id"], "before": _scores(before), "after": _scores(after)}
-        for one, (before, after) in zip(converted, pairs, strict=True)
-    ]
+def _candidate(sae: SparseAutoencoder, site: Site) -> Candidate:
+    return Candidate(sae, site, {name: task() for name, task in token_tasks(COSTS.values()).items()})
 
 
 def _scores(candidate: Candidate) -> dict[str, Any]:
-    def number(score: Score | None) -> dict[str, Any]:
-        return {"value": score.value, "n": score.n} if score else {"value": None, "n": 0}
-
-    results = {name: result.scores for name, result in candidate.results.items()}
-    return {metric: number(results.get(task, {}).get(metric)) for metric, task in COSTS.items()}
+    found = {}
+    for metric, task in COSTS.items():
+        score = candidate.results[task].scores.get(metric) if task in candidate.results else None
+        found[metric] = {"value": score.value, "n": score.n} if score else {"value": None, "n": 0}
+    return found
 
 
 def costs_table(costs: Sequence[Mapping[str, Any]]) -> str:
     """Every metric as `before -> after`."""
-
-    def cell(cost: Mapping[str, Any], metric: str) -> str:
-        values = [cost[when][metric]["value"] for when in ("before", "after")]
-        return " -> ".join("undefined" if value is None else f"{value:.4f}" for value in values)
-
-    rows = [[cost["from"], *(cell(cost, metric) for metric in COSTS)] for cost in costs]
+    rows = []
+    for cost in costs:
+        values = ([cost[when][metric]["value"] for when in ("before", "after")] for metric in COSTS)
+        cells = (["undefined" if value is None else f"{value:.4f}" for value in pair] for pair in values)
+        rows.append([cost["from"], *map(" -> ".join, cells)])
     return tabulate(rows, ["SAE", *COSTS], tablefmt="simple", disable_numparse=True)
-
-
-def _save(out: Path, one: Converted, to: str) -> None:
-    own = one.own["description"]
-    description = {
-        **own, "id": one.id, "arch": one.after.name, "label": f"{to}:from={own['arch']}", "options": {},
-        "converted_from": {"id": own["id"], "arch": own["arch"], "weights_sha256": one.own["sha256"]},
-    }  # fmt: skip
-    ours.write(out / "saes" / one.id, one.after.cpu(), description, one.own["metadata"])

@@ -4,8 +4,6 @@ The language model is built from its configuration out of fake tensors, which ha
 their widths are found in it exactly as in the real run.
 """
 
-from dataclasses import dataclass
-
 from tabulate import tabulate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -25,35 +23,23 @@ PROCESS_BYTES = 1000 << 20
 """Python with torch and transformers imported, and the working memory of a forward pass."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a run is expected to take; memory is the device's, the process included."""
-
-    n_steps: int
-    memory_bytes: int
-    disk_bytes: int
-
-
-def estimate(config: RunConfig, plans: list[SAEPlan], imports: list[ImportPlan], lm: LanguageModel) -> Estimate:
-    """Steps, peak memory and disk of a run: what training and what evaluation holds, whichever is more."""
-    sites = list(dict.fromkeys(plan.site for plan in plans))
-    everything: list[Plan] = [*plans, *imports]
+def memory_bytes(config: RunConfig, plans: list[SAEPlan], everything: list[Plan], lm: LanguageModel) -> int:
+    """Peak memory of a run, the device's, with the process: what training or evaluation holds, whichever is more."""
     weights = 4 * sum(plan.n_parameters for plan in everything)
     training = 0
     if plans:
+        sites = list(dict.fromkeys(plan.site for plan in plans))
         buffer = buffer_bytes(sites, lm.dtype, config.tokens, config.buffer_tokens, overlap=lm.device.type == "cuda")
         training = buffer + training_bytes(plans)
     evaluation = weights + plan_batch(lm, config.context_size, [(p.site, p.config) for p in everything]).n_bytes
-    interpretation = weights + (latent_bytes(config, everything) if config.collects else 0)
-    return Estimate(
-        n_steps=config.tokens * config.reuse // config.batch_size if plans else 0,
-        memory_bytes=PROCESS_BYTES + lm.n_bytes + max(training, evaluation, interpretation),
-        disk_bytes=training_disk_bytes(plans) + 4 * sum(plan.n_parameters for plan in imports),
-    )
+    interpretation = weights + latent_bytes(config, everything)
+    return PROCESS_BYTES + lm.n_bytes + max(training, evaluation, interpretation)
 
 
 def latent_bytes(config: RunConfig, plans: list[Plan]) -> int:
-    """Memory for collecting latents, SAEs and language model apart."""
+    """Memory for collecting latents, if they are, SAEs and language model apart."""
+    if not config.collects:
+        return 0
     widths = [plan.config.d_sae for plan in plans]
     return collection_bytes(config.latents_wanted, widths, config.interp_tokens_wanted, config.context_size)
 
@@ -70,19 +56,19 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
         imports = plan_imports(lm, opened, config.sites, config.layers)
         held_out = token_stream(lm, config, "eval", config.n_held_out)
     everything: list[Plan] = [*plans, *imports]
-    rows = [
-        [
-            *(plan.id, plan.site.path, plan.config.d_in),
-            "finished"
-            if folder.has_sae(plan.id, config.hash)
-            else "to import"
-            if isinstance(plan, ImportPlan)
-            else "to train",
-        ]
-        for plan in everything
-    ]
-    takes = estimate(config, plans, imports, lm)
+    rows = []
+    for plan in everything:
+        missing = "to import" if isinstance(plan, ImportPlan) else "to train"
+        state = "finished" if folder.has_sae(plan.id, config.hash) else missing
+        rows.append([plan.id, plan.site.path, plan.config.d_in, state])
+    n_steps = config.tokens * config.reuse // config.batch_size if plans else 0
+    memory = memory_bytes(config, plans, everything, lm)
+    disk = training_disk_bytes(plans) + 4 * sum(plan.n_parameters for plan in imports)
     n_contexts = plan_batch(lm, config.context_size, [(plan.site, plan.config) for plan in everything]).n_contexts
+    latents = [
+        f"latents    {config.latents_wanted:,} of each SAE from {config.interp_tokens_wanted:,} more held-out tokens,"
+        f" collected in about {latent_bytes(config, everything) / 1e6:,.0f} MB; judge {config.judge_model or 'none'}"
+    ]
     return "\n".join(
         [
             tabulate(rows, ["SAE", "module", "d_in", "state"], tablefmt="simple", disable_numparse=True),
@@ -91,18 +77,9 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
             f"data       {config.dataset}: {config.tokens:,} activations, each used {config.reuse} times;"
             f" {config.n_held_out:,} held-out tokens of {held_out.fewest_documents} documents at least,"
             f" {n_contexts} contexts of {config.context_size} at a time",
-            f"training   {len(plans)} SAEs, {takes.n_steps:,} steps of {config.batch_size:,}, preset {config.preset}",
-            *_describe_latents(config, everything),
-            f"memory     about {takes.memory_bytes / 1e9:.1f} GB at the peak",
-            f"disk       about {takes.disk_bytes / 1e9:.2f} GB in {folder.path}",
+            f"training   {len(plans)} SAEs, {n_steps:,} steps of {config.batch_size:,}, preset {config.preset}",
+            *(latents if config.collects else ()),
+            f"memory     about {memory / 1e9:.1f} GB at the peak",
+            f"disk       about {disk / 1e9:.2f} GB in {folder.path}",
         ]
     )
-
-
-def _describe_latents(config: RunConfig, plans: list[Plan]) -> list[str]:
-    if not config.collects:
-        return []
-    return [
-        f"latents    {config.latents_wanted:,} of each SAE from {config.interp_tokens_wanted:,} more held-out tokens,"
-        f" collected in about {latent_bytes(config, plans) / 1e6:,.0f} MB; judge {config.judge_model or 'none'}"
-    ]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from sae_bench.errors import UserError
-from sae_bench.formats import ours
 from sae_bench.formats.foreign import ForeignSAE
 from sae_bench.formats.hook_names import Place
 from sae_bench.formats.open import find_sources, open_sae
@@ -22,7 +21,7 @@ from sae_bench.records.run_folder import RunFolder
 from sae_bench.registry import ARCHITECTURES
 from sae_bench.runs.config import ImportedSAE, RunConfig
 from sae_bench.runs.plan import SAEPlan
-from sae_bench.runs.train import sae_metadata
+from sae_bench.runs.train import write_sae
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder
 
 log = logging.getLogger(__name__)
@@ -75,7 +74,7 @@ class ImportPlan:
                 "format": self.sae.format,
                 "source": self.source.source,
                 "sha256": self.source.sha256,
-                "hub_commit": self.sae.hub_commit,
+                "hub_commit": self.sae.source.hub_commit,
             },
         }
 
@@ -85,21 +84,13 @@ Plan = SAEPlan | ImportPlan
 
 
 def name_sources(texts: Sequence[str]) -> list[dict[str, str]]:
-    """Every SAE that arguments of `--sae` stand for, with the hash of its files: what a run's settings say of it.
-
-    Raises:
-        UserError: one stands for nothing, or is no plain file.
-    """
+    """Every SAE that arguments of `--sae` stand for, with the hash of its files: what a run's settings say of it."""
     sources = [source for text in texts for source in find_sources(text)]
     return [{"source": source.name, "sha256": source.sha256()} for source in sources]
 
 
 def open_imports(saes: Sequence[ImportedSAE]) -> list[Opened]:
-    """See by their headers what the SAEs of a run are; nothing slow has happened before.
-
-    Raises:
-        UserError: one cannot be read.
-    """
+    """See by their headers what the SAEs of a run are; nothing slow has happened before."""
     return [(imported, open_sae(source)) for imported in saes for source in find_sources(imported.source)]
 
 
@@ -136,6 +127,4 @@ def _site_for(lm: LanguageModel, said: Place, imported: ImportedSAE, sae: Foreig
 def import_saes(lm: LanguageModel, config: RunConfig, plans: Sequence[ImportPlan], folder: RunFolder) -> None:
     """Copy SAEs into the run's folder, in the form that its own have."""
     for plan in plans:
-        metadata = sae_metadata(lm.name, plan.site, config.dataset, config.context_size)
-        ours.write(folder.sae_path(plan.id), plan.build(), plan.describe(), metadata, [], config.hash)
-        folder.drop_stale_records(plan.id)
+        write_sae(folder, config, lm, plan.site, plan.build(), plan.describe())

@@ -32,7 +32,7 @@ from sae_bench.runs.records import is_missing, make_record, provenance_of
 from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.runs.train import Leg, TrainStage
 from sae_bench.saes.save import description_of, load_sae
-from sae_bench.training.logging import LogSink, log_sink
+from sae_bench.training.logging import log_sink
 
 
 def run(
@@ -44,46 +44,44 @@ def run(
         UserError: something asked for cannot be done; what was finished before stays.
     """
     with log_sink(log_to, folder.path) as sink:
-        return _run(config, folder, progress, sink)
-
-
-def _run(config: RunConfig, folder: RunFolder, progress: Progress, sink: LogSink) -> Sequence[leaderboard.Record]:
-    check_names(config)
-    opened = open_imports(config.saes)
-    check_judge(config)
-    earlier = begin(folder, config)
-    tasks = config.tasks or tuple(TASKS)
-    lm = load_model(config, progress)
-    plans = plan_saes(config, lm)
-    check_recipes(folder, plans)
-    imports = plan_imports(lm, opened, config.sites, config.layers)
-    everything: list[Plan] = [*plans, *imports]
-    held_out = token_stream(lm, config, "eval", config.n_held_out)
-    to_import = [plan for plan in imports if not folder.has_sae(plan.id, config.hash)]
-    for plan in to_import:
-        plan.build()  # a number that is not finite shows before the first file is written, too
-    to_train = [plan for plan in plans if not folder.has_sae(plan.id, config.hash)]
-    if to_train or to_import:
-        # What can be wrong with data or activations shows before the first file is written and the first step is made.
-        progress.say(f"reading {config.dataset}")
-        held_out.read()
-        progress.say(f"evaluating on {held_out.n_delivered:,} held-out tokens of {held_out.n_documents:,} documents")
-        if held_out.n_documents < MIN_DOCUMENTS:
-            progress.say(leaderboard.few_documents(held_out.n_documents))
-    if to_train:
-        stage = TrainStage(lm, config, to_train, folder, progress, earlier)
-        write_manifest(folder, config, everything, earlier)
-        stage.run(sink)
-        del stage  # and its buffer
-    elif folder.manifest() is None:
-        write_manifest(folder, config, everything, earlier)
-    import_saes(lm, config, to_import, folder)
-    evaluate_saes(lm, config, everything, token_tasks(tasks), held_out, folder, progress)
-    interpret_saes(lm, config, everything, latent_tasks(tasks), held_out, folder, progress)
-    records = folder.records()
-    leaderboard.check_comparable(records)
-    leaderboard.write_board(folder.path, records)
-    return records
+        check_names(config)
+        opened = open_imports(config.saes)
+        check_judge(config)
+        earlier = begin(folder, config)
+        tasks = config.tasks or tuple(TASKS)
+        lm = load_model(config, progress)
+        plans = plan_saes(config, lm)
+        check_recipes(folder, plans)
+        imports = plan_imports(lm, opened, config.sites, config.layers)
+        everything: list[Plan] = [*plans, *imports]
+        held_out = token_stream(lm, config, "eval", config.n_held_out)
+        to_import = [plan for plan in imports if not folder.has_sae(plan.id, config.hash)]
+        for plan in to_import:
+            plan.build()  # a number that is not finite shows before the first file is written, too
+        to_train = [plan for plan in plans if not folder.has_sae(plan.id, config.hash)]
+        if to_train or to_import:
+            # What can be wrong with data or activations shows before the first file is written.
+            progress.say(f"reading {config.dataset}")
+            held_out.read()
+            progress.say(
+                f"evaluating on {held_out.n_delivered:,} held-out tokens of {held_out.n_documents:,} documents"
+            )
+            if held_out.n_documents < MIN_DOCUMENTS:
+                progress.say(leaderboard.few_documents(held_out.n_documents))
+        if to_train:
+            stage = TrainStage(lm, config, to_train, folder, progress, earlier)
+            write_manifest(folder, config, everything, earlier)
+            stage.run(sink)
+            del stage  # and its buffer
+        elif folder.manifest() is None:
+            write_manifest(folder, config, everything, earlier)
+        import_saes(lm, config, to_import, folder)
+        evaluate_saes(lm, config, everything, token_tasks(tasks), held_out, folder, progress)
+        interpret_saes(lm, config, everything, latent_tasks(tasks), held_out, folder, progress)
+        records = folder.records()
+        leaderboard.check_comparable(records)
+        leaderboard.write_board(folder.path, records)
+        return records
 
 
 def begin(folder: RunFolder, config: RunConfig) -> list[Leg]:
@@ -115,8 +113,8 @@ def check_recipes(folder: RunFolder, plans: Sequence[Plan]) -> None:
     """
     before = (folder.manifest() or {}).get("recipes", {})
     for plan in plans:
-        was, now = before.get(plan.id), recipe_of(plan)
-        if was is not None and was != now:
+        now = recipe_of(plan)
+        if (was := before.get(plan.id, now)) != now:
             changed = "; ".join(
                 f"{key}: {was.get(key)!r} -> {now.get(key)!r}" for key in now if was.get(key) != now[key]
             )
@@ -147,30 +145,30 @@ def evaluate_saes(
     progress: Progress,
 ) -> None:
     """Write the records that are missing: one pass over the held-out tokens for all of them."""
-    candidates, descriptions = [], []
+    candidates, healthy = [], []
     for plan in plans:
         description = description_of(folder.sae_path(plan.id))
         made = {name: folder.record(plan.id, name) for name in tasks}
-        missing = [name for name in tasks if is_missing(made[name], name, description, config.hash, lm)]
-        if missing and description["training"]["failure"]:
+        missing = {name: tasks[name]() for name in tasks if is_missing(made[name], name, description, config.hash, lm)}
+        if not missing:
+            continue
+        if description["training"]["failure"]:
             with torch.device("meta"):  # nobody will ask for its weights
-                sae = plan.build()
-        elif missing:
-            sae = load_sae(folder.sae_path(plan.id), lm.device)
-        if missing:
-            descriptions.append(description)
-            candidates.append(Candidate(sae, plan.site, {name: tasks[name]() for name in missing}))
+                candidate = Candidate(plan.build(), plan.site, missing)
+        else:
+            candidate = Candidate(load_sae(folder.sae_path(plan.id), lm.device), plan.site, missing)
+            healthy.append(candidate)
+        candidates.append((candidate, description))
     if not candidates:
         return
     start = time.monotonic()
-    healthy = [(c, d) for c, d in zip(candidates, descriptions, strict=True) if not d["training"]["failure"]]
     if healthy:
-        evaluate(lm, stream, [candidate for candidate, _ in healthy], progress)
+        evaluate(lm, stream, healthy, progress)
     else:
         stream.read()  # for its counts and its fingerprint
     seconds = time.monotonic() - start
     provenance = provenance_of(lm, config, stream) | {"evaluation_seconds": round(seconds, 3)}
-    for candidate, description in zip(candidates, descriptions, strict=True):
+    for candidate, description in candidates:
         for name, task in candidate.tasks.items():
             result, failure = candidate.results.get(name), candidate.failures.get(name)
             record = make_record(task, result, failure, description, provenance)

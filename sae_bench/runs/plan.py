@@ -1,7 +1,8 @@
 """What a run will train: every SAE of it, named and checked before anything long begins."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -78,12 +79,12 @@ def plan_saes(config: RunConfig, lm: LanguageModel) -> list[SAEPlan]:
         UserError: a site, an architecture or one of its settings does not exist, or a setting's value is out of range.
     """
     sites = find_sites(lm.model, config.sites, config.layers or (lm.n_layers // 2,))
+    sparsities = [*({"l0": l0} for l0 in config.l0s), *({"coefficient": value} for value in config.sparsity)]
     plans = [
-        SAEPlan(arch, site, sae_config, recipe)
+        SAEPlan(arch, site, SAEConfig(d_in=site.d_in, d_sae=d_sae, seed=seed, options=options, **wanted), recipe)
         for arch in config.archs
         for options, recipe in [settle(arch, config.preset)]
-        for site in sites
-        for sae_config in _sae_configs(config, site.d_in, options)
+        for site, d_sae, seed, wanted in product(sites, config.widths, config.seeds, sparsities)
     ]
     for plan in plans:
         try:
@@ -118,23 +119,9 @@ def training_bytes(plans: Sequence[SAEPlan]) -> int:
     return 3 * sum(parameters) + 2 * max(parameters)
 
 
-def weight_bytes(plans: Sequence[SAEPlan]) -> int:
-    """Disk for the trained SAEs."""
-    return sum(4 * plan.n_parameters for plan in plans)
-
-
 def training_disk_bytes(plans: Sequence[SAEPlan]) -> int:
     """Disk for training some SAEs: their weights, and at the height three checkpoints with two Adam moments each."""
-    return (1 + 3 * 3) * weight_bytes(plans)
-
-
-def _sae_configs(config: RunConfig, d_in: int, options: dict[str, Any]) -> Iterator[SAEConfig]:
-    for d_sae in config.widths:
-        for seed in config.seeds:
-            for l0 in config.l0s:
-                yield SAEConfig(d_in=d_in, d_sae=d_sae, l0=l0, seed=seed, options=options)
-            for coefficient in config.sparsity:
-                yield SAEConfig(d_in=d_in, d_sae=d_sae, coefficient=coefficient, seed=seed, options=options)
+    return (1 + 3 * 3) * sum(4 * plan.n_parameters for plan in plans)
 
 
 def settle(arch: ArchSpec, preset: Preset) -> tuple[dict[str, Any], Recipe]:

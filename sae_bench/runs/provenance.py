@@ -30,11 +30,9 @@ def own_version() -> dict[str, str]:
     """This package's version and, in a checkout, the commit of the package itself and whether files were changed."""
     root = Path(__file__).parents[2]
     versions = {"sae-arch-bench": __version__}
-    if (root / ".git").exists():
-        commit = _git(root, "rev-parse", "HEAD")
+    if (root / ".git").exists() and (commit := _git(root, "rev-parse", "HEAD")):
         dirty = _git(root, "status", "--porcelain", "--", "sae_bench", "architectures", "tasks")
-        if commit:
-            versions["commit"] = commit + ("+changes" if dirty else "")
+        versions["commit"] = commit + ("+changes" if dirty else "")
     return versions
 
 

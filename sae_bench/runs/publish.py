@@ -17,6 +17,34 @@ from sae_bench.records.run_folder import RunFolder
 
 TABLES = ("leaderboard.md", "leaderboard.csv", "leaderboard.tex")
 
+CARD = """---
+library_name: saelens
+{base}tags:
+- sparse-autoencoder
+- sae-arch-bench
+---
+
+# Sparse autoencoders on {title}
+
+{n_saes} SAEs, evaluated by sae-arch-bench on the same held-out tokens; {n_own} of them are here.
+
+{table}
+## Use
+
+They take raw activations: the input's scale and the pre-encoder bias are folded into the weights.
+
+    from sae_lens import SAE
+    from huggingface_hub import snapshot_download
+    folder = snapshot_download("{repo}", allow_patterns="saes/{first}/*")
+    sae = SAE.load_from_disk(f"{{folder}}/saes/{first}")
+
+To put one beside your own SAEs:
+
+    python bench.py --sae hf:{repo}/saes/{first} --model {model}
+
+`records/` holds every number with its standard error, its count of tokens and what it was measured on.
+"""
+
 
 def collect(run: Path, repo: str) -> dict[str, Path | bytes]:
     """Everything to upload, by its path in the repository.
@@ -31,12 +59,11 @@ def collect(run: Path, repo: str) -> dict[str, Path | bytes]:
     files: dict[str, Path | bytes] = {name: run / name for name in (*TABLES, "run.json")}
     read_sealed(run / "run.json")
     for sae in saes_of(run):
-        assert sae.own is not None, "an SAE of a run"
         if sae.own["description"].get("origin"):
             continue  # somebody else's, to publish or not
         sae_id = sae.own["description"]["id"]
         if not folder.has_sae(sae_id, sae.own["config_hash"]):
-            raise UserError(f"{sae.where} is damaged: run the same command again")
+            raise UserError(f"{sae.source.name} is damaged: run the same command again")
         names = ("sae_bench.json", *sae.own["files"])
         files |= {f"saes/{sae_id}/{name}": folder.sae_path(sae_id) / name for name in names}
     if not any(name.startswith("saes/") for name in files):
@@ -50,33 +77,13 @@ def card(records: Sequence[Mapping[str, Any]], repo: str) -> str:
     saes = {record["sae"]["id"]: record["sae"] for record in records}
     own = [sae_id for sae_id, sae in saes.items() if not sae.get("origin")]
     model = records[0]["provenance"]["model"]
-    base = [f"base_model: {model}"] if "/" in model and not model.startswith(("/", ".")) else []
-    first = own[0]
-    header = ["---", "library_name: saelens", *base, "tags:", "- sparse-autoencoder", "- sae-arch-bench", "---"]
-    table = leaderboard.markdown(records).removeprefix("# Leaderboard\n\n")
-    return "\n".join(
-        [
-            *header,
-            "",
-            f"# Sparse autoencoders on {leaderboard.escape_markdown(model)}",
-            "",
-            f"{len(saes)} SAEs, evaluated by sae-arch-bench on the same held-out tokens; {len(own)} of them are here.",
-            "",
-            table,
-            "## Use",
-            "",
-            "They take raw activations: the input's scale and the pre-encoder bias are folded into the weights.",
-            "",
-            "    from sae_lens import SAE",
-            "    from huggingface_hub import snapshot_download",
-            f'    folder = snapshot_download("{repo}", allow_patterns="saes/{first}/*")',
-            f'    sae = SAE.load_from_disk(f"{{folder}}/saes/{first}")',
-            "",
-            "To put one beside your own SAEs:",
-            "",
-            f"    python bench.py --sae hf:{repo}/saes/{first} --model {model}",
-            "",
-            "`records/` holds every number with its standard error, its count of tokens and what it was measured on.",
-            "",
-        ]
+    return CARD.format(
+        base=f"base_model: {model}\n" if "/" in model and not model.startswith(("/", ".")) else "",
+        title=leaderboard.escape_markdown(model),
+        n_saes=len(saes),
+        n_own=len(own),
+        table=leaderboard.markdown(records).removeprefix("# Leaderboard\n\n"),
+        repo=repo,
+        first=own[0],
+        model=model,
     )

@@ -12,11 +12,7 @@ ORDER_SEED = 0
 
 
 def load_model(config: RunConfig, progress: Progress, *, weights: bool = True) -> LanguageModel:
-    """The run's language model; without `weights`, its shapes alone.
-
-    Raises:
-        UserError: the device does not exist, or the model cannot be had.
-    """
+    """The run's language model; without `weights`, its shapes alone."""
     device, dtype = choose_device(config.device, config.dtype)
     progress.say(f"loading {config.model} ({str(dtype).removeprefix('torch.')} on {device})")
     return load_language_model(
@@ -29,25 +25,10 @@ def load_model(config: RunConfig, progress: Progress, *, weights: bool = True) -
     )
 
 
-def token_stream(lm: LanguageModel, config: RunConfig, split: Split, n_tokens: int) -> TokenStream:
-    """The run's training or evaluation tokens."""
-    return _stream(lm, config, split, n_tokens, (config.eval_skip,) if split == "eval" else ())
-
-
-def interpretation_stream(lm: LanguageModel, config: RunConfig) -> TokenStream:
-    """The tokens that latents are interpreted on: held out, and after those of the evaluation."""
-    skip = (config.eval_skip, config.eval_tokens)
-    return _stream(lm, config, "eval", config.interp_tokens_wanted, skip, "--interp-tokens")
-
-
-def _stream(
-    lm: LanguageModel,
-    config: RunConfig,
-    split: Split,
-    n_tokens: int,
-    skip: tuple[int, ...],
-    flag: str = "--eval-tokens",
+def token_stream(
+    lm: LanguageModel, config: RunConfig, split: Split, n_tokens: int, after: int = 0, flag: str = "--eval-tokens"
 ) -> TokenStream:
+    """The run's training or evaluation tokens; `after` as many more held-out ones, named by `flag` in messages."""
     return TokenStream(
         config.dataset,
         lm.tokenizer,
@@ -57,6 +38,11 @@ def _stream(
         order_seed=ORDER_SEED,
         column=config.text_column,
         max_context=lm.max_context,
-        skip_tokens=skip,
+        skip_tokens=(config.eval_skip, after) if split == "eval" else (),
         flag=flag,
     )
+
+
+def interpretation_stream(lm: LanguageModel, config: RunConfig) -> TokenStream:
+    """The tokens that latents are interpreted on: held out, and after those of the evaluation."""
+    return token_stream(lm, config, "eval", config.interp_tokens_wanted, config.eval_tokens, "--interp-tokens")

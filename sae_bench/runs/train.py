@@ -2,17 +2,17 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from sae_bench.errors import UserError
 from sae_bench.formats import ours
+from sae_bench.formats.hook_names import HOOKS
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
@@ -170,7 +170,8 @@ class TrainStage:
         own = sum(
             file.stat().st_size for name in ("checkpoints", "saes") for file in (self.folder.path / name).rglob("*.*")
         )
-        free = own + shutil.disk_usage(_existing(self.folder.path.absolute())).free
+        out = self.folder.path.absolute()
+        free = own + shutil.disk_usage(next(path for path in (out, *out.parents) if path.exists())).free
         if free < n_bytes:
             raise UserError(
                 f"--out {self.folder.path} needs about {n_bytes / 1e9:.1f} GB for SAEs and checkpoints, and "
@@ -182,12 +183,10 @@ class TrainStage:
         if self.config.kernels != "auto":
             return {}
         found = {}
-        for plan in {_shape(plan): plan for plan in self.plans}.values():
+        for shape, plan in {_shape(plan): plan for plan in self.plans}.items():
             d_in, d_sae = plan.config.d_in, plan.config.d_sae
-            found[_shape(plan)] = dense_above(d_in, d_sae, self.config.batch_size, self.lm.device)
-            self.progress.say(
-                f"kernels: dense products above {found[_shape(plan)]:.0%} active pairs at {d_in} x {d_sae}"
-            )
+            found[shape] = dense_above(d_in, d_sae, self.config.batch_size, self.lm.device)
+            self.progress.say(f"kernels: dense products above {found[shape]:.0%} active pairs at {d_in} x {d_sae}")
         return found
 
     def _take(self, n_done: int) -> tuple[Mapping[str, State], Mapping[str, Any]]:
@@ -248,34 +247,27 @@ class TrainStage:
             "failure": trainer.failure,
             "legs": [asdict(leg) for leg in self._earlier],
         }
-        ours.write(
-            self.folder.sae_path(plan.id),
-            trainer.sae,
-            plan.describe() | {"training": training},
-            sae_metadata(self.lm.name, plan.site, self.config.dataset, self.config.context_size),
-            trainer.log,
-            self.config.hash,
-        )
-        self.folder.drop_stale_records(plan.id)
-
-
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)
+        description = plan.describe() | {"training": training}
+        write_sae(self.folder, self.config, self.lm, plan.site, trainer.sae, description, trainer.log)
 
 
 def _shape(plan: SAEPlan) -> str:
     return f"{plan.config.d_in}x{plan.config.d_sae}"
 
 
-def sae_metadata(model: str, site: Site, dataset: str, context_size: int) -> dict[str, Any]:
-    """What other tools need to know to use an SAE; hook names are TransformerLens's."""
-    hooks = {"resid_post": "hook_resid_post", "mlp_out": "hook_mlp_out", "attn_out": "attn.hook_z"}
-    return {
-        "model_name": model,
-        "hook_name": f"blocks.{site.layer}.{hooks[site.kind]}" if site.kind in hooks else site.path,
+def write_sae(
+    folder: RunFolder, config: RunConfig, lm: LanguageModel, site: Site, sae: SparseAutoencoder,
+    description: Mapping[str, Any], log: Iterable[Mapping[str, float | int]] = (),
+) -> None:  # fmt: skip
+    """Write an SAE into the run's folder, with what other tools need to know to use it; TransformerLens names hooks."""
+    metadata = {
+        "model_name": lm.name,
+        "hook_name": f"blocks.{site.layer}.{HOOKS[site.kind]}" if site.kind in HOOKS else site.path,
         "module_path": site.path,
         "module_side": site.side,
         "prepend_bos": True,
-        "context_size": context_size,
-        "dataset_path": dataset,
+        "context_size": config.context_size,
+        "dataset_path": config.dataset,
     }
+    ours.write(folder.sae_path(description["id"]), sae, description, metadata, log, config.hash)
+    folder.drop_stale_records(description["id"])

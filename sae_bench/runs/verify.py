@@ -6,7 +6,6 @@ first held-out contexts, and each document's sums are held against those of the 
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +21,14 @@ from sae_bench.progress import Progress
 from sae_bench.records.files import Damaged, read_sealed, sha256
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
 from sae_bench.runs.config import RunConfig
-from sae_bench.runs.plan import plan_saes
 from sae_bench.runs.sources import load_model, token_stream
-from sae_bench.saes.save import WEIGHTS, description_of, load_sae
+from sae_bench.saes.save import description_of, load_sae
 
 TOLERANCE = 1e-3
 """Of a document's sum, relative to the largest: what other batch sizes and other machines' rounding may change."""
 
-
-@dataclass(frozen=True)
-class Finding:
-    """Something looked at, and what is wrong with it; None: nothing."""
-
-    what: str
-    problem: str | None
+Finding = tuple[str, str | None]
+"""Something looked at, and what is wrong with it; None: nothing."""
 
 
 def verify(folder: RunFolder, progress: Progress, n_contexts: int = 16) -> Iterator[Finding]:
@@ -46,44 +39,42 @@ def verify(folder: RunFolder, progress: Progress, n_contexts: int = 16) -> Itera
     """
     manifest = read_sealed(folder.path / "run.json")
     config = RunConfig(**manifest["config"])
-    yield Finding("run.json", None if manifest["config_hash"] == config.hash else "its settings have another hash")
+    yield ("run.json", None if manifest["config_hash"] == config.hash else "its settings have another hash")
     for plugin, digest in manifest["plugins"].items():
         same = Path(plugin).is_file() and sha256(Path(plugin)) == digest
-        yield Finding(f"plugin {plugin}", None if same else "missing or changed since the run")
+        yield (f"plugin {plugin}", None if same else "missing or changed since the run")
     records: dict[tuple[str, str], dict[str, Any]] = {}
     for path in sorted((folder.path / "records").glob("*.json")):
         try:
             record = read_sealed(path)
         except Damaged as error:
-            yield Finding(path.name, str(error))
+            yield (path.name, str(error))
             continue
         records[record["sae"]["id"], record["task"]] = record
         same = record["provenance"]["config_hash"] == config.hash
-        yield Finding(path.name, None if same else "made with other settings")
-    saes = manifest["saes"]
+        yield (path.name, None if same else "made with other settings")
     whole = []
-    for sae_id in saes:
+    for sae_id in manifest["saes"]:
         problem = _weights_problem(folder, sae_id, [r for (of, _), r in records.items() if of == sae_id])
         whole += [] if problem else [sae_id]
-        yield Finding(f"weights of {sae_id}", problem)
+        yield (f"weights of {sae_id}", problem)
     for (sae_id, task), record in records.items():
-        yield Finding(f"scores of {sae_id}.{task}", _score_problem(record))
+        yield (f"scores of {sae_id}.{task}", _score_problem(record))
     if records:
-        yield Finding("leaderboard", _board_problem(folder, list(records.values())))
+        yield ("leaderboard", _board_problem(folder, list(records.values())))
         yield from _verify_numbers(folder, config, records, whole, progress, n_contexts)
 
 
 def _weights_problem(folder: RunFolder, sae_id: str, records: Sequence[Mapping[str, Any]]) -> str | None:
     try:
         description = read_sealed(folder.sae_path(sae_id) / SAE_DESCRIPTION)
-        digest = sha256(folder.sae_path(sae_id) / WEIGHTS)
-    except (UserError, OSError) as error:
+    except UserError as error:
         return str(error)
     for name, was in description["files"].items():
         path = folder.sae_path(sae_id) / name
         if not path.is_file() or sha256(path) != was:
             return f"{name} is not what was saved"
-    if any(record["sae"]["weights_sha256"] != digest for record in records):
+    if any(record["sae"]["weights_sha256"] != description["sha256"] for record in records):
         return "records were made from other weights"
     return None if records else "no record of it"
 
@@ -132,33 +123,29 @@ def _verify_numbers(
     }
     for what, digest in now.items():
         was = {record["provenance"][what] for record in records.values()}
-        yield Finding(what, None if was == {digest} else f"is now {digest[:12]}, was {', '.join(sorted(was))}")
+        yield (what, None if was == {digest} else f"is now {digest[:12]}, was {', '.join(sorted(was))}")
         if what == "eval_fingerprint" and was != {digest}:
             return
-    sites_of = {plan.id: plan.site for plan in plan_saes(config, lm) if plan.id in saes}
-    descriptions = {sae_id: description_of(folder.sae_path(sae_id)) for sae_id in saes}
-    sites_of |= {sae_id: site_of(about) for sae_id, about in descriptions.items() if about.get("origin")}
-    candidates, ids = [], []
-    for sae_id, site in sites_of.items():
+    candidates = {}
+    for sae_id in saes:
         names = [task for (of, task), record in records.items() if of == sae_id and not record["failure"]]
-        tasks = token_tasks(names)  # a judge is not asked again
+        tasks = {name: task() for name, task in token_tasks(names).items()}  # a judge is not asked again
         if tasks:
-            sae = load_sae(folder.sae_path(sae_id), lm.device)
-            candidates.append(Candidate(sae, site, {name: task() for name, task in tasks.items()}))
-            ids.append(sae_id)
+            path = folder.sae_path(sae_id)
+            candidates[sae_id] = Candidate(load_sae(path, lm.device), site_of(description_of(path)), tasks)
     if not candidates:
         return
-    sites = list(dict.fromkeys(candidate.site for candidate in candidates))
-    size = plan_batch(lm, config.context_size, [(c.site, c.sae.config) for c in candidates]).n_contexts
+    sites = list(dict.fromkeys(candidate.site for candidate in candidates.values()))
+    size = plan_batch(lm, config.context_size, [(c.site, c.sae.config) for c in candidates.values()]).n_contexts
     means = site_means(lm, stream, sites, size, progress)  # of the whole set, as the records have it
     sample = token_stream(lm, config, "eval", min(config.n_held_out, n_contexts * (config.context_size - 1)))
     sample.read()
-    evaluate(lm, sample, candidates, progress, means)
-    for sae_id, candidate in zip(ids, candidates, strict=True):
+    evaluate(lm, sample, list(candidates.values()), progress, means)
+    whole = sample.n_delivered == stream.n_delivered
+    for sae_id, candidate in candidates.items():
         for task in candidate.tasks:
-            whole = sample.n_delivered == stream.n_delivered
             problem = _difference(candidate, task, records[sae_id, task], whole=whole)
-            yield Finding(f"{task} of {sae_id}, {sample.n_documents} documents", problem)
+            yield (f"{task} of {sae_id}, {sample.n_documents} documents", problem)
 
 
 def _difference(candidate: Candidate, task: str, record: Mapping[str, Any], *, whole: bool) -> str | None:

@@ -227,7 +227,7 @@ def test_gemma_scope_names_and_hub_paths_are_fetched_and_placed(tmp_path, fake_h
     for text in (f"gemma-scope:2b-pt-res/{path}", f"hf:google/gemma-scope-2b-pt-res/{path}/params.npz"):
         (source,) = find_sources(text)
         foreign = open_sae(source)
-        assert (source.name, foreign.hub_commit) == (text, "c0ffee")
+        assert (source.name, foreign.source.hub_commit) == (text, "c0ffee")
         assert foreign.place == Place("resid_post", 1)
         x = numbers(20, D, seed=9)
         torch.testing.assert_close(foreign.build().encode(x).to_dense(), encode(x), rtol=1e-4, atol=1e-4)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_bench import ARCHITECTURES, SAEConfig
 from sae_bench.errors import UserError
-from sae_bench.formats.headers import safetensors_headers
+from sae_bench.formats.headers import safetensors_shapes
 from sae_bench.formats.open import find_sources, open_sae
 from sae_bench.records.files import read_sealed, write_sealed
 from sae_bench.saes.save import save_sae
@@ -249,7 +249,7 @@ def test_tensors_that_share_their_bytes_are_refused_by_the_header_alone(tmp_path
     text = json.dumps(header).encode()
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(16))
     with pytest.raises(UserError, match="place and shape do not agree"):
-        safetensors_headers(tmp_path / "x.safetensors")
+        safetensors_shapes(tmp_path / "x.safetensors")
 
 
 def test_an_array_that_claims_100_gb_is_refused(tmp_path):
