@@ -15,7 +15,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 
 import numpy as np
@@ -77,6 +77,7 @@ class TokenBatch:
     document: Int[Tensor, "n S"]
 
 
+@dataclass(eq=False)
 class TokenStream:
     """One side of a corpus as packed contexts, the same ones whenever it is iterated.
 
@@ -85,42 +86,33 @@ class TokenStream:
     Several numbers are skipped one after the other: a stream of n tokens that skips m, and one that skips (m, n).
     The state of the iteration under way, or of the last one, is in `n_delivered` (tokens of text), `n_documents`
     (documents they are from), `passes` (times the corpus was begun) and `fingerprint`.
-    `watch`, if there is one, has seen all that was delivered,
-    contexts that a resumed iteration passes over included.
+    `watch`, if there is one, has seen all that was delivered, contexts that a resumed iteration passes over included.
 
     UserError: `context_size` is below 2 or above `max_context`, the model's limit, or there is no token to open with.
     """
 
-    def __init__(
-        self,
-        source: str,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        split: Split,
-        context_size: int,
-        n_tokens: int,
-        order_seed: int,
-        column: str = "text",
-        max_context: int | None = None,
-        skip_tokens: int | tuple[int, ...] = 0,
-        flag: str = "--eval-tokens",
-        watch: SharedRuns | None = None,
-    ) -> None:
-        if context_size < 2:
-            raise UserError(f"context size {context_size} leaves no room for text after the BOS; use at least 2")
-        if max_context is not None and context_size > max_context:
-            raise UserError(f"context size {context_size} exceeds the model's limit; use at most {max_context}")
-        self.source = source
-        self.tokenizer = tokenizer
-        self.split = split
-        self.context_size = context_size
-        self.n_tokens = n_tokens
-        self.order_seed = order_seed
-        self.skips = (skip_tokens,) if isinstance(skip_tokens, int) else skip_tokens
-        self.flag = flag
-        self.watch = watch
-        self.column = column
-        self.bos_id = opening_id(tokenizer)
+    source: str
+    tokenizer: PreTrainedTokenizerBase
+    _: KW_ONLY
+    split: Split
+    context_size: int
+    n_tokens: int
+    order_seed: int
+    column: str = "text"
+    max_context: int | None = None
+    skip_tokens: int | tuple[int, ...] = 0
+    flag: str = "--eval-tokens"
+    watch: SharedRuns | None = None
+
+    def __post_init__(self) -> None:
+        if self.context_size < 2:
+            raise UserError(f"context size {self.context_size} leaves no room for text after the BOS; use at least 2")
+        if self.max_context is not None and self.context_size > self.max_context:
+            raise UserError(
+                f"context size {self.context_size} exceeds the model's limit; use at most {self.max_context}"
+            )
+        self.skips = (self.skip_tokens,) if isinstance(self.skip_tokens, int) else self.skip_tokens
+        self.bos_id = opening_id(self.tokenizer)
         self._warned = False
         self._restart()
 
