@@ -67,7 +67,7 @@ def compare(
     """
     from sae_bench.leaderboard import compare_table
     from sae_bench.leaderboard import tables as leaderboard
-    from sae_bench.leaderboard.compare import check_metrics, panels
+    from sae_bench.leaderboard.compare import check_metrics, comparisons
     from sae_bench.leaderboard.curves import AT_L0
 
     records = leaderboard.gather(runs)
@@ -77,7 +77,7 @@ def compare(
         "csv": compare_table.csv,
     }  # fmt: skip
     facts = () if form == "csv" else (leaderboard.caption(records),)
-    print(writers[form](panels(records, metrics), metrics, at_l0 or AT_L0, *facts))
+    print(writers[form](comparisons(records, metrics), metrics, at_l0 or AT_L0, *facts))
     return 0
 
 
@@ -93,14 +93,13 @@ def claims(runs: Annotated[list[Path], Parameter(required=True)], /, *, at_l0: l
     """
     from sae_bench.leaderboard import tables as leaderboard
     from sae_bench.leaderboard.claims import METRICS, check_claims
-    from sae_bench.leaderboard.compare import panels
+    from sae_bench.leaderboard.compare import comparisons
     from sae_bench.leaderboard.curves import AT_L0
 
     records = leaderboard.gather(runs)
-    for panel, finding in check_claims(panels(records, METRICS), at_l0 or AT_L0):
-        setting = panel.setting
-        print(f"{finding.verdict}: {finding.claim} ({setting.model}, {setting.site}, width {setting.width})")
-        for number in finding.numbers:
+    for comparison, judged in check_claims(comparisons(records, METRICS), at_l0 or AT_L0):
+        print(f"{judged.verdict}: {judged.claim} ({comparison.setting})")
+        for number in judged.numbers:
             print(f"    {number}")
     return 0
 

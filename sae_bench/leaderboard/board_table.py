@@ -15,7 +15,7 @@ from tabulate import tabulate
 from sae_bench.errors import UserError, did_you_mean, one_line
 from sae_bench.leaderboard import tables as leaderboard
 from sae_bench.leaderboard.bootstrap import estimate
-from sae_bench.leaderboard.compare import Panel, panels
+from sae_bench.leaderboard.compare import Comparison, comparisons
 from sae_bench.leaderboard.compare_table import note, with_interval
 from sae_bench.leaderboard.tables import escape_csv, escape_latex, escape_markdown
 
@@ -49,7 +49,9 @@ def lines(records: Sequence[leaderboard.Record], columns: Sequence[str], *, over
     """The rows, in the board's order."""
     layers = {record["sae"]["site"]["name"]: record["sae"]["site"].get("layer") for record in records}
     if over_seeds:
-        return [line for panel in panels(records, columns) for line in _of_panel(panel, columns, layers)]
+        return [
+            line for comparison in comparisons(records, columns) for line in _of_comparison(comparison, columns, layers)
+        ]
     table = leaderboard.long_table(records)
     cells = {(row.run, row.sae, row.metric): row for row in table.itertuples()}
     about = {(row.run, row.sae): row for row in table.itertuples()}
@@ -63,20 +65,22 @@ def lines(records: Sequence[leaderboard.Record], columns: Sequence[str], *, over
     ]
 
 
-def _of_panel(panel: Panel, columns: Sequence[str], layers: Mapping[str, Any]) -> list[Line]:
-    setting = panel.setting
+def _of_comparison(comparison: Comparison, columns: Sequence[str], layers: Mapping[str, Any]) -> list[Line]:
+    setting = comparison.setting
     found = []
-    for family in panel.families:
-        for target in family.metrics["l0"].targets if "l0" in family.metrics else ():
+    for architecture in comparison.architectures:
+        for target in architecture.metrics["l0"].targets if "l0" in architecture.metrics else ():
             cells = {}
             for metric in columns:
-                points = family.metrics.get(metric)
+                points = architecture.metrics.get(metric)
                 if points is None or target not in points.targets:
                     cells[metric] = "undefined"
                     continue
-                cells[metric] = with_interval(estimate(points.value[:, points.targets.index(target)], panel.design))
+                cells[metric] = with_interval(
+                    estimate(points.value[:, points.targets.index(target)], comparison.design)
+                )
             of = {"model": setting.model, "site": setting.site, "layer": layers[setting.site], "width": setting.width,
-                  "architecture": family.label, "target": target}  # fmt: skip
+                  "architecture": architecture.label, "target": target}  # fmt: skip
             found.append(Line(of, cells))
     return found
 
@@ -104,7 +108,7 @@ def table(
     keys = [name for name in ("model", "site", "width", "architecture", "target", "seed", "run") if name not in groups]
     several = {name for name in keys if len({line.of.get(name) for line in rows}) > 1} | {"architecture", "target"}
     fixed = [name for name in keys if name in several]
-    seeds = note(panels(records, metrics)) if over_seeds else ""
+    seeds = note(comparisons(records, metrics)) if over_seeds else ""
     facts = leaderboard.caption(records, error="" if over_seeds else leaderboard.ERROR)
     return _WRITERS[form](rows, groups, fixed, _arrows(records, metrics), " ".join(filter(None, [facts, seeds])))
 
