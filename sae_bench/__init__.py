@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from sae_bench.evaluation.task import EvalSetting as EvalSetting
     from sae_bench.evaluation.task import JudgedLatent as JudgedLatent
     from sae_bench.evaluation.task import LatentTask as LatentTask
-    from sae_bench.evaluation.task import Metric as Metric
     from sae_bench.evaluation.task import Result as Result
-    from sae_bench.evaluation.task import Score as Score
     from sae_bench.evaluation.task import Task as Task
+    from sae_bench.records.schema import Metric as Metric
+    from sae_bench.records.schema import Score as Score
     from sae_bench.registry import ARCHITECTURES as ARCHITECTURES
     from sae_bench.registry import SCORERS as SCORERS
     from sae_bench.registry import TASKS as TASKS
@@ -54,7 +54,8 @@ _NAMES = {
         "active_per_token", "count_per_latent", "reconstruction_loss", "upper_quantile",
     ),
     "evaluation.stderr": ("jackknife_stderr", "mean_stderr", "ratio_stderr"),
-    "evaluation.task": ("EvalBatch", "EvalSetting", "JudgedLatent", "LatentTask", "Metric", "Result", "Score", "Task"),
+    "evaluation.task": ("EvalBatch", "EvalSetting", "JudgedLatent", "LatentTask", "Result", "Task"),
+    "records.schema": ("Metric", "Score"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -33,11 +33,11 @@ from sae_bench.evaluation.task import (
     JudgedLatent,
     LatentTask,
     LMLosses,
-    Metric,
     Result,
     Task,
 )
 from sae_bench.lm.sites import Site
+from sae_bench.records.schema import Metric
 from sae_bench.registry import ARCHITECTURES, TASKS
 from sae_bench.runs.config import ArchSpec, Preset
 from sae_bench.runs.plan import settle
@@ -180,7 +180,7 @@ def _check_release(sae: SparseAutoencoder, x: Float[Tensor, "B D"], scale: float
     if (exported := raw.as_built_in()) is not None:
         _require_close(exported(raw_x), raw(raw_x), "as_built_in gives an SAE that computes something else")
     with tempfile.TemporaryDirectory() as folder:
-        save_sae(Path(folder), raw, {}, {}, [])
+        save_sae(Path(folder), raw, None, {}, [])
         loaded = load_sae(Path(folder))
     restored = _same(raw, loaded) and torch.equal(raw(raw_x), loaded(raw_x))
     _require(restored, "a loaded SAE is not the saved one; keep all state in parameters, all settings in the config")

@@ -27,9 +27,7 @@ from sae_bench.leaderboard.bootstrap import (
     seed_variance,
 )
 from sae_bench.leaderboard.curves import AT_L0, area, at_l0, common_range, measured_range
-from sae_bench.leaderboard.tables import judged_by, on_tokens
-
-Record = Mapping[str, Any]
+from sae_bench.records.schema import Record
 
 ALPHA = 0.05
 """Two architectures are told apart if the corrected p-value of their difference is at most this."""
@@ -133,18 +131,18 @@ class MetricComparison:
 def check_metrics(records: Sequence[Record], wanted: Sequence[str] | None) -> list[str]:
     """The metrics to compare: those asked for, else the headline ones that have a better direction.
 
-    Those of a judge only where somebody judged: a table of nothing but "no judge" would compare nothing.
+    Those of what was not measured are left out: a table of nothing but "no judge" would compare nothing.
 
     Raises:
         UserError: one of them is in no record.
     """
-    known = {name: metric for record in records for name, metric in record["metrics"].items()}
+    known = {name: metric for record in records for name, metric in record.metrics.items()}
     for name in wanted or ():
         if name not in known:
             raise UserError(f'unknown metric "{name}"{did_you_mean(name, known)}')
-    shown = {name for record in on_tokens(records) for name in record["metrics"]}
-    shown |= {name for record in records if judged_by(record) is not None for name in record["scores"]}
-    headline = (name for name, metric in known.items() if metric["headline"] and metric["better"])
+    shown = {name for record in records if record.measured_on == "tokens" for name in record.metrics}
+    shown |= {name for record in records if not record.not_measured for name in record.scores}
+    headline = (name for name, metric in known.items() if metric.headline and metric.better)
     return list(wanted or (name for name in headline if name in shown))
 
 
@@ -159,30 +157,30 @@ def comparisons(records: Sequence[Record], metrics: Sequence[str]) -> list[Compa
     """
     settings: dict[Setting, list[Record]] = {}
     for record in records:
-        sae = record["sae"]
-        if sae.get("origin"):
+        sae = record.sae
+        if sae.origin:
             continue
-        setting = Setting(record["provenance"]["model"], sae["site"]["name"], sae["d_sae"])
+        setting = Setting(record.provenance.model, sae.site.name, sae.d_sae)
         settings.setdefault(setting, []).append(record)
     found = (_comparison_of(setting, settings[setting], metrics) for setting in sorted(settings))
     return [comparison for comparison in found if comparison.architectures]
 
 
 def _comparison_of(setting: Setting, records: Sequence[Record], metrics: Sequence[str]) -> Comparison:
-    labels = sorted({record["sae"]["label"] for record in records})
-    by_label = {label: {r["sae"]["seed"] for r in records if r["sae"]["label"] == label} for label in labels}
+    labels = sorted({record.sae.label for record in records})
+    by_label = {label: {_place(r)[1] for r in records if r.sae.label == label} for label in labels}
     seeds = sorted(set.intersection(*by_label.values()))
     if not seeds:
         have = "; ".join(f"{label}: {', '.join(map(str, sorted(of)))}" for label, of in by_label.items())
         raise UserError(f"the architectures at {setting.site} share no seed ({have}): give runs of the same seeds")
-    n_documents = max((len(sums) for record in records for sums in record["by_document"].values()), default=1)
+    n_documents = max((len(sums) for record in records for sums in record.by_document.values()), default=1)
     design = Design(n_documents, len(seeds), len(labels))
     wanted = list(dict.fromkeys([*metrics, "l0"]))
-    directions = {
-        name: metric["better"] for record in records for name, metric in record["metrics"].items() if name in wanted
+    directions: dict[str, str | None] = {
+        name: metric.better for record in records for name, metric in record.metrics.items() if name in wanted
     }
     architectures = tuple(_architecture(label, i, records, seeds, wanted, design) for i, label in enumerate(labels))
-    mine = tuple(record for record in records if record["sae"]["seed"] in seeds)
+    mine = tuple(record for record in records if record.sae.seed in seeds)
     return Comparison(setting, design, tuple(seeds), tuple(f for f in architectures if f.metrics), mine, directions)
 
 
@@ -192,22 +190,21 @@ def _architecture(
     """For each metric, the targets at which every seed has it and the L0; what is missing says why."""
     measured: dict[tuple[str, float, int], Float[ndarray, " R"]] = {}
     missing: list[str] = []
-    mine = [record for record in records if record["sae"]["label"] == label and record["sae"]["seed"] in seeds]
-    for record in sorted(mine, key=lambda record: (target_of(record), record["sae"]["seed"], record["task"])):
-        if record["failure"]:
-            missing.append(f"{record['sae']['id']}: {record['failure']}")
-        for name in sorted(set(record["scores"]) & set(metrics)):
-            key = name, target_of(record), record["sae"]["seed"]
+    mine = [record for record in records if record.sae.label == label and record.sae.seed in seeds]
+    for record in sorted(mine, key=lambda record: (*_place(record), record.task)):
+        if record.failure:
+            missing.append(f"{record.sae.id}: {record.failure}")
+        for name in sorted(set(record.scores) & set(metrics)):
+            key = (name, *_place(record))
             if key in measured:
                 raise UserError(
-                    f"{record['sae']['id']} is in two of the runs: give runs that differ in architecture, target or "
-                    "seed"
+                    f"{record.sae.id} is in two of the runs: give runs that differ in architecture, target or seed"
                 )
             try:
                 measured[key] = metric_replicates(record, name, design, place)
             except KeyError:
-                note = record["scores"][name]["note"] or "no value, or no standard error"
-                missing.append(f"{record['sae']['id']}: {name}: {note}")
+                note = record.scores[name].note or "no value, or no standard error"
+                missing.append(f"{record.sae.id}: {name}: {note}")
     targets = sorted({target for _, target, _ in measured})
     points = {}
     for name in metrics:
@@ -221,10 +218,12 @@ def _architecture(
     return Architecture(label, points, tuple(dict.fromkeys(missing)))
 
 
-def target_of(record: Record) -> float:
-    """The wanted L0, or the raw coefficient where none was wanted."""
-    sae = record["sae"]
-    return float(sae["target_l0"] if sae["target_l0"] is not None else sae["coefficient"])
+def _place(record: Record) -> tuple[float, int]:
+    """The target and the seed of an SAE of a run."""
+    sae = record.sae
+    assert sae.target is not None, "only SAEs from elsewhere have none"
+    assert sae.seed is not None, "only SAEs from elsewhere have none"
+    return sae.target, sae.seed
 
 
 def compare(comparison: Comparison, metric: str, l0s: Sequence[float] = AT_L0) -> MetricComparison:

@@ -13,7 +13,15 @@ from sae_bench.errors import one_line
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS, Estimate
 from sae_bench.leaderboard.compare import Comparison, Standing, compare
 from sae_bench.leaderboard.curves import AT_L0, pareto_front
-from sae_bench.leaderboard.tables import ARROWS, LATEX_ARROWS, escape_csv, escape_latex, escape_markdown, with_error
+from sae_bench.leaderboard.render import (
+    ARROWS,
+    LATEX_ARROWS,
+    escape_csv,
+    escape_latex,
+    escape_markdown,
+    latex_table,
+    with_error,
+)
 
 Cell = tuple[str, bool]
 """Its text, and whether it is marked: not told apart from the best, where others are."""
@@ -113,20 +121,16 @@ def latex(
     tables = []
 
     def add(caption: str, header: Sequence[str], rows: Sequence[Row]) -> None:
-        body = "\n".join(
+        body = [
             " & ".join(
                 [escape_latex(label)]
                 + [rf"\textbf{{{_in_latex(text)}}}" if best else _in_latex(text) for text, best in cells]
             )
             + r" \\"
             for label, cells in rows
-        )
-        tables.append(
-            f"\\begin{{table}}\n\\centering\n\\small\n\\caption{{{caption}}}\n"
-            f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}\n\\toprule\n"
-            f"{' & '.join(escape_latex(name) for name in header)} \\\\\n\\midrule\n{body}\n"
-            "\\bottomrule\n\\end{tabular}\n\\end{table}\n"
-        )
+        ]
+        head = " & ".join(map(escape_latex, header)) + r" \\"
+        tables.append(latex_table("l" + "r" * (len(header) - 1), head, body, caption, caption_first=True))
 
     for comparison in comparisons:
         for metric in metrics:

@@ -15,8 +15,9 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy import stats
 
-from sae_bench.leaderboard.compare import Comparison, Record
+from sae_bench.leaderboard.compare import Comparison
 from sae_bench.leaderboard.verdicts import Check, JudgedClaim, judged
+from sae_bench.records.schema import Record
 
 FEWEST = 10
 """An SAE with fewer judged latents is left out: the interval's approximation is not good for it."""
@@ -71,25 +72,25 @@ def falls_with_frequency(metrics: Sequence[str], claim: str) -> Check:
 def _judged_latents(comparison: Comparison, label: str, metric: str) -> list[Float[ndarray, "_ 2"]]:
     """Frequency and score of every latent that has a score, for each SAE of an architecture that has any."""
     frequency = {
-        record["sae"]["id"]: np.asarray(record["per_latent"]["count"]) / record["details"]["n_tokens"]
+        record.sae.id: np.asarray(record.per_latent["count"]) / record.details["n_tokens"]
         for record in comparison.records
-        if "count" in record["per_latent"] and "n_tokens" in record["details"]
+        if "count" in record.per_latent and "n_tokens" in record.details
     }
     saes = [
         np.array(
             [
-                (frequency[record["sae"]["id"]][latent], value)
+                (frequency[record.sae.id][latent], value)
                 for latent, value in zip(*_values(record, metric), strict=True)
                 if value is not None
             ]
         )
         for record in comparison.records
-        if record["sae"]["label"] == label and record["sae"]["id"] in frequency
+        if record.sae.label == label and record.sae.id in frequency
     ]
     return [latents for latents in saes if len(latents)]
 
 
 def _values(record: Record, metric: str) -> tuple[list[int], list[float | None]]:
     """The latents that a record is about, and what each scored; none, where it is not about latents."""
-    details = record["details"]
+    details = record.details
     return (details["latents"], details["values"][metric]) if metric in details.get("values", {}) else ([], [])

@@ -191,7 +191,7 @@ def about_equal(metrics: Sequence[str], archs: Sequence[str], room: float, claim
 
 def _name(comparison: Comparison, arch: str) -> str:
     """The label of an architecture in a comparison: its name, or with settings, if one choice of them is there."""
-    labels = {record["sae"]["label"] for record in comparison.records if record["sae"]["arch"] == arch}
+    labels = {record.sae.label for record in comparison.records if record.sae.arch == arch}
     return labels.pop() if len(labels) == 1 else arch
 
 
@@ -205,12 +205,12 @@ def _notes(
     absent = [label for label in labels if label not in architectures]
     if absent:
         return [f"no {', no '.join(absent)} among {', '.join(architectures) or 'none'}"]
-    known = {name for record in comparison.records for name in record["metrics"]}
+    known = {name for record in comparison.records for name in record.metrics}
     notes = []
     for metric in metrics:
         without = [label for label in labels if metric not in architectures[label].metrics]
         if metric not in known:
-            versions = sorted({f"{record['task']} {record['task_version']}" for record in comparison.records})
+            versions = sorted({f"{record.task} {record.task_version}" for record in comparison.records})
             notes.append(f"{metric} is in no record: not measured by what made them ({', '.join(versions)})")
         elif without:
             notes.append(f"no {metric} of {', '.join(without)}")

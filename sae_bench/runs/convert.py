@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, Contexts, evaluate
-from sae_bench.evaluation.task import Score, token_tasks
+from sae_bench.evaluation.task import token_tasks
 from sae_bench.formats.convert import convert
 from sae_bench.formats.export import exportable, saes_of
 from sae_bench.lm.model import LanguageModel, load_language_model
@@ -22,6 +22,7 @@ from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 from sae_bench.records.files import read_sealed, write_sealed
 from sae_bench.records.names import file_name
+from sae_bench.records.schema import SAEDescription, Score
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.import_saes import site_of
 from sae_bench.runs.pipeline import choose_device
@@ -68,7 +69,8 @@ def convert_run(
     converted = []
     for sae in chosen:
         assert sae.own is not None, "an SAE of a run"
-        site, before = site_of(sae.own["description"]), exportable(sae.build()).to(device)
+        saved = SAEDescription.read(sae.own["description"], Path(sae.where))
+        site, before = site_of(saved), exportable(sae.build()).to(device)
         if before.name == "topk" and site not in calibration:
             calibration[site] = activations_at(lm, config, site, calibration_tokens, progress)
         after = convert(before, to, calibration.get(site))
@@ -134,9 +136,9 @@ def costs_table(costs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _save(out: Path, one: Converted, to: str) -> None:
-    own = one.own["description"]
-    description = {
-        **own, "id": one.id, "arch": one.after.name, "label": f"{to}:from={own['arch']}", "options": {},
-        "converted_from": {"id": own["id"], "arch": own["arch"], "weights_sha256": one.own["sha256"]},
+    own = SAEDescription.read(one.own["description"], out)
+    changed = {
+        "id": one.id, "arch": one.after.name, "label": f"{to}:from={own.arch}", "options": {},
+        "converted_from": {"id": own.id, "arch": own.arch, "weights_sha256": one.own["sha256"]},
     }  # fmt: skip
-    save_sae(out / "saes" / one.id, one.after.cpu(), description, one.own["metadata"], [])
+    save_sae(out / "saes" / one.id, one.after.cpu(), own.model_copy(update=changed), one.own["metadata"], [])

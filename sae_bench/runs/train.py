@@ -16,6 +16,7 @@ from sae_bench.lm.sites import Site
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
+from sae_bench.records.schema import Training
 from sae_bench.runs.config import RunConfig, parse_interval
 from sae_bench.runs.plan import SAEPlan, training_bytes, training_disk_bytes
 from sae_bench.runs.provenance import environment
@@ -281,7 +282,7 @@ class TrainStage:
             save_sae(
                 self.folder.sae_path(plan.id),
                 trainee.sae,
-                plan.describe() | {"training": training},
+                plan.describe().model_copy(update={"training": Training(**training)}),
                 sae_metadata(self.lm, self.config, plan.site),
                 trainee.log,
                 self.config.hash,

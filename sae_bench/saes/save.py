@@ -14,6 +14,7 @@ from sae_bench import __version__
 from sae_bench.errors import UserError
 from sae_bench.records.files import read_sealed, sha256, write_bytes, write_json, write_sealed, write_text
 from sae_bench.records.run_folder import SAE_DESCRIPTION
+from sae_bench.records.schema import SAEDescription
 from sae_bench.registry import ARCHITECTURES
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder
 
@@ -25,13 +26,13 @@ FILES = (WEIGHTS, "cfg.json", "metrics.jsonl")
 def save_sae(
     folder: Path,
     sae: SparseAutoencoder,
-    description: Mapping[str, Any],
+    description: SAEDescription | None,
     metadata: Mapping[str, Any],
     log: Iterable[Mapping[str, float | int]],
     config_hash: str = "",
 ) -> None:
-    """Save a folded SAE with what trained it and its training log."""
-    failed = description.get("training", {}).get("failure")
+    """Save a folded SAE with what trained it, if anybody will ask, and its training log."""
+    failed = description and description.training.failure
     assert sae.folded or failed, "only folded SAEs, which take raw activations, leave the trainer"
     names = sae.saelens_names
     tensors = {names.get(name, name): value.detach().cpu().contiguous() for name, value in sae.named_parameters()}
@@ -49,7 +50,7 @@ def save_sae(
             "config": sae.config.model_dump(mode="json"),
             "sha256": sha256(folder / WEIGHTS),
             "files": {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name in FILES},
-            "description": dict(description),
+            "description": description.as_json() if description else {},
             "metadata": dict(metadata),
         },
     )
@@ -83,10 +84,10 @@ def load_sae(folder: Path, device: torch.device | str = "cpu") -> SparseAutoenco
     return sae.to(device).requires_grad_(False)
 
 
-def description_of(folder: Path) -> dict[str, Any]:
+def description_of(folder: Path) -> SAEDescription:
     """What a saved SAE is and what trained it."""
     own = read_sealed(folder / SAE_DESCRIPTION)
-    return {**own["description"], "weights_sha256": own["sha256"]}
+    return SAEDescription.read({**own["description"], "weights_sha256": own["sha256"]}, folder / SAE_DESCRIPTION)
 
 
 def saelens_config(sae: SparseAutoencoder, metadata: Mapping[str, Any]) -> dict[str, Any]:

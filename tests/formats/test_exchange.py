@@ -16,6 +16,7 @@ from sae_bench.errors import UserError
 from sae_bench.formats.convert import convert
 from sae_bench.formats.export import export, exportable
 from sae_bench.records.files import read_sealed
+from sae_bench.records.schema import SAEDescription, SiteDescription
 from sae_bench.saes.save import load_sae, save_sae
 
 ARCHS = ("gated", "jumprelu", "relu", "topk")
@@ -55,9 +56,10 @@ def inputs(n: int = 400) -> torch.Tensor:
 def make_run(folder: Path, *saes: SparseAutoencoder) -> Path:
     """The part of a run's folder that exporting looks at."""
     for sae in saes:
-        description = {"id": f"{sae.name}.layer_3.resid_post", "arch": sae.name, "label": sae.name, "site": SITE}
+        sae_id, site = f"{sae.name}.layer_3.resid_post", SiteDescription(**SITE)
+        description = SAEDescription.model_construct(id=sae_id, arch=sae.name, label=sae.name, site=site)
         metadata = {"model_name": "owner/model", "hook_name": "blocks.3.hook_resid_post"}
-        save_sae(folder / "saes" / description["id"], sae, description, metadata, [])
+        save_sae(folder / "saes" / sae_id, sae, description, metadata, [])
     (folder / "records").mkdir()
     return folder
 
