@@ -21,7 +21,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from sae_bench.leaderboard import bootstrap as resample
-from sae_bench.leaderboard.compare import Comparison, compare, panels
+from sae_bench.leaderboard.compare import MetricComparison, compare, comparisons
 from sae_bench.leaderboard.curves import area, at_l0
 
 BOARD = Path(__file__).parents[1] / "results/gemma-3-270m_2-core-cpu_2026-11-26"
@@ -106,7 +106,7 @@ class World:
         between = float(l0[0, 0]), float(l0[0, -1])
         return {**dict(zip(L0S, at_l0(l0, height, L0S)[0], strict=True)), None: float(area(l0, height, between)[0])}
 
-    def draw(self, draw: np.random.Generator, deviations: ndarray, n_seeds: int, n_documents: int) -> Comparison:
+    def draw(self, draw: np.random.Generator, deviations: ndarray, n_seeds: int, n_documents: int) -> MetricComparison:
         """One experiment, records to comparison."""
         chosen = draw.integers(0, len(self.below), n_documents)
         shape = len(self.labels), n_seeds, len(self.targets)
@@ -117,8 +117,8 @@ class World:
                          self.active[a, t, chosen], chosen)
             for a, label in enumerate(self.labels) for t, target in enumerate(self.targets) for seed in range(n_seeds)
         ]  # fmt: skip
-        (panel,) = panels(records, ["metric"])
-        return compare(panel, "metric", L0S)
+        (comparison,) = comparisons(records, ["metric"])
+        return compare(comparison, "metric", L0S)
 
     def _record(self, label: str, target: float, seed: int, above: ndarray, active: ndarray, chosen: ndarray) -> Any:
         sums = {"above": above, "below": self.below[chosen], "active": active, "tokens": self.tokens[chosen]}
@@ -137,7 +137,7 @@ class World:
 
 def experiments(
     world: World, n: int, spread: str, ratio: float, n_seeds: int, n_documents: int
-) -> Iterator[Comparison]:
+) -> Iterator[MetricComparison]:
     """Comparisons of n simulated experiments."""
     deviations = world.seeds_of(spread, ratio, n_seeds, n_documents)
     for i in range(n):

@@ -32,11 +32,11 @@ from sae_bench.evaluation.task import (
     JudgedLatent,
     LatentTask,
     LMLosses,
-    Metric,
     Result,
     Task,
 )
 from sae_bench.lm.sites import Site
+from sae_bench.records.schema import Metric
 from sae_bench.registry import ARCHITECTURES, TASKS
 from sae_bench.runs.config import ArchSpec
 from sae_bench.runs.plan import settle
@@ -184,7 +184,7 @@ def _check_release(sae: SparseAutoencoder, x: Float[Tensor, "B D"], scale: float
         _require_close(exported(raw_x), raw(raw_x), complaint)
         _require_close(_dense(exported.encode(raw_x)), _dense(raw.encode(raw_x)), complaint)
     with tempfile.TemporaryDirectory() as folder:
-        save_sae(Path(folder), raw, {}, {}, [])
+        save_sae(Path(folder), raw, None, {}, [])
         loaded = load_sae(Path(folder))
     restored = _same(raw, loaded) and torch.equal(raw(raw_x), loaded(raw_x))
     _require(restored, "a loaded SAE is not the saved one; keep all state in parameters, all settings in the config")

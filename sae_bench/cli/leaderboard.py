@@ -33,12 +33,12 @@ def table(
     form
         text, md, tex or csv; as text without a choice of rows and columns, failures are listed too.
     """
-    from sae_bench.leaderboard import board_table
-    from sae_bench.leaderboard import tables as leaderboard
+    from sae_bench.leaderboard import board_table, tables
+    from sae_bench.leaderboard.load import gather
 
-    records = leaderboard.gather(runs, mix=mix)
+    records = gather(runs, mix=mix)
     if columns is None and group_by is None and not over_seeds and form == "text":
-        print(leaderboard.terminal(records))
+        print(tables.terminal(records))
     else:
         print(board_table.table(records, form, columns, group_by, over_seeds=over_seeds), end="")
     return 0
@@ -65,19 +65,19 @@ def compare(
     form
         text, md, tex or csv.
     """
-    from sae_bench.leaderboard import compare_table
-    from sae_bench.leaderboard import tables as leaderboard
-    from sae_bench.leaderboard.compare import check_metrics, panels
+    from sae_bench.leaderboard import compare_table, tables
+    from sae_bench.leaderboard.compare import check_metrics, comparisons
     from sae_bench.leaderboard.curves import AT_L0
+    from sae_bench.leaderboard.load import gather
 
-    records = leaderboard.gather(runs)
+    records = gather(runs)
     metrics = check_metrics(records, metric)
     writers = {
         "text": compare_table.terminal, "md": compare_table.markdown, "tex": compare_table.latex,
         "csv": compare_table.csv,
     }  # fmt: skip
-    facts = () if form == "csv" else (leaderboard.caption(records),)
-    print(writers[form](panels(records, metrics), metrics, at_l0 or AT_L0, *facts))
+    facts = () if form == "csv" else (tables.caption(records),)
+    print(writers[form](comparisons(records, metrics), metrics, at_l0 or AT_L0, *facts))
     return 0
 
 
@@ -91,16 +91,15 @@ def claims(runs: Annotated[list[Path], Parameter(required=True)], /, *, at_l0: l
     at_l0
         L0s to judge at, where they were measured. Default: 20 50 100 150.
     """
-    from sae_bench.leaderboard import tables as leaderboard
     from sae_bench.leaderboard.claims import METRICS, check_claims
-    from sae_bench.leaderboard.compare import panels
+    from sae_bench.leaderboard.compare import comparisons
     from sae_bench.leaderboard.curves import AT_L0
+    from sae_bench.leaderboard.load import gather
 
-    records = leaderboard.gather(runs)
-    for panel, finding in check_claims(panels(records, METRICS), at_l0 or AT_L0):
-        setting = panel.setting
-        print(f"{finding.verdict}: {finding.claim} ({setting.model}, {setting.site}, width {setting.width})")
-        for number in finding.numbers:
+    records = gather(runs)
+    for comparison, judged in check_claims(comparisons(records, METRICS), at_l0 or AT_L0):
+        print(f"{judged.verdict}: {judged.claim} ({comparison.setting})")
+        for number in judged.numbers:
             print(f"    {number}")
     return 0
 

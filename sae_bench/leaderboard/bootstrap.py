@@ -13,14 +13,15 @@ Shapes: R replicates, G documents, S seeds.
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 from scipy import special
+
+from sae_bench.records.schema import Record
 
 LEVEL = 0.95
 
@@ -106,7 +107,7 @@ class Estimate:
         return float(sum(weight * -special.stdtrit(degrees, tail) for weight, degrees in self.sources))
 
 
-def estimate(replicates: Float[ndarray, "R"], design: Design) -> Estimate:
+def estimate(replicates: Float[ndarray, " R"], design: Design) -> Estimate:
     """A value's estimate, from a statistic of every replicate, by the variance between its own seeds.
 
     Between 93% and 97% of its 95% intervals cover; further out in the tails its weights were not fitted.
@@ -116,7 +117,7 @@ def estimate(replicates: Float[ndarray, "R"], design: Design) -> Estimate:
     return _combined(replicates, design, seeds, degrees, _weight_of_seeds, 1)
 
 
-def difference(of_pair: Float[ndarray, "R"], design: Design, seeds: float, degrees: float, family: int) -> Estimate:
+def difference(of_pair: Float[ndarray, " R"], design: Design, seeds: float, degrees: float, family: int) -> Estimate:
     """The estimate of a difference, one of a family of that size, with a variance between seeds from elsewhere.
 
     Where no variance was seen at all, it is unknown: SAEs that agree by chance would differ beyond any doubt otherwise.
@@ -128,7 +129,7 @@ def difference(of_pair: Float[ndarray, "R"], design: Design, seeds: float, degre
 
 
 def _combined(
-    replicates: Float[ndarray, "R"],
+    replicates: Float[ndarray, " R"],
     design: Design,
     seeds: float,
     degrees: float,
@@ -146,14 +147,14 @@ def _combined(
     return Estimate(value, total**0.5, sources, over, family)
 
 
-def seed_variance(replicates: Float[ndarray, "R"], design: Design) -> float:
+def seed_variance(replicates: Float[ndarray, " R"], design: Design) -> float:
     """The variance of a mean over seeds that comes from their choice; 0 with one seed, which says nothing of it."""
     if design.n_seeds < 2:
         return 0.0
     return float(np.var(replicates[design.seeds]) * (design.n_seeds - 1))
 
 
-def document_variance(replicates: Float[ndarray, "R"], design: Design) -> tuple[float, float]:
+def document_variance(replicates: Float[ndarray, " R"], design: Design) -> tuple[float, float]:
     """The variance that comes from the choice of documents, and its degrees of freedom.
 
     The variance of G documents of kurtosis k has 2 G / (k - 1) of them by its first two moments. But a sample shows
@@ -194,9 +195,7 @@ def _weight_of_pooled(share: float, degrees: float) -> float:
     return weight
 
 
-def metric_replicates(
-    record: Mapping[str, Any], metric: str, design: Design, architecture: int = 0
-) -> Float[ndarray, "R"]:
+def metric_replicates(record: Record, metric: str, design: Design, architecture: int = 0) -> Float[ndarray, " R"]:
     """A metric of one SAE in every replicate; leaving seeds out is `over_seeds`' part.
 
     Metrics that are ratios of per-document sums are worked out anew. Of others, as the shares of latents or what a
@@ -207,25 +206,25 @@ def metric_replicates(
     Raises:
         KeyError: the record has no value for the metric, or no standard error of it.
     """
-    score = record["scores"][metric]
-    if score["value"] is None:
+    score = record.scores[metric]
+    if score.value is None:
         raise KeyError(metric)
-    formula = FORMULA.fullmatch(score["formula"] or "")
+    formula = FORMULA.fullmatch(score.formula or "")
     if formula is None:
-        if score["stderr"] is None:
+        if score.stderr is None:
             raise KeyError(metric)
-        found = np.full(design.n_replicates, float(score["value"]))
-        found[design.moved.start + architecture] += score["stderr"]
+        found = np.full(design.n_replicates, float(score.value))
+        found[design.moved.start + architecture] += score.stderr
         return found
     one_minus, numerator, denominator = formula.groups()
-    above, below = (np.asarray(record["by_document"][name], dtype=float) for name in (numerator, denominator))
+    above, below = (np.asarray(record.by_document[name], dtype=float) for name in (numerator, denominator))
     found = np.full(design.n_replicates, above.sum() / below.sum())
     if design.n_documents > 1:
         found[design.documents] = (above.sum() - above) / (below.sum() - below)
     return 1 - found if one_minus else found
 
 
-def over_seeds(by_seed: Sequence[Float[ndarray, "R"]], design: Design) -> Float[ndarray, "R"]:
+def over_seeds(by_seed: Sequence[Float[ndarray, " R"]], design: Design) -> Float[ndarray, " R"]:
     """The mean over seeds, without the one that a replicate leaves out."""
     stacked = np.stack(by_seed, axis=1)
     found = stacked.mean(1)

@@ -18,12 +18,12 @@ AT_L0 = (20.0, 50.0, 100.0, 150.0)
 """Where architectures are compared unless told otherwise."""
 
 
-def measured_range(l0: Float[ndarray, "T"]) -> tuple[float, float]:
+def measured_range(l0: Float[ndarray, " T"]) -> tuple[float, float]:
     """The L0s between which a curve is known."""
     return float(l0.min()), float(l0.max())
 
 
-def common_range(curves: Sequence[Float[ndarray, "_"]]) -> tuple[float, float] | None:
+def common_range(curves: Sequence[Float[ndarray, " _"]]) -> tuple[float, float] | None:
     """The L0s that all of some curves cover; None if there are none."""
     low = max(measured_range(l0)[0] for l0 in curves)
     high = min(measured_range(l0)[1] for l0 in curves)
@@ -121,7 +121,7 @@ def at_l0(l0: Float[ndarray, "R T"], value: Float[ndarray, "R T"], wanted: Seque
     return Curves(l0, value)(np.tile(np.asarray(wanted, dtype=float), (len(l0), 1)))
 
 
-def area(l0: Float[ndarray, "R T"], value: Float[ndarray, "R T"], between: tuple[float, float]) -> Float[ndarray, "R"]:
+def area(l0: Float[ndarray, "R T"], value: Float[ndarray, "R T"], between: tuple[float, float]) -> Float[ndarray, " R"]:
     """Mean height of every replicate's curve over log L0 between two L0s, or as far as it reaches."""
     ends = np.clip(np.tile(between, (len(l0), 1)), l0.min(1, keepdims=True), l0.max(1, keepdims=True))
     below = Curves(l0, value).integral(ends)

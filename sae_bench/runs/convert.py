@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, evaluate
-from sae_bench.evaluation.task import Score, token_tasks
+from sae_bench.evaluation.task import token_tasks
 from sae_bench.formats import ours
 from sae_bench.formats.export import saes_of
 from sae_bench.lm.contexts import Contexts
@@ -24,6 +24,7 @@ from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
 from sae_bench.records.files import read_sealed, write_sealed
 from sae_bench.records.names import file_name
+from sae_bench.records.schema import SAEDescription, Score
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.saes.base import SparseAutoencoder
@@ -65,7 +66,8 @@ def convert_run(
     converted = []
     for sae in chosen:
         assert sae.own is not None, "an SAE of a run"
-        site, before = site_of(sae.own["description"]), to_built_in(sae.build()).to(lm.device)
+        saved = SAEDescription.read(sae.own["description"], Path(sae.where))
+        site, before = site_of(saved), to_built_in(sae.build()).to(lm.device)
         if before.nonlinearity == "topk" and site not in calibration:
             stream = token_stream(lm, config, "train", calibration_tokens)
             calibration[site] = activations_at(lm, site, stream, progress)
@@ -131,9 +133,9 @@ def costs_table(costs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _save(out: Path, one: Converted, to: str) -> None:
-    own = one.own["description"]
-    description = {
-        **own, "id": one.id, "arch": one.after.name, "label": f"{to}:from={own['arch']}", "options": {},
-        "converted_from": {"id": own["id"], "arch": own["arch"], "weights_sha256": one.own["sha256"]},
+    own = SAEDescription.read(one.own["description"], out)
+    changed = {
+        "id": one.id, "arch": one.after.name, "label": f"{to}:from={own.arch}", "options": {},
+        "converted_from": {"id": own.id, "arch": own.arch, "weights_sha256": one.own["sha256"]},
     }  # fmt: skip
-    ours.write(out / "saes" / one.id, one.after.cpu(), description, one.own["metadata"])
+    ours.write(out / "saes" / one.id, one.after.cpu(), own.model_copy(update=changed), one.own["metadata"])

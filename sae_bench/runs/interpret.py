@@ -15,7 +15,6 @@ from sae_bench.autointerp.examples import EXCERPT_TOKENS, MIN_FIRED
 from sae_bench.autointerp.explainer import cost_of, estimate, judge_latent
 from sae_bench.autointerp.judges import (
     COLLECTION_VERSION,
-    NO_JUDGE,
     Judges,
     judge_settings,
     judges_of,
@@ -66,7 +65,7 @@ def interpret_saes(
         record = folder.record(sae.id, task)
         if record is None or is_missing(record, task, sae.description, config.hash, lm):
             return True
-        return not sae.failed and _judged_otherwise(record["details"], settings)
+        return not sae.failed and _judged_otherwise(record.details, settings)
 
     due = [sae for sae in saes if any(is_due(sae, task) for task in tasks)]
     if not due:
@@ -76,7 +75,7 @@ def interpret_saes(
     records = LatentRecords(folder, tasks, scorers_of(config), settings, lambda: provenance_of(lm, config, held_out))
     if judges is None:
         for sae in due:
-            records.write(sae, (), {"judge": None, "caption": NO_JUDGE})
+            records.write(sae, (), {"judge": None})
         return
     spending = spending_of(config, judges)
     client = Client(
@@ -103,7 +102,7 @@ def _interpreted_saes(
     if config.chance and config.collects:
         random = random_baselines((plan.config, plan.site) for plan in plans)
         described += [(describe_random(name, *shape), *shape) for name, shape in random.items()]
-    return [InterpretedSAE(d, c, site, shared | {"weights_sha256": d["weights_sha256"]}) for d, c, site in described]
+    return [InterpretedSAE(d, c, site, shared | {"weights_sha256": d.weights_sha256}) for d, c, site in described]
 
 
 def _judged_otherwise(details: Mapping[str, Any], settings: Mapping[str, Any] | None) -> bool:
@@ -129,7 +128,7 @@ def _collect(
         f"collecting {n_latents} latents of {len(saes)} SAEs from {stream.n_tokens:,} held-out tokens, in about "
         f"{takes / 1e6:,.0f} MB"
     )
-    is_random = [sae.description["arch"] == RandomSAE.name for sae in saes]
+    is_random = [sae.description.arch == RandomSAE.name for sae in saes]
     random_sites = list(dict.fromkeys(sae.site for sae, random in zip(saes, is_random, strict=True) if random))
     means = site_means(lm, stream, random_sites, 1, progress) if random_sites else {}
     subjects = [

@@ -4,16 +4,17 @@ Nothing is uploaded but what the run made, read whole and unchanged from its fol
 of models and corpora goes along, paths included.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from sae_bench.errors import UserError
 from sae_bench.formats.export import saes_of
-from sae_bench.leaderboard import tables as leaderboard
+from sae_bench.leaderboard.render import escape_markdown
+from sae_bench.leaderboard.tables import markdown
 from sae_bench.records.files import read_sealed
 from sae_bench.records.redact import redact
 from sae_bench.records.run_folder import RunFolder
+from sae_bench.records.schema import Record
 
 TABLES = ("leaderboard.md", "leaderboard.csv", "leaderboard.tex")
 
@@ -45,20 +46,20 @@ def collect(run: Path, repo: str) -> dict[str, Path | bytes]:
     return files | {"README.md": redact(card(records, repo)).encode()}
 
 
-def card(records: Sequence[Mapping[str, Any]], repo: str) -> str:
+def card(records: Sequence[Record], repo: str) -> str:
     """The model card."""
-    saes = {record["sae"]["id"]: record["sae"] for record in records}
-    own = [sae_id for sae_id, sae in saes.items() if not sae.get("origin")]
-    model = records[0]["provenance"]["model"]
+    saes = {record.sae.id: record.sae for record in records}
+    own = [sae_id for sae_id, sae in saes.items() if not sae.origin]
+    model = records[0].provenance.model
     base = [f"base_model: {model}"] if "/" in model and not model.startswith(("/", ".")) else []
     first = own[0]
     header = ["---", "library_name: saelens", *base, "tags:", "- sparse-autoencoder", "- sae-arch-bench", "---"]
-    table = leaderboard.markdown(records).removeprefix("# Leaderboard\n\n")
+    table = markdown(records).removeprefix("# Leaderboard\n\n")
     return "\n".join(
         [
             *header,
             "",
-            f"# Sparse autoencoders on {leaderboard.escape_markdown(model)}",
+            f"# Sparse autoencoders on {escape_markdown(model)}",
             "",
             f"{len(saes)} SAEs, evaluated by sae-arch-bench on the same held-out tokens; {len(own)} of them are here.",
             "",

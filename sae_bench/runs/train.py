@@ -17,6 +17,7 @@ from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
+from sae_bench.records.schema import Training
 from sae_bench.runs.config import RunConfig, parse_interval
 from sae_bench.runs.plan import SAEPlan, training_bytes, training_disk_bytes
 from sae_bench.runs.provenance import environment
@@ -251,7 +252,7 @@ class TrainStage:
         ours.write(
             self.folder.sae_path(plan.id),
             trainer.sae,
-            plan.describe() | {"training": training},
+            plan.describe().model_copy(update={"training": Training(**training)}),
             sae_metadata(self.lm.name, plan.site, self.config.dataset, self.config.context_size),
             trainer.log,
             self.config.hash,

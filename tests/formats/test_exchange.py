@@ -16,6 +16,7 @@ from sae_bench.errors import UserError
 from sae_bench.formats.export import export
 from sae_bench.formats.ours import write
 from sae_bench.records.files import read_sealed
+from sae_bench.records.schema import SAEDescription, SiteDescription
 from sae_bench.saes.convert import convert, to_built_in
 from sae_bench.saes.save import load_sae
 
@@ -56,9 +57,10 @@ def inputs(n: int = 400) -> torch.Tensor:
 def make_run(folder: Path, *saes: SparseAutoencoder) -> Path:
     """The part of a run's folder that exporting looks at."""
     for sae in saes:
-        description = {"id": f"{sae.name}.layer_3.resid_post", "arch": sae.name, "label": sae.name, "site": SITE}
+        sae_id, site = f"{sae.name}.layer_3.resid_post", SiteDescription(**SITE)
+        description = SAEDescription.model_construct(id=sae_id, arch=sae.name, label=sae.name, site=site)
         metadata = {"model_name": "owner/model", "hook_name": "blocks.3.hook_resid_post"}
-        write(folder / "saes" / description["id"], sae, description, metadata)
+        write(folder / "saes" / sae_id, sae, description, metadata)
     (folder / "records").mkdir()
     return folder
 
