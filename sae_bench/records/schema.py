@@ -192,7 +192,15 @@ def read_record(path: Path) -> Record:
         Damaged: it is not what was written.
         UserError: it is ill-typed, or of a later version of the harness.
     """
-    content = read_sealed(path)
+    return record_from(read_sealed(path), path)
+
+
+def record_from(content: Mapping[str, Any], path: Path) -> Record:
+    """The record that the content of a file is.
+
+    Raises:
+        UserError: as `read_record`.
+    """
     version = content.get("schema_version", 1)
     if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
         raise UserError(
