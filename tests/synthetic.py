@@ -93,7 +93,7 @@ def record(label, target, seed, task, *, site="layer_9.resid_post", model="demo"
 
 
 SAE = {
-    "arch": "",
+    "arch": "topk",
     "arch_version": "1",
     "d_in": D_IN,
     "d_sae": D_SAE,
