@@ -8,6 +8,7 @@ import pytest
 import torch
 from command import bench, flags
 from safetensors.torch import load_file
+from synthetic import record, typed
 from test_formats import opened
 from tiny import D_MODEL
 
@@ -15,6 +16,7 @@ from sae_bench import ARCHITECTURES, SAEConfig, SparseAutoencoder
 from sae_bench.errors import UserError
 from sae_bench.formats.export import export
 from sae_bench.formats.ours import write
+from sae_bench.formats.saebench import core_result
 from sae_bench.records.files import read_sealed
 from sae_bench.records.schema import SAEDescription, SiteDescription
 from sae_bench.saes.convert import convert, to_built_in
@@ -294,6 +296,16 @@ def test_a_damaged_or_unfinished_run_is_not_published(run, tmp_path, capsys):
     shutil.rmtree(tmp_path / "run" / "records")
     assert bench("publish", tmp_path / "run", "--repo", "me/saes", "--dry-run") == 2
     assert "holds no board" in capsys.readouterr().err
+
+
+def test_a_record_that_does_not_say_when_it_was_made_gives_no_file_of_saebench():
+    content = record("topk", 32.0, 0, "reconstruction")
+    del content["provenance"]["time"]
+    (one,) = typed([content])
+    with pytest.raises(
+        UserError, match="records of mine do not say when .* delete them and run the same command again"
+    ):
+        core_result("mine", {"reconstruction": one}, make("topk"))
 
 
 def test_saebench_files_hold_its_definitions_under_its_names_and_ours_beside(run):
