@@ -302,9 +302,7 @@ def test_a_record_that_does_not_say_when_it_was_made_gives_no_file_of_saebench()
     content = record("topk", 32.0, 0, "reconstruction")
     del content["provenance"]["time"]
     (one,) = typed([content])
-    with pytest.raises(
-        UserError, match="records of mine do not say when .* delete them and run the same command again"
-    ):
+    with pytest.raises(UserError, match=r"records of mine do not say when .* delete them and run the same command"):
         core_result("mine", {"reconstruction": one}, make("topk"))
 
 
