@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+from sae_bench.errors import one_line
 from sae_bench.leaderboard.bootstrap import LEVEL, Estimate, difference, estimate, seed_variance
 from sae_bench.leaderboard.compare import Comparison, pooled_over_seeds
 from sae_bench.leaderboard.curves import at_l0, measured_range
@@ -32,6 +33,10 @@ class JudgedClaim:
     claim: str
     verdict: Verdict
     numbers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        # Labels come from whoever named an architecture: none breaks a line or turns the writing around.
+        object.__setattr__(self, "numbers", tuple(map(one_line, self.numbers)))
 
 
 Check = Callable[[Comparison, Sequence[float]], JudgedClaim]
