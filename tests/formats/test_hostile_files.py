@@ -326,7 +326,7 @@ def saved_sae(folder: Path) -> Path:
     save_sae(
         folder / "topk",
         sae,
-        SAEDescription.model_construct(id="topk", arch="topk", site=SiteDescription(**site)),
+        SAEDescription.model_construct(id="topk", arch="topk", site=SiteDescription(name="layer_1.resid_post", **site)),
         {"model_name": "m"},
         [],
     )

@@ -85,7 +85,7 @@ def test_cost_is_seconds_of_training_and_the_least_of_operations(board):
     with styled():
         figure = cost([sae], board.labels)
     ((x,), (y,)) = figure.axes[0].lines[0].get_data()
-    assert x == pytest.approx(sae.about["training"]["seconds"] / 65_536 * 1e6)
+    assert x == pytest.approx(sae.about.training.seconds / 65_536 * 1e6)
     assert y == pytest.approx(sae.value("delta_lm_loss"))
 
 
