@@ -9,20 +9,20 @@ architectures, document by document in proportion to its tokens, so every differ
 """
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
 from sae_bench.leaderboard import bootstrap as resample
-from sae_bench.leaderboard.compare import Comparison, compare, panels
+from sae_bench.leaderboard.compare import MetricComparison, compare, comparisons
 from sae_bench.leaderboard.curves import area, at_l0
+from sae_bench.records.schema import Metric, Provenance, Record, SAEDescription, Score, SiteDescription, read_record
 
 BOARD = Path(__file__).parents[1] / "results/gemma-3-270m_2-core-cpu_2026-11-26"
 L0S = (20.0, 50.0)
@@ -39,7 +39,7 @@ class World:
     labels: tuple[str, ...]
     targets: tuple[float, ...]
     one_minus: bool
-    better: str
+    better: Literal["up", "down"] | None
     above: Float[ndarray, "A T G"]
     below: Float[ndarray, " G"]
     active: Float[ndarray, "A T G"]
@@ -50,23 +50,23 @@ class World:
     @staticmethod
     def read(metric: str, board: Path = BOARD) -> "World":
         """A board's sums, as means over its seeds."""
-        records = [json.loads(path.read_text()) for path in sorted(board.glob("records/*.json"))]
-        having = [one for one in records if metric in one["scores"] or "l0" in one["scores"]]
-        one = next(one for one in having if metric in one["scores"])
-        one_minus, above, below = resample.FORMULA.fullmatch(one["scores"][metric]["formula"]).groups()
-        labels = tuple(sorted({one["sae"]["label"] for one in having}))
-        targets = tuple(sorted({one["sae"]["target_l0"] for one in having}))
+        records = [read_record(path) for path in sorted(board.glob("records/*.json"))]
+        having = [one for one in records if metric in one.scores or "l0" in one.scores]
+        one = next(one for one in having if metric in one.scores)
+        one_minus, above, below = resample.FORMULA.fullmatch(one.scores[metric].formula or "").groups()
+        labels = tuple(sorted({one.sae.label for one in having}))
+        targets = tuple(sorted({one.sae.target_l0 for one in having}))
 
         def sums(name: str, of: str) -> ndarray:
-            found = {(r["sae"]["label"], r["sae"]["target_l0"], r["sae"]["seed"]): r["by_document"][name]
-                     for r in having if of in r["scores"]}  # fmt: skip
+            found = {(r.sae.label, r.sae.target_l0, r.sae.seed): r.by_document[name]
+                     for r in having if of in r.scores}  # fmt: skip
             seeds = sorted({key[2] for key in found})
             return np.array([[[found[a, t, s] for s in seeds] for t in targets] for a in labels], dtype=float)
 
         numerators, denominator = sums(above, metric), sums(below, metric)[0, 0, 0]
         values = numerators.sum(-1) / denominator.sum()
         return World(
-            labels, targets, bool(one_minus), one["metrics"][metric]["better"], numerators.mean(2), denominator,
+            labels, targets, bool(one_minus), one.metrics[metric].better, numerators.mean(2), denominator,
             sums("active", "l0").mean(2), sums("tokens", "l0")[0, 0, 0], values.std(2, ddof=1),
         )  # fmt: skip
 
@@ -106,7 +106,7 @@ class World:
         between = float(l0[0, 0]), float(l0[0, -1])
         return {**dict(zip(L0S, at_l0(l0, height, L0S)[0], strict=True)), None: float(area(l0, height, between)[0])}
 
-    def draw(self, draw: np.random.Generator, deviations: ndarray, n_seeds: int, n_documents: int) -> Comparison:
+    def draw(self, draw: np.random.Generator, deviations: ndarray, n_seeds: int, n_documents: int) -> MetricComparison:
         """One experiment, records to comparison."""
         chosen = draw.integers(0, len(self.below), n_documents)
         shape = len(self.labels), n_seeds, len(self.targets)
@@ -117,27 +117,32 @@ class World:
                          self.active[a, t, chosen], chosen)
             for a, label in enumerate(self.labels) for t, target in enumerate(self.targets) for seed in range(n_seeds)
         ]  # fmt: skip
-        (panel,) = panels(records, ["metric"])
-        return compare(panel, "metric", L0S)
+        (comparison,) = comparisons(records, ["metric"])
+        return compare(comparison, "metric", L0S)
 
-    def _record(self, label: str, target: float, seed: int, above: ndarray, active: ndarray, chosen: ndarray) -> Any:
+    def _record(self, label: str, target: float, seed: int, above: ndarray, active: ndarray, chosen: ndarray) -> Record:
         sums = {"above": above, "below": self.below[chosen], "active": active, "tokens": self.tokens[chosen]}
-
-        def score(formula: str) -> dict[str, Any]:
-            return {"value": 0.0, "stderr": 0.0, "n": 1, "formula": formula, "note": None}
-
-        return {
-            "failure": None, "task": "t", "by_document": sums, "provenance": {"model": "m"},
-            "metrics": {"metric": {"better": self.better}, "l0": {"better": None}},
-            "scores": {"metric": score(f"{'1 - ' * self.one_minus}above / below"), "l0": score("active / tokens")},
-            "sae": {"id": f"{label}.{target}.{seed}", "arch": label, "label": label, "seed": seed,
-                    "target_l0": target, "d_sae": 8, "site": {"name": "s"}},
-        }  # fmt: skip
+        formulas = {"metric": f"{'1 - ' * self.one_minus}above / below", "l0": "active / tokens"}
+        better: dict[str, Literal["up", "down"] | None] = {"metric": self.better, "l0": None}
+        return Record(
+            task="t", task_version="1", failure=None, details={}, per_latent={},
+            by_document={name: of.tolist() for name, of in sums.items()},
+            metrics={name: Metric(name, which, "", "") for name, which in better.items()},
+            scores={name: Score(0.0, 0.0, 1, formula) for name, formula in formulas.items()},
+            sae=SAEDescription(
+                id=f"{label}.{target}.{seed}", arch=label, label=label, arch_version="1", d_in=8, d_sae=8, seed=seed,
+                site=SiteDescription(name="s"), target_l0=target, coefficient=None, options={}, recipe=None,
+            ),
+            provenance=Provenance(
+                model="m", dataset="", preset="", eval_fingerprint="", eval_documents=len(chosen), config_hash="",
+                versions={},
+            ),
+        )  # fmt: skip
 
 
 def experiments(
     world: World, n: int, spread: str, ratio: float, n_seeds: int, n_documents: int
-) -> Iterator[Comparison]:
+) -> Iterator[MetricComparison]:
     """Comparisons of n simulated experiments."""
     deviations = world.seeds_of(spread, ratio, n_seeds, n_documents)
     for i in range(n):

@@ -164,7 +164,7 @@ def random_sae(seed: int, d_sae: int, k: int) -> Path:
     }
     sae = ARCHITECTURES["topk"](SAEConfig(d_in=D_IN, d_sae=d_sae, l0=k, seed=seed)).requires_grad_(False)
     folder = scratch() / "saes" / f"{seed}"
-    save_sae(folder, sae.fold(float(metadata()["scale"])), {}, lm_metadata, [])
+    save_sae(folder, sae.fold(float(metadata()["scale"])), None, lm_metadata, [])
     return folder
 
 

@@ -10,13 +10,13 @@ from .evaluation.task import EvalBatch as EvalBatch
 from .evaluation.task import EvalSetting as EvalSetting
 from .evaluation.task import JudgedLatent as JudgedLatent
 from .evaluation.task import LatentTask as LatentTask
-from .evaluation.task import Metric as Metric
 from .evaluation.task import Result as Result
-from .evaluation.task import Score as Score
 from .evaluation.task import Task as Task
 from .lm.corpus import Corpus as Corpus
 from .lm.sites import Family as Family
 from .lm.sites import register_family as register_family
+from .records.schema import Metric as Metric
+from .records.schema import Score as Score
 from .registry import ARCHITECTURES as ARCHITECTURES
 from .registry import SCORERS as SCORERS
 from .registry import TASKS as TASKS

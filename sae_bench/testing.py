@@ -164,7 +164,7 @@ def _check_release(sae: SparseAutoencoder, x: Float[Tensor, "B D"], scale: float
         _require_close(exported(raw_x), raw(raw_x), complaint)
         _require_close(_dense(exported.encode(raw_x)), _dense(raw.encode(raw_x)), complaint)
     with tempfile.TemporaryDirectory() as folder:
-        save_sae(Path(folder), raw, {}, {}, [])
+        save_sae(Path(folder), raw, None, {}, [])
         loaded = load_sae(Path(folder))
     restored = _same(raw, loaded) and torch.equal(raw(raw_x), loaded(raw_x))
     require(restored, "a loaded SAE is not the saved one; keep all state in parameters, all settings in the config")

@@ -12,6 +12,7 @@ import numpy as np
 
 from sae_bench.records.files import seal_of
 from sae_bench.records.names import file_name
+from sae_bench.records.schema import record_from
 
 EFFECT = {"gated": 0.05, "jumprelu": 0.0, "relu": 0.35, "topk": 0.02}
 N_DOCUMENTS, D_SAE, D_IN = 30, 512, 64
@@ -89,6 +90,34 @@ def record(label, target, seed, task, *, site="layer_9.resid_post", model="demo"
             "config": {"tokens": 8192}, "time": "2026-11-24T00:00:00+00:00",
         },
     }  # fmt: skip
+
+
+SAE = {
+    "arch": "topk",
+    "arch_version": "1",
+    "d_in": D_IN,
+    "d_sae": D_SAE,
+    "coefficient": None,
+    "options": {},
+    "recipe": None,
+}
+PROVENANCE = {
+    "model": "demo", "dataset": "corpus", "preset": "short", "eval_fingerprint": "f" * 64,
+    "eval_documents": N_DOCUMENTS, "config_hash": "c" * 64, "versions": {"sae-arch-bench": "0.1.0"},
+}  # fmt: skip
+
+
+def filled(one):
+    """A record by hand, with all that its test does not speak of."""
+    metrics = {name: metric(name, None, headline=False) | found for name, found in one["metrics"].items()}
+    sae, provenance = SAE | one["sae"], PROVENANCE | one["provenance"]
+    nothing = {"by_document": {}, "per_latent": {}, "details": {}}
+    return nothing | one | {"metrics": metrics, "sae": sae, "provenance": provenance}
+
+
+def typed(of):
+    """Records by hand, as they are read from files."""
+    return [record_from(filled(one), Path("by hand")) for one in of]
 
 
 TASKS = ("delta_lm_loss", "reconstruction", "feature_density")

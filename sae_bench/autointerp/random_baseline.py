@@ -9,13 +9,13 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae_bench.lm.sites import Site
+from sae_bench.records.schema import SAEDescription, SiteDescription, Training
 from sae_bench.saes.active import Active
 from sae_bench.saes.base import START_DENSITY, Loss, SAEConfig, SparseAutoencoder, Step
 
@@ -44,9 +44,9 @@ class RandomSAE(SparseAutoencoder):
         return self
 
 
-def random_baselines(shapes: Iterable[tuple[SAEConfig, Site]]) -> list[tuple[dict[str, Any], SAEConfig, Site]]:
+def random_baselines(shapes: Iterable[tuple[SAEConfig, Site]]) -> list[tuple[SAEDescription, SAEConfig, Site]]:
     """One random SAE for every site, width and L0 of some SAEs, each behind what a record says of it."""
-    found: dict[str, tuple[dict[str, Any], SAEConfig, Site]] = {}
+    found: dict[str, tuple[SAEDescription, SAEConfig, Site]] = {}
     for shape, site in shapes:
         l0 = shape.l0 if shape.l0 is not None else max(1.0, START_DENSITY * shape.d_sae)
         config = SAEConfig(d_in=shape.d_in, d_sae=shape.d_sae, l0=l0)
@@ -55,22 +55,22 @@ def random_baselines(shapes: Iterable[tuple[SAEConfig, Site]]) -> list[tuple[dic
     return list(found.values())
 
 
-def _described(name: str, config: SAEConfig, site: Site) -> dict[str, Any]:
+def _described(name: str, config: SAEConfig, site: Site) -> SAEDescription:
     """In the form of a trained one's description."""
     digest = hashlib.sha256(json.dumps(["random", "1", config.model_dump(mode="json")], sort_keys=True).encode())
-    return {
-        "id": name,
-        "arch": "random",
-        "label": LABEL,
-        "arch_version": "1",
-        "site": asdict(site) | {"name": site.name},
-        "d_in": config.d_in,
-        "d_sae": config.d_sae,
-        "target_l0": config.l0,
-        "coefficient": None,
-        "seed": config.seed,
-        "options": {},
-        "recipe": {},
-        "training": {"failure": None},
-        "weights_sha256": digest.hexdigest(),
-    }
+    return SAEDescription(
+        id=name,
+        arch="random",
+        label=LABEL,
+        arch_version="1",
+        site=SiteDescription(**asdict(site), name=site.name),
+        d_in=config.d_in,
+        d_sae=config.d_sae,
+        target_l0=config.l0,
+        coefficient=None,
+        seed=config.seed,
+        options={},
+        recipe={},
+        training=Training(failure=None),
+        weights_sha256=digest.hexdigest(),
+    )

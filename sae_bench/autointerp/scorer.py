@@ -22,7 +22,7 @@ from sae_bench.autointerp.parse import Unreadable as Unreadable
 from sae_bench.autointerp.parse import booleans, read_boolean, read_cut_boolean, read_json
 from sae_bench.autointerp.prompt import Prompt as Prompt
 from sae_bench.autointerp.prompt import identifiers
-from sae_bench.evaluation.task import Metric
+from sae_bench.records.schema import Metric
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,12 @@ def table(
         over_seeds: One row for each architecture and target: the mean over seeds, with its 95% interval.
         mix: Tabulate runs that measured on different tokens, or with different versions of a task, and say so.
     """
-    from sae_bench.leaderboard import board_table
-    from sae_bench.leaderboard import tables as leaderboard
+    from sae_bench.leaderboard import board_table, tables
+    from sae_bench.leaderboard.load import gather
 
-    records = leaderboard.gather(runs, mix=mix)
+    records = gather(runs, mix=mix)
     if columns is None and group_by is None and not over_seeds and form == "text":
-        print(leaderboard.terminal(records))
+        print(tables.terminal(records))
     else:
         print(board_table.table(records, form, columns, group_by, over_seeds=over_seeds), end="")
     return 0
@@ -49,34 +49,33 @@ def compare(runs: Runs, /, *, metric: list[str] | None = None, at_l0: L0s = None
     Args:
         metric: Metrics to compare. Default: those of the leaderboard that have a better direction.
     """
-    from sae_bench.leaderboard import compare_table
-    from sae_bench.leaderboard import tables as leaderboard
-    from sae_bench.leaderboard.compare import check_metrics, panels
+    from sae_bench.leaderboard import compare_table, tables
+    from sae_bench.leaderboard.compare import check_metrics, comparisons
     from sae_bench.leaderboard.curves import AT_L0
+    from sae_bench.leaderboard.load import gather
 
-    records = leaderboard.gather(runs)
+    records = gather(runs)
     metrics = check_metrics(records, metric)
     writers = {
         "text": compare_table.terminal, "md": compare_table.markdown, "tex": compare_table.latex,
         "csv": compare_table.csv,
     }  # fmt: skip
-    facts = () if form == "csv" else (leaderboard.caption(records),)
-    print(writers[form](panels(records, metrics), metrics, at_l0 or AT_L0, *facts))
+    facts = () if form == "csv" else (tables.caption(records),)
+    print(writers[form](comparisons(records, metrics), metrics, at_l0 or AT_L0, *facts))
     return 0
 
 
 def claims(runs: Runs, /, *, at_l0: L0s = None) -> int:
     """Check the findings of the JumpReLU paper on runs: each holds, does not hold, or cannot be told."""
-    from sae_bench.leaderboard import tables as leaderboard
     from sae_bench.leaderboard.claims import METRICS, check_claims
-    from sae_bench.leaderboard.compare import panels
+    from sae_bench.leaderboard.compare import comparisons
     from sae_bench.leaderboard.curves import AT_L0
+    from sae_bench.leaderboard.load import gather
 
-    records = leaderboard.gather(runs)
-    for panel, finding in check_claims(panels(records, METRICS), at_l0 or AT_L0):
-        setting = panel.setting
-        print(f"{finding.verdict}: {finding.claim} ({setting.model}, {setting.site}, width {setting.width})")
-        for number in finding.numbers:
+    records = gather(runs)
+    for comparison, judged in check_claims(comparisons(records, METRICS), at_l0 or AT_L0):
+        print(f"{judged.verdict}: {judged.claim} ({comparison.setting})")
+        for number in judged.numbers:
             print(f"    {number}")
     return 0
 

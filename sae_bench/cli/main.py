@@ -76,7 +76,7 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
     quieten_libraries()
     if not command.quiet:  # what is done once, and under which licence, is news
         logging.getLogger("sae_bench").setLevel(logging.INFO)
-    from sae_bench.leaderboard import tables as leaderboard
+    from sae_bench.leaderboard import tables
     from sae_bench.records.run_folder import RunFolder
     from sae_bench.runs.pipeline import run
 
@@ -98,9 +98,9 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
             from sae_bench.formats.saebench import emit
 
             emit(folder, records)
-    print(leaderboard.terminal(records))
+    print(tables.terminal(records))
     progress.say(f"records and tables: {folder.path}")
-    return 1 if leaderboard.failed(records) else 0
+    return 1 if tables.failed(records) else 0
 
 
 VERBS = (ls, table, compare, claims, figures, report, board, explain, verify, export, convert, publish)

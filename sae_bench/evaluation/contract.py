@@ -16,10 +16,10 @@ from sae_bench.evaluation.task import (
     JudgedLatent,
     LatentTask,
     LMLosses,
-    Metric,
     Result,
     Task,
 )
+from sae_bench.records.schema import Metric
 from sae_bench.registry import ARCHITECTURES, TASKS
 from sae_bench.saes.active import as_active, kernels
 from sae_bench.saes.base import SAEConfig

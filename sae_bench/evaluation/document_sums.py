@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from sae_bench.evaluation.stderr import ratio_stderr
-from sae_bench.evaluation.task import Score
+from sae_bench.records.schema import Score
 
 
 class DocumentSums:

@@ -13,42 +13,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_bench.records.schema import Metric, Score
 from sae_bench.registry import TASKS
 from sae_bench.saes.active import Active
 from sae_bench.saes.base import SparseAutoencoder
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number that a task reports: which way is better (None: neither), its unit, what it means."""
-
-    name: str
-    better: Literal["up", "down"] | None
-    unit: str
-    description: str
-    headline: bool = False
-    """Whether the leaderboard shows it unasked."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """A measured value with its standard error (clustered by document) and the number of tokens behind it.
-
-    A value that cannot be had is None, with a note that says why; it never enters a mean.
-    """
-
-    value: float | None
-    stderr: float | None
-    n: int
-    formula: str | None = None
-    """Which per-document sums of the record give the value, as "numerator / denominator"."""
-    note: str | None = None
 
 
 @dataclass(frozen=True)

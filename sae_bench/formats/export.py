@@ -41,15 +41,16 @@ def export(run: Path, form: str, out: Path, wanted: Sequence[str] = ()) -> list[
     """
     if form not in WRITERS:
         raise UserError(f'unknown format "{form}"{did_you_mean(form, WRITERS)}')
-    records = {record["sae"]["id"]: record for record in RunFolder(run).records() if record["task"] == "reconstruction"}
+    records = {record.sae.id: record for record in RunFolder(run).records() if record.task == "reconstruction"}
     chosen = saes_of(run, wanted)
     for sae in chosen:
         _check_fits(form, to_built_in(sae.build()))
     written = []
     for sae in chosen:
         description = sae.own["description"]
-        score = records.get(description["id"], {}).get("scores", {}).get("l0", {})
-        about = About(description["site"], sae.own["metadata"], score.get("value"))
+        record = records.get(description["id"])
+        score = record.scores.get("l0") if record else None
+        about = About(description["site"], sae.own["metadata"], score.value if score else None)
         written.append(WRITERS[form].write(out / description["id"], to_built_in(sae.build()), about))
     return written
 

@@ -15,6 +15,7 @@ from sae_bench.formats.hook_names import Place
 from sae_bench.records.files import read_sealed, sha256, write_json
 from sae_bench.records.names import file_name
 from sae_bench.records.run_folder import SAE_DESCRIPTION
+from sae_bench.records.schema import SAEDescription
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder
 from sae_bench.saes.convert import Weights
 from sae_bench.saes.save import WEIGHTS, save_sae
@@ -57,7 +58,7 @@ def _load(path: Path, digest: str, failure: str | None) -> Weights:
 def write(
     folder: Path,
     sae: SparseAutoencoder,
-    description: Mapping[str, Any],
+    description: SAEDescription | None,
     metadata: Mapping[str, Any],
     log: Iterable[Mapping[str, float | int]] = (),
     config_hash: str = "",

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sae_bench.errors import UserError
 from sae_bench.formats.saelens import config_of
 from sae_bench.records.files import write_json
 from sae_bench.records.run_folder import RunFolder
+from sae_bench.records.schema import Record
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.save import load_sae
-
-Record = Mapping[str, Any]
 
 NOT_MEASURED = -1.0
 MOST_LATENTS = 32_768
@@ -35,8 +35,8 @@ def emit(folder: RunFolder, records: Sequence[Record]) -> None:
     """Write one file for each SAE that has a record of every task it takes."""
     by_sae: dict[str, dict[str, Record]] = {}
     for record in records:
-        if not record["failure"]:
-            by_sae.setdefault(record["sae"]["id"], {})[record["task"]] = record
+        if not record.failure:
+            by_sae.setdefault(record.sae.id, {})[record.task] = record
     for sae_id, of in by_sae.items():
         if of.keys() >= {*TASKS}:
             path = folder.path / "saebench" / f"{sae_id}_custom_sae_eval_results.json"
@@ -44,32 +44,41 @@ def emit(folder: RunFolder, records: Sequence[Record]) -> None:
 
 
 def core_result(sae_id: str, records: Mapping[str, Record], sae: SparseAutoencoder) -> dict[str, Any]:
-    """The content of a file."""
-    provenance = records["reconstruction"]["provenance"]
-    densities = [count / records["feature_density"]["details"]["n_tokens"] for count in
-                 records["feature_density"]["per_latent"]["count"]]  # fmt: skip
+    """The content of a file.
+
+    Raises:
+        UserError: the records do not say when they were made, which their files do.
+    """
+    provenance = records["reconstruction"].provenance
+    if provenance.time is None:
+        raise UserError(
+            f"the records of {sae_id} do not say when they were made, as files of SAEBench do: delete them and run the "
+            "same command again"
+        )
+    densities = [count / records["feature_density"].details["n_tokens"] for count in
+                 records["feature_density"].per_latent["count"]]  # fmt: skip
     weights = weight_metrics(sae)
-    own = {name: score["value"] for record in records.values() for name, score in record["scores"].items()}
-    metadata = {"model_name": provenance["model"], "hook_name": records["reconstruction"]["sae"]["site"]["path"]}
+    own = {name: score.value for record in records.values() for name, score in record.scores.items()}
+    metadata = {"model_name": provenance.model, "hook_name": records["reconstruction"].sae.site.path}
     return {
         "eval_type_id": "core",
         "eval_config": {
-            "model_name": provenance["model"], "llm_dtype": provenance["lm_dtype"], "batch_size_prompts": 1,
-            "n_eval_reconstruction_batches": 1, "n_eval_sparsity_variance_batches": 1, "dataset": provenance["dataset"],
-            "context_size": provenance["config"]["context_size"], "compute_kl": True, "compute_ce_loss": True,
+            "model_name": provenance.model, "llm_dtype": provenance.lm_dtype, "batch_size_prompts": 1,
+            "n_eval_reconstruction_batches": 1, "n_eval_sparsity_variance_batches": 1, "dataset": provenance.dataset,
+            "context_size": provenance.config["context_size"], "compute_kl": True, "compute_ce_loss": True,
             "compute_l2_norms": True, "compute_sparsity_metrics": True, "compute_variance_metrics": True,
             "compute_featurewise_density_statistics": True, "compute_featurewise_weight_based_metrics": True,
             "exclude_special_tokens_from_reconstruction": True, "verbose": False,
         },
-        "eval_id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{provenance['config_hash']}/{sae_id}")),
-        "datetime_epoch_millis": int(datetime.datetime.fromisoformat(provenance["time"]).timestamp() * 1000),
+        "eval_id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{provenance.config_hash}/{sae_id}")),
+        "datetime_epoch_millis": int(datetime.datetime.fromisoformat(provenance.time).timestamp() * 1000),
         "eval_result_metrics": metrics(records, own, densities, weights, sae.config.d_in),
         "eval_result_details": [
             {"index": i, "feature_density": density, "consistent_activation_heuristic": NOT_MEASURED}
             | {name: values[i] for name, values in weights.items()}
             for i, density in enumerate(densities)
         ],
-        "sae_bench_commit_hash": f"sae-arch-bench {provenance['versions']['sae-arch-bench']}",
+        "sae_bench_commit_hash": f"sae-arch-bench {provenance.versions['sae-arch-bench']}",
         "sae_lens_id": "custom_sae",
         "sae_lens_release_id": sae_id,
         "sae_lens_version": "6.0.0",
@@ -77,7 +86,7 @@ def core_result(sae_id: str, records: Mapping[str, Record], sae: SparseAutoencod
         "eval_result_unstructured": {
             "sae_arch_bench": own,
             "definitions": "docs/formulas.md of sae-arch-bench; zero ablation keeps special positions clean",
-            "eval_fingerprint": provenance["eval_fingerprint"],
+            "eval_fingerprint": provenance.eval_fingerprint,
             "written_for": f"SAEBench {SCHEMA}",
         },
     }  # fmt: skip
@@ -91,8 +100,8 @@ def metrics(
     d_in: int,
 ) -> dict[str, dict[str, float]]:
     """SAEBench's categories, with its definitions."""
-    sums = records["reconstruction"]["by_document"]
-    more = records["saebench_core"]["by_document"]
+    sums = records["reconstruction"].by_document
+    more = records["saebench_core"].by_document
     n = sum(sums["tokens"])
     error = sum(sums["squared_error"]) / n
 
@@ -123,7 +132,7 @@ def metrics(
         },
         "sparsity": {"l0": known["l0"], "l1": mean("l1")},
         "token_stats": {
-            "total_tokens_eval_reconstruction": records["delta_lm_loss"]["scores"]["ce_clean"]["n"],
+            "total_tokens_eval_reconstruction": records["delta_lm_loss"].scores["ce_clean"].n,
             "total_tokens_eval_sparsity_variance": int(n),
         },
         "misc_metrics": {

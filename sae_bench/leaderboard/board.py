@@ -9,17 +9,15 @@ was published. Records do not repeat the training log: with it, each of an SAE's
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_bench.leaderboard import tables as leaderboard
-from sae_bench.leaderboard.compare import target_of
+from sae_bench.leaderboard.load import check_comparable, gather
 from sae_bench.records.files import read_sealed
 from sae_bench.records.run_folder import RunFolder
-
-Record = Mapping[str, Any]
+from sae_bench.records.schema import Record, SAEDescription, Score
 
 LATENTS = "latents"
 TRAINING_LOG = "metrics.jsonl"
@@ -34,53 +32,52 @@ class SAE:
     """One for each task, in their names' order."""
 
     @property
-    def about(self) -> Mapping[str, Any]:
+    def about(self) -> SAEDescription:
         """What the records say of the SAE itself."""
-        return dict(self.records[0]["sae"])
+        return self.records[0].sae
 
     @property
     def id(self) -> str:
-        return str(self.about["id"])
+        return self.about.id
 
     @property
     def label(self) -> str:
-        return str(self.about["label"])
+        return self.about.label
 
     @property
     def setting(self) -> tuple[str, str, int]:
         """Model, site and width: what must be alike for two SAEs to share a figure."""
-        return str(self.records[0]["provenance"]["model"]), str(self.about["site"]["name"]), int(self.about["d_sae"])
+        return self.records[0].provenance.model, self.about.site.name, self.about.d_sae
 
     @property
     def target(self) -> float:
         """The wanted L0, or the raw coefficient; of an SAE from elsewhere, which has neither, the L0 it came to."""
-        if self.about["target_l0"] is None and self.about["coefficient"] is None:
-            return round(self.value("l0") or 0.0, 1)
-        return target_of(self.records[0])
+        target = self.about.target
+        return round(self.value("l0") or 0.0, 1) if target is None else target
 
     @property
     def seed(self) -> int | None:
         """None of an SAE that others trained."""
-        return self.about["seed"]  # type: ignore[no-any-return]
+        return self.about.seed
 
     @property
     def failures(self) -> list[str]:
-        return sorted({record["failure"] for record in self.records if record["failure"]})
+        return sorted({record.failure for record in self.records if record.failure})
 
-    def score(self, metric: str) -> Mapping[str, Any] | None:
+    def score(self, metric: str) -> Score | None:
         """A metric's score; None if it was not measured."""
-        return next((record["scores"][metric] for record in self.records if metric in record["scores"]), None)
+        return next((record.scores[metric] for record in self.records if metric in record.scores), None)
 
     def value(self, metric: str) -> float | None:
         score = self.score(metric)
-        return None if score is None or score["value"] is None else float(score["value"])
+        return None if score is None else score.value
 
     @property
     def counts(self) -> tuple[list[int], int] | None:
         """On how many tokens each latent fired, and of how many; None if nobody counted."""
         for record in self.records:
-            if "count" in record["per_latent"] and "n_tokens" in record["details"]:
-                return list(record["per_latent"]["count"]), int(record["details"]["n_tokens"])
+            if "count" in record.per_latent and "n_tokens" in record.details:
+                return [int(n) for n in record.per_latent["count"]], int(record.details["n_tokens"])
         return None
 
     def training_log(self) -> list[dict[str, Any]]:
@@ -115,11 +112,11 @@ class Board:
         records, saes = [], []
         for folder in folders:
             of: dict[str, list[Record]] = {}
-            for record in leaderboard.gather([folder]):
+            for record in gather([folder]):
                 records.append(record)
-                of.setdefault(record["sae"]["id"], []).append(record)
+                of.setdefault(record.sae.id, []).append(record)
             saes += [SAE(folder, tuple(found)) for found in of.values()]
-        leaderboard.check_comparable(records)
+        check_comparable(records)
         saes.sort(key=lambda sae: (sae.setting, sae.label, sae.target, sae.seed is not None, sae.seed, str(sae.run)))
         return Board(records, saes)
 

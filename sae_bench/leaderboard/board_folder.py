@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sae_bench.errors import UserError
-from sae_bench.leaderboard import compare_table
-from sae_bench.leaderboard import tables as leaderboard
+from sae_bench.leaderboard import compare_table, tables
 from sae_bench.leaderboard.board import LATENTS, TRAINING_LOG, Board
 from sae_bench.leaderboard.claims import METRICS, as_markdown, check_claims
-from sae_bench.leaderboard.compare import check_metrics, panels
+from sae_bench.leaderboard.compare import check_metrics, comparisons
 from sae_bench.leaderboard.curves import AT_L0
 from sae_bench.leaderboard.figures.draw import figures
 from sae_bench.leaderboard.html.report import report
@@ -46,12 +45,12 @@ def outputs(folders: Sequence[Path], l0s: Sequence[float] = AT_L0) -> Iterator[t
     """Name and content of everything that is drawn: tables, claims, figures, report."""
     board = Board.read(folders)
     metrics = check_metrics(board.records, None)
-    compared, facts = panels(board.records, metrics), leaderboard.caption(board.records)
-    texts = leaderboard.board_files(board.records) | {
+    compared, facts = comparisons(board.records, metrics), tables.caption(board.records)
+    texts = tables.board_files(board.records) | {
         "compare.md": compare_table.markdown(compared, metrics, l0s, facts) + "\n",
         "compare.tex": compare_table.latex(compared, metrics, l0s, facts),
         "compare.csv": compare_table.csv(compared, metrics, l0s),
-        "claims.md": as_markdown(check_claims(panels(board.records, METRICS), l0s)),
+        "claims.md": as_markdown(check_claims(comparisons(board.records, METRICS), l0s)),
         "report.html": report(board, l0s),
     }
     for name, text in texts.items():

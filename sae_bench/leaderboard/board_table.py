@@ -13,11 +13,12 @@ import pandas as pd
 from tabulate import tabulate
 
 from sae_bench.errors import UserError, did_you_mean, one_line
-from sae_bench.leaderboard import tables as leaderboard
+from sae_bench.leaderboard import tables
 from sae_bench.leaderboard.bootstrap import estimate
-from sae_bench.leaderboard.compare import Panel, panels
+from sae_bench.leaderboard.compare import Comparison, comparisons
 from sae_bench.leaderboard.compare_table import note, with_interval
-from sae_bench.leaderboard.tables import escape_csv, escape_latex, escape_markdown
+from sae_bench.leaderboard.render import ARROWS, LATEX_ARROWS, escape_csv, escape_latex, escape_markdown, latex_table
+from sae_bench.records.schema import Record
 
 GROUPS = ("model", "site", "layer", "width", "architecture", "target", "seed")
 """What rows may be grouped by."""
@@ -31,58 +32,62 @@ class Line:
     cells: Mapping[str, str]
 
 
-def choose(records: Sequence[leaderboard.Record], columns: Sequence[str] | None) -> list[str]:
+def choose(records: Sequence[Record], columns: Sequence[str] | None) -> list[str]:
     """The metrics to show: those asked for, else L0 and the headline ones.
 
     Raises:
         UserError: one of them is in no record.
     """
-    known = {name: metric for record in records for name, metric in record["metrics"].items()}
+    known = {name: metric for record in records for name, metric in record.metrics.items()}
     for name in columns or ():
         if name not in known:
             raise UserError(f'--columns: unknown metric "{name}"{did_you_mean(name, known)}')
-    names = list(columns or (name for name, metric in known.items() if metric["headline"]))
+    names = list(columns or (name for name, metric in known.items() if metric.headline))
     return sorted(names, key=lambda name: name != "l0") if columns is None else names
 
 
-def lines(records: Sequence[leaderboard.Record], columns: Sequence[str], *, over_seeds: bool) -> list[Line]:
+def lines(records: Sequence[Record], columns: Sequence[str], *, over_seeds: bool) -> list[Line]:
     """The rows, in the board's order."""
-    layers = {record["sae"]["site"]["name"]: record["sae"]["site"].get("layer") for record in records}
+    layers = {record.sae.site.name: record.sae.site.layer for record in records}
     if over_seeds:
-        return [line for panel in panels(records, columns) for line in _of_panel(panel, columns, layers)]
-    table = leaderboard.long_table(records)
+        return [
+            line for comparison in comparisons(records, columns) for line in _of_comparison(comparison, columns, layers)
+        ]
+    table = tables.long_table(records)
     cells = {(row.run, row.sae, row.metric): row for row in table.itertuples()}
     about = {(row.run, row.sae): row for row in table.itertuples()}
     return [
         Line(
             {name: getattr(about[key], name) for name in ("model", "site", "width", "architecture", "target", "seed")}
-            | {"layer": layers[about[key].site], "run": key[0]},
-            {metric: leaderboard.cell(cells.get((*key, metric))) for metric in columns},
+            | {"layer": layers[str(about[key].site)], "run": key[0]},
+            {metric: tables.cell(cells.get((*key, metric))) for metric in columns},
         )
-        for key in leaderboard.row_order(table)
+        for key in tables.row_order(table)
     ]
 
 
-def _of_panel(panel: Panel, columns: Sequence[str], layers: Mapping[str, Any]) -> list[Line]:
-    setting = panel.setting
+def _of_comparison(comparison: Comparison, columns: Sequence[str], layers: Mapping[str, Any]) -> list[Line]:
+    setting = comparison.setting
     found = []
-    for family in panel.families:
-        for target in family.metrics["l0"].targets if "l0" in family.metrics else ():
+    for architecture in comparison.architectures:
+        for target in architecture.metrics["l0"].targets if "l0" in architecture.metrics else ():
             cells = {}
             for metric in columns:
-                points = family.metrics.get(metric)
+                points = architecture.metrics.get(metric)
                 if points is None or target not in points.targets:
                     cells[metric] = "undefined"
                     continue
-                cells[metric] = with_interval(estimate(points.value[:, points.targets.index(target)], panel.design))
+                cells[metric] = with_interval(
+                    estimate(points.value[:, points.targets.index(target)], comparison.design)
+                )
             of = {"model": setting.model, "site": setting.site, "layer": layers[setting.site], "width": setting.width,
-                  "architecture": family.label, "target": target}  # fmt: skip
+                  "architecture": architecture.label, "target": target}  # fmt: skip
             found.append(Line(of, cells))
     return found
 
 
 def table(
-    records: Sequence[leaderboard.Record],
+    records: Sequence[Record],
     form: str = "text",
     columns: Sequence[str] | None = None,
     group_by: Sequence[str] | None = None,
@@ -104,8 +109,8 @@ def table(
     keys = [name for name in ("model", "site", "width", "architecture", "target", "seed", "run") if name not in groups]
     several = {name for name in keys if len({line.of.get(name) for line in rows}) > 1} | {"architecture", "target"}
     fixed = [name for name in keys if name in several]
-    seeds = note(panels(records, metrics)) if over_seeds else ""
-    facts = leaderboard.caption(records, error="" if over_seeds else leaderboard.ERROR)
+    seeds = note(comparisons(records, metrics)) if over_seeds else ""
+    facts = tables.caption(records, error="" if over_seeds else tables.ERROR)
     return _WRITERS[form](rows, groups, fixed, _arrows(records, metrics), " ".join(filter(None, [facts, seeds])))
 
 
@@ -113,8 +118,8 @@ def _sortable(value: Any) -> tuple[bool, Any]:
     return isinstance(value, str), value if value is not None else -1
 
 
-def _arrows(records: Sequence[leaderboard.Record], metrics: Sequence[str]) -> dict[str, str | None]:
-    better = {name: metric["better"] for record in records for name, metric in record["metrics"].items()}
+def _arrows(records: Sequence[Record], metrics: Sequence[str]) -> dict[str, str | None]:
+    better = {name: metric.better for record in records for name, metric in record.metrics.items()}
     return {name: better[name] for name in metrics}
 
 
@@ -138,7 +143,7 @@ def _plain_table(style: str, escape: Callable[[str], str], title: str) -> Callab
     def write(
         rows: Sequence[Line], groups: Sequence[str], fixed: Sequence[str], arrows: Mapping[str, str | None], facts: str
     ) -> str:
-        header = [*fixed, *(f"{name} {leaderboard.ARROWS[better]}".rstrip() for name, better in arrows.items())]
+        header = [*fixed, *(f"{name} {ARROWS[better]}".rstrip() for name, better in arrows.items())]
         parts = []
         for name, of in _grouped(rows, groups).items():
             body = [[escape(cell) for cell in row] for row in _body(of, fixed, list(arrows))]
@@ -152,17 +157,14 @@ def _plain_table(style: str, escape: Callable[[str], str], title: str) -> Callab
 def _latex(
     rows: Sequence[Line], groups: Sequence[str], fixed: Sequence[str], arrows: Mapping[str, str | None], facts: str
 ) -> str:
-    header = [*map(escape_latex, fixed), *(escape_latex(n) + leaderboard.LATEX_ARROWS[b] for n, b in arrows.items())]
-    body = []
+    header = [*map(escape_latex, fixed), *(escape_latex(n) + LATEX_ARROWS[b] for n, b in arrows.items())]
+    body: list[str] = []
     for name, of in _grouped(rows, groups).items():
         title = [rf"\multicolumn{{{len(header)}}}{{l}}{{\emph{{{escape_latex(name)}}}}} \\"] if name else []
-        body += [r"\midrule", *title]
+        body += [*([r"\midrule"] if body else []), *title]
         body += [" & ".join(map(escape_latex, row)) + r" \\" for row in _body(of, fixed, list(arrows))]
-    return "\n".join(
-        [r"\begin{table}", r"\centering", r"\small", rf"\begin{{tabular}}{{{'l' * len(fixed)}{'r' * len(arrows)}}}",
-         r"\toprule", " & ".join(header) + r" \\", *body, r"\bottomrule", r"\end{tabular}",
-         rf"\caption{{{escape_latex(facts)}}}", r"\end{table}", ""]
-    )  # fmt: skip
+    columns = "l" * len(fixed) + "r" * len(arrows)
+    return latex_table(columns, " & ".join(header) + r" \\", body, escape_latex(facts))
 
 
 def _csv(

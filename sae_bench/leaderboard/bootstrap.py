@@ -13,14 +13,15 @@ Shapes: R replicates, G documents, S seeds.
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 from scipy import special
+
+from sae_bench.records.schema import Record
 
 LEVEL = 0.95
 
@@ -194,9 +195,7 @@ def _weight_of_pooled(share: float, degrees: float) -> float:
     return weight
 
 
-def metric_replicates(
-    record: Mapping[str, Any], metric: str, design: Design, architecture: int = 0
-) -> Float[ndarray, " R"]:
+def metric_replicates(record: Record, metric: str, design: Design, architecture: int = 0) -> Float[ndarray, " R"]:
     """A metric of one SAE in every replicate; leaving seeds out is `over_seeds`' part.
 
     Metrics that are ratios of per-document sums are worked out anew. Of others, as the shares of latents or what a
@@ -207,18 +206,18 @@ def metric_replicates(
     Raises:
         KeyError: the record has no value for the metric, or no standard error of it.
     """
-    score = record["scores"][metric]
-    if score["value"] is None:
+    score = record.scores[metric]
+    if score.value is None:
         raise KeyError(metric)
-    formula = FORMULA.fullmatch(score["formula"] or "")
+    formula = FORMULA.fullmatch(score.formula or "")
     if formula is None:
-        if score["stderr"] is None:
+        if score.stderr is None:
             raise KeyError(metric)
-        found = np.full(design.n_replicates, float(score["value"]))
-        found[design.moved.start + architecture] += score["stderr"]
+        found = np.full(design.n_replicates, float(score.value))
+        found[design.moved.start + architecture] += score.stderr
         return found
     one_minus, numerator, denominator = formula.groups()
-    above, below = (np.asarray(record["by_document"][name], dtype=float) for name in (numerator, denominator))
+    above, below = (np.asarray(record.by_document[name], dtype=float) for name in (numerator, denominator))
     found = np.full(design.n_replicates, above.sum() / below.sum())
     if design.n_documents > 1:
         found[design.documents] = (above.sum() - above) / (below.sum() - below)

@@ -7,11 +7,11 @@ A claim is judged in every setting (model, site, width) at every stated L0 insid
 import math
 from collections.abc import Sequence
 
-from sae_bench.leaderboard.compare import Panel
+from sae_bench.leaderboard.compare import Comparison
 from sae_bench.leaderboard.curves import AT_L0
 from sae_bench.leaderboard.frequency_claim import falls_with_frequency
-from sae_bench.leaderboard.tables import escape_markdown
-from sae_bench.leaderboard.verdicts import Check, Finding, about_equal, not_worse, within
+from sae_bench.leaderboard.render import escape_markdown
+from sae_bench.leaderboard.verdicts import Check, JudgedClaim, about_equal, not_worse, within
 
 ABOUT = 0.05
 """How much more of the other's unexplained variance (FVU), or of its added loss, still counts as about as good.
@@ -41,19 +41,20 @@ METRICS = ("delta_lm_loss", "fvu", "dense_10pct_share", "dead_share", "gamma_cen
 """What the claims are about."""
 
 
-def check_claims(panels: Sequence[Panel], l0s: Sequence[float] = AT_L0) -> list[tuple[Panel, Finding]]:
-    """Judge every claim in every panel."""
-    return [(panel, check(panel, l0s)) for panel in panels for check in CLAIMS]
+def check_claims(
+    comparisons: Sequence[Comparison], l0s: Sequence[float] = AT_L0
+) -> list[tuple[Comparison, JudgedClaim]]:
+    """Judge every claim in every comparison."""
+    return [(comparison, check(comparison, l0s)) for comparison in comparisons for check in CLAIMS]
 
 
-def as_markdown(found: Sequence[tuple[Panel, Finding]]) -> str:
+def as_markdown(found: Sequence[tuple[Comparison, JudgedClaim]]) -> str:
     """The verdicts as a Markdown list, each with its numbers."""
     lines = []
-    for panel, finding in found:
-        setting = panel.setting
-        where = escape_markdown(f"{setting.model}, {setting.site}, width {setting.width}")
-        lines.append(f"- **{finding.verdict}**: {escape_markdown(finding.claim)} ({where})")
-        lines += [f"    - {escape_markdown(number)}" for number in finding.numbers]
+    for comparison, judged in found:
+        where = escape_markdown(str(comparison.setting))
+        lines.append(f"- **{judged.verdict}**: {escape_markdown(judged.claim)} ({where})")
+        lines += [f"    - {escape_markdown(number)}" for number in judged.numbers]
     return "\n".join(["# Findings of the JumpReLU paper, checked on these records", "", *lines, ""])
 
 

@@ -1,7 +1,7 @@
 """Which architecture is better: every metric at matched L0, with intervals, and every pair tested.
 
-Records -> one `Panel` for each model, site and width -> comparisons at stated L0s and by area under the curve. Nothing
-is averaged over unlike things: not over metrics, sites, widths or models.
+Records -> one `Comparison` for each model, site and width -> standings at stated L0s and by area under the curve.
+Nothing is averaged over unlike things: not over metrics, sites, widths or models.
 
 All pairs at all L0s and by area are one family: that any of a table's differences is false has a probability of at
 most 5%, and its intervals cover together.
@@ -27,21 +27,22 @@ from sae_bench.leaderboard.bootstrap import (
     seed_variance,
 )
 from sae_bench.leaderboard.curves import AT_L0, area, at_l0, common_range, measured_range
-from sae_bench.leaderboard.tables import judged_by, on_tokens
-
-Record = Mapping[str, Any]
+from sae_bench.records.schema import Record
 
 ALPHA = 0.05
 """Two architectures are told apart if the corrected p-value of their difference is at most this."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Setting:
     """What must be alike for two SAEs to be compared."""
 
     model: str
     site: str
     width: int
+
+    def __str__(self) -> str:
+        return f"{self.model}, {self.site}, width {self.width}"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Points:
 
 
 @dataclass(frozen=True)
-class Family:
+class Architecture:
     """One architecture in a setting: what was measured of it, metric by metric; "l0" is one of them."""
 
     label: str
@@ -65,13 +66,13 @@ class Family:
 
 
 @dataclass(frozen=True)
-class Panel:
+class Comparison:
     """All architectures of a setting, on the same seeds and documents."""
 
     setting: Setting
     design: Design
     seeds: tuple[int, ...]
-    families: tuple[Family, ...]
+    architectures: tuple[Architecture, ...]
     records: tuple[Record, ...]
     """Those that it is made of."""
     directions: dict[str, str | None]
@@ -117,7 +118,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MetricComparison:
     """All that a table of one metric says."""
 
     standings: dict[float | None, list[Standing]]
@@ -130,25 +131,25 @@ class Comparison:
 def check_metrics(records: Sequence[Record], wanted: Sequence[str] | None) -> list[str]:
     """The metrics to compare: those asked for, else the headline ones that have a better direction.
 
-    Those of a judge only where somebody judged: a table of nothing but "no judge" would compare nothing.
+    Those of what was not measured are left out: a table of nothing but "no judge" would compare nothing.
 
     Raises:
         UserError: one of them is in no record.
     """
-    known = {name: metric for record in records for name, metric in record["metrics"].items()}
+    known = {name: metric for record in records for name, metric in record.metrics.items()}
     for name in wanted or ():
         if name not in known:
             raise UserError(f'unknown metric "{name}"{did_you_mean(name, known)}')
-    shown = {name for record in on_tokens(records) for name in record["metrics"]}
-    shown |= {name for record in records if judged_by(record) is not None for name in record["scores"]}
-    headline = (name for name, metric in known.items() if metric["headline"] and metric["better"])
+    shown = {name for record in records if record.measured_on == "tokens" for name in record.metrics}
+    shown |= {name for record in records if not record.not_measured for name in record.scores}
+    headline = (name for name, metric in known.items() if metric.headline and metric.better)
     return list(wanted or (name for name in headline if name in shown))
 
 
-def panels(records: Sequence[Record], metrics: Sequence[str]) -> list[Panel]:
-    """Sort records into panels.
+def comparisons(records: Sequence[Record], metrics: Sequence[str]) -> list[Comparison]:
+    """Sort records into comparisons.
 
-    Only seeds that every architecture has enter a panel, so that seeds are paired. SAEs from elsewhere stay out: what
+    Only seeds that every architecture has are compared, so that seeds are paired. SAEs from elsewhere stay out: what
     they were trained on is not what the others were trained on.
 
     Raises:
@@ -156,55 +157,54 @@ def panels(records: Sequence[Record], metrics: Sequence[str]) -> list[Panel]:
     """
     settings: dict[Setting, list[Record]] = {}
     for record in records:
-        sae = record["sae"]
-        if sae.get("origin"):
+        sae = record.sae
+        if sae.origin:
             continue
-        setting = Setting(record["provenance"]["model"], sae["site"]["name"], sae["d_sae"])
+        setting = Setting(record.provenance.model, sae.site.name, sae.d_sae)
         settings.setdefault(setting, []).append(record)
-    found = (_panel(setting, settings[setting], metrics) for setting in sorted(settings, key=str))
-    return [panel for panel in found if panel.families]
+    found = (_comparison_of(setting, settings[setting], metrics) for setting in sorted(settings))
+    return [comparison for comparison in found if comparison.architectures]
 
 
-def _panel(setting: Setting, records: Sequence[Record], metrics: Sequence[str]) -> Panel:
-    labels = sorted({record["sae"]["label"] for record in records})
-    by_label = {label: {r["sae"]["seed"] for r in records if r["sae"]["label"] == label} for label in labels}
+def _comparison_of(setting: Setting, records: Sequence[Record], metrics: Sequence[str]) -> Comparison:
+    labels = sorted({record.sae.label for record in records})
+    by_label = {label: {_place(r)[1] for r in records if r.sae.label == label} for label in labels}
     seeds = sorted(set.intersection(*by_label.values()))
     if not seeds:
         have = "; ".join(f"{label}: {', '.join(map(str, sorted(of)))}" for label, of in by_label.items())
         raise UserError(f"the architectures at {setting.site} share no seed ({have}): give runs of the same seeds")
-    n_documents = max((len(sums) for record in records for sums in record["by_document"].values()), default=1)
+    n_documents = max((len(sums) for record in records for sums in record.by_document.values()), default=1)
     design = Design(n_documents, len(seeds), len(labels))
     wanted = list(dict.fromkeys([*metrics, "l0"]))
-    directions = {
-        name: metric["better"] for record in records for name, metric in record["metrics"].items() if name in wanted
+    directions: dict[str, str | None] = {
+        name: metric.better for record in records for name, metric in record.metrics.items() if name in wanted
     }
-    families = tuple(_family(label, i, records, seeds, wanted, design) for i, label in enumerate(labels))
-    mine = tuple(record for record in records if record["sae"]["seed"] in seeds)
-    return Panel(setting, design, tuple(seeds), tuple(f for f in families if f.metrics), mine, directions)
+    architectures = tuple(_architecture(label, i, records, seeds, wanted, design) for i, label in enumerate(labels))
+    mine = tuple(record for record in records if record.sae.seed in seeds)
+    return Comparison(setting, design, tuple(seeds), tuple(f for f in architectures if f.metrics), mine, directions)
 
 
-def _family(
+def _architecture(
     label: str, place: int, records: Sequence[Record], seeds: Sequence[int], metrics: Sequence[str], design: Design
-) -> Family:
+) -> Architecture:
     """For each metric, the targets at which every seed has it and the L0; what is missing says why."""
     measured: dict[tuple[str, float, int], Float[ndarray, " R"]] = {}
     missing: list[str] = []
-    mine = [record for record in records if record["sae"]["label"] == label and record["sae"]["seed"] in seeds]
-    for record in sorted(mine, key=lambda record: (target_of(record), record["sae"]["seed"], record["task"])):
-        if record["failure"]:
-            missing.append(f"{record['sae']['id']}: {record['failure']}")
-        for name in sorted(set(record["scores"]) & set(metrics)):
-            key = name, target_of(record), record["sae"]["seed"]
+    mine = [record for record in records if record.sae.label == label and record.sae.seed in seeds]
+    for record in sorted(mine, key=lambda record: (*_place(record), record.task)):
+        if record.failure:
+            missing.append(f"{record.sae.id}: {record.failure}")
+        for name in sorted(set(record.scores) & set(metrics)):
+            key = (name, *_place(record))
             if key in measured:
                 raise UserError(
-                    f"{record['sae']['id']} is in two of the runs: give runs that differ in architecture, target or "
-                    "seed"
+                    f"{record.sae.id} is in two of the runs: give runs that differ in architecture, target or seed"
                 )
             try:
                 measured[key] = metric_replicates(record, name, design, place)
             except KeyError:
-                note = record["scores"][name]["note"] or "no value, or no standard error"
-                missing.append(f"{record['sae']['id']}: {name}: {note}")
+                note = record.scores[name].note or "no value, or no standard error"
+                missing.append(f"{record.sae.id}: {name}: {note}")
     targets = sorted({target for _, target, _ in measured})
     points = {}
     for name in metrics:
@@ -215,18 +215,24 @@ def _family(
         )
         if kept:
             points[name] = Points(tuple(kept), np.stack(l0, axis=1), np.stack(value, axis=1))
-    return Family(label, points, tuple(dict.fromkeys(missing)))
+    return Architecture(label, points, tuple(dict.fromkeys(missing)))
 
 
-def target_of(record: Record) -> float:
-    """The wanted L0, or the raw coefficient where none was wanted."""
-    sae = record["sae"]
-    return float(sae["target_l0"] if sae["target_l0"] is not None else sae["coefficient"])
+def _place(record: Record) -> tuple[float, int]:
+    """The target and the seed of an SAE of a run."""
+    sae = record.sae
+    assert sae.target is not None, "only SAEs from elsewhere have none"
+    assert sae.seed is not None, "only SAEs from elsewhere have none"
+    return sae.target, sae.seed
 
 
-def compare(panel: Panel, metric: str, l0s: Sequence[float] = AT_L0) -> Comparison:
+def compare(comparison: Comparison, metric: str, l0s: Sequence[float] = AT_L0) -> MetricComparison:
     """Every architecture at every wanted L0 inside its measured range and by area, and all pairs' differences there."""
-    points = {family.label: family.metrics[metric] for family in panel.families if metric in family.metrics}
+    points = {
+        architecture.label: architecture.metrics[metric]
+        for architecture in comparison.architectures
+        if metric in architecture.metrics
+    }
     heights = {label: at_l0(of.l0, of.value, l0s) for label, of in points.items()}
     ranges = {label: measured_range(of.l0[0]) for label, of in points.items()}
     places: dict[float | None, dict[str, Float[ndarray, " R"]]] = {
@@ -236,25 +242,28 @@ def compare(panel: Panel, metric: str, l0s: Sequence[float] = AT_L0) -> Comparis
     between = common_range([of.l0[0] for of in points.values()]) if points else None
     if between is not None:
         places[None] = {label: area(of.l0, of.value, between) for label, of in points.items()}
-    differences = _differences(places, panel.design)
+    differences = _differences(places, comparison.design)
     standings = {
-        place: _standings(panel, metric, of, [d for d in differences if d.l0 == place]) for place, of in places.items()
+        place: _standings(comparison, metric, of, [d for d in differences if d.l0 == place])
+        for place, of in places.items()
     }
-    return Comparison(standings, differences, between)
+    return MetricComparison(standings, differences, between)
 
 
-def at(panel: Panel, metric: str, l0s: Sequence[float] = AT_L0) -> tuple[dict[float, list[Standing]], list[Difference]]:
+def at(
+    comparison: Comparison, metric: str, l0s: Sequence[float] = AT_L0
+) -> tuple[dict[float, list[Standing]], list[Difference]]:
     """The comparison at every wanted L0; the area is in the family of its differences."""
-    found = compare(panel, metric, l0s)
+    found = compare(comparison, metric, l0s)
     standings = {place: of for place, of in found.standings.items() if place is not None}
     return standings, [d for d in found.differences if d.l0 is not None]
 
 
 def by_area(
-    panel: Panel, metric: str, l0s: Sequence[float] = AT_L0
+    comparison: Comparison, metric: str, l0s: Sequence[float] = AT_L0
 ) -> tuple[tuple[float, float] | None, list[Standing], list[Difference]]:
     """The comparison of mean heights over log L0: the range that all cover, standings and differences."""
-    found = compare(panel, metric, l0s)
+    found = compare(comparison, metric, l0s)
     return found.between, found.standings.get(None, []), [d for d in found.differences if d.l0 is None]
 
 
@@ -291,11 +300,11 @@ def pooled_over_seeds(
 
 
 def _standings(
-    panel: Panel, metric: str, values: Mapping[str, Float[ndarray, " R"]], differences: Sequence[Difference]
+    comparison: Comparison, metric: str, values: Mapping[str, Float[ndarray, " R"]], differences: Sequence[Difference]
 ) -> list[Standing]:
-    estimates = {label: estimate(of, panel.design) for label, of in values.items()}
-    best = _not_told_apart(estimates, panel.directions.get(metric), differences)
-    return [Standing(family.label, estimates.get(family.label), family.label in best) for family in panel.families]
+    estimates = {label: estimate(of, comparison.design) for label, of in values.items()}
+    best = _not_told_apart(estimates, comparison.directions.get(metric), differences)
+    return [Standing(one.label, estimates.get(one.label), one.label in best) for one in comparison.architectures]
 
 
 def _not_told_apart(

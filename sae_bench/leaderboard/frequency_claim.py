@@ -15,8 +15,9 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy import stats
 
-from sae_bench.leaderboard.compare import Panel, Record
-from sae_bench.leaderboard.verdicts import Check, Finding, judged
+from sae_bench.leaderboard.compare import Comparison
+from sae_bench.leaderboard.verdicts import Check, JudgedClaim, judged
+from sae_bench.records.schema import Record
 
 FEWEST = 10
 """An SAE with fewer judged latents is left out: the interval's approximation is not good for it."""
@@ -50,46 +51,46 @@ def falls_with_frequency(metrics: Sequence[str], claim: str) -> Check:
     Frequencies are those of the evaluation tokens. Latents are taken as independent, those of several SAEs as well.
     """
 
-    def check(panel: Panel, l0s: Sequence[float]) -> Finding:
+    def check(comparison: Comparison, l0s: Sequence[float]) -> JudgedClaim:
         found, notes = [], []
         for metric in metrics:
-            for family in panel.families:
-                latents = _judged_latents(panel, family.label, metric)
+            for architecture in comparison.architectures:
+                latents = _judged_latents(comparison, architecture.label, metric)
                 usable = [of for of in latents if len(of) >= FEWEST and all(np.ptp(of, axis=0) > 0)]
                 if usable:
                     n = f"{sum(map(len, usable)):,} latents of {len(usable)} SAEs"
-                    name = f"{family.label}: rank correlation of {metric} with frequency within SAEs, {n}"
+                    name = f"{architecture.label}: rank correlation of {metric} with frequency within SAEs, {n}"
                     found.append((name, within_saes(usable)))
                 if left_out := len(latents) - len(usable):
                     why = f"fewer than {FEWEST} judged latents, or all alike"
-                    notes.append(f"{family.label}: {metric} of {left_out} SAEs left out: {why}")
+                    notes.append(f"{architecture.label}: {metric} of {left_out} SAEs left out: {why}")
         return judged(claim, found, -1.0, 0.0, notes or ([] if found else ["no latent was judged"]))
 
     return check
 
 
-def _judged_latents(panel: Panel, label: str, metric: str) -> list[Float[ndarray, "_ 2"]]:
+def _judged_latents(comparison: Comparison, label: str, metric: str) -> list[Float[ndarray, "_ 2"]]:
     """Frequency and score of every latent that has a score, for each SAE of an architecture that has any."""
     frequency = {
-        record["sae"]["id"]: np.asarray(record["per_latent"]["count"]) / record["details"]["n_tokens"]
-        for record in panel.records
-        if "count" in record["per_latent"] and "n_tokens" in record["details"]
+        record.sae.id: np.asarray(record.per_latent["count"]) / record.details["n_tokens"]
+        for record in comparison.records
+        if "count" in record.per_latent and "n_tokens" in record.details
     }
     saes = [
         np.array(
             [
-                (frequency[record["sae"]["id"]][latent], value)
+                (frequency[record.sae.id][latent], value)
                 for latent, value in zip(*_values(record, metric), strict=True)
                 if value is not None
             ]
         )
-        for record in panel.records
-        if record["sae"]["label"] == label and record["sae"]["id"] in frequency
+        for record in comparison.records
+        if record.sae.label == label and record.sae.id in frequency
     ]
     return [latents for latents in saes if len(latents)]
 
 
 def _values(record: Record, metric: str) -> tuple[list[int], list[float | None]]:
     """The latents that a record is about, and what each scored; none, where it is not about latents."""
-    details = record["details"]
+    details = record.details
     return (details["latents"], details["values"][metric]) if metric in details.get("values", {}) else ([], [])

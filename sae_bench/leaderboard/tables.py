@@ -2,122 +2,69 @@
 
 One row per SAE, sorted by model, site, width, architecture and measured L0; one column per headline metric, each value
 with its standard error, an arrow for the better direction, and below the table what was counted.
-
-Names and reasons in records may come from anyone. Each format has one function that makes text of it harmless, and
-everything that is not our own constant goes through it: `one_line`, `escape_markdown`, `escape_latex`, `escape_csv`.
 """
 
-import json
-import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
-from sae_bench.errors import UserError, one_line
+from sae_bench.errors import one_line
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
+from sae_bench.leaderboard.load import differences
+from sae_bench.leaderboard.render import (
+    ARROWS,
+    LATEX_ARROWS,
+    escape_csv,
+    escape_latex,
+    escape_markdown,
+    latex_table,
+    with_error,
+)
 from sae_bench.records.files import write_text
-from sae_bench.records.run_folder import RunFolder
+from sae_bench.records.schema import Record, SAEDescription, Score
 
-ARROWS = {"up": "↑", "down": "↓", None: ""}
-LATEX_ARROWS = {"up": r" $\uparrow$", "down": r" $\downarrow$", None: ""}
-FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # and their full-width forms
 KEYS = ["model", "site", "width", "architecture", "target", "seed", "run", "sae"]
 TRAINED_HERE = "this run"
 
-NO_JUDGE = "no judge"
-
-Record = Mapping[str, Any]
-
-
-def gather(folders: Sequence[Path], *, mix: bool = False) -> list[Record]:
-    """Records of some runs.
-
-    Raises:
-        UserError: a folder holds no records, or, without `mix`, the runs measured on different tokens or with different
-            versions of a task, so that their numbers must not share a table.
-    """
-    records: list[Record] = []
-    for folder in folders:
-        found = RunFolder(folder).records()
-        if not found:
-            raise UserError(f"{folder} holds no records: give the folder of a finished run")
-        records += found
-    if not mix:
-        check_comparable(records)
-    return records
-
-
-def check_comparable(records: Sequence[Record]) -> None:
-    """Raise UserError unless records of one model and task share their evaluation tokens and the task's version."""
-    if found := differences(records):
-        raise UserError(
-            f"the records were made with different {' and '.join(found)}: tabulate these runs separately, or with "
-            "--mix, which says so in the table"
-        )
-
-
-def differences(records: Sequence[Record]) -> list[str]:
-    """What keeps records of one model and task from being compared: nothing, unless someone mixed them."""
-    found = []
-    for what, value in (
-        ("evaluation tokens", lambda record: record["provenance"]["eval_fingerprint"]),
-        ("versions of a task", lambda record: (record["task"], record["task_version"])),
-        ("judges, prompts or latents", judged_by),
-    ):
-        seen: dict[Any, set[Any]] = {}
-        for record in records:
-            if (made := value(record)) is not None:
-                seen.setdefault((record["provenance"]["model"], record["task"]), set()).add(made)
-        if any(len(values) > 1 for values in seen.values()):
-            found.append(what)
-    return found
-
-
-def judged_by(record: Record) -> str | None:
-    """What decided the scores of a record about latents, as text; None for other records, and where nobody judged."""
-    settings = record.get("details", {}).get("judge")
-    return None if settings is None else json.dumps(settings, sort_keys=True)
-
-
-def on_tokens(records: Iterable[Record]) -> list[Record]:
-    """The records of what was measured on the evaluation tokens."""
-    return [record for record in records if record.get("measured_on", "tokens") == "tokens"]
-
 
 def long_table(records: Iterable[Record]) -> pd.DataFrame:
-    """One row per (SAE, metric), with everything the record says of the value: the CSV."""
+    """One row per (SAE, metric), with everything the record says of the value: the CSV, and why there may be none."""
     rows = []
     records = list(records)
-    imported = any(record["sae"].get("origin") for record in records)
+    imported = any(record.sae.origin for record in records)
     for record in records:
-        sae = record["sae"]
+        sae = record.sae
         common = {
-            "model": record["provenance"]["model"],
-            "site": sae["site"]["name"],
-            "width": sae["d_sae"],
-            "architecture": sae["label"],
-            "target": sae["target_l0"] if sae["target_l0"] is not None else sae["coefficient"],
-            "seed": sae["seed"],
-            "run": record["provenance"]["config_hash"][:8],
-            "sae": sae["id"],
+            "model": record.provenance.model,
+            "site": sae.site.name,
+            "width": sae.d_sae,
+            "architecture": sae.label,
+            "target": sae.target,
+            "seed": sae.seed,
+            "run": record.provenance.config_hash[:8],
+            "sae": sae.id,
             **({"origin": _origin(sae)} if imported else {}),
-            "task": record["task"],
-            "task_version": record["task_version"],
+            "task": record.task,
+            "task_version": record.task_version,
         }
-        for name, metric in record["metrics"].items():
-            score = record["scores"].get(name, {"value": None, "stderr": None, "n": 0, "note": record["failure"]})
-            rows.append(common | {"metric": name} | {key: score.get(key) for key in ("value", "stderr", "n", "note")}
-                        | {key: metric[key] for key in ("better", "unit", "headline")})  # fmt: skip
+        nothing = Score(None, None, 0, note=record.failure)
+        for name, metric in record.metrics.items():
+            score = record.scores.get(name, nothing)
+            rows.append(
+                common
+                | {"metric": name, "value": score.value, "stderr": score.stderr, "n": score.n, "note": score.note}
+                | {"better": metric.better, "unit": metric.unit, "headline": metric.headline}
+                | {"not_measured": record.not_measured}
+            )
     return pd.DataFrame(rows)
 
 
-def _origin(sae: Mapping[str, Any]) -> str:
+def _origin(sae: SAEDescription) -> str:
     """Where an SAE is from."""
-    return str(sae["origin"]["source"]) if sae.get("origin") else TRAINED_HERE
+    return sae.origin.source if sae.origin else TRAINED_HERE
 
 
 def board(
@@ -168,23 +115,23 @@ ERROR = "± is one standard error, clustered by document."
 
 def caption(records: Sequence[Record], error: str = "") -> str:
     """What the table was made from, in one sentence per fact; `error` says what ± is."""
-    provenance = records[0]["provenance"]
-    fingerprints = sorted({record["provenance"]["eval_fingerprint"][:12] for record in records})
+    provenance = [record.provenance for record in records]
+    fingerprints = sorted({made.eval_fingerprint[:12] for made in provenance})
     mixed = differences(records)
-    models = sorted({record["provenance"]["model"] for record in records})
-    sites = sorted({record["sae"]["site"]["name"] for record in records})
-    widths = sorted({record["sae"]["d_sae"] for record in records})
-    counts = sorted({score["n"] for record in on_tokens(records) for score in record["scores"].values()})
-    own = [record["sae"] for record in records if not record["sae"].get("origin")]
-    n_imported = len({record["sae"]["id"] for record in records if record["sae"].get("origin")})
-    trainings = [sae.get("training") or {} for sae in own]
-    trained = sorted({training["tokens_seen"] for training in trainings if "tokens_seen" in training})
-    documents = sorted({record["provenance"]["eval_documents"] for record in on_tokens(records)})
-    overlaps = sorted({training["eval_overlap"] for training in trainings if training.get("eval_overlap") is not None})
-    datasets = sorted({record["provenance"]["dataset"] for record in records})
-    presets = sorted({record["provenance"]["preset"] for record in records})
-    seeds = sorted({sae["seed"] for sae in own})
-    versions = sorted({f"{record['task']} {record['task_version']}" for record in records})
+    models = sorted({made.model for made in provenance})
+    sites = sorted({record.sae.site.name for record in records})
+    widths = sorted({record.sae.d_sae for record in records})
+    on_tokens = [record for record in records if record.measured_on == "tokens"]
+    counts = sorted({score.n for record in on_tokens for score in record.scores.values()})
+    own = [record.sae for record in records if not record.sae.origin]
+    n_imported = len({record.sae.id for record in records if record.sae.origin})
+    trained = sorted({sae.training.tokens_seen for sae in own if sae.training.tokens_seen is not None})
+    documents = sorted({record.provenance.eval_documents for record in on_tokens})
+    overlaps = sorted({sae.training.eval_overlap for sae in own if sae.training.eval_overlap is not None})
+    datasets = sorted({made.dataset for made in provenance})
+    presets = sorted({made.preset for made in provenance})
+    seeds = sorted({sae.seed for sae in own if sae.seed is not None})
+    versions = sorted({f"{record.task} {record.task_version}" for record in records})
     parts = [
         f"Model {', '.join(models)}; site {', '.join(sites)}; width {', '.join(map(str, widths))}.",
         f"Trained on {_range(trained)} activations of {', '.join(datasets)} (preset {', '.join(presets)});"
@@ -202,9 +149,9 @@ def caption(records: Sequence[Record], error: str = "") -> str:
         f"Seeds {', '.join(map(str, seeds)) or 'unknown'}"
         + ("; variance between seeds is unknown." if len(seeds) == 1 else ".")
         + f" {error}".rstrip(),
-        f"Versions: {', '.join(versions)}; sae-arch-bench {provenance['versions']['sae-arch-bench']}.",
+        f"Versions: {', '.join(versions)}; sae-arch-bench {provenance[0].versions['sae-arch-bench']}.",
     ]
-    parts += dict.fromkeys(said for record in records if (said := record.get("details", {}).get("caption")))
+    parts += dict.fromkeys(record.caption for record in records if record.caption)
     if mixed:
         parts.insert(0, f"MIXED: these rows were made with different {' and '.join(mixed)}; do not compare them.")
     return " ".join(parts)
@@ -220,11 +167,7 @@ def few_documents(n_documents: int) -> str:
 
 def remarks(records: Iterable[Record]) -> list[str]:
     """One line for everything that a record asks its reader to know."""
-    return [
-        one_line(f"{record['sae']['id']}: {record['task']}: {remark}")
-        for record in records
-        for remark in record.get("details", {}).get("remarks", ())
-    ]
+    return [one_line(f"{record.sae.id}: {record.task}: {remark}") for record in records for remark in record.remarks]
 
 
 def markdown(records: Sequence[Record]) -> str:
@@ -251,26 +194,23 @@ def terminal(records: Sequence[Record]) -> str:
 def latex(records: Sequence[Record]) -> str:
     """The board as a LaTeX table; needs the package booktabs."""
     header, rows = board(long_table(records), escape_latex, latex=True)
-    body = tabulate(rows, header, tablefmt="latex_raw", disable_numparse=True, colalign=_alignment(header))
-    lines = body.splitlines()
-    rules = iter((r"\toprule", r"\midrule", r"\bottomrule"))
-    lines = [next(rules) if line.strip() == r"\hline" else line for line in lines]
-    notes = escape_latex(caption(records, ERROR))
-    return "\n".join([r"\begin{table}", r"\centering", r"\small", *lines, rf"\caption{{{notes}}}", r"\end{table}", ""])
+    alignment = _alignment(header)
+    _, _, head, _, *body, _, _ = tabulate(
+        rows, header, tablefmt="latex_raw", disable_numparse=True, colalign=alignment
+    ).splitlines()
+    columns = "".join(side[0] for side in alignment)
+    return latex_table(columns, head, body, escape_latex(caption(records, ERROR)))
 
 
 def csv(records: Iterable[Record]) -> str:
     """Every metric, headline or not, with all that its record says of it."""
-    return long_table(records).map(lambda cell: escape_csv(cell) if isinstance(cell, str) else cell).to_csv(index=False)
+    table = long_table(records).drop(columns="not_measured")
+    return table.map(lambda cell: escape_csv(cell) if isinstance(cell, str) else cell).to_csv(index=False)
 
 
 def failed(records: Iterable[Record]) -> list[str]:
     """One line for every record of a failure."""
-    return [
-        one_line(f"{record['sae']['id']}: {record['task']}: {record['failure']}")
-        for record in records
-        if record["failure"]
-    ]
+    return [one_line(f"{record.sae.id}: {record.task}: {record.failure}") for record in records if record.failure]
 
 
 def write_board(folder: Path, records: Sequence[Record]) -> None:
@@ -284,61 +224,18 @@ def board_files(records: Sequence[Record]) -> dict[str, str]:
     return {"leaderboard.md": markdown(records), "leaderboard.csv": csv(records), "leaderboard.tex": latex(records)}
 
 
-def with_error(value: float, stderr: float | None, plus_minus: str = "±") -> str:
-    """`0.1234 ± 0.0056`: the error to two significant digits and the value to as many places."""
-    if stderr is None or not stderr > 0:
-        return f"{value:.4g}"
-    places = max(0, 1 - math.floor(math.log10(stderr)))
-    if places > 8:
-        return f"{value:.3g} {plus_minus} {stderr:.2g}"
-    return f"{value:.{places}f} {plus_minus} {stderr:.{places}f}"
-
-
-def escape_markdown(text: str) -> str:
-    """Text as Markdown shows it: no cell ends early, no tag, link, formula or emphasis comes to life.
-
-    Character references mean the same to every dialect, backslashes do not. An underscore inside a word, as names
-    have it, is no emphasis anywhere and stays legible.
-    """
-    special = r"[\\`*{}\[\]<>&|#~$^]|(?<![^\W_])_|_(?![^\W_])"
-    return re.sub(special, lambda found: f"&#{ord(found[0])};", one_line(text))
-
-
-def escape_latex(text: str) -> str:
-    """Text as LaTeX prints it. A bracket or asterisk that begins a row would be an argument of the \\\\ before it."""
-    special = {
-        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
-        "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "]": "{]}", "*": "{*}",
-    }  # fmt: skip
-    return re.sub(r"[\\~^±<>|\[\]*#$%&_{}]", lambda found: special.get(found[0], "\\" + found[0]), one_line(text))
-
-
-def escape_csv(text: str) -> str:
-    """Text that no spreadsheet takes for a formula: an apostrophe says that it is text."""
-    line = one_line(text)
-    return f"'{line}" if line.startswith(FORMULA_STARTS) and not _is_number(line) else line
-
-
 def cell(row: Any, *, latex: bool = False) -> str:
     """A value and its error, or why there is none."""
     if row is None:
         return "not measured"
     if _number(row) is None:
-        return NO_JUDGE if row.note == NO_JUDGE else "failed" if row.n == 0 else "undefined"
+        return row.not_measured if isinstance(row.not_measured, str) else "failed" if row.n == 0 else "undefined"
     stderr = None if pd.isna(row.stderr) else row.stderr
     return with_error(row.value, stderr, r"$\pm$" if latex else "±")
 
 
 def _number(row: Any) -> float | None:
     return None if row is None or pd.isna(row.value) else float(row.value)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _alignment(header: Sequence[str]) -> list[str]:

@@ -20,14 +20,14 @@ from numpy import ndarray
 
 from sae_bench.errors import one_line
 from sae_bench.leaderboard.bootstrap import LEVEL, Estimate, difference, estimate, seed_variance
-from sae_bench.leaderboard.compare import Panel, pooled_over_seeds
+from sae_bench.leaderboard.compare import Comparison, pooled_over_seeds
 from sae_bench.leaderboard.curves import at_l0, measured_range
 
 Verdict = Literal["holds", "does not hold", "cannot tell"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class JudgedClaim:
     """A claim's verdict in one setting, and the numbers behind it, or what is missing."""
 
     claim: str
@@ -39,7 +39,7 @@ class Finding:
         object.__setattr__(self, "numbers", tuple(map(one_line, self.numbers)))
 
 
-Check = Callable[[Panel, Sequence[float]], Finding]
+Check = Callable[[Comparison, Sequence[float]], JudgedClaim]
 
 
 @runtime_checkable
@@ -54,10 +54,10 @@ class Uncertain(Protocol):
 
 def judged(
     claim: str, found: Sequence[tuple[str, Uncertain]], low: float, high: float, notes: Sequence[str] = ()
-) -> Finding:
+) -> JudgedClaim:
     """The verdict on a claim that all of some named numbers lie between two limits, either of which may be infinite."""
     if not found:
-        return Finding(claim, "cannot tell", tuple(notes))
+        return JudgedClaim(claim, "cannot tell", tuple(notes))
     levels = LEVEL, 1 - (1 - LEVEL) / len(found)
     each, family = ([_rounded(number.interval(level)) for _, number in found] for level in levels)
     verdict: Verdict = "cannot tell"
@@ -69,7 +69,7 @@ def judged(
         _line(name, number.value, dict(zip(levels, intervals, strict=True)))
         for (name, number), *intervals in zip(found, each, family, strict=True)
     ]
-    return Finding(claim, verdict, (_rule(low, high, len(found), levels[1]), *numbers, *notes))
+    return JudgedClaim(claim, verdict, (_rule(low, high, len(found), levels[1]), *numbers, *notes))
 
 
 def _rounded(interval: tuple[float, float]) -> tuple[float, float]:
@@ -98,32 +98,36 @@ def _rule(low: float, high: float, n: int, level: float) -> str:
     )
 
 
-def contrast(panel: Panel, metric: str, l0: float, coefficients: Mapping[str, float]) -> Estimate | None:
+def contrast(comparison: Comparison, metric: str, l0: float, coefficients: Mapping[str, float]) -> Estimate | None:
     """A sum of architectures' metrics at one L0, each times its coefficient, taken replicate by replicate.
 
     None where an architecture lacks the metric, or the L0 is outside of what was measured of it. What is the same in
     every replicate, as a share whose jackknife is 0, is no more certain for that: its uncertainty is unknown, and so is
     that of a sum with it.
     """
-    heights = _heights(panel, metric, l0)
+    heights = _heights(comparison, metric, l0)
     if not set(coefficients) <= set(heights):
         return None
     terms = [coefficient * heights[label] for label, coefficient in coefficients.items()]
     total = np.sum(terms, axis=0)
     if len(terms) == 1:
-        found = estimate(total, panel.design)
+        found = estimate(total, comparison.design)
     else:
-        between_seeds = {label: seed_variance(of, panel.design) for label, of in heights.items()}
-        seeds, degrees = pooled_over_seeds(between_seeds, coefficients, panel.design)
-        found = difference(total, panel.design, seeds, degrees, 1)
+        between_seeds = {label: seed_variance(of, comparison.design) for label, of in heights.items()}
+        seeds, degrees = pooled_over_seeds(between_seeds, coefficients, comparison.design)
+        found = difference(total, comparison.design, seeds, degrees, 1)
     rounding = 1e-12 * max(abs(term[0]) for term in terms)
     varies = all(np.ptp(of) > rounding for of in (*terms, total))
     return found if varies else replace(found, stderr=math.inf)
 
 
-def _heights(panel: Panel, metric: str, l0: float) -> dict[str, Float[ndarray, " R"]]:
+def _heights(comparison: Comparison, metric: str, l0: float) -> dict[str, Float[ndarray, " R"]]:
     """Every replicate's value at an L0, of each architecture that was measured on both sides of it."""
-    of = {family.label: family.metrics[metric] for family in panel.families if metric in family.metrics}
+    of = {
+        architecture.label: architecture.metrics[metric]
+        for architecture in comparison.architectures
+        if metric in architecture.metrics
+    }
     ranges = {label: measured_range(points.l0[0]) for label, points in of.items()}
     return {
         label: at_l0(points.l0, points.value, [l0])[:, 0]
@@ -141,14 +145,14 @@ def not_worse(
     """
     factor, low, high = (1 + about, -math.inf, 0.0) if better == "down" else (1 - about, 0.0, math.inf)
 
-    def check(panel: Panel, l0s: Sequence[float]) -> Finding:
-        label, other = _name(panel, arch), _name(panel, than)
+    def check(comparison: Comparison, l0s: Sequence[float]) -> JudgedClaim:
+        label, other = _name(comparison, arch), _name(comparison, than)
         found = [
             (f"L0 {l0:g}: {metric} of {label} - {f'{factor:g} ' if about else ''}{other}", number)
             for l0 in l0s
-            if (number := contrast(panel, metric, l0, {label: 1.0, other: -factor})) is not None
+            if (number := contrast(comparison, metric, l0, {label: 1.0, other: -factor})) is not None
         ]
-        return judged(claim, found, low, high, _notes(panel, (metric,), (label, other), l0s, found))
+        return judged(claim, found, low, high, _notes(comparison, (metric,), (label, other), l0s, found))
 
     return check
 
@@ -156,19 +160,19 @@ def not_worse(
 def within(metric: str, arch: str, low: float, high: float, claim: str, *, least_width: int = 0) -> Check:
     """The metric is in a range at every L0; a dictionary narrower than `least_width` is not asked."""
 
-    def check(panel: Panel, l0s: Sequence[float]) -> Finding:
-        label = _name(panel, arch)
-        if (width := panel.setting.width) < least_width:
+    def check(comparison: Comparison, l0s: Sequence[float]) -> JudgedClaim:
+        label = _name(comparison, arch)
+        if (width := comparison.setting.width) < least_width:
             reason = (
                 f"one latent of {width:,} is {1 / width:.2%}: only dictionaries of {least_width:,} or more can tell"
             )
-            return Finding(claim, "cannot tell", (reason,))
+            return JudgedClaim(claim, "cannot tell", (reason,))
         found = [
             (f"L0 {l0:g}: {metric} of {label}", number)
             for l0 in l0s
-            if (number := contrast(panel, metric, l0, {label: 1.0})) is not None
+            if (number := contrast(comparison, metric, l0, {label: 1.0})) is not None
         ]
-        return judged(claim, found, low, high, _notes(panel, (metric,), (label,), l0s, found))
+        return judged(claim, found, low, high, _notes(comparison, (metric,), (label,), l0s, found))
 
     return check
 
@@ -176,42 +180,42 @@ def within(metric: str, arch: str, low: float, high: float, claim: str, *, least
 def about_equal(metrics: Sequence[str], archs: Sequence[str], room: float, claim: str) -> Check:
     """No two of the architectures differ in any of the metrics by more than `room` at any L0."""
 
-    def check(panel: Panel, l0s: Sequence[float]) -> Finding:
-        labels = [_name(panel, arch) for arch in archs]
+    def check(comparison: Comparison, l0s: Sequence[float]) -> JudgedClaim:
+        labels = [_name(comparison, arch) for arch in archs]
         found = [
             (f"L0 {l0:g}: {metric} of {label} - {other}", number)
             for metric in metrics
             for label, other in combinations(labels, 2)
             for l0 in l0s
-            if (number := contrast(panel, metric, l0, {label: 1.0, other: -1.0})) is not None
+            if (number := contrast(comparison, metric, l0, {label: 1.0, other: -1.0})) is not None
         ]
-        return judged(claim, found, -room, room, _notes(panel, metrics, labels, l0s, found))
+        return judged(claim, found, -room, room, _notes(comparison, metrics, labels, l0s, found))
 
     return check
 
 
-def _name(panel: Panel, arch: str) -> str:
-    """The label of an architecture in a panel: its name, or with settings, if it is there with one choice of them."""
-    labels = {record["sae"]["label"] for record in panel.records if record["sae"]["arch"] == arch}
+def _name(comparison: Comparison, arch: str) -> str:
+    """The label of an architecture in a comparison: its name, or with settings, if one choice of them is there."""
+    labels = {record.sae.label for record in comparison.records if record.sae.arch == arch}
     return labels.pop() if len(labels) == 1 else arch
 
 
 def _notes(
-    panel: Panel, metrics: Sequence[str], labels: Sequence[str], l0s: Sequence[float], found: Sequence[object]
+    comparison: Comparison, metrics: Sequence[str], labels: Sequence[str], l0s: Sequence[float], found: Sequence[object]
 ) -> list[str]:
     """What the numbers do not cover, or why there are none."""
     if found:
-        return ["one seed: the intervals cover the choice of documents alone"] if len(panel.seeds) == 1 else []
-    families = {family.label: family for family in panel.families}
-    absent = [label for label in labels if label not in families]
+        return ["one seed: the intervals cover the choice of documents alone"] if len(comparison.seeds) == 1 else []
+    architectures = {architecture.label: architecture for architecture in comparison.architectures}
+    absent = [label for label in labels if label not in architectures]
     if absent:
-        return [f"no {', no '.join(absent)} among {', '.join(families) or 'none'}"]
-    known = {name for record in panel.records for name in record["metrics"]}
+        return [f"no {', no '.join(absent)} among {', '.join(architectures) or 'none'}"]
+    known = {name for record in comparison.records for name in record.metrics}
     notes = []
     for metric in metrics:
-        without = [label for label in labels if metric not in families[label].metrics]
+        without = [label for label in labels if metric not in architectures[label].metrics]
         if metric not in known:
-            versions = sorted({f"{record['task']} {record['task_version']}" for record in panel.records})
+            versions = sorted({f"{record.task} {record.task_version}" for record in comparison.records})
             notes.append(f"{metric} is in no record: not measured by what made them ({', '.join(versions)})")
         elif without:
             notes.append(f"no {metric} of {', '.join(without)}")

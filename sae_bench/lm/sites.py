@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sae_bench.errors import UserError, did_you_mean
+from sae_bench.records.schema import SAEDescription
 from sae_bench.registry import REGISTERED
 
 K = TypeVar("K", bound=Hashable)
@@ -142,9 +143,9 @@ def find_sites(model: nn.Module, kinds: Iterable[str], layers: Iterable[int]) ->
     return list(dict.fromkeys(find_site(model, kind, layer) for layer, kind in product(layers, kinds)))
 
 
-def site_of(description: Mapping[str, Any]) -> Site:
+def site_of(description: SAEDescription) -> Site:
     """The site of an SAE as its description has it."""
-    return Site(**{name: value for name, value in description["site"].items() if name != "name"})
+    return Site(**description.site.model_dump(exclude={"name"}))
 
 
 def _named_module(model: nn.Module, kind: str, layer: int) -> tuple[str, Side]:

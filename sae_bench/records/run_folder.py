@@ -22,15 +22,16 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from sae_bench.errors import UserError
 from sae_bench.records.files import Damaged, read_sealed, sha256, write_sealed
 from sae_bench.records.names import file_name
 from sae_bench.records.redact import redact_json
+from sae_bench.records.schema import Record, read_record
 
 try:
     import fcntl
@@ -38,6 +39,8 @@ except ImportError:  # Windows: no lock
     fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SAE_DESCRIPTION = "sae_bench.json"
 MADE_BY_A_RUN = (
@@ -197,28 +200,29 @@ class RunFolder:
                 return False
         return True
 
-    def record(self, sae_id: str, task: str) -> dict[str, Any] | None:
+    def record(self, sae_id: str, task: str) -> Record | None:
         """A record; None if there is none, or it is damaged."""
-        return _read_or_warn(self.record_path(sae_id, task))
+        return _read_or_warn(self.record_path(sae_id, task), read_record)
 
     def drop_stale_records(self, sae_id: str) -> None:
         """Delete the records and latents of an SAE that were made from weights which are no longer there."""
         digest = read_sealed(self.sae_path(sae_id) / SAE_DESCRIPTION)["sha256"]
         for path in (self.path / "records").glob(f"{glob.escape(_part(sae_id))}.*.json"):
-            record = _read_or_warn(path)
-            if record is None or record["sae"]["weights_sha256"] != digest:
+            record = _read_or_warn(path, read_record)
+            if record is None or record.sae.weights_sha256 != digest:
                 path.unlink()
         collection = self.collection(sae_id)
         if collection is None or collection["settings"]["weights_sha256"] != digest:
             self.drop_latents(sae_id)
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Record]:
         """All records, in the order of their names.
 
         Raises:
             Damaged: one is not what was written.
+            UserError: one is ill-typed, or of a later version of the harness.
         """
-        return [read_sealed(path) for path in sorted((self.path / "records").glob("*.json"))]
+        return [read_record(path) for path in sorted((self.path / "records").glob("*.json"))]
 
 
 def _part(name: str) -> str:
@@ -228,11 +232,11 @@ def _part(name: str) -> str:
     return name
 
 
-def _read_or_warn(path: Path) -> dict[str, Any] | None:
+def _read_or_warn(path: Path, read: Callable[[Path], T] = read_sealed) -> T | None:  # type: ignore[assignment]
     if not path.exists():
         return None
     try:
-        return read_sealed(path)
+        return read(path)
     except Damaged:
         log.warning("%s is damaged: it counts as missing", path)
         return None

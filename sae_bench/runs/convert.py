@@ -23,6 +23,7 @@ from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
 from sae_bench.records.files import read_sealed, write_sealed
 from sae_bench.records.names import file_name
+from sae_bench.records.schema import SAEDescription
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.saes.base import SparseAutoencoder
@@ -52,25 +53,25 @@ def convert_run(
     calibration: dict[Site, Tensor] = {}
     converted = []
     for sae in chosen:
-        site, before = site_of(sae.own["description"]), to_built_in(sae.build()).to(lm.device)
+        about = SAEDescription.read(sae.own["description"], Path(sae.source.name))
+        site, before = site_of(about), to_built_in(sae.build()).to(lm.device)
         if before.nonlinearity == "topk" and site not in calibration:
             stream = token_stream(lm, config, "train", calibration_tokens)
             calibration[site] = activations_at(lm, site, stream, progress)
         after = convert(before, to, calibration.get(site))
-        converted.append((sae.own, _candidate(before, site), _candidate(after, site)))
+        converted.append((sae.own, about, _candidate(before, site), _candidate(after, site)))
     held_out = token_stream(lm, config, "eval", min(eval_tokens, config.n_held_out))
     held_out.read()
-    evaluate(lm, held_out, [candidate for _, *pair in converted for candidate in pair], progress)
+    evaluate(lm, held_out, [candidate for _, _, *pair in converted for candidate in pair], progress)
     costs = []
-    for own, was, now in converted:
-        about = own["description"]
-        name = file_name(f"{to}-from-{about['id']}")
-        description = {
-            **about, "id": name, "arch": now.sae.name, "label": f"{to}:from={about['arch']}", "options": {},
-            "converted_from": {"id": about["id"], "arch": about["arch"], "weights_sha256": own["sha256"]},
+    for own, about, was, now in converted:
+        name = file_name(f"{to}-from-{about.id}")
+        changed = {
+            "id": name, "arch": now.sae.name, "label": f"{to}:from={about.arch}", "options": {},
+            "converted_from": {"id": about.id, "arch": about.arch, "weights_sha256": own["sha256"]},
         }  # fmt: skip
-        ours.write(out / "saes" / name, now.sae.cpu(), description, own["metadata"])
-        costs.append({"id": name, "from": about["id"], "before": _scores(was), "after": _scores(now)})
+        ours.write(out / "saes" / name, now.sae.cpu(), about.model_copy(update=changed), own["metadata"])
+        costs.append({"id": name, "from": about.id, "before": _scores(was), "after": _scores(now)})
     conversion = {"run": str(run), "to": to, "calibration_tokens": calibration_tokens, "model": lm.name, "costs": costs}
     write_sealed(out / "conversion.json", conversion)
     return costs_table(costs)

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from sae_bench.errors import UserError
 from sae_bench.formats.foreign import ForeignSAE
@@ -18,6 +17,7 @@ from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site, find_site
 from sae_bench.records.names import file_name
 from sae_bench.records.run_folder import RunFolder
+from sae_bench.records.schema import SAEDescription
 from sae_bench.registry import ARCHITECTURES
 from sae_bench.runs.config import ImportedSAE, RunConfig
 from sae_bench.runs.plan import SAEPlan
@@ -56,12 +56,12 @@ class ImportPlan:
         """The SAE, loaded and checked."""
         return self.sae.build()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> SAEDescription:
         """What a record says of the SAE; what trained it is known of our own alone."""
         config = self.config
         unknown = {"target_l0": None, "coefficient": config.coefficient, "seed": None, "recipe": None}
         known = dict(self.sae.own["description"]) if self.sae.own else unknown | {"training": {"failure": None}}
-        return known | {
+        found = known | {
             "id": self.id,
             "arch": self.sae.arch,
             "label": known.get("label", self.sae.arch),
@@ -77,6 +77,7 @@ class ImportPlan:
                 "hub_commit": self.sae.source.hub_commit,
             },
         }
+        return SAEDescription.read(found, Path(self.source.source))
 
 
 Plan = SAEPlan | ImportPlan

@@ -14,7 +14,6 @@ from sae_bench.autointerp.examples import EXCERPT_TOKENS, MIN_FIRED
 from sae_bench.autointerp.explainer import cost_of, estimate, judge_latent
 from sae_bench.autointerp.judges import (
     COLLECTION_VERSION,
-    NO_JUDGE,
     Judges,
     judge_settings,
     judges_of,
@@ -67,7 +66,7 @@ def interpret_saes(
             return True
         if sae.failed or settings is None:  # what a judge said stands without one
             return False
-        details = record["details"]
+        details = record.details
         return details["judge"] != settings or any(details["failures"].get(kind) for kind in TRANSIENT)
 
     due = [sae for sae in saes if any(is_due(sae, task) for task in tasks)]
@@ -78,7 +77,7 @@ def interpret_saes(
     records = LatentRecords(folder, tasks, scorers_of(config), settings, lambda: provenance_of(lm, config, held_out))
     if judges is None:
         for sae in due:
-            records.write(sae, (), {"judge": None, "caption": NO_JUDGE})
+            records.write(sae, (), {"judge": None})
         return
     client = Client(
         cache_folder() / "judge",
@@ -106,7 +105,7 @@ def _interpreted_saes(
     described = [(description_of(folder.sae_path(plan.id)), plan.config, plan.site) for plan in plans]
     if config.chance and config.collects:
         described += random_baselines((plan.config, plan.site) for plan in plans)
-    return [InterpretedSAE(d, c, site, shared | {"weights_sha256": d["weights_sha256"]}) for d, c, site in described]
+    return [InterpretedSAE(d, c, site, shared | {"weights_sha256": d.weights_sha256}) for d, c, site in described]
 
 
 def _collect(
@@ -119,7 +118,7 @@ def _collect(
         f"collecting {n_latents} latents of {len(saes)} SAEs from {stream.n_tokens:,} held-out tokens, in about "
         f"{takes / 1e6:,.0f} MB"
     )
-    random = [sae for sae in saes if sae.description["arch"] == RandomSAE.name]
+    random = [sae for sae in saes if sae.description.arch == RandomSAE.name]
     sites = list(dict.fromkeys(sae.site for sae in random))
     means = site_means(lm, stream, sites, 1, progress) if sites else {}
 

@@ -7,12 +7,13 @@ from typing import Any
 
 from sae_bench.autointerp.examples import MIN_FIRED
 from sae_bench.autointerp.explainer import judged
+from sae_bench.autointerp.judges import NO_JUDGE
 from sae_bench.autointerp.latents import LatentFile
 from sae_bench.autointerp.scorer import Scorer
 from sae_bench.evaluation.task import LatentTask, Result
 from sae_bench.lm.sites import Site
-from sae_bench.records.files import write_sealed
 from sae_bench.records.run_folder import RunFolder
+from sae_bench.records.schema import JUDGED_BY, Provenance, Record, SAEDescription, digest_of, write_record
 from sae_bench.runs.records import make_record
 from sae_bench.saes.base import SAEConfig
 
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 class InterpretedSAE:
     """An SAE of the run, or a random one beside it."""
 
-    description: Mapping[str, Any]
+    description: SAEDescription
     config: SAEConfig
     site: Site
     collected_by: Mapping[str, Any]
@@ -31,11 +32,11 @@ class InterpretedSAE:
 
     @property
     def id(self) -> str:
-        return str(self.description["id"])
+        return self.description.id
 
     @property
     def failed(self) -> bool:
-        return self.description["training"]["failure"] is not None
+        return self.description.training.failure is not None
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class LatentRecords:
     scorers: Sequence[Scorer]
     settings: Mapping[str, Any] | None
     """Of the judges; None if there are none."""
-    provenance: Callable[[], dict[str, Any]]
+    provenance: Callable[[], Provenance]
 
     def write(
         self, sae: InterpretedSAE, latents: Sequence[LatentFile], facts: Mapping[str, Any], failure: str | None = None
@@ -57,18 +58,24 @@ class LatentRecords:
             task = cls([scorer.metric for scorer in self.scorers])
             result, problem = (None, failure) if failure or sae.failed else _found(task, latents)
             record = make_record(task, result, problem, sae.description, self.provenance())
-            self._complete(record, facts)
-            write_sealed(self.folder.record_path(sae.id, name), record)
+            write_record(self.folder.record_path(sae.id, name), self._complete(record, facts))
 
-    def _complete(self, record: dict[str, Any], facts: Mapping[str, Any]) -> None:
-        """Add what the harness knows."""
-        record["details"] = {"failures": {}, **record["details"], **facts}
-        record["measured_on"] = "latents"
+    def _complete(self, record: Record, facts: Mapping[str, Any]) -> Record:
+        """The record with what the harness knows."""
+        details = {"failures": {}, **record.details, **facts}
+        known: dict[str, Any] = {"details": details, "measured_on": "latents"}
+        lost = details["failures"]
+        if lost and not any(score.value is not None for score in record.scores.values()):
+            known["failure"] = record.failure or f"no answer of the judge could be used: {_counted(lost)}"
         if self.settings is not None:
-            record["details"] |= {"caption": self._caption(self.settings), "remarks": _remarks(record)}
-        lost = record["details"]["failures"]
-        if lost and not any(score["value"] is not None for score in record["scores"].values()):
-            record["failure"] = record["failure"] or f"no answer of the judge could be used: {_counted(lost)}"
+            known |= {
+                "comparable": {JUDGED_BY: digest_of(self.settings)},
+                "caption": self._caption(self.settings),
+                "remarks": _remarks(record, details),
+            }
+        elif record.failure is None:
+            known |= {"not_measured": "no judge", "caption": NO_JUDGE}
+        return record.model_copy(update=known)
 
     def _caption(self, settings: Mapping[str, Any]) -> str:
         versions = ", ".join(f"{name} {prompt['version']}" for name, prompt in settings["prompts"].items())
@@ -91,15 +98,14 @@ def _found(task: LatentTask, latents: Sequence[LatentFile]) -> tuple[Result | No
         return None, f"{type(error).__name__}: {error}"
 
 
-def _remarks(record: Mapping[str, Any]) -> list[str]:
+def _remarks(record: Record, details: Mapping[str, Any]) -> list[str]:
     """What a reader of the table has to know of one SAE: few latents, answers that never came."""
-    details = record["details"]
     remarks = []
     asked = details["judge"]["n_latents"]
-    if record["failure"] is None and len(details["latents"]) < asked:
+    if record.failure is None and len(details["latents"]) < asked:
         remarks.append(f"{len(details['latents'])} latents instead of {asked}: no more fired {MIN_FIRED} times")
     unscored = {name: sum(notes.values()) for name, notes in details.get("unscored", {}).items() if notes}
-    remarks += [f"{n} latents without a score in {name}" for name, n in unscored.items() if name in record["scores"]]
+    remarks += [f"{n} latents without a score in {name}" for name, n in unscored.items() if name in record.scores]
     if details["failures"]:
         n_lost, n_calls = sum(details["failures"].values()), details["cost"]["calls"]
         remarks.append(f"{n_lost} of {n_calls} answers failed or were cut short: {_counted(details['failures'])}")

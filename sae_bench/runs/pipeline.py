@@ -16,13 +16,15 @@ from sae_bench.autointerp.judges import check_judge
 from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, evaluate
 from sae_bench.evaluation.task import Task, latent_tasks, token_tasks
-from sae_bench.leaderboard import tables as leaderboard
+from sae_bench.leaderboard import tables
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
+from sae_bench.leaderboard.load import check_comparable
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
-from sae_bench.records.files import sha256, write_sealed
+from sae_bench.records.files import sha256
 from sae_bench.records.run_folder import RunFolder
+from sae_bench.records.schema import Record, write_record
 from sae_bench.registry import TASKS
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.import_saes import Plan, import_saes, open_imports, plan_imports
@@ -35,9 +37,7 @@ from sae_bench.saes.save import description_of, load_sae
 from sae_bench.training.logging import log_sink
 
 
-def run(
-    config: RunConfig, folder: RunFolder, progress: Progress, log_to: str | None = None
-) -> Sequence[leaderboard.Record]:
+def run(config: RunConfig, folder: RunFolder, progress: Progress, log_to: str | None = None) -> Sequence[Record]:
     """Do the main job and return the run's records; `log_to` is where the training log is shown, too.
 
     Raises:
@@ -67,7 +67,7 @@ def run(
                 f"evaluating on {held_out.n_delivered:,} held-out tokens of {held_out.n_documents:,} documents"
             )
             if held_out.n_documents < MIN_DOCUMENTS:
-                progress.say(leaderboard.few_documents(held_out.n_documents))
+                progress.say(tables.few_documents(held_out.n_documents))
         if to_train:
             stage = TrainStage(lm, config, to_train, folder, progress, earlier)
             write_manifest(folder, config, everything, earlier)
@@ -79,8 +79,8 @@ def run(
         evaluate_saes(lm, config, everything, token_tasks(tasks), held_out, folder, progress)
         interpret_saes(lm, config, everything, latent_tasks(tasks), held_out, folder, progress)
         records = folder.records()
-        leaderboard.check_comparable(records)
-        leaderboard.write_board(folder.path, records)
+        check_comparable(records)
+        tables.write_board(folder.path, records)
         return records
 
 
@@ -127,7 +127,7 @@ def check_recipes(folder: RunFolder, plans: Sequence[Plan]) -> None:
 def recipe_of(plan: Plan) -> dict[str, Any]:
     """What an SAE learns from besides a run's settings: recipe, options, and the version of its architecture."""
     about = plan.describe()
-    return {**(about["recipe"] or {}), **about["options"], "arch_version": about["arch_version"]}
+    return {**(about.recipe or {}), **about.options, "arch_version": about.arch_version}
 
 
 def plugin_hashes(plugins: Sequence[str]) -> dict[str, str]:
@@ -152,7 +152,7 @@ def evaluate_saes(
         missing = {name: tasks[name]() for name in tasks if is_missing(made[name], name, description, config.hash, lm)}
         if not missing:
             continue
-        if description["training"]["failure"]:
+        if description.training.failure:
             with torch.device("meta"):  # nobody will ask for its weights
                 candidate = Candidate(plan.build(), plan.site, missing)
         else:
@@ -167,12 +167,12 @@ def evaluate_saes(
     else:
         stream.read()  # for its counts and its fingerprint
     seconds = time.monotonic() - start
-    provenance = provenance_of(lm, config, stream) | {"evaluation_seconds": round(seconds, 3)}
+    provenance = provenance_of(lm, config, stream).model_copy(update={"evaluation_seconds": round(seconds, 3)})
     for candidate, description in candidates:
         for name, task in candidate.tasks.items():
             result, failure = candidate.results.get(name), candidate.failures.get(name)
             record = make_record(task, result, failure, description, provenance)
-            write_sealed(folder.record_path(description["id"], name), record)
+            write_record(folder.record_path(description.id, name), record)
 
 
 def write_manifest(folder: RunFolder, config: RunConfig, plans: Sequence[Plan], earlier: Sequence[Leg]) -> None:

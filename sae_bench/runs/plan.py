@@ -12,6 +12,7 @@ from sae_bench.errors import UserError, did_you_mean
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site, find_sites
 from sae_bench.records.names import file_name
+from sae_bench.records.schema import SAEDescription, SiteDescription
 from sae_bench.registry import ARCHITECTURES, SCORERS, TASKS
 from sae_bench.runs.config import ArchSpec, RunConfig
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder
@@ -44,22 +45,22 @@ class SAEPlan:
         with torch.device("meta"):
             return sum(parameter.numel() for parameter in self.build().parameters())
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> SAEDescription:
         """What a record says of the SAE."""
-        return {
-            "id": self.id,
-            "arch": self.arch.name,
-            "label": self.arch.label,
-            "arch_version": ARCHITECTURES[self.arch.name].version,
-            "site": asdict(self.site) | {"name": self.site.name},
-            "d_in": self.config.d_in,
-            "d_sae": self.config.d_sae,
-            "target_l0": self.config.l0,
-            "coefficient": self.config.coefficient,
-            "seed": self.config.seed,
-            "options": self.config.options,
-            "recipe": self.recipe.model_dump(mode="json"),
-        }
+        return SAEDescription(
+            id=self.id,
+            arch=self.arch.name,
+            label=self.arch.label,
+            arch_version=ARCHITECTURES[self.arch.name].version,
+            site=SiteDescription(**asdict(self.site), name=self.site.name),
+            d_in=self.config.d_in,
+            d_sae=self.config.d_sae,
+            target_l0=self.config.l0,
+            coefficient=self.config.coefficient,
+            seed=self.config.seed,
+            options=self.config.options,
+            recipe=self.recipe.model_dump(mode="json"),
+        )
 
 
 def check_names(config: RunConfig) -> None:

@@ -4,16 +4,17 @@ Nothing is uploaded but what the run made, read whole and unchanged from its fol
 of models and corpora goes along, paths included.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from sae_bench.errors import UserError
 from sae_bench.formats.export import saes_of
-from sae_bench.leaderboard import tables as leaderboard
+from sae_bench.leaderboard.render import escape_markdown
+from sae_bench.leaderboard.tables import markdown
 from sae_bench.records.files import read_sealed
 from sae_bench.records.redact import redact
 from sae_bench.records.run_folder import RunFolder
+from sae_bench.records.schema import Record
 
 TABLES = ("leaderboard.md", "leaderboard.csv", "leaderboard.tex")
 
@@ -72,17 +73,17 @@ def collect(run: Path, repo: str) -> dict[str, Path | bytes]:
     return files | {"README.md": redact(card(records, repo)).encode()}
 
 
-def card(records: Sequence[Mapping[str, Any]], repo: str) -> str:
+def card(records: Sequence[Record], repo: str) -> str:
     """The model card."""
-    saes = {record["sae"]["id"]: record["sae"] for record in records}
-    own = [sae_id for sae_id, sae in saes.items() if not sae.get("origin")]
-    model = records[0]["provenance"]["model"]
+    saes = {record.sae.id: record.sae for record in records}
+    own = [sae_id for sae_id, sae in saes.items() if not sae.origin]
+    model = records[0].provenance.model
     return CARD.format(
         base=f"base_model: {model}\n" if "/" in model and not model.startswith(("/", ".")) else "",
-        title=leaderboard.escape_markdown(model),
+        title=escape_markdown(model),
         n_saes=len(saes),
         n_own=len(own),
-        table=leaderboard.markdown(records).removeprefix("# Leaderboard\n\n"),
+        table=markdown(records).removeprefix("# Leaderboard\n\n"),
         repo=repo,
         first=own[0],
         model=model,

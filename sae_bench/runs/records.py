@@ -1,79 +1,70 @@
 """Records: one for every (SAE, task), with its numbers or the reason why there are none, and where they come from."""
 
-import dataclasses
 import datetime
-from collections.abc import Mapping
-from typing import Any
 
 from sae_bench.evaluation.task import BaseTask, Result
 from sae_bench.lm.corpus import describe
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.tokens import TokenStream
+from sae_bench.records.schema import Provenance, Record, SAEDescription
 from sae_bench.registry import TASKS
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.provenance import environment
 
 
 def is_missing(
-    record: Mapping[str, Any] | None,
-    task: str,
-    description: Mapping[str, Any],
-    config_hash: str,
-    lm: LanguageModel,
+    record: Record | None, task: str, description: SAEDescription, config_hash: str, lm: LanguageModel
 ) -> bool:
     """Whether there is no record of this SAE, task and model as they are now; what failed in evaluation is missing."""
     if record is None:
         return True
     made_from = (
-        record["provenance"]["config_hash"],
-        record["provenance"]["model_sha256"],
-        record["task_version"],
-        record["sae"]["weights_sha256"],
-        record["failure"],
+        record.provenance.config_hash,
+        record.provenance.model_sha256,
+        record.task_version,
+        record.sae.weights_sha256,
+        record.failure,
     )
-    now = config_hash, lm.weight_hash(), TASKS[task].version, description["weights_sha256"]
-    return made_from != (*now, description["training"]["failure"])
+    now = config_hash, lm.weight_hash(), TASKS[task].version, description.weights_sha256
+    return made_from != (*now, description.training.failure)
 
 
 def make_record(
-    task: BaseTask,
-    result: Result | None,
-    failure: str | None,
-    description: Mapping[str, Any],
-    provenance: Mapping[str, Any],
-) -> dict[str, Any]:
+    task: BaseTask, result: Result | None, failure: str | None, description: SAEDescription, provenance: Provenance
+) -> Record:
     """One (SAE, task): its values, or why there are none."""
-    failure = description["training"]["failure"] or failure
+    failure = description.training.failure or failure
     assert (result is None) == (failure is not None), "an SAE is evaluated unless its training failed"
-    return {
-        "task": task.name,
-        "task_version": task.version,
-        "failure": failure,
-        "metrics": {metric.name: dataclasses.asdict(metric) for metric in task.metrics},
-        "scores": {key: dataclasses.asdict(score) for key, score in result.scores.items()} if result else {},
-        "by_document": result.by_document if result else {},
-        "per_latent": result.per_latent if result else {},
-        "details": result.details if result else {},
-        "sae": dict(description),
-        "provenance": dict(provenance),
-    }
+    return Record(
+        task=task.name,
+        task_version=task.version,
+        failure=failure,
+        metrics={metric.name: metric for metric in task.metrics},
+        scores=result.scores if result else {},
+        by_document=result.by_document if result else {},
+        per_latent=result.per_latent if result else {},
+        details=result.details if result else {},
+        sae=description,
+        provenance=provenance,
+    )
 
 
-def provenance_of(lm: LanguageModel, config: RunConfig, stream: TokenStream) -> dict[str, Any]:
+def provenance_of(lm: LanguageModel, config: RunConfig, stream: TokenStream) -> Provenance:
     """What every record of a run repeats."""
-    return environment(lm.device) | {
-        "model": lm.name,
-        "model_revision": lm.revision,
-        "model_sha256": lm.weight_hash(),
-        "tokenizer_sha256": lm.tokenizer_hash(),
-        "lm_dtype": str(lm.dtype).removeprefix("torch."),
-        "sae_dtype": "float32",
-        "dataset": describe(config.dataset),
-        "eval_fingerprint": stream.fingerprint,
-        "eval_tokens": stream.n_delivered,
-        "eval_documents": stream.n_documents,
-        "preset": config.preset,
-        "config": config.identity,
-        "config_hash": config.hash,
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+    return Provenance(
+        **environment(lm.device),
+        model=lm.name,
+        model_revision=lm.revision,
+        model_sha256=lm.weight_hash(),
+        tokenizer_sha256=lm.tokenizer_hash(),
+        lm_dtype=str(lm.dtype).removeprefix("torch."),
+        sae_dtype="float32",
+        dataset=describe(config.dataset),
+        eval_fingerprint=stream.fingerprint,
+        eval_tokens=stream.n_delivered,
+        eval_documents=stream.n_documents,
+        preset=config.preset,
+        config=config.identity,
+        config_hash=config.hash,
+        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )

@@ -17,6 +17,7 @@ from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
+from sae_bench.records.schema import SAEDescription, Training
 from sae_bench.runs.config import RunConfig, parse_interval
 from sae_bench.runs.plan import SAEPlan, training_bytes, training_disk_bytes
 from sae_bench.runs.provenance import environment
@@ -247,7 +248,7 @@ class TrainStage:
             "failure": trainer.failure,
             "legs": [asdict(leg) for leg in self._earlier],
         }
-        description = plan.describe() | {"training": training}
+        description = plan.describe().model_copy(update={"training": Training(**training)})
         write_sae(self.folder, self.config, self.lm, plan.site, trainer.sae, description, trainer.log)
 
 
@@ -257,7 +258,7 @@ def _shape(plan: SAEPlan) -> str:
 
 def write_sae(
     folder: RunFolder, config: RunConfig, lm: LanguageModel, site: Site, sae: SparseAutoencoder,
-    description: Mapping[str, Any], log: Iterable[Mapping[str, float | int]] = (),
+    description: SAEDescription, log: Iterable[Mapping[str, float | int]] = (),
 ) -> None:  # fmt: skip
     """Write an SAE into the run's folder, with what other tools need to know to use it; TransformerLens names hooks."""
     metadata = {
@@ -269,5 +270,5 @@ def write_sae(
         "context_size": config.context_size,
         "dataset_path": config.dataset,
     }
-    ours.write(folder.sae_path(description["id"]), sae, description, metadata, log, config.hash)
-    folder.drop_stale_records(description["id"])
+    ours.write(folder.sae_path(description.id), sae, description, metadata, log, config.hash)
+    folder.drop_stale_records(description.id)

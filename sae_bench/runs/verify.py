@@ -7,19 +7,19 @@ first held-out contexts, and each document's sums are held against those of the 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, evaluate, plan_batch
 from sae_bench.evaluation.task import token_tasks
-from sae_bench.leaderboard import tables as leaderboard
+from sae_bench.leaderboard.tables import board_files
 from sae_bench.lm.contexts import site_means
 from sae_bench.lm.sites import site_of
 from sae_bench.progress import Progress
-from sae_bench.records.files import Damaged, read_sealed, sha256
+from sae_bench.records.files import read_sealed, sha256
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
+from sae_bench.records.schema import Record, read_record
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.saes.save import description_of, load_sae
@@ -43,15 +43,15 @@ def verify(folder: RunFolder, progress: Progress, n_contexts: int = 16) -> Itera
     for plugin, digest in manifest["plugins"].items():
         same = Path(plugin).is_file() and sha256(Path(plugin)) == digest
         yield (f"plugin {plugin}", None if same else "missing or changed since the run")
-    records: dict[tuple[str, str], dict[str, Any]] = {}
+    records: dict[tuple[str, str], Record] = {}
     for path in sorted((folder.path / "records").glob("*.json")):
         try:
-            record = read_sealed(path)
-        except Damaged as error:
+            record = read_record(path)
+        except UserError as error:
             yield (path.name, str(error))
             continue
-        records[record["sae"]["id"], record["task"]] = record
-        same = record["provenance"]["config_hash"] == config.hash
+        records[record.sae.id, record.task] = record
+        same = record.provenance.config_hash == config.hash
         yield (path.name, None if same else "made with other settings")
     whole = []
     for sae_id in manifest["saes"]:
@@ -65,7 +65,7 @@ def verify(folder: RunFolder, progress: Progress, n_contexts: int = 16) -> Itera
         yield from _verify_numbers(folder, config, records, whole, progress, n_contexts)
 
 
-def _weights_problem(folder: RunFolder, sae_id: str, records: Sequence[Mapping[str, Any]]) -> str | None:
+def _weights_problem(folder: RunFolder, sae_id: str, records: Sequence[Record]) -> str | None:
     try:
         description = read_sealed(folder.sae_path(sae_id) / SAE_DESCRIPTION)
     except UserError as error:
@@ -74,19 +74,19 @@ def _weights_problem(folder: RunFolder, sae_id: str, records: Sequence[Mapping[s
         path = folder.sae_path(sae_id) / name
         if not path.is_file() or sha256(path) != was:
             return f"{name} is not what was saved"
-    if any(record["sae"]["weights_sha256"] != description["sha256"] for record in records):
+    if any(record.sae.weights_sha256 != description["sha256"] for record in records):
         return "records were made from other weights"
     return None if records else "no record of it"
 
 
-def _score_problem(record: Mapping[str, Any]) -> str | None:
+def _score_problem(record: Record) -> str | None:
     """Scores that are ratios of the record's own sums have to be these ratios."""
-    for name, score in record["scores"].items():
-        if score["formula"] is None or score["value"] is None:
+    for name, score in record.scores.items():
+        if score.formula is None or score.value is None:
             continue
-        value = ratio_of_sums(score["formula"], record["by_document"])
-        if not math.isclose(value, score["value"], rel_tol=1e-9, abs_tol=1e-12):
-            return f"{name} is {score['value']:.6g}, its sums give {value:.6g}"
+        value = ratio_of_sums(score.formula, record.by_document)
+        if not math.isclose(value, score.value, rel_tol=1e-9, abs_tol=1e-12):
+            return f"{name} is {score.value:.6g}, its sums give {value:.6g}"
     return None
 
 
@@ -97,8 +97,8 @@ def ratio_of_sums(formula: str, by_document: Mapping[str, Sequence[float]]) -> f
     return 1 - above / below if one_minus else above / below
 
 
-def _board_problem(folder: RunFolder, records: list[dict[str, Any]]) -> str | None:
-    for name, content in leaderboard.board_files(records).items():
+def _board_problem(folder: RunFolder, records: list[Record]) -> str | None:
+    for name, content in board_files(records).items():
         path = folder.path / name
         if not path.is_file() or path.read_text(encoding="utf-8") != content:
             return f"{name} is not what the records give"
@@ -108,7 +108,7 @@ def _board_problem(folder: RunFolder, records: list[dict[str, Any]]) -> str | No
 def _verify_numbers(
     folder: RunFolder,
     config: RunConfig,
-    records: Mapping[tuple[str, str], Mapping[str, Any]],
+    records: Mapping[tuple[str, str], Record],
     saes: Sequence[str],
     progress: Progress,
     n_contexts: int,
@@ -122,13 +122,13 @@ def _verify_numbers(
         "eval_fingerprint": stream.fingerprint,
     }
     for what, digest in now.items():
-        was = {record["provenance"][what] for record in records.values()}
+        was = {getattr(record.provenance, what) for record in records.values()}
         yield (what, None if was == {digest} else f"is now {digest[:12]}, was {', '.join(sorted(was))}")
         if what == "eval_fingerprint" and was != {digest}:
             return
     candidates = {}
     for sae_id in saes:
-        names = [task for (of, task), record in records.items() if of == sae_id and not record["failure"]]
+        names = [task for (of, task), record in records.items() if of == sae_id and not record.failure]
         tasks = {name: task() for name, task in token_tasks(names).items()}  # a judge is not asked again
         if tasks:
             path = folder.sae_path(sae_id)
@@ -148,7 +148,7 @@ def _verify_numbers(
             yield (f"{task} of {sae_id}, {sample.n_documents} documents", problem)
 
 
-def _difference(candidate: Candidate, task: str, record: Mapping[str, Any], *, whole: bool) -> str | None:
+def _difference(candidate: Candidate, task: str, record: Record, *, whole: bool) -> str | None:
     """What differs between a record's documents and the same ones measured now; the last may have been cut."""
     if task in candidate.failures:
         return f"cannot be evaluated now: {candidate.failures[task]}"
@@ -156,7 +156,7 @@ def _difference(candidate: Candidate, task: str, record: Mapping[str, Any], *, w
     if not result.by_document and not result.per_latent:
         return "it keeps neither sums per document nor values per latent: nothing to compare"
     for name, counts in result.per_latent.items():
-        now, then = np.array(counts), np.array(record["per_latent"].get(name, []))
+        now, then = np.array(counts), np.array(record.per_latent.get(name, []))
         if now.shape != then.shape:
             return f"{name} has {len(then)} latents, the SAE has {len(now)}"
         slack = 0.01 * np.abs(then) + 2  # what rounding may bring across a threshold
@@ -166,7 +166,7 @@ def _difference(candidate: Candidate, task: str, record: Mapping[str, Any], *, w
         now = np.array(sums if whole else sums[:-1])
         if not len(now):
             return "the sample holds no whole document: raise --contexts"
-        then = np.array(record["by_document"].get(name, [])[: len(now)])
+        then = np.array(record.by_document.get(name, [])[: len(now)])
         if now.shape != then.shape:
             return f"{name} has {len(then)} documents"
         if np.abs(now - then).max() > TOLERANCE * max(np.abs(then).max(), 1.0):

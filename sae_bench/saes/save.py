@@ -13,6 +13,7 @@ from sae_bench._version import __version__
 from sae_bench.errors import UserError
 from sae_bench.records.files import read_sealed, sha256, write_bytes, write_sealed, write_text
 from sae_bench.records.run_folder import SAE_DESCRIPTION
+from sae_bench.records.schema import SAEDescription
 from sae_bench.registry import ARCHITECTURES
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder
 
@@ -23,13 +24,16 @@ LOG = "metrics.jsonl"
 def save_sae(
     folder: Path,
     sae: SparseAutoencoder,
-    description: Mapping[str, Any],
+    description: SAEDescription | None,
     metadata: Mapping[str, Any],
     log: Iterable[Mapping[str, float | int]],
     config_hash: str = "",
 ) -> None:
-    """Save a folded SAE with what trained it and its training log; what the folder holds already is sealed with it."""
-    failed = description.get("training", {}).get("failure")
+    """Save a folded SAE with what trained it, if anybody will ask, and its training log.
+
+    What the folder holds already is sealed with it.
+    """
+    failed = description and description.training.failure
     assert sae.folded or failed, "only folded SAEs, which take raw activations, leave the trainer"
     write_bytes(folder / WEIGHTS, save({name: value.cpu().contiguous() for name, value in sae.stored().items()}))
     write_text(folder / LOG, "".join(_json_line(row) for row in log))
@@ -42,7 +46,7 @@ def save_sae(
             "config": sae.config.model_dump(mode="json"),
             "sha256": sha256(folder / WEIGHTS),
             "files": {path.name: sha256(path) for path in sorted(folder.iterdir()) if _is_part(path)},
-            "description": dict(description),
+            "description": description.as_json() if description else {},
             "metadata": dict(metadata),
         },
     )
@@ -76,7 +80,7 @@ def load_sae(folder: Path, device: torch.device | str = "cpu") -> SparseAutoenco
     return sae.load_stored(load_file(path)).to(device)
 
 
-def description_of(folder: Path) -> dict[str, Any]:
+def description_of(folder: Path) -> SAEDescription:
     """What a saved SAE is and what trained it."""
     own = read_sealed(folder / SAE_DESCRIPTION)
-    return {**own["description"], "weights_sha256": own["sha256"]}
+    return SAEDescription.read({**own["description"], "weights_sha256": own["sha256"]}, folder / SAE_DESCRIPTION)

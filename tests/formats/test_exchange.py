@@ -8,6 +8,7 @@ import pytest
 import torch
 from command import bench, flags
 from safetensors.torch import load_file
+from synthetic import record, typed
 from test_formats import opened
 from tiny import D_MODEL
 
@@ -15,7 +16,9 @@ from sae_bench import ARCHITECTURES, SAEConfig, SparseAutoencoder
 from sae_bench.errors import UserError
 from sae_bench.formats.export import export
 from sae_bench.formats.ours import write
+from sae_bench.formats.saebench import core_result
 from sae_bench.records.files import read_sealed
+from sae_bench.records.schema import SAEDescription, SiteDescription
 from sae_bench.saes.convert import convert, to_built_in
 from sae_bench.saes.save import load_sae
 
@@ -56,9 +59,10 @@ def inputs(n: int = 400) -> torch.Tensor:
 def make_run(folder: Path, *saes: SparseAutoencoder) -> Path:
     """The part of a run's folder that exporting looks at."""
     for sae in saes:
-        description = {"id": f"{sae.name}.layer_3.resid_post", "arch": sae.name, "label": sae.name, "site": SITE}
+        sae_id, site = f"{sae.name}.layer_3.resid_post", SiteDescription(**SITE)
+        description = SAEDescription.model_construct(id=sae_id, arch=sae.name, label=sae.name, site=site)
         metadata = {"model_name": "owner/model", "hook_name": "blocks.3.hook_resid_post"}
-        write(folder / "saes" / description["id"], sae, description, metadata)
+        write(folder / "saes" / sae_id, sae, description, metadata)
     (folder / "records").mkdir()
     return folder
 
@@ -292,6 +296,14 @@ def test_a_damaged_or_unfinished_run_is_not_published(run, tmp_path, capsys):
     shutil.rmtree(tmp_path / "run" / "records")
     assert bench("publish", tmp_path / "run", "--repo", "me/saes", "--dry-run") == 2
     assert "holds no board" in capsys.readouterr().err
+
+
+def test_a_record_that_does_not_say_when_it_was_made_gives_no_file_of_saebench():
+    content = record("topk", 32.0, 0, "reconstruction")
+    del content["provenance"]["time"]
+    (one,) = typed([content])
+    with pytest.raises(UserError, match=r"records of mine do not say when .* delete them and run the same command"):
+        core_result("mine", {"reconstruction": one}, make("topk"))
 
 
 def test_saebench_files_hold_its_definitions_under_its_names_and_ours_beside(run):

@@ -22,6 +22,7 @@ from sae_bench.errors import UserError
 from sae_bench.formats.headers import safetensors_shapes
 from sae_bench.formats.open import find_sources, open_sae
 from sae_bench.records.files import read_sealed, write_sealed
+from sae_bench.records.schema import SAEDescription, SiteDescription
 from sae_bench.saes.save import save_sae
 
 MAKERS = {
@@ -322,7 +323,13 @@ def test_a_forged_description_with_a_valid_seal_is_refused(tmp_path, how):
 def saved_sae(folder: Path) -> Path:
     sae = ARCHITECTURES["topk"](SAEConfig(d_in=D, d_sae=F, l0=4)).requires_grad_(False).fold(2.0)
     site = {"layer": 1, "kind": "resid_post", "path": "model.layers.1", "side": "output", "d_in": D}
-    save_sae(folder / "topk", sae, {"id": "topk", "arch": "topk", "site": site}, {"model_name": "m"}, [])
+    save_sae(
+        folder / "topk",
+        sae,
+        SAEDescription.model_construct(id="topk", arch="topk", site=SiteDescription(name="layer_1.resid_post", **site)),
+        {"model_name": "m"},
+        [],
+    )
     return folder / "topk"
 
 

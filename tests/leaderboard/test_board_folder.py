@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 from command import bench, files
-from synthetic import HOSTILE, records, write_run
+from synthetic import HOSTILE, records, typed, write_run
 
 from sae_bench.leaderboard import compare_table
 from sae_bench.leaderboard import tables as leaderboard
 from sae_bench.leaderboard.board_folder import outputs
 from sae_bench.leaderboard.board_table import table
-from sae_bench.leaderboard.compare import panels
+from sae_bench.leaderboard.compare import comparisons
+from sae_bench.leaderboard.load import gather
+from sae_bench.leaderboard.render import with_error
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = sorted(path.parent for path in (ROOT / "results").glob("*/records"))
@@ -91,14 +93,13 @@ def test_a_table_has_the_columns_and_groups_that_were_asked_for(run, capsys):
 
 
 def test_over_seeds_a_row_is_an_architecture_with_its_interval(run):
-    of = leaderboard.gather([run])
+    of = gather([run])
     text = table(of, "csv", ["fve"], over_seeds=True)
     assert len(text.splitlines()) == 1 + 4 * 2
-    (panel,) = panels(of, ["fve"])
+    (comparison,) = comparisons(of, ["fve"])
     from sae_bench.leaderboard.bootstrap import estimate
-    from sae_bench.leaderboard.tables import with_error
 
-    e = estimate(panel.families[0].metrics["fve"].value[:, 0], panel.design)
+    e = estimate(comparison.architectures[0].metrics["fve"].value[:, 0], comparison.design)
     assert with_error(e.value, e.interval()[1] - e.value) in text
     assert "half of the 95% interval; 2 seeds" in table(of, "text", over_seeds=True)
     assert "standard error" not in table(of, "text", over_seeds=True)
@@ -109,7 +110,8 @@ def test_all_tables_of_latex_compile_in_a_minimal_document(tmp_path):
     of = records(("jumprelu", HOSTILE), (16.0, 64.0), sites=("layer_9.resid_post", "layer_1.mlp_out"))
     for record in of:
         record["provenance"]["dataset"] = r"a_b % & # $ ~ ^ \ { } < > | [x] *"
-    compared, facts = panels(of, ["fve", "delta_lm_loss"]), leaderboard.caption(of)
+    of = typed(of)
+    compared, facts = comparisons(of, ["fve", "delta_lm_loss"]), leaderboard.caption(of)
     tables = [
         leaderboard.latex(of),
         compare_table.latex(compared, ["fve", "delta_lm_loss"], (20.0, 50.0), facts),

@@ -1,6 +1,5 @@
 """Claims are judged by intervals: planted truths are found, what is at a limit is rarely said to be past it."""
 
-import json
 import math
 import re
 from pathlib import Path
@@ -11,13 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from synthetic import records as synthetic_records
+from synthetic import typed
 from test_compare import record, simulated
 
 from sae_bench.leaderboard.bootstrap import Estimate
 from sae_bench.leaderboard.claims import ABOUT, METRICS, WIDE_ENOUGH, as_markdown, check_claims
-from sae_bench.leaderboard.compare import at, check_metrics, panels
+from sae_bench.leaderboard.compare import at, check_metrics, comparisons
 from sae_bench.leaderboard.frequency_claim import falls_with_frequency, within_saes
 from sae_bench.leaderboard.verdicts import about_equal, contrast, judged, not_worse, within
+from sae_bench.records.schema import read_record
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -104,11 +105,11 @@ def test_an_end_that_rounds_to_the_limit_is_judged_as_it_is_printed(upper):
 def test_no_claim_contradicts_what_it_prints(source):
     """Limits as they are printed, too."""
     if source == "published":
-        of = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("gemma-3-270m*/records/*.json"))]
+        of = [read_record(path) for path in sorted(RESULTS.glob("gemma-3-270m*/records/*.json"))]
     else:
-        of = synthetic_records(targets=(16.0, 64.0))
+        of = typed(synthetic_records(targets=(16.0, 64.0)))
     checked = 0
-    for _, finding in check_claims(panels(of, METRICS), (20.0, 50.0)):
+    for _, finding in check_claims(comparisons(of, METRICS), (20.0, 50.0)):
         if finding.numbers[0].startswith("wanted"):
             words = finding.numbers[0].partition(";")[0].split()[1:]
             low, high = float(words[1]) if words[0] == "from" else -math.inf, float(words[-1])
@@ -126,46 +127,46 @@ def test_no_claim_contradicts_what_it_prints(source):
 
 @pytest.mark.parametrize(("effect", "verdict"), [(-0.15, "holds"), (0.15, "does not hold"), (0.002, "cannot tell")])
 def test_a_claim_holds_or_not_as_planted(effect, verdict):
-    (panel,) = panels(simulated(2, {"mine": effect, "other": 0.0}, seed_sd=0.01), ["loss"])
-    finding = not_worse("loss", "down", "mine", "other", "claim")(panel, (20.0, 50.0))
+    (comparison,) = comparisons(typed(simulated(2, {"mine": effect, "other": 0.0}, seed_sd=0.01)), ["loss"])
+    finding = not_worse("loss", "down", "mine", "other", "claim")(comparison, (20.0, 50.0))
     assert finding.verdict == verdict
     assert len(finding.numbers) == 1 + 2
-    about = not_worse("loss", "down", "mine", "other", "claim", about=0.1)(panel, (20.0, 50.0))
+    about = not_worse("loss", "down", "mine", "other", "claim", about=0.1)(comparison, (20.0, 50.0))
     assert about.verdict == {"cannot tell": "holds"}.get(verdict, verdict), "within a tenth is about as good"
-    upside_down = not_worse("loss", "up", "mine", "other", "claim")(panel, (20.0, 50.0))
+    upside_down = not_worse("loss", "up", "mine", "other", "claim")(comparison, (20.0, 50.0))
     assert upside_down.verdict == {"holds": "does not hold", "does not hold": "holds"}.get(verdict, upside_down.verdict)
 
 
 def test_what_cannot_be_told_is_said_why():
-    (panel,) = panels(simulated(2, {"mine": 0.0, "other": 0.0}), ["loss", "gamma_centred"])
+    (comparison,) = comparisons(typed(simulated(2, {"mine": 0.0, "other": 0.0})), ["loss", "gamma_centred"])
     found = {
-        "no absent among mine, other": not_worse("loss", "down", "mine", "absent", "claim")(panel, (20.0,)),
+        "no absent among mine, other": not_worse("loss", "down", "mine", "absent", "claim")(comparison, (20.0,)),
         "loss: none of L0 1000, 2000 lies in the range of all": not_worse("loss", "down", "mine", "other", "claim")(
-            panel, (1000.0, 2000.0)
+            comparison, (1000.0, 2000.0)
         ),
         "gamma_centred is in no record: not measured by what made them (t 1)": within(
             "gamma_centred", "mine", 0.8, 0.95, "claim"
-        )(panel, (20.0,)),
+        )(comparison, (20.0,)),
     }
     for reason, finding in found.items():
         assert (finding.verdict, finding.numbers) == ("cannot tell", (reason,))
-    (one_seed,) = panels(simulated(2, {"mine": 0.0, "other": 0.0}, n_seeds=1), ["loss"])
+    (one_seed,) = comparisons(typed(simulated(2, {"mine": 0.0, "other": 0.0}, n_seeds=1)), ["loss"])
     finding = not_worse("loss", "down", "mine", "other", "claim")(one_seed, (20.0,))
     assert finding.numbers[-1] == "one seed: the intervals cover the choice of documents alone"
 
 
 def test_a_contrast_is_taken_replicate_by_replicate():
     """What makes a document hard for both cancels, and of a margin the other's own uncertainty stays."""
-    (panel,) = panels(simulated(1, {"a": 0.3, "b": 0.0}, document_sd=1.0, seed_sd=0.0), ["loss"])
-    plain, wide = (contrast(panel, "loss", 30.0, {"a": 1.0, "b": -factor}) for factor in (1.0, 1.5))
-    (difference,) = at(panel, "loss", (30.0,))[1]
+    (comparison,) = comparisons(typed(simulated(1, {"a": 0.3, "b": 0.0}, document_sd=1.0, seed_sd=0.0)), ["loss"])
+    plain, wide = (contrast(comparison, "loss", 30.0, {"a": 1.0, "b": -factor}) for factor in (1.0, 1.5))
+    (difference,) = at(comparison, "loss", (30.0,))[1]
     assert plain.value == pytest.approx(difference.estimate.value)
-    alone = contrast(panel, "loss", 30.0, {"b": 1.0})
+    alone = contrast(comparison, "loss", 30.0, {"b": 1.0})
     assert wide.value == pytest.approx(plain.value - 0.5 * alone.value)
     assert wide.stderr == pytest.approx(0.5 * alone.stderr, rel=0.1)
     assert plain.stderr < 0.2 * alone.stderr
-    assert contrast(panel, "loss", 1000.0, {"a": 1.0}) is None
-    assert contrast(panel, "absent", 30.0, {"a": 1.0}) is None
+    assert contrast(comparison, "loss", 1000.0, {"a": 1.0}) is None
+    assert contrast(comparison, "absent", 30.0, {"a": 1.0}) is None
 
 
 def test_a_standard_error_of_zero_is_not_certainty():
@@ -174,14 +175,14 @@ def test_a_standard_error_of_zero_is_not_certainty():
         value, stderr = (0.01, 0.0) if one["sae"]["label"] == "a" else (0.5, 0.001)
         one["scores"]["share"] = {"value": value, "stderr": stderr, "n": 9, "formula": None, "note": None}
         one["metrics"]["share"] = {"better": "down", "headline": True}
-    (panel,) = panels(records, ["share", "loss"])
+    (comparison,) = comparisons(typed(records), ["share", "loss"])
     for check in (within("share", "a", -1, 0.02, "c"), within("share", "a", 0.5, 1, "c"),
                   not_worse("share", "down", "a", "b", "c"), not_worse("share", "down", "b", "a", "c")):  # fmt: skip
-        finding = check(panel, (20.0,))
+        finding = check(comparison, (20.0,))
         assert finding.verdict == "cannot tell"
         assert finding.numbers[1].endswith("its uncertainty is unknown")
-    assert math.isfinite(contrast(panel, "loss", 20.0, {"a": 1.0}).stderr)
-    assert math.isinf(contrast(panel, "share", 20.0, {"b": 1.0, "a": -1.0}).stderr), (
+    assert math.isfinite(contrast(comparison, "loss", 20.0, {"a": 1.0}).stderr)
+    assert math.isinf(contrast(comparison, "share", 20.0, {"b": 1.0, "a": -1.0}).stderr), (
         "of one that is unknown and one not"
     )
 
@@ -191,9 +192,9 @@ def test_two_that_are_the_same_to_the_last_bit_are_not_certainly_alike():
     for one in list(records):
         of = one["sae"] | {"label": "b", "arch": "b", "id": one["sae"]["id"].replace("a", "b", 1)}
         records.append(one | {"sae": of})
-    (panel,) = panels(records, ["loss"])
-    assert math.isinf(contrast(panel, "loss", 20.0, {"a": 1.0, "b": -1.0}).stderr)
-    assert not_worse("loss", "down", "a", "b", "claim")(panel, (20.0,)).verdict == "cannot tell"
+    (comparison,) = comparisons(typed(records), ["loss"])
+    assert math.isinf(contrast(comparison, "loss", 20.0, {"a": 1.0, "b": -1.0}).stderr)
+    assert not_worse("loss", "down", "a", "b", "claim")(comparison, (20.0,)).verdict == "cannot tell"
 
 
 L0S = (20.0, 50.0)
@@ -214,9 +215,9 @@ def experiment(seed, factor, n_seeds=5, seed_sd=0.005, noise=0.1):
     return records
 
 
-def old_rule(panel, about):
+def old_rule(comparison, about):
     """p against zero, and a point estimate beyond the margin."""
-    standings, differences = at(panel, "loss", L0S)
+    standings, differences = at(comparison, "loss", L0S)
     height = {l0: next(s.estimate.value for s in of if s.label == "b") for l0, of in standings.items()}
     return any(d.p_value <= 0.05 and d.estimate.value > about * height[d.l0] for d in differences)
 
@@ -226,9 +227,9 @@ def test_with_the_true_difference_at_the_margin_neither_verdict_is_more_frequent
     n, check = 1000, not_worse("loss", "down", "a", "b", "claim", about=ABOUT)
     verdicts, by_the_old_rule = [], 0
     for seed in range(n):
-        (panel,) = panels(experiment(seed, 1 + ABOUT), ["loss"])
-        verdicts.append(check(panel, L0S).verdict)
-        by_the_old_rule += old_rule(panel, ABOUT)
+        (comparison,) = comparisons(typed(experiment(seed, 1 + ABOUT)), ["loss"])
+        verdicts.append(check(comparison, L0S).verdict)
+        by_the_old_rule += old_rule(comparison, ABOUT)
     assert verdicts.count("does not hold") / n <= rarely(n)
     assert verdicts.count("holds") / n <= rarely(n)
     assert by_the_old_rule / n > 0.4
@@ -239,61 +240,61 @@ def test_what_is_well_inside_or_outside_the_margin_is_found(factor, verdict):
     check = not_worse("loss", "down", "a", "b", "claim", about=ABOUT)
     found = []
     for seed in range(100):
-        (panel,) = panels(experiment(seed, factor, noise=0.05), ["loss"])
-        found.append(check(panel, L0S).verdict)
+        (comparison,) = comparisons(typed(experiment(seed, factor, noise=0.05)), ["loss"])
+        found.append(check(comparison, L0S).verdict)
     assert found.count(verdict) > 80
 
 
 def test_a_claim_finds_its_architecture_under_the_one_choice_of_settings_that_is_there():
     check = not_worse("loss", "down", "mine", "other", "claim")
-    (panel,) = panels(simulated(2, {"mine:lr=0.1": -0.15, "other": 0.0}, seed_sd=0.01), ["loss"])
-    finding = check(panel, (20.0,))
+    (comparison,) = comparisons(typed(simulated(2, {"mine:lr=0.1": -0.15, "other": 0.0}, seed_sd=0.01)), ["loss"])
+    finding = check(comparison, (20.0,))
     assert finding.verdict == "holds"
     assert "mine:lr=0.1 - other" in finding.numbers[1]
     several = {"mine:lr=0.1": -0.15, "mine:lr=0.2": 0.0, "other": 0.0}
-    (panel,) = panels(simulated(2, several, seed_sd=0.01), ["loss"])
-    assert check(panel, (20.0,)).verdict == "cannot tell", "which of the two is meant, nobody said"
+    (comparison,) = comparisons(typed(simulated(2, several, seed_sd=0.01)), ["loss"])
+    assert check(comparison, (20.0,)).verdict == "cannot tell", "which of the two is meant, nobody said"
 
 
 # --- ranges --------------------------------------------------------------------------------------------------------
 
 
 def test_a_range_is_kept_missed_or_not_told():
-    (panel,) = panels(simulated(3, {"a": 0.0}, document_sd=0.01, seed_sd=0.001), ["loss"])
-    value = at(panel, "loss", (30.0,))[0][30.0][0].estimate.value
+    (comparison,) = comparisons(typed(simulated(3, {"a": 0.0}, document_sd=0.01, seed_sd=0.001)), ["loss"])
+    value = at(comparison, "loss", (30.0,))[0][30.0][0].estimate.value
     ranges = {
         "holds": (value - 0.1, value + 0.1),
         "does not hold": (value + 0.1, value + 0.2),
         "cannot tell": (value, value + 1),
     }
     for verdict, (low, high) in ranges.items():
-        assert within("loss", "a", low, high, "claim")(panel, (30.0,)).verdict == verdict
+        assert within("loss", "a", low, high, "claim")(comparison, (30.0,)).verdict == verdict
 
 
 def test_a_dictionary_too_narrow_for_a_share_is_not_asked():
-    (panel,) = panels(simulated(3, {"a": 0.0}), ["loss"])
-    finding = within("loss", "a", -1, 6e-4, "claim", least_width=WIDE_ENOUGH)(panel, (30.0,))
+    (comparison,) = comparisons(typed(simulated(3, {"a": 0.0})), ["loss"])
+    finding = within("loss", "a", -1, 6e-4, "claim", least_width=WIDE_ENOUGH)(comparison, (30.0,))
     assert finding.verdict == "cannot tell"
     assert finding.numbers == ("one latent of 8 is 12.50%: only dictionaries of 8,334 or more can tell",)
     wide = simulated(3, {"a": 0.0})
     for one in wide:
         one["sae"]["d_sae"] = WIDE_ENOUGH
-    (panel,) = panels(wide, ["loss"])
-    assert within("loss", "a", -1, 6e-4, "c", least_width=WIDE_ENOUGH)(panel, (30.0,)).verdict == "does not hold"
+    (comparison,) = comparisons(typed(wide), ["loss"])
+    assert within("loss", "a", -1, 6e-4, "c", least_width=WIDE_ENOUGH)(comparison, (30.0,)).verdict == "does not hold"
 
 
 def test_shrinkage_is_judged_about_the_mean():
     of = synthetic_records(targets=(16.0, 64.0))
-    verdicts = {f.claim.partition(":")[0]: f for _, f in check_claims(panels(of, METRICS), (20.0, 50.0))}
+    verdicts = {f.claim.partition(":")[0]: f for _, f in check_claims(comparisons(typed(of), METRICS), (20.0, 50.0))}
     assert verdicts["relu shrinks"].verdict == "holds"
     assert all(verdicts[f"{arch} does not shrink"].verdict == "holds" for arch in ("gated", "topk", "jumprelu"))
     for one in of:  # as version 1 of the task left them
         for part in ("scores", "metrics"):
             one[part].pop("gamma_centred", None)
-    old = {f.claim.partition(":")[0]: f for _, f in check_claims(panels(of, METRICS), (20.0, 50.0))}
+    old = {f.claim.partition(":")[0]: f for _, f in check_claims(comparisons(typed(of), METRICS), (20.0, 50.0))}
     assert old["relu shrinks"].verdict == "cannot tell"
     assert old["relu shrinks"].numbers[0].startswith("gamma_centred is in no record: not measured by what made them")
-    assert "gamma_centred is in no record" in as_markdown(check_claims(panels(of, METRICS)))
+    assert "gamma_centred is in no record" in as_markdown(check_claims(comparisons(typed(of), METRICS)))
 
 
 # --- judged latents ------------------------------------------------------------------------------------------------
@@ -341,8 +342,8 @@ def scored(records, score_of, n_latents=40, seed=None, frequency=lambda one, f: 
 def test_frequent_latents_are_less_interpretable_or_not_as_planted(slope, verdict):
     alike = simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=2)
     records = scored(alike, lambda one, f, deviate: None if f > 0.9 else 0.7 + slope * f + 0.05 * deviate)
-    (panel,) = panels(records, ["loss", "detection"])
-    finding = falls_with_frequency(("detection", "fuzzing"), "claim")(panel, ())
+    (comparison,) = comparisons(typed(records), ["loss", "detection"])
+    finding = falls_with_frequency(("detection", "fuzzing"), "claim")(comparison, ())
     assert finding.verdict == verdict
     found = [number.partition("within SAEs, ")[2].partition(" = ")[0] for number in finding.numbers[1:]]
     assert found == ["216 latents of 6 SAEs"] * 2, "36 of each"
@@ -357,20 +358,20 @@ def test_saes_that_differ_in_score_and_frequency_make_no_correlation():
             alike, lambda one, f, deviate: 0.9 - 0.004 * one["sae"]["target_l0"] + 0.05 * deviate, n_latents=20,
             seed=seed, frequency=lambda one, f: f * one["sae"]["target_l0"] / 64,
         )  # fmt: skip
-        (panel,) = panels(records, ["loss"])
-        found.append(check(panel, ()).verdict)
-        pooled += all(pooled_p(panel, label) < 0.025 for label in ("a", "b"))
+        (comparison,) = comparisons(typed(records), ["loss"])
+        found.append(check(comparison, ()).verdict)
+        pooled += all(pooled_p(comparison, label) < 0.025 for label in ("a", "b"))
     assert found.count("holds") / n <= 0.05
     assert found.count("does not hold") / n <= 0.05
     assert pooled / n > 0.8, "which is what makes it a test"
 
 
-def pooled_p(panel, label):
+def pooled_p(comparison, label):
     """Of a negative correlation over the latents of all SAEs together."""
-    frequency = {r["sae"]["id"]: np.array(r["per_latent"]["count"]) / 1000 for r in panel.records if r["task"] == "d"}
-    mine = [r for r in panel.records if r["task"] == "j" and r["sae"]["label"] == label]
-    of = np.concatenate([frequency[r["sae"]["id"]] for r in mine])
-    return stats.spearmanr(of, np.concatenate([r["details"]["values"]["detection"] for r in mine]),
+    frequency = {r.sae.id: np.array(r.per_latent["count"]) / 1000 for r in comparison.records if r.task == "d"}
+    mine = [r for r in comparison.records if r.task == "j" and r.sae.label == label]
+    of = np.concatenate([frequency[r.sae.id] for r in mine])
+    return stats.spearmanr(of, np.concatenate([r.details["values"]["detection"] for r in mine]),
                            alternative="less").pvalue  # fmt: skip
 
 
@@ -395,13 +396,13 @@ def test_the_correlation_within_saes_is_the_weighted_mean_of_theirs():
 
 def test_scores_that_are_all_alike_have_no_rank_correlation_and_are_said_to_have_none():
     records = scored(simulated(0, {"a": 0.0}, n_seeds=1, targets=(16,)), lambda one, f, deviate: 0.5)
-    (panel,) = panels(records, ["loss"])
-    finding = falls_with_frequency(("detection",), "claim")(panel, ())
+    (comparison,) = comparisons(typed(records), ["loss"])
+    finding = falls_with_frequency(("detection",), "claim")(comparison, ())
     assert finding.verdict == "cannot tell"
     reason = "a: detection of 1 SAEs left out: fewer than 10 judged latents, or all alike"
     assert finding.numbers == (reason,)
-    (panel,) = panels(simulated(0, {"a": 0.0}, n_seeds=1), ["loss"])
-    assert falls_with_frequency(("detection",), "claim")(panel, ()).numbers == ("no latent was judged",)
+    (comparison,) = comparisons(typed(simulated(0, {"a": 0.0}, n_seeds=1)), ["loss"])
+    assert falls_with_frequency(("detection",), "claim")(comparison, ()).numbers == ("no latent was judged",)
 
 
 def test_the_rank_correlation_and_its_interval_are_the_textbooks():
@@ -409,8 +410,8 @@ def test_the_rank_correlation_and_its_interval_are_the_textbooks():
     records = scored(
         simulated(0, {"a": 0.0}, n_seeds=1, targets=(16,)), lambda one, f, deviate: float((round(f * 40) + 19) % 40)
     )
-    (panel,) = panels(records, ["loss"])
-    _, number = falls_with_frequency(("detection",), "claim")(panel, ()).numbers
+    (comparison,) = comparisons(typed(records), ["loss"])
+    _, number = falls_with_frequency(("detection",), "claim")(comparison, ()).numbers
     rho = 1 - 6 * 40 * 20**2 / (40 * (40**2 - 1))
     half = 1.959964 * ((1 + rho**2 / 2) / 37) ** 0.5
     low, high = np.tanh(np.arctanh(rho) - half), np.tanh(np.arctanh(rho) + half)
@@ -423,13 +424,13 @@ def test_the_rank_correlation_and_its_interval_are_the_textbooks():
 def test_architectures_are_about_equally_interpretable_or_not_as_planted(less, noise, verdict):
     alike = simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=3)
     records = scored(alike, lambda one, f, deviate: 0.7 - less * (one["sae"]["label"] == "b") + noise * deviate)
-    (panel,) = panels(records, ["loss", "detection"])
-    finding = about_equal(("detection", "fuzzing"), ("a", "b"), 0.05, "claim")(panel, (20.0, 50.0))
+    (comparison,) = comparisons(typed(records), ["loss", "detection"])
+    finding = about_equal(("detection", "fuzzing"), ("a", "b"), 0.05, "claim")(comparison, (20.0, 50.0))
     assert finding.verdict == verdict
     assert [number.partition(" = ")[0] for number in finding.numbers[1:]] == [
         "L0 20: detection of a - b", "L0 50: detection of a - b",
     ]  # fmt: skip
-    assert about_equal(("fuzzing",), ("a", "b"), 0.05, "claim")(panel, (20.0,)).verdict == "cannot tell", (
+    assert about_equal(("fuzzing",), ("a", "b"), 0.05, "claim")(comparison, (20.0,)).verdict == "cannot tell", (
         "nobody judged"
     )
 
@@ -438,13 +439,13 @@ def test_a_judges_metrics_are_compared_once_somebody_scored():
     records = scored(simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=2), lambda one, f, deviate: 0.7 + 0.1 * deviate)
     for one in records[:12]:
         one["metrics"] |= {"loss": {"better": "down", "headline": True}, "l0": {"better": None, "headline": True}}
-    assert check_metrics(records, None) == ["loss", "detection"]
+    assert check_metrics(typed(records), None) == ["loss", "detection"]
     undefined = {"value": None, "stderr": None, "n": 0, "formula": None, "note": "undefined"}
     lost = [one | {"scores": dict.fromkeys(one["scores"], undefined)} for one in records]
-    assert check_metrics(lost, None) == ["loss", "detection"], "what nobody has a value of is said to be missing"
+    assert check_metrics(typed(lost), None) == ["loss", "detection"], "what nobody has a value of is said to be missing"
     nobody = [one | {"details": {}} if one["task"] == "j" else one for one in lost]
-    assert check_metrics(nobody, None) == ["loss"]
-    (panel,) = panels(records, ["loss", "detection"])
-    (difference,) = at(panel, "detection", (30.0,))[1]
+    assert check_metrics(typed(nobody), None) == ["loss"]
+    (comparison,) = comparisons(typed(records), ["loss", "detection"])
+    (difference,) = at(comparison, "detection", (30.0,))[1]
     of_one = records[-1]["scores"]["detection"]["stderr"]
     assert difference.estimate.stderr > of_one, "the judge's noise is in it, twice and unpaired"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from scipy.interpolate import PchipInterpolator
+from synthetic import typed
 
 from sae_bench.errors import UserError
 from sae_bench.leaderboard import compare_table
@@ -27,7 +28,7 @@ from sae_bench.leaderboard.bootstrap import (
     over_seeds,
     seed_variance,
 )
-from sae_bench.leaderboard.compare import ALPHA, at, by_area, check_metrics, compare, panels
+from sae_bench.leaderboard.compare import ALPHA, at, by_area, check_metrics, compare, comparisons
 from sae_bench.leaderboard.curves import area, at_l0, common_range, pareto_front
 
 N_DOCUMENTS = 60
@@ -85,7 +86,7 @@ def test_a_jackknifed_ratio_has_the_error_of_the_linearised_one():
     draw = np.random.default_rng(0)
     tokens = draw.integers(50, 150, 400).astype(float)
     sums = tokens * draw.normal(1, 0.4, 400)
-    one, design = record("a", 16, 0, 16.0, sums, tokens), Design(400, 1)
+    (one,), design = typed([record("a", 16, 0, 16.0, sums, tokens)]), Design(400, 1)
     found = estimate(metric_replicates(one, "loss", design), design)
     assert found.value == pytest.approx(sums.sum() / tokens.sum(), rel=1e-12)
     assert found.stderr == pytest.approx(ratio_stderr(sums, tokens), rel=0.01)
@@ -158,8 +159,8 @@ def test_the_pareto_front_by_hand():
 
 
 def test_a_planted_difference_is_found_and_the_best_stands_out():
-    (panel,) = panels(simulated(0, {"good": 0.0, "same": 0.0, "bad": 0.15}), ["loss"])
-    standings, differences = at(panel, "loss", (20.0, 50.0, 100.0))
+    (comparison,) = comparisons(typed(simulated(0, {"good": 0.0, "same": 0.0, "bad": 0.15})), ["loss"])
+    standings, differences = at(comparison, "loss", (20.0, 50.0, 100.0))
     for l0 in (20.0, 50.0):
         assert {s.label for s in standings[l0] if s.best} == {"good", "same"}
         values = {s.label: s.estimate.value for s in standings[l0]}
@@ -167,20 +168,20 @@ def test_a_planted_difference_is_found_and_the_best_stands_out():
     assert all(s.estimate is None for s in standings[100.0]), "nothing is extrapolated"
     ties = {(d.label, d.other): d.tie for d in differences if d.l0 == 20.0}
     assert ties == {("bad", "good"): False, ("bad", "same"): False, ("good", "same"): True}
-    between, by, _ = by_area(panel, "loss")
+    between, by, _ = by_area(comparison, "loss")
     assert between == (16.0, 64.0)
     assert {s.label for s in by if s.best} == {"good", "same"}
 
 
 def test_pairing_on_documents_makes_differences_far_surer_than_values():
-    (panel,) = panels(simulated(1, {"a": 0.0, "b": 0.0}, document_sd=1.0), ["loss"])
-    standings, (difference,) = at(panel, "loss", (30.0,))
+    (comparison,) = comparisons(typed(simulated(1, {"a": 0.0, "b": 0.0}, document_sd=1.0)), ["loss"])
+    standings, (difference,) = at(comparison, "loss", (30.0,))
     assert difference.estimate.stderr < 0.2 * standings[30.0][0].estimate.stderr
 
 
 def test_one_seed_says_nothing_of_seeds():
-    (panel,) = panels(simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=1), ["loss"])
-    standings, _ = at(panel, "loss", (20.0,))
+    (comparison,) = comparisons(typed(simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=1)), ["loss"])
+    standings, _ = at(comparison, "loss", (20.0,))
     assert not any(s.estimate.over_seeds for s in standings[20.0])
 
 
@@ -251,8 +252,8 @@ def test_what_never_varied_is_told_from_nothing():
         one["metrics"]["share"] = {"better": "down", "headline": True}
         share = 0.0 if one["sae"]["label"] == "a" else 0.25
         one["scores"]["share"] = {"value": share, "stderr": 0.0, "n": 9, "formula": None, "note": None}
-    (panel,) = panels(records, ["share"])
-    standings, (d,) = at(panel, "share", (30.0,))
+    (comparison,) = comparisons(typed(records), ["share"])
+    standings, (d,) = at(comparison, "share", (30.0,))
     assert d.estimate.value == -0.25
     assert np.isnan(d.p_value)
     assert d.estimate.interval() == (-np.inf, np.inf)
@@ -269,8 +270,8 @@ def test_pooled_seeds_are_all_architectures_unless_the_pair_varies_more():
         tokens = one["by_document"]["tokens"]
         value = 10 + deviations[one["sae"]["label"]][one["sae"]["seed"]]
         one["by_document"]["added"] = [value * n for n in tokens]
-    (panel,) = panels(records, ["loss"])
-    differences = {(d.label, d.other): d.estimate for d in at(panel, "loss", (32.0,))[1]}
+    (comparison,) = comparisons(typed(records), ["loss"])
+    differences = {(d.label, d.other): d.estimate for d in at(comparison, "loss", (32.0,))[1]}
     own = {"a": 1.0, "b": 4.0, "c": 0.0}  # of the mean of two
     pooled = 2 * sum(own.values()) / 3
     for (label, other), e in differences.items():
@@ -280,11 +281,11 @@ def test_pooled_seeds_are_all_architectures_unless_the_pair_varies_more():
 
 
 def test_all_pairs_at_all_l0s_and_by_area_are_one_family():
-    (panel,) = panels(simulated(0, {"a": 0.0, "b": 0.0, "c": 0.0}), ["loss"])
-    found = compare(panel, "loss", (20.0, 50.0, 500.0))
+    (comparison,) = comparisons(typed(simulated(0, {"a": 0.0, "b": 0.0, "c": 0.0})), ["loss"])
+    found = compare(comparison, "loss", (20.0, 50.0, 500.0))
     assert {d.estimate.n_hypotheses for d in found.differences} == {3 * 3}
     assert len(found.differences) == 9
-    at_l0s, by = at(panel, "loss", (20.0, 50.0, 500.0))[1], by_area(panel, "loss", (20.0, 50.0, 500.0))[2]
+    at_l0s, by = at(comparison, "loss", (20.0, 50.0, 500.0))[1], by_area(comparison, "loss", (20.0, 50.0, 500.0))[2]
     assert [*at_l0s, *by] == found.differences
 
 
@@ -297,8 +298,8 @@ def simulations():
     """Whole comparisons - records, curves, L0s, pairs - of simulated experiments: two alike, one worse by 0.3."""
     found = []
     for i in range(SIMULATIONS):
-        (panel,) = panels(simulated(i, PLANTED, n_seeds=3, document_sd=0.1), ["loss"])
-        found.append(compare(panel, "loss", (20.0, 50.0)))
+        (comparison,) = comparisons(typed(simulated(i, PLANTED, n_seeds=3, document_sd=0.1)), ["loss"])
+        found.append(compare(comparison, "loss", (20.0, 50.0)))
     return found
 
 
@@ -369,8 +370,8 @@ def test_what_has_a_standard_error_alone_is_not_paired():
     for one in records:
         one["metrics"]["share"] = {"better": "down", "headline": True}
         one["scores"]["share"] = {"value": 0.5, "stderr": 0.1, "n": 9, "formula": None, "note": None}
-    (panel,) = panels(records, ["share"])
-    standings, (difference,) = at(panel, "share", (30.0,))
+    (comparison,) = comparisons(typed(records), ["share"])
+    standings, (difference,) = at(comparison, "share", (30.0,))
     assert [s.estimate.stderr for s in standings[30.0]] == pytest.approx([0.1, 0.1])
     assert difference.estimate.stderr == pytest.approx(0.1 * 2**0.5)
 
@@ -379,8 +380,8 @@ def test_a_mean_over_seeds_is_no_surer_of_the_documents_they_share():
     records = simulated(0, {"a": 0.0}, n_seeds=4)
     for one in records:
         one["scores"]["share"] = {"value": 0.5, "stderr": 0.1, "n": 9, "formula": None, "note": None}
-    (panel,) = panels(records, ["share"])
-    assert at(panel, "share", (30.0,))[0][30.0][0].estimate.stderr == pytest.approx(0.1)
+    (comparison,) = comparisons(typed(records), ["share"])
+    assert at(comparison, "share", (30.0,))[0][30.0][0].estimate.stderr == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("n_documents", [1, 2, MIN_DOCUMENTS - 1])
@@ -388,13 +389,13 @@ def test_too_few_documents_tell_nothing_apart(n_documents):
     records = simulated(0, {"a": 0.0, "b": 5.0}, n_seeds=2)
     for one in records:
         one["by_document"] = {name: of[:n_documents] for name, of in one["by_document"].items()}
-    (panel,) = panels(records, ["loss"])
-    standings, (difference,) = at(panel, "loss", (20.0,))
+    (comparison,) = comparisons(typed(records), ["loss"])
+    standings, (difference,) = at(comparison, "loss", (20.0,))
     assert difference.estimate.interval() == (-np.inf, np.inf)
     assert np.isnan(difference.p_value)
     assert difference.tie
     assert not any(s.best for s in standings[20.0])
-    text = compare_table.terminal([panel], ["loss"], (20.0,))
+    text = compare_table.terminal([comparison], ["loss"], (20.0,))
     assert "± unknown" in text
     assert "*" not in text.partition("\n\n*")[0]
     assert f"{n_documents} document" in text
@@ -405,20 +406,20 @@ def test_enough_documents_are_counted_in_the_note():
     records = simulated(0, {"a": 0.0, "b": 5.0}, n_seeds=2)
     for one in records:
         one["by_document"] = {name: of[:MIN_DOCUMENTS] for name, of in one["by_document"].items()}
-    found = panels(records, ["loss"])
+    found = comparisons(typed(records), ["loss"])
     assert not at(found[0], "loss", (20.0,))[1][0].tie
     note = compare_table.note(found)
     assert f"2 seeds; {MIN_DOCUMENTS} documents. The choice of training data is not in it." in note
     assert "--eval-tokens" not in note
 
 
-def standing_best(panel, metric="loss", l0=30.0):
-    return {s.label for s in at(panel, metric, (l0,))[0][l0] if s.best}
+def standing_best(comparison, metric="loss", l0=30.0):
+    return {s.label for s in at(comparison, metric, (l0,))[0][l0] if s.best}
 
 
 def test_nothing_is_marked_where_nothing_is_told_apart():
-    (panel,) = panels(simulated(0, {"a": 0.0, "b": 0.0, "c": 0.0}), ["loss"])
-    assert standing_best(panel) == set()
+    (comparison,) = comparisons(typed(simulated(0, {"a": 0.0, "b": 0.0, "c": 0.0})), ["loss"])
+    assert standing_best(comparison) == set()
 
 
 def test_the_worst_is_never_marked_while_a_better_one_is_not():
@@ -432,10 +433,10 @@ def test_the_worst_is_never_marked_while_a_better_one_is_not():
             one["by_document"]["added"] = (
                 one["by_document"]["added"] + (of_c - of_c @ tokens / tokens.sum()) * tokens
             ).tolist()
-    (panel,) = panels(records, ["loss"])
-    ties = {(d.label, d.other): d.tie for d in at(panel, "loss", (30.0,))[1]}
+    (comparison,) = comparisons(typed(records), ["loss"])
+    ties = {(d.label, d.other): d.tie for d in at(comparison, "loss", (30.0,))[1]}
     assert (ties["a", "b"], ties["a", "c"], ties["a", "d"]) == (False, True, False)
-    assert standing_best(panel) == {"a", "b", "c"}
+    assert standing_best(comparison) == {"a", "b", "c"}
 
 
 def test_a_metric_that_one_sae_lacks_takes_no_other_metric_away():
@@ -443,31 +444,31 @@ def test_a_metric_that_one_sae_lacks_takes_no_other_metric_away():
     for one in records:
         one["scores"]["share"] = {"value": 0.5, "stderr": 0.1, "n": 9, "formula": None, "note": None}
     records[0]["scores"]["share"] |= {"value": None, "note": "no latent fired"}
-    (panel,) = panels(records, ["loss", "share"])
-    family = next(f for f in panel.families if f.label == "a")
-    assert family.metrics["loss"].targets == (16.0, 32.0, 64.0)
-    assert family.metrics["share"].targets == (32.0, 64.0)
-    assert family.missing == ("a.16.0: share: no latent fired",)
-    assert "Missing: a.16.0: share: no latent fired" in compare_table.terminal([panel], ["loss"])
+    (comparison,) = comparisons(typed(records), ["loss", "share"])
+    architecture = next(f for f in comparison.architectures if f.label == "a")
+    assert architecture.metrics["loss"].targets == (16.0, 32.0, 64.0)
+    assert architecture.metrics["share"].targets == (32.0, 64.0)
+    assert architecture.missing == ("a.16.0: share: no latent fired",)
+    assert "Missing: a.16.0: share: no latent fired" in compare_table.terminal([comparison], ["loss"])
 
 
 def test_runs_that_cannot_be_compared_are_refused():
     with pytest.raises(UserError, match=r"share no seed \(a: 0; b: 1\)"):
-        panels([one for one in simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=2)
-                if one["sae"]["seed"] == (one["sae"]["label"] == "b")], ["loss"])  # fmt: skip
+        comparisons(typed([one for one in simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=2)
+                if one["sae"]["seed"] == (one["sae"]["label"] == "b")]), ["loss"])  # fmt: skip
     with pytest.raises(UserError, match="in two of the runs"):
-        panels(simulated(0, {"a": 0.0}) * 2, ["loss"])
+        comparisons(typed(simulated(0, {"a": 0.0}) * 2), ["loss"])
     failed = simulated(0, {"a": 0.0}, n_seeds=1)
     for one in failed:
         one |= {"failure": "diverged", "scores": {}, "by_document": {}}
-    assert panels(failed, ["loss"]) == []
+    assert comparisons(typed(failed), ["loss"]) == []
 
 
 # --- tables and the command line -----------------------------------------------------------------------------------
 
 
 def test_tables_mark_the_best_and_all_that_are_tied_with_it():
-    found = panels(simulated(0, {"good_one": 0.0, "same|one": 0.0, "bad": 0.15}), ["loss"])
+    found = comparisons(typed(simulated(0, {"good_one": 0.0, "same|one": 0.0, "bad": 0.15})), ["loss"])
     text = compare_table.terminal(found, ["loss"], (20.0, 50.0, 500.0))
     rows = {line.split()[0]: line for line in text.splitlines() if line.startswith(("good", "same", "bad"))}
     assert {label: line.count("*") for label, line in rows.items()} == {"good_one": 3, "same|one": 3, "bad": 0}
@@ -487,12 +488,12 @@ def test_tables_mark_the_best_and_all_that_are_tied_with_it():
 
 
 def test_who_is_alone_at_an_l0_is_not_the_best():
-    (panel,) = panels(simulated(0, {"a": 0.0}), ["loss"])
-    assert not any(s.best for s in at(panel, "loss", (20.0,))[0][20.0])
+    (comparison,) = comparisons(typed(simulated(0, {"a": 0.0})), ["loss"])
+    assert not any(s.best for s in at(comparison, "loss", (20.0,))[0][20.0])
 
 
 def test_the_pareto_front_of_all_architectures_is_in_the_table():
-    found = panels(simulated(0, {"good": 0.0, "bad": 0.5}, n_seeds=2), ["loss"])
+    found = comparisons(typed(simulated(0, {"good": 0.0, "bad": 0.5}, n_seeds=2)), ["loss"])
     assert compare_table.on_front(found[0], "loss") == {"bad": [], "good": [16.0, 32.0, 64.0]}
     assert "16, 32, 64" in compare_table.terminal(found, ["loss"], (20.0,))
 
@@ -502,7 +503,7 @@ def test_several_sites_are_summed_up_by_counting_and_not_by_averaging():
     other = simulated(1, {"good": 0.5, "bad": 0.0})
     for one in other:
         one["sae"]["site"] = {"name": "elsewhere"}
-    found = panels(records + other, ["loss"])
+    found = comparisons(typed(records + other), ["loss"])
     ((title, header, rows),) = compare_table.summaries(found, ["loss"], (20.0, 50.0))
     assert "how many L0s best" in title
     assert header == ["architecture", "elsewhere", "s", "all"]
@@ -515,21 +516,21 @@ def test_several_sites_are_summed_up_by_counting_and_not_by_averaging():
 
 def test_the_same_records_give_the_same_bytes():
     records = simulated(0, {"a": 0.0, "b": 0.1})
-    assert compare_table.csv(panels(records, ["loss"]), ["loss"]) == compare_table.csv(
-        panels(records[::-1], ["loss"]), ["loss"]
+    assert compare_table.csv(comparisons(typed(records), ["loss"]), ["loss"]) == compare_table.csv(
+        comparisons(typed(records[::-1]), ["loss"]), ["loss"]
     )
 
 
 def test_an_unknown_metric_is_refused_with_a_guess():
     with pytest.raises(UserError, match=r'"los".*did you mean "loss"'):
-        check_metrics(simulated(0, {"a": 0.0}), ["los"])
+        check_metrics(typed(simulated(0, {"a": 0.0})), ["los"])
 
 
 def test_failed_saes_are_said_to_be_missing():
     records = simulated(0, {"a": 0.0, "b": 0.0})
     broken = next(r for r in records if r["sae"]["label"] == "a" and r["sae"]["target_l0"] == 16)
     broken |= {"failure": "diverged", "scores": {}}
-    (panel,) = panels(records, ["loss"])
-    family = next(f for f in panel.families if f.label == "a")
-    assert family.metrics["loss"].targets == (32.0, 64.0)
-    assert family.missing == (f"{broken['sae']['id']}: diverged",)
+    (comparison,) = comparisons(typed(records), ["loss"])
+    architecture = next(f for f in comparison.architectures if f.label == "a")
+    assert architecture.metrics["loss"].targets == (32.0, 64.0)
+    assert architecture.missing == (f"{broken['sae']['id']}: diverged",)

@@ -56,14 +56,14 @@ def test_several_sites_have_figures_of_their_own(tmp_path):
 
 def test_points_and_intervals_are_those_of_the_comparison(board):
     from sae_bench.leaderboard.bootstrap import estimate
-    from sae_bench.leaderboard.compare import panels
+    from sae_bench.leaderboard.compare import comparisons
 
-    (panel,) = panels(board.records, draw.METRICS)
+    (comparison,) = comparisons(board.records, draw.METRICS)
     with styled():
-        axes = quality(panel, board.labels).axes[0]
-    family = panel.families[0]
-    points = family.metrics["delta_lm_loss"]
-    e = estimate(points.value[:, 0], panel.design)
+        axes = quality(comparison, board.labels).axes[0]
+    architecture = comparison.architectures[0]
+    points = architecture.metrics["delta_lm_loss"]
+    e = estimate(points.value[:, 0], comparison.design)
     bars = [path.vertices for container in axes.containers for path in container[2][0].get_paths()]
     assert any(np.allclose(bar[:, 0], points.l0[0, 0]) and np.allclose(bar[:, 1], e.interval()) for bar in bars)
     assert axes.get_xscale() == "log"
@@ -85,7 +85,7 @@ def test_cost_is_seconds_of_training_and_the_least_of_operations(board):
     with styled():
         figure = cost([sae], board.labels)
     ((x,), (y,)) = figure.axes[0].lines[0].get_data()
-    assert x == pytest.approx(sae.about["training"]["seconds"] / 65_536 * 1e6)
+    assert x == pytest.approx(sae.about.training.seconds / 65_536 * 1e6)
     assert y == pytest.approx(sae.value("delta_lm_loss"))
 
 

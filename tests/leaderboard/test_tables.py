@@ -7,10 +7,12 @@ import io
 import re
 
 import pytest
+from synthetic import filled, typed
 
 from sae_bench.errors import UserError, one_line
 from sae_bench.leaderboard import tables as leaderboard
-from sae_bench.leaderboard.tables import escape_csv, escape_latex, escape_markdown, gather, with_error
+from sae_bench.leaderboard.load import gather
+from sae_bench.leaderboard.render import escape_csv, escape_latex, escape_markdown, with_error
 from sae_bench.records.files import write_sealed
 
 METRICS = {
@@ -48,7 +50,7 @@ def cells(text: str) -> list[list[str]]:
 def save(folder, *records):
     (folder / "records").mkdir(parents=True)
     for i, one in enumerate(records):
-        write_sealed(folder / "records" / f"{i}.json", one)
+        write_sealed(folder / "records" / f"{i}.json", filled(one))
     return folder
 
 
@@ -69,7 +71,7 @@ def test_a_value_has_the_places_that_its_error_leaves_it(value, stderr, text):
 
 def test_rows_are_sorted_by_architecture_and_measured_l0():
     records = [record("topk", 64, target=64), record("jumprelu", 33), record("topk", 8.5, target=8)]
-    header, _, *body = cells(leaderboard.markdown(records))
+    header, _, *body = cells(leaderboard.markdown(typed(records)))
     assert header == ["architecture", "target", "l0", "fve ↑"]
     assert body == [
         ["jumprelu", "32", "33.00 ± 0.25", "0.9123 ± 0.0057"],
@@ -81,7 +83,7 @@ def test_rows_are_sorted_by_architecture_and_measured_l0():
 def test_what_varies_gets_a_column():
     other = record(seed=1)
     other["sae"]["d_sae"] = 4096
-    header, _, *body = cells(leaderboard.markdown([record(), other]))
+    header, _, *body = cells(leaderboard.markdown(typed([record(), other])))
     assert header[:4] == ["width", "architecture", "target", "seed"]
     assert [row[:4] for row in body] == [["2048", "topk", "32", "0"], ["4096", "topk", "32", "1"]]
 
@@ -91,17 +93,17 @@ def test_undefined_failed_and_unmeasured_cells_say_so():
     failed = record("b", failure="diverged: loss nan at step 3")
     unmeasured = record("c")
     unmeasured["metrics"] = {name: METRICS[name] for name in ("l0", "cosine")}
-    text = leaderboard.markdown([undefined, failed, unmeasured])
+    text = leaderboard.markdown(typed([undefined, failed, unmeasured]))
     _, _, *body = cells(text)
     assert [row[-1] for row in body] == ["undefined", "failed", "not measured"]
     assert body[1][2] == "failed"
     assert "- b.32.0.seed0: reconstruction: diverged: loss nan at step 3" in text
-    assert "FAILED b.32.0.seed0: reconstruction" in leaderboard.terminal([undefined, failed, unmeasured])
-    assert "nan" not in leaderboard.latex([undefined, failed, unmeasured])
+    assert "FAILED b.32.0.seed0: reconstruction" in leaderboard.terminal(typed([undefined, failed, unmeasured]))
+    assert "nan" not in leaderboard.latex(typed([undefined, failed, unmeasured]))
 
 
 def test_the_caption_says_what_was_counted():
-    text = leaderboard.caption([record(), record("relu")])
+    text = leaderboard.caption(typed([record(), record("relu")]))
     for fact in (
         "Model tiny",
         "width 2048",
@@ -111,16 +113,16 @@ def test_the_caption_says_what_was_counted():
     ):
         assert fact in text
     assert "variance between seeds is unknown" in text
-    assert "variance between seeds" not in leaderboard.caption([record(), record(seed=1)])
+    assert "variance between seeds" not in leaderboard.caption(typed([record(), record(seed=1)]))
 
 
 def test_the_caption_says_what_was_trained_on_and_warns_of_few_documents():
     one, other = record(), record("relu")
-    assert "run of 13" not in leaderboard.caption([one])
-    assert "too small" not in leaderboard.caption([one])
+    assert "run of 13" not in leaderboard.caption(typed([one]))
+    assert "too small" not in leaderboard.caption(typed([one]))
     one["sae"]["training"]["eval_overlap"], other["sae"]["training"]["eval_overlap"] = 0.0526, 0.061
     other["provenance"]["eval_documents"] = 19
-    text = leaderboard.caption([one, other])
+    text = leaderboard.caption(typed([one, other]))
     assert "5.3% to 6.1% of them lie in a run of 13 tokens that the training text has too." in text
     assert "of 19 to 40 documents" in text
     assert "Errors from 19 documents are too small: at least 30" in text
@@ -131,7 +133,7 @@ def test_the_board_is_a_pure_function_of_the_records(tmp_path):
     before = copy.deepcopy(records)
     written = []
     for run in (tmp_path / "a", tmp_path / "b"):
-        leaderboard.write_board(run, records)
+        leaderboard.write_board(run, typed(records))
         written.append({path.name: path.read_bytes() for path in run.iterdir()})
     assert set(written[0]) == {"leaderboard.md", "leaderboard.csv", "leaderboard.tex"}
     assert written[0] == written[1]
@@ -139,7 +141,7 @@ def test_the_board_is_a_pure_function_of_the_records(tmp_path):
 
 
 def test_the_csv_has_every_metric_with_its_error_and_count():
-    table = leaderboard.long_table([record()])
+    table = leaderboard.long_table(typed([record()]))
     assert list(table["metric"]) == ["fve", "l0", "cosine"]
     assert set(table["n"]) == {4096}
     assert list(table["stderr"]) == [0.00567, 0.25, 0.00567]
@@ -147,7 +149,7 @@ def test_the_csv_has_every_metric_with_its_error_and_count():
 
 def test_runs_on_one_set_of_tokens_share_a_table(tmp_path):
     runs = [save(tmp_path / "a", record()), save(tmp_path / "b", record("relu"))]
-    assert [one["sae"]["label"] for one in gather(runs)] == ["topk", "relu"]
+    assert [one.sae.label for one in gather(runs)] == ["topk", "relu"]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,7 @@ def test_a_folder_without_records_is_refused(tmp_path):
 
 def test_hostile_text_is_printed_and_not_run_by_latex():
     label = r"a_b:x=50%&$\input{/etc/passwd}#~^"
-    tex = leaderboard.latex([record(label)])
+    tex = leaderboard.latex(typed([record(label)]))
     assert r"a\_b:x=50\%\&\$\textbackslash{}input\{/etc/passwd\}\#\textasciitilde{}\textasciicircum{}" in tex
     assert r"\input" not in tex
     assert r"32.00 $\pm$ 0.25" in tex
@@ -200,7 +202,7 @@ def hostile_records():
 
 
 def test_hostile_text_breaks_no_table_and_no_page_of_markdown():
-    text = leaderboard.markdown(hostile_records())
+    text = leaderboard.markdown(typed(hostile_records()))
     header, _, *body = cells(text)
     assert [len(row) for row in body] == [len(header)] * 2
     assert header[:4] == ["model", "site", "architecture", "target"]
@@ -211,7 +213,7 @@ def test_hostile_text_breaks_no_table_and_no_page_of_markdown():
 
 
 def test_hostile_text_breaks_no_table_of_latex():
-    text = leaderboard.latex(hostile_records())
+    text = leaderboard.latex(typed(hostile_records()))
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len({len(re.findall(r"(?<!\\)&", row)) for row in rows}) == 1
     assert len(rows) == 3
@@ -226,12 +228,12 @@ def test_hostile_text_breaks_no_table_of_latex():
 
 
 def test_a_row_of_latex_that_begins_with_a_bracket_is_no_argument_of_the_row_before():
-    assert leaderboard.latex([record("[1pt] x"), record("*x")]).count("{[}1pt{]} x") == 1
-    assert not re.search(r"\\\\\s*[\[*]", leaderboard.latex([record("[1pt] x"), record("*x")]))
+    assert leaderboard.latex(typed([record("[1pt] x"), record("*x")])).count("{[}1pt{]} x") == 1
+    assert not re.search(r"\\\\\s*[\[*]", leaderboard.latex(typed([record("[1pt] x"), record("*x")])))
 
 
 def test_hostile_text_reaches_the_terminal_as_text():
-    text = leaderboard.terminal(hostile_records())
+    text = leaderboard.terminal(typed(hostile_records()))
     assert {char for char in text if not char.isprintable()} == {"\n"}
     assert len(text.splitlines()) == 2 + 2 + 2 + 1
 
@@ -255,13 +257,14 @@ def test_the_csv_of_hostile_records_has_its_rows_and_no_formulas():
     records = [record("=cmd|' /C calc'!A0", failure="-2+3"), *hostile_records()]
     records[1]["scores"]["fve"]["note"] = "@SUM(1)"
     records[1]["scores"]["cosine"] |= {"value": -0.5}
-    header, *rows = csv.reader(io.StringIO(leaderboard.csv(records)))
+    header, *rows = csv.reader(io.StringIO(leaderboard.csv(typed(records))))
     assert len(rows) == 3 + 4 + 4
     assert {len(row) for row in rows} == {len(header)}
     texts = [cell for row in rows for cell in row if cell[:1] in ("=", "+", "-", "@")]
     assert texts == ["-0.5"]
     assert "'-2+3" in rows[0]
-    assert leaderboard.csv([record()]) == leaderboard.long_table([record()]).to_csv(index=False)
+    of = typed([record()])
+    assert leaderboard.csv(of) == leaderboard.long_table(of).drop(columns="not_measured").to_csv(index=False)
 
 
 def test_the_same_sae_of_two_runs_is_two_rows(tmp_path):

@@ -275,13 +275,13 @@ def beside(what: str, ours: float | None, theirs: float) -> Row:
 
 def wrong(run: Path, sae_id: str, theirs: dict[str, Any]) -> list[tuple[str, float | None, float]]:
     """Where SAEBench's definition is not ours: both numbers."""
-    records = {r["task"]: r["scores"] for r in RunFolder(run).records() if r["sae"]["id"] == sae_id}
+    records = {r.task: r.scores for r in RunFolder(run).records() if r.sae.id == sae_id}
     losses, quality = records["delta_lm_loss"], records["reconstruction"]
     behaviour, performance = theirs["model_behavior_preservation"], theirs["model_performance_preservation"]
     return [
-        ("variance explained", quality["fve"]["value"], theirs["reconstruction_quality"]["explained_variance"]),
-        ("cross-entropy, zero-ablated", losses["ce_zero"]["value"], performance["ce_loss_with_ablation"]),
-        ("KL", losses["kl"]["value"], behaviour["kl_div_with_sae"]),
+        ("variance explained", quality["fve"].value, theirs["reconstruction_quality"]["explained_variance"]),
+        ("cross-entropy, zero-ablated", losses["ce_zero"].value, performance["ce_loss_with_ablation"]),
+        ("KL", losses["kl"].value, behaviour["kl_div_with_sae"]),
     ]
 
 

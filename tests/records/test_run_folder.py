@@ -12,13 +12,15 @@ from sae_bench.errors import UserError
 from sae_bench.formats.ours import write
 from sae_bench.records.files import read_json, write_bytes, write_json
 from sae_bench.records.run_folder import RunFolder
+from sae_bench.records.schema import SAEDescription
 from sae_bench.saes.save import load_sae, save_sae
 
 
 @pytest.fixture
 def saved(tmp_path):
     sae = ARCHITECTURES["jumprelu"](SAEConfig(d_in=6, d_sae=9, l0=2)).fold(3.0)
-    write(tmp_path / "sae", sae, {"id": "mine"}, {"hook_name": "blocks.1.attn.hook_z"}, [{"step": 0, "loss": 1.5}])
+    description = SAEDescription.model_construct(id="mine")
+    write(tmp_path / "sae", sae, description, {"hook_name": "blocks.1.attn.hook_z"}, [{"step": 0, "loss": 1.5}])
     return sae, tmp_path / "sae"
 
 
@@ -61,7 +63,7 @@ def test_json_without_meaning_elsewhere_is_refused_before_anything_is_written(tm
 
 def test_the_log_of_a_run_that_diverged_is_still_json(tmp_path):
     sae = ARCHITECTURES["topk"](SAEConfig(d_in=6, d_sae=9, l0=2)).fold(3.0)
-    save_sae(tmp_path, sae, {}, {}, [{"step": 0, "loss": 1.5}, {"step": 1, "loss": math.nan}])
+    save_sae(tmp_path, sae, None, {}, [{"step": 0, "loss": 1.5}, {"step": 1, "loss": math.nan}])
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0, "loss": 1.5}\n{"step": 1, "loss": null}\n'
 
 
@@ -116,7 +118,7 @@ def test_an_sae_is_finished_only_when_its_description_is_there(saved, tmp_path, 
 
     monkeypatch.setattr("sae_bench.saes.save.write_bytes", note)
     monkeypatch.setattr("sae_bench.records.files.write_bytes", note)
-    save_sae(run.sae_path("mine"), load_sae(folder), {}, {}, [], "hash")
+    save_sae(run.sae_path("mine"), load_sae(folder), None, {}, [], "hash")
     assert written[-1] == "sae_bench.json"
     assert run.has_sae("mine", "hash")
     assert not run.has_sae("mine", "other settings")

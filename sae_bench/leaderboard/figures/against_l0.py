@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sae_bench.leaderboard.bootstrap import estimate
-from sae_bench.leaderboard.compare import Panel
+from sae_bench.leaderboard.compare import Comparison
 from sae_bench.leaderboard.curves import at_l0
 from sae_bench.leaderboard.figures.style import l0_axis, legend_above, line_of, new
 from sae_bench.leaderboard.palette import looks
@@ -22,52 +22,52 @@ NAMES = {
 ARROWS = {"up": " ↑", "down": " ↓", None: ""}
 
 
-def quality(panel: Panel, labels: Sequence[str]) -> Figure | None:
+def quality(comparison: Comparison, labels: Sequence[str]) -> Figure | None:
     """Delta LM loss and variance explained against L0."""
-    return _against_l0(panel, labels, ("delta_lm_loss", "fve"))
+    return _against_l0(comparison, labels, ("delta_lm_loss", "fve"))
 
 
-def shrinkage(panel: Panel, labels: Sequence[str]) -> Figure | None:
+def shrinkage(comparison: Comparison, labels: Sequence[str]) -> Figure | None:
     """How large deviations are reconstructed: below 1 they shrink. Older records have `gamma` alone."""
-    centred = any("gamma_centred" in family.metrics for family in panel.families)
-    figure = _against_l0(panel, labels, ("gamma_centred" if centred else "gamma",))
+    centred = any("gamma_centred" in architecture.metrics for architecture in comparison.architectures)
+    figure = _against_l0(comparison, labels, ("gamma_centred" if centred else "gamma",))
     if figure is not None:
         (axes,) = figure.axes
         axes.axhline(1, color="#555555", linewidth=0.8, linestyle=":")
     return figure
 
 
-def _against_l0(panel: Panel, labels: Sequence[str], metrics: Sequence[str]) -> Figure | None:
-    shown = [name for name in metrics if any(name in family.metrics for family in panel.families)]
+def _against_l0(comparison: Comparison, labels: Sequence[str], metrics: Sequence[str]) -> Figure | None:
+    shown = [name for name in metrics if any(name in architecture.metrics for architecture in comparison.architectures)]
     if not shown:
         return None
     figure, grid = new(len(shown))
     handles: dict[str, Any] = {}
     for axes, metric in zip(grid[0], shown, strict=True):
-        handles |= _draw(axes, panel, labels, metric)
+        handles |= _draw(axes, comparison, labels, metric)
     legend_above(figure, handles)
     return figure  # type: ignore[no-any-return]
 
 
-def _draw(axes: Axes, panel: Panel, labels: Sequence[str], metric: str) -> dict[str, Any]:
+def _draw(axes: Axes, comparison: Comparison, labels: Sequence[str], metric: str) -> dict[str, Any]:
     handles, seen = {}, []
-    for family in panel.families:
-        if metric not in family.metrics:
+    for architecture in comparison.architectures:
+        if metric not in architecture.metrics:
             continue
-        points = family.metrics[metric]
+        points = architecture.metrics[metric]
         order = np.argsort(points.l0[0])
         x = points.l0[0][order]
-        found = [estimate(points.value[:, i], panel.design) for i in order]
+        found = [estimate(points.value[:, i], comparison.design) for i in order]
         halves = [e.interval()[1] - e.value for e in found]
-        style = line_of(looks(labels)[family.label])
+        style = line_of(looks(labels)[architecture.label])
         fine = np.geomspace(x[0], x[-1], 60).tolist()
         axes.plot(fine, at_l0(points.l0[:1], points.value[:1], fine)[0], **style | {"marker": ""})
         known = [half if np.isfinite(half) else 0.0 for half in halves]
         axes.errorbar(
             x, [e.value for e in found], yerr=known, capsize=2.5, elinewidth=1, **style | {"linestyle": "none"}
         )
-        (handles[family.label],) = axes.plot([], [], **style)
+        (handles[architecture.label],) = axes.plot([], [], **style)
         seen += x.tolist()
     l0_axis(axes, seen)
-    axes.set_ylabel(NAMES[metric] + ARROWS[panel.directions.get(metric)])
+    axes.set_ylabel(NAMES[metric] + ARROWS[comparison.directions.get(metric)])
     return handles

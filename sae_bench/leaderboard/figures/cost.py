@@ -23,17 +23,17 @@ def flops_per_token(d_in: int, d_sae: int, l0: float) -> float:
 
 def seconds_per_million(sae: SAE) -> float | None:
     """Seconds of training steps per million tokens, the language model's work apart; None if nobody took the time."""
-    training = sae.about.get("training") or {}
-    if not training.get("seconds") or not training.get("tokens_seen"):
+    training = sae.about.training
+    if not training.seconds or not training.tokens_seen:
         return None
-    return float(training["seconds"] / training["tokens_seen"] * 1e6)
+    return training.seconds / training.tokens_seen * 1e6
 
 
 def flops_per_million(sae: SAE) -> float | None:
     """Operations per million tokens at the mean L0 of the training log, or at the measured L0 where there is no log."""
     logged = [row["l0"] for row in sae.training_log() if row.get("l0") is not None]
     l0 = float(np.mean(logged)) if logged else sae.value("l0")
-    return None if l0 is None else 1e6 * flops_per_token(sae.about["d_in"], sae.about["d_sae"], l0)
+    return None if l0 is None else 1e6 * flops_per_token(sae.about.d_in, sae.about.d_sae, l0)
 
 
 AXES = (

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from matplotlib.figure import Figure
 
 from sae_bench.leaderboard.board import SAE, Board
-from sae_bench.leaderboard.compare import Panel, panels
+from sae_bench.leaderboard.compare import Comparison, comparisons
 from sae_bench.leaderboard.figures import against_l0, cost, frequency, interpretability, training
 from sae_bench.leaderboard.figures.style import rendered, styled
 from sae_bench.records.names import file_name
@@ -13,7 +13,7 @@ from sae_bench.records.names import file_name
 METRICS = ("delta_lm_loss", "fve", "gamma_centred", "gamma")
 """Those that are drawn against L0."""
 
-FROM_PANELS: Mapping[str, Callable[[Panel, Sequence[str]], Figure | None]] = {
+FROM_COMPARISONS: Mapping[str, Callable[[Comparison, Sequence[str]], Figure | None]] = {
     "quality": against_l0.quality,
     "shrinkage": against_l0.shrinkage,
 }
@@ -38,10 +38,10 @@ def figures(board: Board) -> Iterator[tuple[str, bytes]]:
 
 def _drawn(board: Board) -> Iterator[tuple[str, Figure]]:
     several = len(board.settings) > 1
-    for panel in panels(board.records, METRICS):
-        setting = panel.setting.model, panel.setting.site, panel.setting.width
-        for name, of_panel in FROM_PANELS.items():
-            if (figure := of_panel(panel, board.labels)) is not None:
+    for comparison in comparisons(board.records, METRICS):
+        setting = comparison.setting.model, comparison.setting.site, comparison.setting.width
+        for name, of_comparison in FROM_COMPARISONS.items():
+            if (figure := of_comparison(comparison, board.labels)) is not None:
                 yield _name(name, setting, several), figure
     for setting in board.settings:
         saes = [sae for sae in board.saes if sae.setting == setting]

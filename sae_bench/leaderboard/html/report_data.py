@@ -51,15 +51,15 @@ def board_data(board: Board) -> dict[str, Any]:
     saes = [_sae(sae, words, several=seen[sae.id] > 1) for sae in board.saes]
     directions = {
         one_line(name): {
-            "better": metric["better"],
-            "unit": metric["unit"],
-            "description": one_line(metric["description"]),
+            "better": metric.better,
+            "unit": metric.unit,
+            "description": one_line(metric.description),
         }
         for record in board.records
-        for name, metric in record["metrics"].items()
+        for name, metric in record.metrics.items()
     }
     headline = {
-        one_line(name) for record in board.records for name, metric in record["metrics"].items() if metric["headline"]
+        one_line(name) for record in board.records for name, metric in record.metrics.items() if metric.headline
     }
     return {
         "looks": {one_line(label): {"colour": look.colour, "marker": look.marker, "dashes": look.dashes}
@@ -80,22 +80,22 @@ def _shown(setting: tuple[str, str, int]) -> list[Any]:
 def _fronts(board: Board, setting: tuple[str, str, int]) -> dict[str, list[int]]:
     """For each metric with a better direction, the SAEs that none with fewer active latents beats."""
     found = {}
-    metrics = {name: metric for record in board.records for name, metric in record["metrics"].items()}
+    metrics = {name: metric for record in board.records for name, metric in record.metrics.items()}
     for name, metric in sorted(metrics.items()):
         places = [
             i
             for i, sae in enumerate(board.saes)
             if sae.setting == setting and sae.value(name) is not None and sae.value("l0") is not None
         ]
-        if metric["better"] is not None and places:
+        if metric.better is not None and places:
             l0, value = ([board.saes[i].value(of) or 0.0 for i in places] for of in ("l0", name))
-            found[one_line(name)] = [places[i] for i in pareto_front(l0, value, up=metric["better"] == "up")]
+            found[one_line(name)] = [places[i] for i in pareto_front(l0, value, up=metric.better == "up")]
     return found
 
 
 def _sae(sae: SAE, words: Words, *, several: bool) -> dict[str, Any]:
-    about, provenance = sae.about, sae.records[0]["provenance"]
-    run = provenance["config_hash"][:8]
+    about, provenance = sae.about, sae.records[0].provenance
+    run = provenance.config_hash[:8]
     return {
         "key": f"{sae.id}.{run}" if several else sae.id,
         "id": sae.id,
@@ -103,19 +103,19 @@ def _sae(sae: SAE, words: Words, *, several: bool) -> dict[str, Any]:
         "look": one_line(sae.label),
         "place": _shown(sae.setting),
         "target": sae.target,
-        "seed": about["seed"],
+        "seed": about.seed,
         "scores": {
-            one_line(name): {key: score[key] for key in ("value", "stderr", "n")}
-            | {"note": None if score["note"] is None else one_line(score["note"])}
+            one_line(name): {"value": score.value, "stderr": score.stderr, "n": score.n}
+            | {"note": None if score.note is None else one_line(score.note)}
             for record in sae.records
-            for name, score in record["scores"].items()
+            for name, score in record.scores.items()
         },
         "failures": [one_line(text) for text in sae.failures],
         "frequency": frequency_histogram(sae),
         "training": _training(sae),
-        "provenance": flat({"sae": {k: v for k, v in about.items() if k not in ("id", "label")},
-                            "measured": {k: v for k, v in provenance.items() if k != "config"},
-                            "run": provenance["config"]}),
+        "provenance": flat({"sae": {k: v for k, v in about.as_json().items() if k not in ("id", "label")},
+                            "measured": {k: v for k, v in provenance.as_json().items() if k != "config"},
+                            "run": provenance.config}),
         "latents": [_latent(latent, words) for latent in sae.latents()],
     }  # fmt: skip
 
@@ -144,9 +144,10 @@ def _training(sae: SAE) -> dict[str, list[float | None]]:
 
 
 def flat(content: Any, name: str = "") -> list[list[str]]:
-    """Nested settings as name and value, in their order."""
+    """Nested settings as name and value; those of one part by their names."""
     if isinstance(content, Mapping):
-        return [row for key, value in content.items() for row in flat(value, f"{name}.{key}" if name else str(key))]
+        items = sorted(content.items()) if name else content.items()
+        return [row for key, value in items for row in flat(value, f"{name}.{key}" if name else str(key))]
     if isinstance(content, list | tuple):
         return [[one_line(name), one_line(", ".join(map(str, content)))]]
     return [[one_line(name), one_line(str(content))]]

@@ -1,0 +1,45 @@
+"""Records of some runs, and whether their numbers may share a table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sae_bench.errors import UserError
+from sae_bench.records.run_folder import RunFolder
+from sae_bench.records.schema import Record
+
+
+def gather(folders: Sequence[Path], *, mix: bool = False) -> list[Record]:
+    """Records of some runs.
+
+    Raises:
+        UserError: a folder holds no records, or, without `mix`, the runs measured on different tokens or with different
+            versions of a task, so that their numbers must not share a table.
+    """
+    records: list[Record] = []
+    for folder in folders:
+        found = RunFolder(folder).records()
+        if not found:
+            raise UserError(f"{folder} holds no records: give the folder of a finished run")
+        records += found
+    if not mix:
+        check_comparable(records)
+    return records
+
+
+def check_comparable(records: Sequence[Record]) -> None:
+    """Raise UserError unless records of one model and task share their evaluation tokens and the task's version."""
+    if found := differences(records):
+        raise UserError(
+            f"the records were made with different {' and '.join(found)}: tabulate these runs separately, or with "
+            "--mix, which says so in the table"
+        )
+
+
+def differences(records: Sequence[Record]) -> list[str]:
+    """What keeps records of one model and task from being compared: nothing, unless someone mixed them."""
+    seen: dict[str, dict[tuple[str, str], set[str]]] = {"evaluation tokens": {}, "versions of a task": {}}
+    for record in records:
+        shared = {"evaluation tokens": record.provenance.eval_fingerprint, "versions of a task": record.task_version}
+        for what, value in (shared | record.comparable).items():
+            seen.setdefault(what, {}).setdefault((record.provenance.model, record.task), set()).add(value)
+    return [what for what, found in seen.items() if any(len(values) > 1 for values in found.values())]

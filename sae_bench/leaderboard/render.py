@@ -1,0 +1,68 @@
+"""How text, values and tables look in each format.
+
+Names and reasons in records may come from anyone. Each format has one function that makes text of it harmless, and
+everything that is not our own constant goes through it: `one_line`, `escape_markdown`, `escape_latex`, `escape_csv`.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+
+from sae_bench.errors import one_line
+
+ARROWS = {"up": "↑", "down": "↓", None: ""}
+LATEX_ARROWS = {"up": r" $\uparrow$", "down": r" $\downarrow$", None: ""}
+FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # and their full-width forms
+
+
+def with_error(value: float, stderr: float | None, plus_minus: str = "±") -> str:
+    """`0.1234 ± 0.0056`: the error to two significant digits and the value to as many places."""
+    if stderr is None or not stderr > 0:
+        return f"{value:.4g}"
+    places = max(0, 1 - math.floor(math.log10(stderr)))
+    if places > 8:
+        return f"{value:.3g} {plus_minus} {stderr:.2g}"
+    return f"{value:.{places}f} {plus_minus} {stderr:.{places}f}"
+
+
+def escape_markdown(text: str) -> str:
+    """Text as Markdown shows it: no cell ends early, no tag, link, formula or emphasis comes to life.
+
+    Character references mean the same to every dialect, backslashes do not. An underscore inside a word, as names
+    have it, is no emphasis anywhere and stays legible.
+    """
+    special = r"[\\`*{}\[\]<>&|#~$^]|(?<![^\W_])_|_(?![^\W_])"
+    return re.sub(special, lambda found: f"&#{ord(found[0])};", one_line(text))
+
+
+def escape_latex(text: str) -> str:
+    """Text as LaTeX prints it. A bracket or asterisk that begins a row would be an argument of the \\\\ before it."""
+    special = {
+        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+        "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "]": "{]}", "*": "{*}",
+    }  # fmt: skip
+    return re.sub(r"[\\~^±<>|\[\]*#$%&_{}]", lambda found: special.get(found[0], "\\" + found[0]), one_line(text))
+
+
+def escape_csv(text: str) -> str:
+    """Text that no spreadsheet takes for a formula: an apostrophe says that it is text."""
+    line = one_line(text)
+    return f"'{line}" if line.startswith(FORMULA_STARTS) and not _is_number(line) else line
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def latex_table(columns: str, header: str, body: Sequence[str], caption: str, *, caption_first: bool = False) -> str:
+    """A LaTeX table of lines that are LaTeX already; needs the package booktabs."""
+    said = [rf"\caption{{{caption}}}"]
+    return "\n".join(
+        [r"\begin{table}", r"\centering", r"\small", *(said if caption_first else []),
+         rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule", *body, r"\bottomrule",
+         r"\end{tabular}", *([] if caption_first else said), r"\end{table}", ""]
+    )  # fmt: skip

@@ -1,0 +1,237 @@
+"""What a record says, as types: one for every (SAE, task), with its values or why there are none.
+
+Records are read by `read_record` and written by `write_record`, and nothing else knows their JSON. What is declared
+here is what the rest of the harness relies on; whatever else a record holds is kept and written again.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, SkipValidation, Strict, ValidationError, model_validator
+
+from sae_bench.errors import UserError
+from sae_bench.records.files import read_sealed, write_sealed
+
+SCHEMA_VERSION = 2
+"""Of what is written. Version 1, that of records that name none, left to the reader what 2 says in general terms."""
+
+P = TypeVar("P", bound="_Part")
+
+Number = Annotated[float, Strict()]  # no text that looks like one
+Count = Annotated[int, Strict()]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that a task reports: which way is better (None: neither), its unit, what it means."""
+
+    name: str
+    better: Literal["up", "down"] | None
+    unit: str
+    description: str
+    headline: bool = False
+    """Whether the leaderboard shows it unasked."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A measured value with its standard error (clustered by document) and the number of tokens behind it.
+
+    A value that cannot be had is None, with a note that says why; it never enters a mean.
+    """
+
+    value: Number | None
+    stderr: Number | None
+    n: Count
+    formula: str | None = None
+    """Which per-document sums of the record give the value, as "numerator / denominator"."""
+    note: str | None = None
+
+
+class _Part(BaseModel):
+    """Part of a record: never changed, and what is not declared is kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    @classmethod
+    def read(cls: type[P], content: Mapping[str, Any], where: Path) -> P:
+        """Check what a file says.
+
+        Raises:
+            UserError: it is ill-typed; the message names the file and the field.
+        """
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(map(str, first["loc"]))
+            raise UserError(
+                f"{where}: {field}: {first['msg']}, got {first['input']!r:.60}: it is of another program; delete it "
+                "and run the same command again"
+            ) from None
+
+    def as_json(self) -> dict[str, Any]:
+        """What a file says of it: all that was said when it was made."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class SiteDescription(_Part):
+    """Where in the language model an SAE reads: the fields of `lm.sites.Site`, and the site's name."""
+
+    name: str
+    layer: Count | None = None
+    kind: str = ""
+    path: str = ""
+
+
+class Training(_Part):
+    """What became of a training; empty but for the failure where others trained the SAE."""
+
+    failure: str | None = None
+    tokens_seen: Count | None = None
+    seconds: Number | None = None
+    eval_overlap: Number | None = None
+    """Share of the evaluation tokens that lie in a run of 13 tokens which the training text has too."""
+
+
+class Origin(_Part):
+    """Where an SAE is from that the run did not train."""
+
+    source: str
+    format: str
+
+
+class SAEDescription(_Part):
+    """What an SAE is and what trained it."""
+
+    id: str
+    arch: str
+    label: str
+    """The architecture with its settings, as boards name it."""
+    arch_version: str
+    site: SiteDescription
+    d_in: Count
+    d_sae: Count
+    target_l0: Number | None
+    coefficient: Number | None
+    seed: Count | None
+    options: dict[str, Any]
+    recipe: dict[str, Any] | None
+    training: Training = Training()
+    weights_sha256: str = ""
+    """Empty until the weights are saved."""
+    origin: Origin | None = None
+
+    @model_validator(mode="after")
+    def _of_the_run_itself(self) -> "SAEDescription":
+        if self.origin is None and (self.seed is None or self.target is None):
+            raise ValueError("an SAE without an origin has a seed, and a target_l0 or a coefficient")
+        return self
+
+    @property
+    def target(self) -> float | None:
+        """The wanted L0, or the raw coefficient where none was wanted; None where neither is known."""
+        return self.target_l0 if self.target_l0 is not None else self.coefficient
+
+
+class Provenance(_Part):
+    """Where a record's numbers come from: what every record of a run repeats."""
+
+    model: str
+    dataset: str
+    preset: str
+    eval_fingerprint: str
+    eval_documents: Count
+    eval_tokens: Count | None = None
+    config_hash: str
+    versions: dict[str, str]
+    config: dict[str, Any] = {}
+    model_revision: str | None = None
+    model_sha256: str | None = None
+    tokenizer_sha256: str | None = None
+    lm_dtype: str | None = None
+    sae_dtype: str | None = None
+    time: str | None = None
+
+
+class Record(_Part):
+    """One (SAE, task)."""
+
+    schema_version: Count = SCHEMA_VERSION
+    task: str
+    task_version: str
+    failure: str | None
+    metrics: dict[str, Metric]
+    scores: dict[str, Score]
+    by_document: dict[str, list[float]]
+    per_latent: dict[str, Annotated[list[int] | list[float], SkipValidation]]
+    """Of up to hundreds of thousands of latents: not looked at one by one."""
+    details: dict[str, Any]
+    sae: SAEDescription
+    provenance: Provenance
+    measured_on: str = "tokens"
+    """What scores count: the evaluation tokens, or something else."""
+    comparable: dict[str, str] = {}
+    """What two records of this task must share, besides tokens and versions, to stand in one table, by what it is."""
+    not_measured: str | None = None
+    """Why nothing was measured, though nothing failed."""
+    caption: str | None = None
+    """What a table with this record must say below it."""
+    remarks: list[str] = []
+    """What a reader has to know of this SAE alone."""
+
+
+def read_record(path: Path) -> Record:
+    """Read a record; one of an earlier version is read as what it says in today's terms.
+
+    Raises:
+        Damaged: it is not what was written.
+        UserError: it is ill-typed, or of a later version of the harness.
+    """
+    return record_from(read_sealed(path), path)
+
+
+def record_from(content: Mapping[str, Any], path: Path) -> Record:
+    """The record that the content of a file is.
+
+    Raises:
+        UserError: as `read_record`.
+    """
+    version = content.get("schema_version", 1)
+    if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
+        raise UserError(
+            f"{path}: schema_version {version!r}: this version of sae-arch-bench reads 1 to {SCHEMA_VERSION}; "
+            "update it, or delete the file and run the same command again"
+        )
+    return Record.read(content if version == SCHEMA_VERSION else _from_version_1(content), path)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record, sealed and without secrets."""
+    write_sealed(path, record.as_json() | {"schema_version": SCHEMA_VERSION})
+
+
+def digest_of(settings: Any) -> str:
+    """A text that two settings share if they are the same: for `Record.comparable`."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+JUDGED_BY = "judges, prompts or latents"
+"""What records of judged latents must share."""
+NO_JUDGE = "no judge"
+
+
+def _from_version_1(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Version 1 hid in `details` what a table has to know of records about latents."""
+    details = content.get("details")
+    details = details if isinstance(details, Mapping) else {}
+    found = {name: details[name] for name in ("caption", "remarks") if name in details}
+    if details.get("judge") is not None:
+        found["comparable"] = {JUDGED_BY: digest_of(details["judge"])}
+    elif content.get("measured_on") == "latents" and content.get("failure") is None:
+        found["not_measured"] = NO_JUDGE
+    return {**content, **found, "schema_version": SCHEMA_VERSION}
