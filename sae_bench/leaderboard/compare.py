@@ -259,14 +259,6 @@ def at(
     return standings, [d for d in found.differences if d.l0 is not None]
 
 
-def by_area(
-    comparison: Comparison, metric: str, l0s: Sequence[float] = AT_L0
-) -> tuple[tuple[float, float] | None, list[Standing], list[Difference]]:
-    """The comparison of mean heights over log L0: the range that all cover, standings and differences."""
-    found = compare(comparison, metric, l0s)
-    return found.between, found.standings.get(None, []), [d for d in found.differences if d.l0 is None]
-
-
 def _differences(places: Mapping[Any, Mapping[str, Float[ndarray, " R"]]], design: Design) -> list[Difference]:
     """All pairs at all places, as one family.
 

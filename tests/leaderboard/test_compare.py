@@ -28,7 +28,7 @@ from sae_bench.leaderboard.bootstrap import (
     over_seeds,
     seed_variance,
 )
-from sae_bench.leaderboard.compare import ALPHA, at, by_area, check_metrics, compare, comparisons
+from sae_bench.leaderboard.compare import ALPHA, at, check_metrics, compare, comparisons
 from sae_bench.leaderboard.curves import area, at_l0, common_range, pareto_front
 
 N_DOCUMENTS = 60
@@ -168,9 +168,9 @@ def test_a_planted_difference_is_found_and_the_best_stands_out():
     assert all(s.estimate is None for s in standings[100.0]), "nothing is extrapolated"
     ties = {(d.label, d.other): d.tie for d in differences if d.l0 == 20.0}
     assert ties == {("bad", "good"): False, ("bad", "same"): False, ("good", "same"): True}
-    between, by, _ = by_area(comparison, "loss")
-    assert between == (16.0, 64.0)
-    assert {s.label for s in by if s.best} == {"good", "same"}
+    found = compare(comparison, "loss")
+    assert found.between == (16.0, 64.0)
+    assert {s.label for s in found.standings[None] if s.best} == {"good", "same"}
 
 
 def test_pairing_on_documents_makes_differences_far_surer_than_values():
@@ -285,8 +285,8 @@ def test_all_pairs_at_all_l0s_and_by_area_are_one_family():
     found = compare(comparison, "loss", (20.0, 50.0, 500.0))
     assert {d.estimate.n_hypotheses for d in found.differences} == {3 * 3}
     assert len(found.differences) == 9
-    at_l0s, by = at(comparison, "loss", (20.0, 50.0, 500.0))[1], by_area(comparison, "loss", (20.0, 50.0, 500.0))[2]
-    assert [*at_l0s, *by] == found.differences
+    at_l0s = at(comparison, "loss", (20.0, 50.0, 500.0))[1]
+    assert [*at_l0s, *(d for d in found.differences if d.l0 is None)] == found.differences
 
 
 PLANTED = {"a": 0.0, "b": 0.0, "c": 0.3}
