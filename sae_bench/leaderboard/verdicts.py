@@ -19,7 +19,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from sae_bench.errors import one_line
-from sae_bench.leaderboard.bootstrap import LEVEL, Estimate, difference, estimate, seed_variance
+from sae_bench.leaderboard.bootstrap import LEVEL, Estimate, difference, seed_variance
 from sae_bench.leaderboard.compare import Comparison, pooled_over_seeds
 from sae_bench.leaderboard.curves import at_l0, measured_range
 
@@ -110,12 +110,11 @@ def contrast(comparison: Comparison, metric: str, l0: float, coefficients: Mappi
         return None
     terms = [coefficient * heights[label] for label, coefficient in coefficients.items()]
     total = np.sum(terms, axis=0)
-    if len(terms) == 1:
-        found = estimate(total, comparison.design)
-    else:
-        between_seeds = {label: seed_variance(of, comparison.design) for label, of in heights.items()}
-        seeds, degrees = pooled_over_seeds(between_seeds, coefficients, comparison.design)
-        found = difference(total, comparison.design, seeds, degrees, 1)
+    # What is said of one architecture takes its own seeds alone; its tails have to hold as a difference's do.
+    compared = heights if len(terms) > 1 else coefficients
+    between_seeds = {label: seed_variance(heights[label], comparison.design) for label in compared}
+    seeds, degrees = pooled_over_seeds(between_seeds, coefficients, comparison.design)
+    found = difference(total, comparison.design, seeds, degrees, 1)
     rounding = 1e-12 * max(abs(term[0]) for term in terms)
     varies = all(np.ptp(of) > rounding for of in (*terms, total))
     return found if varies else replace(found, stderr=math.inf)
