@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae_bench import (
+    Above,
     Active,
     Loss,
     Options,
@@ -62,7 +63,7 @@ class Gated(SparseAutoencoder):
 
     def _gate(self, x: Float[Tensor, "B D"]) -> Active:
         """pi + b_gate where it is above zero, so that it equals its ReLU."""
-        return self.select(x, keep=lambda pre_gate: pre_gate > 0)
+        return self.select(x, Above(0.0))
 
     def _magnitudes(self, gate: Active) -> Active:
         # The gate's values carry b_gate; the step function passes no gradient, the shared pi does.

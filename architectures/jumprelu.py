@@ -25,6 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sae_bench import (
+    Above,
     Active,
     Loss,
     Options,
@@ -53,7 +54,6 @@ class JumpReLUOptions(Options):
 class JumpReLU(SparseAutoencoder):
     version = "2"  # 1: the penalty was taken on the batch mean alone
     control = "target"
-    autocast = False  # bfloat16 numbers lie further apart than the bandwidth: the window would hold one of them or none
     options_type = JumpReLUOptions
     options: JumpReLUOptions
     nonlinearity = "jumprelu"
@@ -110,11 +110,11 @@ class JumpReLU(SparseAutoencoder):
         return super().fold(scale)
 
     def encode(self, x: Float[Tensor, "B D"]) -> Active:
-        return self.select(x, keep=lambda pre: pre > self.theta)  # theta > 0, so what passes is above zero too
+        return self.select(x, Above(self.theta))  # theta > 0, so what passes is above zero too
 
     def loss(self, x: Float[Tensor, "B D"], step: Step) -> Loss:
         theta, eps = self.theta, self.options.bandwidth
-        z = self.select(x, keep=lambda pre: pre > theta.detach() - eps / 2)
+        z = self.select(x, Above(theta.detach() - eps / 2))
         theta_of_pair = z.per_latent(theta)
         f = z.with_values(jump_relu(z.values, theta_of_pair, eps), zero_at_zero=True)
         x_hat = self.decode(f)

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sae_bench import (
+    Above,
     Active,
     Loss,
     Options,
@@ -57,7 +58,7 @@ class ReLU(SparseAutoencoder):
         self.b_enc.sub_(self.b_dec @ self.W_enc)
 
     def encode(self, x: Float[Tensor, "B D"]) -> Active:
-        return self.select(x, keep=lambda z: z > 0)  # z is f: nothing else is kept
+        return self.select(x, Above(0.0))  # z is f: nothing else is kept
 
     def loss(self, x: Float[Tensor, "B D"], step: Step) -> Loss:
         f = self.encode(x)

@@ -11,12 +11,13 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
 from sae_bench import (
     Active,
+    Largest,
     Loss,
     Options,
     SAEConfig,
@@ -56,22 +57,15 @@ class TopK(SparseAutoencoder):
             raise ValueError(f"k = {config.sparsity:g}: give a whole number from 1 to the width, {config.d_sae}")
 
     def encode(self, x: Float[Tensor, "B D"]) -> Active:
-        return _rectified(self.select(x, self._largest))
-
-    def _largest(self, z: Float[Tensor, "b F"]) -> Int[Tensor, "b k"]:
-        return z.topk(self.k, dim=1, sorted=False).indices
+        return _rectified(self.select(x, Largest(self.k)))
 
     def loss(self, x: Float[Tensor, "B D"], step: Step) -> Loss:
-        def largest_dead(z: Float[Tensor, "b F"]) -> Int[Tensor, "b k_aux"]:
-            if len(step.dead) <= self.k_aux:
-                return step.dead.expand(len(z), -1)
-            return step.dead[z[:, step.dead].topk(self.k_aux, dim=1, sorted=False).indices]
-
         if not len(step.dead) or self.options.aux_coeff == 0:
             f = self.encode(x)
             x_hat, auxiliary = self.decode(f), x.new_zeros(())
         else:
-            f, f_dead = map(_rectified, self.select_all(x, (self._largest, largest_dead)))
+            rules = Largest(self.k), Largest(self.k_aux, among=step.dead)
+            f, f_dead = map(_rectified, self.select_all(x, rules))
             x_hat = self.decode(f)
             auxiliary = reconstruction_loss((x - x_hat).detach(), decode(f_dead, self.W_dec))
         error = reconstruction_loss(x, x_hat)

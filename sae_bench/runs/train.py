@@ -22,8 +22,9 @@ from sae_bench.runs.config import RunConfig, parse_interval
 from sae_bench.runs.plan import SAEPlan, training_bytes, training_disk_bytes
 from sae_bench.runs.provenance import environment
 from sae_bench.runs.sources import token_stream
+from sae_bench.saes.active import Crossovers
 from sae_bench.saes.base import SparseAutoencoder
-from sae_bench.saes.kernel_choice import dense_above
+from sae_bench.saes.kernel_choice import crossovers
 from sae_bench.training.buffer import ActivationBuffer
 from sae_bench.training.checkpoint import (
     Checkpoint,
@@ -96,7 +97,9 @@ class TrainStage:
         hashes = [config.hash, *(leg.config_hash for leg in reversed(earlier))]
         self._checkpoints = Checkpoints(folder.checkpoints_path, hashes)
         found = self._checkpoints.load([*(plan.id for plan in plans), BUFFER, RANDOM])
-        self._above: dict[str, float] = found.facts["dense_above"] if found else self._crossovers()
+        self._kernels = (
+            {shape: Crossovers(**at) for shape, at in found.facts["kernels"].items()} if found else self._crossovers()
+        )
         self._check_checkpoint(found)
         self._n_done = found.step if found else 0
         self._tokens = token_stream(lm, config, "train", config.tokens)
@@ -132,8 +135,10 @@ class TrainStage:
 
     def _what(self, plan: SAEPlan) -> tuple[str, SparseAutoencoder, Key, Recipe, StepSettings]:
         """What a trainer is made of."""
-        config, above = self.config, self._above.get(_shape(plan))
-        settings = StepSettings(self.n_steps, config.batch_size, self.lm.device, config.kernels, above, config.compile)
+        config, at = self.config, self._kernels.get(_shape(plan))
+        settings = StepSettings(
+            self.n_steps, config.batch_size, self.lm.device, config.kernels, at, config.compile, config.screening
+        )
         return plan.id, plan.build(), (plan.site, plan.config.seed), plan.recipe, settings
 
     @contextmanager
@@ -179,15 +184,18 @@ class TrainStage:
                 f"{free / 1e9:.1f} GB are free: make room, or choose another --out"
             )
 
-    def _crossovers(self) -> dict[str, float]:
-        """For each shape, the density above which dense products are faster; empty unless it is asked for."""
-        if self.config.kernels != "auto":
+    def _crossovers(self) -> dict[str, Crossovers]:
+        """For each shape, where one way of computing overtakes another; empty unless it is asked for."""
+        if self.config.kernels != "auto" and self.config.screening != "auto":
             return {}
         found = {}
         for shape, plan in {_shape(plan): plan for plan in self.plans}.items():
             d_in, d_sae = plan.config.d_in, plan.config.d_sae
-            found[shape] = dense_above(d_in, d_sae, self.config.batch_size, self.lm.device)
-            self.progress.say(f"kernels: dense products above {found[shape]:.0%} active pairs at {d_in} x {d_sae}")
+            found[shape] = at = crossovers(d_in, d_sae, self.config.batch_size, self.lm.device)
+            screened = f"screening up to {at.screen_below:.1%} candidates" if at.screen_below else "no screening"
+            self.progress.say(
+                f"kernels: dense products above {at.dense_above:.0%} active pairs, {screened}, at {d_in} x {d_sae}"
+            )
         return found
 
     def _take(self, n_done: int) -> tuple[Mapping[str, State], Mapping[str, Any]]:
@@ -205,7 +213,7 @@ class TrainStage:
             "fingerprint": self._tokens.fingerprint,
             "passes_over_corpus": self._tokens.passes,
             "eval_overlap": self._tokens.watch.share if self._tokens.watch else None,
-            "dense_above": self._above,
+            "kernels": {shape: at._asdict() for shape, at in self._kernels.items()},
             "environment": environment(self.lm.device),
             "model": self._model(),
         }
@@ -242,7 +250,8 @@ class TrainStage:
             "input_scale": scale,
             "seconds": round(trainer.seconds, 3),
             "kernels": self.config.kernels,
-            "dense_above": trainer.dense_above,
+            "screening": self.config.screening,
+            **(trainer.crossovers or Crossovers())._asdict(),
             "micro_batch": trainer.micro_batch,
             "steps_skipped": trainer.stats.n_skipped,
             "failure": trainer.failure,

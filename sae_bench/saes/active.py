@@ -15,8 +15,8 @@ formulation.
 `values` may hold padding besides the active pairs (`layouts` says when), so sums over the active are taken by
 `sum_per_token` and its kin, never by `values.sum()`.
 
-Where the trainer asks for it (`kernels`), the encoder product alone multiplies bfloat16 numbers; what `select` returns,
-and everything computed from it, has the type of x.
+Where the rule is one of `rules`, and `kernels` says so, even the encoder product is in full precision for few pairs
+alone, which `screening` finds.
 
 Shapes: B tokens, D = d_in, F = d_sae, V the shape of values. W_enc is [D, F] by meaning and stored latent by latent
 (its transpose is contiguous), so that the gradient of a latent's weights is one contiguous row; see `latent_major`.
@@ -34,19 +34,29 @@ from torch import Tensor
 
 from sae_bench.saes.chunks import chunk_size, slices
 from sae_bench.saes.layouts import Dense, Layout
+from sae_bench.saes.rules import Largest, LargestOfBatch, Rule
+from sae_bench.saes.screening import screened
 from sae_bench.saes.selection import Capacity, Found
 
 KeepRule = Callable[[Tensor], Tensor]
 """Maps pre-activations [b, F] of some tokens to what to keep: a boolean mask [b, F], or latents' indices [b, k]."""
 
 Kernels = Literal["auto", "dense", "sparse"]
+Screening = Literal["auto", "on", "off"]
+
+
+class Crossovers(NamedTuple):
+    """Where one way of computing the same overtakes another; `kernel_choice` measures those of the machine."""
+
+    dense_above: float = 0.1
+    """Share of active pairs above which dense products are used."""
+    screen_below: float = 0.0
+    """Share of candidate pairs up to which they are found by screening; 0: never."""
 
 
 class _Choice(NamedTuple):
-    dense_above: float = 0.1
-    """Share of active pairs above which dense products are used; `kernel_choice` measures that of the machine."""
+    crossovers: Crossovers = Crossovers()
     capacity: Capacity | None = None
-    encoder_dtype: torch.dtype | None = None
 
 
 _TYPICAL = _Choice()
@@ -176,12 +186,8 @@ class _Select(torch.autograd.Function):
         ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None, keeps: Sequence[KeepRule]
     ) -> tuple[Any, ...]:
         centred = x if b_pre is None else x - b_pre
-        choice = _choice.get()
-        found = [Found(len(x), W_enc.shape[1], choice.dense_above, choice.capacity) for _ in keeps]
-        for tokens, z in _pre_activations(centred, W_enc, b_enc):
-            for keep, kept in zip(keeps, found, strict=True):
-                kept.add(tokens, z, keep(z))
-        layouts, values = zip(*(kept.finish() for kept in found), strict=True)
+        found = _screened(centred, W_enc, b_enc, keeps, b_pre is not None) or _selected(centred, W_enc, b_enc, keeps)
+        layouts, values = zip(*found, strict=True)
         ctx.save_for_backward(centred, W_enc)
         ctx.layouts = layouts
         return *layouts, *values
@@ -225,19 +231,35 @@ class _Decode(torch.autograd.Function):
         )
 
 
-def _pre_activations(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield x W_enc + b_enc for a chunk of tokens at a time; each chunk overwrites the last."""
-    size, dtype = chunk_size(W_enc.shape[1], x.device), _choice.get().encoder_dtype
-    W_enc = W_enc if dtype is None else W_enc.to(dtype)
-    buffer = x.new_empty(min(size, len(x)), W_enc.shape[1])
+def _screened(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, keeps: Sequence[KeepRule], centred: bool
+) -> Sequence[tuple[Layout, Tensor]] | None:
+    """What the rules keep, by screening; None where that is not wanted, not possible, or not faster."""
+    (dense_above, screen_below), capacity = _choice.get()
+    rules = [keep for keep in keeps if isinstance(keep, Rule)]
+    limit = min(dense_above, screen_below)
+    if limit <= 0 or len(rules) < len(keeps) or x.dtype != torch.float32:
+        return None
+    if any(isinstance(rule, Largest) and rule.k > dense_above * W_enc.shape[1] for rule in rules):
+        return None
+    if capacity is not None and not capacity.allows_screening(limit):
+        return None
+    return screened(x, W_enc.T, b_enc, rules, limit, capacity, centred=centred)
+
+
+def _selected(x: Tensor, W_enc: Tensor, b_enc: Tensor, keeps: Sequence[KeepRule]) -> Sequence[tuple[Layout, Tensor]]:
+    """What the rules keep of the whole encoder product, a chunk of tokens at a time; each chunk overwrites the last."""
+    (dense_above, _), capacity = _choice.get()
+    found = [Found(len(x), W_enc.shape[1], dense_above, capacity) for _ in keeps]
+    at_once = any(isinstance(keep, LargestOfBatch) for keep in keeps)
+    size = len(x) if at_once else min(chunk_size(W_enc.shape[1], x.device), len(x))
+    buffer = x.new_empty(size, W_enc.shape[1])
     for tokens in slices(len(x), size):
         some = x[tokens]
-        out = buffer[: len(some)]
-        if dtype is None:
-            torch.addmm(b_enc, some, W_enc, out=out)
-        else:
-            torch.add(some.to(dtype) @ W_enc, b_enc, out=out)  # added in the type of b_enc
-        yield tokens, out
+        z = torch.addmm(b_enc, some, W_enc, out=buffer[: len(some)])
+        for keep, kept in zip(keeps, found, strict=True):
+            kept.add(tokens, z, keep(z))
+    return [kept.finish() for kept in found]
 
 
 def latent_major(W: Float[Tensor, "D F"]) -> Float[Tensor, "D F"]:
@@ -248,18 +270,19 @@ def latent_major(W: Float[Tensor, "D F"]) -> Float[Tensor, "D F"]:
 @contextmanager
 def kernels(
     choice: Kernels,
-    measured: float | None = None,
+    measured: Crossovers | None = None,
     capacity: Capacity | None = None,
-    encoder_dtype: torch.dtype | None = None,
+    screening: Screening = "auto",
 ) -> Iterator[None]:
     """Within the block use dense products always, never, or above the density `measured` (None: the default).
 
-    With `capacity`, masks are gathered without asking the device how many pairs they keep. The factors of the encoder
-    product, and the product, are rounded to `encoder_dtype` (None: left as they are); no other number is.
+    Screening is done up to the share `measured`, wherever products are sparse, or never. With `capacity`, masks are
+    gathered without asking the device how many pairs they keep.
     """
-    typical = _choice.get().dense_above if measured is None else measured
-    above = {"dense": -1.0, "sparse": 1.0, "auto": typical}[choice]
-    before = _choice.set(_Choice(above, capacity, encoder_dtype))
+    auto = _choice.get().crossovers if measured is None else measured
+    dense_above = {"dense": -1.0, "sparse": 1.0, "auto": auto.dense_above}[choice]
+    screen_below = {"on": 1.0, "off": 0.0, "auto": auto.screen_below}[screening]
+    before = _choice.set(_Choice(Crossovers(dense_above, screen_below), capacity))
     try:
         yield
     finally:

@@ -101,8 +101,6 @@ class SparseAutoencoder(nn.Module, ABC):
     version: ClassVar[str] = "1"
     """Raised when a change alters what the architecture learns."""
     control: ClassVar[SparsityControl] = "coefficient"
-    autocast: ClassVar[bool] = True
-    """Whether the encoder product may be in bfloat16 where the device has it, in training."""
     options_type: ClassVar[type[Options]] = Options
     options: Options
     nonlinearity: ClassVar[Nonlinearity | None] = None

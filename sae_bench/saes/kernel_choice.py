@@ -1,6 +1,6 @@
-"""Where dense products overtake sparse ones: measured once for each machine, device and shape, then remembered.
+"""Where one way to compute the same overtakes another: measured once for each machine, device and shape.
 
-The two kinds of product give the same values up to rounding, so a run that is to be repeated bit by bit must make the
+The ways give the same values up to rounding, so a run that is to be repeated bit by bit must make the
 same choice each time. That is why the measurement is kept, in the cache folder, and not taken anew at every start.
 """
 
@@ -16,31 +16,35 @@ import torch
 
 from sae_bench.records.files import write_json
 from sae_bench.records.names import cache_folder
-from sae_bench.saes.active import Kernels, decode, kernels, latent_major, select
+from sae_bench.saes.active import Crossovers, Kernels, Screening, decode, kernels, latent_major, select
+from sae_bench.saes.rules import Above
 
 log = logging.getLogger(__name__)
 
 DENSITIES = (0.05, 0.15)
 """Shares of active pairs that sparse products are timed at, not far from where dense ones usually overtake them."""
 
+SCREENED = (0.005, 0.02)
+"""Shares of active pairs that screening is timed at."""
+
 N_ROUNDS = 4
 
 
-def dense_above(d_in: int, d_sae: int, n_tokens: int, device: torch.device) -> float:
-    """The share of active pairs above which dense products are the faster ones."""
+def crossovers(d_in: int, d_sae: int, n_tokens: int, device: torch.device) -> Crossovers:
+    """Where dense products overtake sparse ones, and exact selection overtakes screening."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     shape = f"{d_in}x{d_sae}x{n_tokens}"
     key = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {shape}"
     path = cache_folder() / "kernel_choice.json"
     known = _remembered(path)
     if key not in known:
-        found = measure(d_in, d_sae, n_tokens, device)
+        found = measure(d_in, d_sae, n_tokens, device)._asdict()
         known = {key: found} | _remembered(path)  # read again: another run may have been faster, and then it decides
         write_json(path, known)
-    return known[key]
+    return Crossovers(**known[key])
 
 
-def _remembered(path: Path) -> dict[str, float]:
+def _remembered(path: Path) -> dict[str, dict[str, float]]:
     try:
         return dict(json.loads(path.read_text())) if path.exists() else {}
     except json.JSONDecodeError:
@@ -48,35 +52,49 @@ def _remembered(path: Path) -> dict[str, float]:
         return {}
 
 
-def measure(d_in: int, d_sae: int, n_tokens: int, device: torch.device) -> float:
-    """Time what a training step does with an active set, forward and backward, both ways.
+def measure(d_in: int, d_sae: int, n_tokens: int, device: torch.device) -> Crossovers:
+    """Time what a training step does with an active set, forward and backward, in every way.
 
-    Sparse time grows with the number of pairs and dense time does not: they meet where the line through two sparse
-    times reaches the dense one.
+    Sparse and screened times grow with the number of pairs and those of the other ways do not: they meet where the line
+    through two times of the one reaches the time of the other.
     """
     generator = torch.Generator(device).manual_seed(0)
     x = torch.randn(n_tokens, d_in, device=device, generator=generator)
     W_dec = torch.randn(d_sae, d_in, device=device, generator=generator).requires_grad_()
     W_enc = latent_major(W_dec.detach().T / math.sqrt(d_in)).requires_grad_()  # z is standard normal
     b_enc = torch.zeros(d_sae, device=device, requires_grad=True)
+    b_pre = torch.zeros(d_in, device=device)
 
-    def seconds(choice: Kernels, density: float) -> float:
+    def seconds(choice: Kernels, density: float, screening: Screening = "off") -> float:
         """How long forward and backward take."""
-        cut = NormalDist().inv_cdf(1 - density)
+        rule = Above(NormalDist().inv_cdf(1 - density))
         _wait_for(device)
         start = time.perf_counter()
-        with kernels(choice):
-            decode(select(x, W_enc, b_enc, lambda z: z > cut), W_dec).square().sum().backward()
+        with kernels(choice, screening=screening):
+            decode(select(x, W_enc, b_enc, rule, b_pre), W_dec).square().sum().backward()
         _wait_for(device)
         return time.perf_counter() - start
 
-    cases: list[tuple[Kernels, float]] = [("sparse", DENSITIES[0]), ("sparse", DENSITIES[1]), ("dense", DENSITIES[1])]
+    few, some = SCREENED
+    cases: list[tuple[Kernels, float, Screening]] = [
+        ("sparse", DENSITIES[0], "off"), ("sparse", DENSITIES[1], "off"), ("dense", DENSITIES[1], "off"),
+        ("sparse", few, "off"), ("sparse", some, "off"), ("sparse", few, "on"), ("sparse", some, "on"),
+    ]  # fmt: skip
     rounds = [[seconds(*case) for case in cases] for _ in range(N_ROUNDS)]
-    low, high, dense = (min(times[i] for times in rounds[1:]) for i in range(len(cases)))  # the first round warms up
-    slope = (high - low) / (DENSITIES[1] - DENSITIES[0])
-    if slope <= 0 or dense <= low:  # too small, or too noisy, to tell
-        return DENSITIES[0] if dense <= low else 1.0
-    return min(1.0, DENSITIES[0] + (dense - low) / slope)
+    low, high, dense, *rest = (min(times[i] for times in rounds[1:]) for i in range(len(cases)))  # the first warms up
+    dense_above = min(1.0, _meeting(DENSITIES, (dense - low, dense - high), 1.0 if dense > low else DENSITIES[0]))
+    exact, screened = rest[:2], rest[2:]
+    gains = (exact[0] - screened[0], exact[1] - screened[1])
+    screen_below = 0.0 if gains[0] <= 0 else min(1.0, _meeting(SCREENED, gains, 1.0))
+    return Crossovers(dense_above, screen_below)
+
+
+def _meeting(densities: tuple[float, float], gains: tuple[float, float], unclear: float) -> float:
+    """The density at which a gain that was timed at two densities has shrunk to nothing."""
+    (low, high), (first, second) = densities, gains
+    if first <= 0 or second >= first:  # too small, or too noisy, to tell
+        return unclear
+    return low + (high - low) * first / (first - second)
 
 
 def _wait_for(device: torch.device) -> None:

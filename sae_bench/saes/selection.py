@@ -18,12 +18,22 @@ class Capacity:
     """Memory for the pairs that a mask keeps, set aside where asking the device for their number would stop it.
 
     A mask that keeps more than its share of all places does not fit: its surplus is lost and `short` says so, and
-    whoever set it aside must not use the result. `most` is the largest share that a mask has kept.
+    whoever set it aside must not use the result. `most` is the largest share that a mask has kept; `screened`, whether
+    that was of candidates.
     """
 
     share: float
     most: Float[Tensor, ""]
     short: Bool[Tensor, ""]
+    screened: bool = True
+
+    def allows_screening(self, limit: float) -> bool:
+        """Whether so many candidates as there is memory for are within the limit, well within if they are to become so.
+
+        Candidates are more than the pairs that are kept: what is just enough for these would not do for those.
+        """
+        self.screened = self.share <= (limit if self.screened else limit / 2)
+        return self.screened
 
     @staticmethod
     def whole(device: torch.device) -> "Capacity":
@@ -70,21 +80,13 @@ class Found:
     def _pairs(self, tokens: slice, z: Tensor, kept: Tensor) -> tuple[Tensor, ...]:
         """Values, tokens and latents of a chunk's pairs, sorted by token; with a capacity, also which are valid."""
         if kept.dtype != torch.bool:
+            if self.capacity is not None:
+                self.capacity.note(torch.full((), kept.numel(), device=z.device), z.numel(), z.numel())
             token = torch.arange(tokens.start, tokens.stop, device=z.device).repeat_interleave(kept.shape[1])
             return z.gather(1, kept).reshape(-1), token, kept.reshape(-1)
-        if self.capacity is None:
-            token, latent = kept.nonzero(as_tuple=True)
-            return z[token, latent], token + tokens.start, latent
-        n_reserved = min(math.ceil(self.capacity.share * kept.numel()), kept.numel())
-        n_kept = kept.count_nonzero()
-        self.capacity.note(n_kept, kept.numel(), n_reserved)
-        place = torch.arange(n_reserved, device=z.device)
-        valid = place < n_kept
-        # Padding stands on the chunk's last token, which keeps the order, and on all latents in turn.
-        token, latent = kept.nonzero_static(size=n_reserved).unbind(1)
-        token = torch.where(valid, token, len(z) - 1)
-        latent = torch.where(valid, latent, place % self.n_latents)
-        return torch.where(valid, z[token, latent], 0), token + tokens.start, latent, valid
+        token, latent, *valid = pairs_of_mask(kept, tokens.start, self.capacity)
+        values = z[token - tokens.start, latent]
+        return torch.where(valid[0], values, 0) if valid else values, token, latent, *valid
 
     def finish(self) -> tuple[Layout, Tensor]:
         """The layout and its values."""
@@ -93,3 +95,20 @@ class Found:
             return Dense(mask), values
         values, token, latent, *valid = map(torch.cat, zip(*self.sparse, strict=True))
         return Sparse(token, latent, self.n_tokens, self.n_latents, *valid), values
+
+
+def pairs_of_mask(mask: Bool[Tensor, "b F"], start: int, capacity: Capacity | None) -> tuple[Tensor, ...]:
+    """Tokens, from `start` on, and latents where a mask holds, sorted; with a capacity, also which are valid."""
+    if capacity is None:
+        token, latent = mask.nonzero(as_tuple=True)
+        return token + start, latent
+    n_reserved = min(math.ceil(capacity.share * mask.numel()), mask.numel())
+    n_kept = mask.count_nonzero()
+    capacity.note(n_kept, mask.numel(), n_reserved)
+    place = torch.arange(n_reserved, device=mask.device)
+    valid = place < n_kept
+    # Padding stands on the chunk's last token, which keeps the order, and on all latents in turn.
+    token, latent = mask.nonzero_static(size=n_reserved).unbind(1)
+    token = torch.where(valid, token, len(mask) - 1)
+    latent = torch.where(valid, latent, place % mask.shape[1])
+    return token + start, latent, valid

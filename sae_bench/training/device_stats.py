@@ -79,7 +79,9 @@ class DeviceStats:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, for a checkpoint."""
-        capacity = self.capacity and {name: getattr(self.capacity, name) for name in ("share", "most", "short")}
+        capacity = self.capacity and {
+            name: getattr(self.capacity, name) for name in ("share", "most", "short", "screened")
+        }
         return {
             "dead": self.dead,
             "n_skipped": self.n_skipped,
@@ -99,7 +101,7 @@ class DeviceStats:
         self._first_bad, self._skipped = state["first_bad"].to(device), state["skipped"].to(device)
         self._sent = None if state["sent"] is None else HostCopy(state["sent"])
         if self.capacity is not None and (saved := state["room"]) is not None:
-            self.capacity.share = saved["share"]
+            self.capacity.share, self.capacity.screened = saved["share"], saved["screened"]
             self.capacity.most, self.capacity.short = saved["most"].to(device), saved["short"].to(device)
 
     def close(self) -> None:

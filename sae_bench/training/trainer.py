@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_bench.device import halved
-from sae_bench.saes.active import Kernels, as_active, kernels
+from sae_bench.saes.active import Crossovers, Kernels, Screening, as_active, kernels
 from sae_bench.saes.base import Loss, SparseAutoencoder, Step
 from sae_bench.saes.selection import Capacity
 from sae_bench.training.batch_loss import BatchLoss
@@ -31,9 +31,6 @@ from sae_bench.training.schedules import CoefficientController, lr_factor, spars
 from sae_bench.training.serving import Key
 
 log = logging.getLogger(__name__)
-
-ENCODER_DTYPE = {"cuda": torch.bfloat16}
-"""Type, by device, that the encoder product is in where the architecture lets it; everything else is float32."""
 
 CAPACITY_SAMPLE = 512
 """Activations that the first capacity for active pairs is measured on."""
@@ -47,10 +44,11 @@ class StepSettings:
     batch_size: int
     device: torch.device
     kernels: Kernels = "auto"
-    dense_above: float | None = None
-    """Share of active pairs above which "auto" uses dense products; None: a typical one."""
+    crossovers: Crossovers | None = None
+    """Where "auto" goes from one way of computing to another; None: typical ones."""
     compile: bool = False
     """Whether torch.compile fuses the elementwise part of the loss."""
+    screening: Screening = "auto"
 
 
 class SAETrainer:
@@ -71,7 +69,7 @@ class SAETrainer:
     ) -> None:
         device, self.n_steps, self.batch_size = settings.device, settings.n_steps, settings.batch_size
         self.id, self.sae, self.key, self.recipe = id, sae.to(device), key, recipe
-        self.kernels, self.dense_above = settings.kernels, settings.dense_above
+        self.kernels, self.screening, self.crossovers = settings.kernels, settings.screening, settings.crossovers
         self.log: list[dict[str, float]] = []
         self.seconds = 0.0
         self.micro_batch: int | None = None
@@ -104,7 +102,7 @@ class SAETrainer:
             "controller": self._controller.state_dict() if self._controller else {},
             "books": self.stats.state_dict(),
             "log": json.dumps(self.log),  # as text, for a loss may be infinite
-            "dense_above": self.dense_above,
+            "crossovers": self.crossovers and self.crossovers._asdict(),
             "seconds": self.seconds,
             "micro_batch": self.micro_batch,
             "error": self.error,
@@ -124,7 +122,7 @@ class SAETrainer:
             self._controller.load_state_dict(state["controller"])
         self.stats.load_state_dict(state["books"])
         self.log = json.loads(state["log"])
-        self.dense_above, self.seconds = state["dense_above"], state["seconds"]
+        self.crossovers, self.seconds = state["crossovers"] and Crossovers(**state["crossovers"]), state["seconds"]
         self.micro_batch, self.error, self.error_step = state["micro_batch"], state["error"], state["error_step"]
 
     @torch.no_grad()
@@ -195,7 +193,7 @@ class SAETrainer:
                 self.micro_batch = halved(self.micro_batch or len(x), f"tokens in a step of {self.id}")
 
     def _part(self, x: Float[Tensor, "b D"], at: Step, share: float) -> BatchLoss:
-        with self._kernels(x.device):
+        with self._kernels():
             loss: Loss = self._loss(x, at)
         (loss.total if share == 1 else loss.total * share).backward()
         return BatchLoss.of(loss)
@@ -203,12 +201,11 @@ class SAETrainer:
     @torch.no_grad()
     def _batch_l0(self, parts: Sequence[Tensor]) -> Float[Tensor, ""]:
         """L0 of a batch from its parts, each [b, D]."""
-        with self._kernels(parts[0].device):
+        with self._kernels():
             return torch.cat([as_active(self.sae.encode(part)).active_per_token() for part in parts]).float().mean()
 
-    def _kernels(self, device: torch.device) -> AbstractContextManager[None]:
-        encoder_dtype = ENCODER_DTYPE.get(device.type) if self.sae.autocast else None
-        return kernels(self.kernels, self.dense_above, self.stats.capacity, encoder_dtype)
+    def _kernels(self) -> AbstractContextManager[None]:
+        return kernels(self.kernels, self.crossovers, self.stats.capacity, self.screening)
 
     @property
     def failed_at(self) -> int | None:

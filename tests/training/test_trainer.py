@@ -1,12 +1,9 @@
-"""A step of training: what is in half precision, and what a batch in parts changes.
+"""A step of training: what screening leaves as it is, and what a batch in parts changes.
 
-Gradients are compared by the norm of their difference. Numbers that are rounded choose other pairs here and there, so
-that rounding moves gradients by more than its 2^-9; what is exact is a float32 step on the rounded product.
+Gradients are compared by the norm of their difference.
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +13,8 @@ from torch import Tensor
 from toy_trainer import activations, started
 
 from sae_bench import Step
-from sae_bench.saes import active
 from sae_bench.training import trainer as trainer_module
-from sae_bench.training.trainer import ENCODER_DTYPE, SAETrainer
+from sae_bench.training.trainer import SAETrainer
 
 EVERY_RECIPE = [
     (arch, preset) for arch in ("relu", "gated", "gated:penalty=ri_l1", "topk", "jumprelu")
@@ -30,19 +26,6 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-@contextmanager
-def half_products() -> Iterator[None]:
-    """The CPU multiplies bfloat16 in the encoder, as CUDA does."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ENCODER_DTYPE, "cpu", torch.bfloat16)
-        yield
-
-
-def rounded_product(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """What half precision means: float32 numbers of which the product alone was rounded."""
-    yield slice(0, len(x)), (x.bfloat16() @ W_enc.bfloat16()).float() + b_enc
-
-
 def gradients(trainer: SAETrainer, x: Tensor, at: Step) -> dict[str, Tensor]:
     trainer._loss_with_gradients(x, at)
     return {name: parameter.grad.clone() for name, parameter in trainer.sae.named_parameters()}
@@ -50,7 +33,6 @@ def gradients(trainer: SAETrainer, x: Tensor, at: Step) -> dict[str, Tensor]:
 
 def assert_close_in_norm(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
     for name, gradient in expected.items():
-        assert found[name].dtype == torch.float32, name
         distance, length = (torch.linalg.vector_norm(g).item() for g in (found[name] - gradient, gradient))
         assert distance <= tolerance * length, f"{name}: {distance:.3g} of {length:.3g}"
 
@@ -58,31 +40,23 @@ def assert_close_in_norm(found: dict[str, Tensor], expected: dict[str, Tensor], 
 @pytest.mark.parametrize("without_waiting", [False, True], ids=["waiting", "without waiting"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("arch", "preset"), EVERY_RECIPE, ids=lambda value: value)
-def test_only_the_encoder_product_is_in_half_precision(
+def test_screened_steps_have_the_gradients_of_exact_ones(
     arch: str, preset: str, layout: str, without_waiting: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trained so; at every step types are float32 and gradients those of a float32 step within bfloat16's rounding."""
     monkeypatch.setattr(trainer_module, "waiting_costs", lambda device: without_waiting)
     trainer = started(arch, preset=preset)
     start = copy.deepcopy(trainer.sae.state_dict())
-    for i in range(9):
+    trainer.step(activations(9), 0, logged=False)  # initial values are quantiles: some pairs lie on the very border
+    for i in range(1, 9):
         trainer.kernels = LAYOUTS[layout][i % len(LAYOUTS[layout])]  # type: ignore[assignment]
         x, at = activations(i), Step(torch.tensor(1e-3), torch.tensor([3, 5]))
+        if trainer.stats.capacity is not None:
+            trainer.stats.capacity.share = 1.0
+        trainer.screening = "off"
         exact = gradients(trainer, x, at)
-        with monkeypatch.context() as patch:
-            if trainer.sae.autocast:
-                patch.setattr(active, "_pre_activations", rounded_product)
-            rounded = gradients(trainer, x, at)
-        with half_products():
-            with trainer._kernels(x.device):
-                loss = trainer.sae.loss(x, at)
-            found = gradients(trainer, x, at)
-            trainer.step(x, i, logged=False)
-        assert {t.dtype for t in (loss.total, loss.x_hat, loss.latents.values, *loss.terms.values())} == {torch.float32}
-        assert_close_in_norm(found, rounded, 1e-5)
-        assert_close_in_norm(found, exact, 0.2)
-        same = all(torch.equal(found[name], exact[name]) for name in exact)
-        assert same == (not trainer.sae.autocast), "the encoder product was not in half precision, or should not be"
+        trainer.screening = "on"
+        assert_close_in_norm(gradients(trainer, x, at), exact, 1e-5)
+        trainer.step(x, i, logged=False)
     trainer.stats.close()
     assert trainer.failure is None
     assert all(not torch.equal(trainer.sae.state_dict()[name], start[name]) for name in ("W_enc", "W_dec", "b_dec"))
