@@ -29,7 +29,6 @@ from sae_bench.saes.active import Latents, as_active, kernels
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder, Step, initial_decoder
 from sae_bench.saes.convert import to_built_in
 from sae_bench.saes.save import load_sae, save_sae
-from sae_bench.saes.selection import Capacity
 from sae_bench.training.recipe import Preset
 from sae_bench.training.trainer import SAETrainer, StepSettings
 
@@ -137,7 +136,7 @@ def _check_loss(sae: SparseAutoencoder, x: Float[Tensor, "B D"], dead: Int[Tenso
             reached = name in gradients and bool(gradients[name].any())
             require(reached, f"no gradient reaches {name}; a detach or a step function cuts it off")
     # As pairs, as the whole matrix, and as pairs with padding, as on a GPU.
-    for layout in (kernels("sparse"), kernels("dense"), kernels("sparse", capacity=Capacity.whole(x.device))):
+    for layout in (kernels("sparse"), kernels("dense")):
         with layout:
             other = sae.loss(x, Step(torch.tensor(0.05), dead)).total
         advice = "take sums over the active latents with sum_per_token, not values.sum(), which counts padding"

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sae_bench import SparseAutoencoder, Step
 from sae_bench.saes.active import kernels
-from sae_bench.saes.selection import Capacity
 
 LAMBDA = 0.3
 
@@ -28,17 +27,12 @@ def error(x: Tensor, x_hat: Tensor) -> Tensor:
     return (x - x_hat).pow(2).sum(1).mean()
 
 
-def no_wait(share: float = 1.0) -> Capacity:
-    """Memory for this share of all places, as where the device is not asked how many pairs there are."""
-    return Capacity(share, torch.zeros(()), torch.tensor(False))
-
-
-def layouts(share: float = 1.0) -> dict[str, AbstractContextManager[None]]:
+def layouts() -> dict[str, AbstractContextManager[None]]:
     """The ways in which an active set is stored, by name."""
     return {
         "sparse": kernels("sparse"),
         "dense": kernels("dense"),
-        "sparse with a capacity": kernels("sparse", capacity=no_wait(share)),
+        "screened": kernels("sparse", screening="on"),
     }
 
 

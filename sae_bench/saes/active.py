@@ -36,7 +36,7 @@ from sae_bench.saes.chunks import chunk_size, slices
 from sae_bench.saes.layouts import Dense, Layout
 from sae_bench.saes.rules import Largest, LargestOfBatch, Rule
 from sae_bench.saes.screening import screened
-from sae_bench.saes.selection import Capacity, Found
+from sae_bench.saes.selection import Found
 
 KeepRule = Callable[[Tensor], Tensor]
 """Maps pre-activations [b, F] of some tokens to what to keep: a boolean mask [b, F], or latents' indices [b, k]."""
@@ -54,12 +54,7 @@ class Crossovers(NamedTuple):
     """Share of candidate pairs up to which they are found by screening; 0: never."""
 
 
-class _Choice(NamedTuple):
-    crossovers: Crossovers = Crossovers()
-    capacity: Capacity | None = None
-
-
-_TYPICAL = _Choice()
+_TYPICAL = Crossovers()
 _choice = ContextVar("choice", default=_TYPICAL)
 
 
@@ -235,22 +230,19 @@ def _screened(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, keeps: Sequence[KeepRule], centred: bool
 ) -> Sequence[tuple[Layout, Tensor]] | None:
     """What the rules keep, by screening; None where that is not wanted, not possible, or not faster."""
-    (dense_above, screen_below), capacity = _choice.get()
+    dense_above, screen_below = _choice.get()
     rules = [keep for keep in keeps if isinstance(keep, Rule)]
     limit = min(dense_above, screen_below)
     if limit <= 0 or len(rules) < len(keeps) or x.dtype != torch.float32:
         return None
     if any(isinstance(rule, Largest) and rule.k > dense_above * W_enc.shape[1] for rule in rules):
         return None
-    if capacity is not None and not capacity.allows_screening(limit):
-        return None
-    return screened(x, W_enc.T, b_enc, rules, limit, capacity, centred=centred)
+    return screened(x, W_enc.T, b_enc, rules, limit, centred=centred)
 
 
 def _selected(x: Tensor, W_enc: Tensor, b_enc: Tensor, keeps: Sequence[KeepRule]) -> Sequence[tuple[Layout, Tensor]]:
     """What the rules keep of the whole encoder product, a chunk of tokens at a time; each chunk overwrites the last."""
-    (dense_above, _), capacity = _choice.get()
-    found = [Found(len(x), W_enc.shape[1], dense_above, capacity) for _ in keeps]
+    found = [Found(len(x), W_enc.shape[1], _choice.get().dense_above) for _ in keeps]
     at_once = any(isinstance(keep, LargestOfBatch) for keep in keeps)
     size = len(x) if at_once else min(chunk_size(W_enc.shape[1], x.device), len(x))
     buffer = x.new_empty(size, W_enc.shape[1])
@@ -271,18 +263,16 @@ def latent_major(W: Float[Tensor, "D F"]) -> Float[Tensor, "D F"]:
 def kernels(
     choice: Kernels,
     measured: Crossovers | None = None,
-    capacity: Capacity | None = None,
     screening: Screening = "auto",
 ) -> Iterator[None]:
     """Within the block use dense products always, never, or above the density `measured` (None: the default).
 
-    Screening is done up to the share `measured`, wherever products are sparse, or never. With `capacity`, masks are
-    gathered without asking the device how many pairs they keep.
+    Screening is done up to the share `measured`, wherever products are sparse, or never.
     """
-    auto = _choice.get().crossovers if measured is None else measured
+    auto = _choice.get() if measured is None else measured
     dense_above = {"dense": -1.0, "sparse": 1.0, "auto": auto.dense_above}[choice]
     screen_below = {"on": 1.0, "off": 0.0, "auto": auto.screen_below}[screening]
-    before = _choice.set(_Choice(Crossovers(dense_above, screen_below), capacity))
+    before = _choice.set(Crossovers(dense_above, screen_below))
     try:
         yield
     finally:

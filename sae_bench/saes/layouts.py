@@ -4,9 +4,7 @@
 with a mask; its products are ordinary matrix products, a chunk of tokens at a time. Both give the same values; a caller
 cannot tell them apart as long as it lets the layout do the sums.
 
-A place of a layout that is not active is padding: every place of `Dense` outside its mask, and, in a `Sparse` made
-where the number of pairs is not known to the host, the places that were left over. Padding counts nowhere and gets no
-gradient.
+A place of `Dense` outside its mask is padding: it counts nowhere and gets no gradient.
 
 Shapes: B tokens, D = d_in, F = d_sae. V, the shape of values: [P] pairs of `Sparse`, [B, F] of `Dense`.
 """
@@ -28,13 +26,12 @@ from sae_bench.saes.sums import sum_per_latent, sum_per_token
 
 @dataclass(eq=False)
 class Sparse:
-    """Pairs sorted by token. `valid` says which are pairs and which are padding; None: all are pairs."""
+    """Pairs sorted by token."""
 
     token: Int[Tensor, " P"]
     latent: Int[Tensor, " P"]
     n_tokens: int
     n_latents: int
-    valid: Bool[Tensor, " P"] | None = None
 
     @functools.cached_property
     def offsets(self) -> Int[Tensor, " B_plus_1"]:
@@ -48,9 +45,6 @@ class Sparse:
         offsets = torch.searchsorted(latent, torch.arange(self.n_latents + 1, device=latent.device))
         return order, self.token[order], offsets
 
-    def _clean(self, values: Tensor) -> Tensor:
-        return values if self.valid is None else torch.where(self.valid, values, 0)
-
     def fill(self, values: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
         """Values that may depend on the latent alone, written out for every place."""
         return values
@@ -61,54 +55,51 @@ class Sparse:
 
     def total(self, values: Float[Tensor, " P"]) -> Float[Tensor, ""]:
         """The sum over active places; differentiable."""
-        return self._clean(values).sum()
+        return values.sum()
 
     def total_per_token(self, values: Float[Tensor, " P"]) -> Float[Tensor, " B"]:
         """The sum over each token's active places; differentiable."""
-        return values.new_zeros(self.n_tokens).index_add(0, self.token, self._clean(values))
+        return values.new_zeros(self.n_tokens).index_add(0, self.token, values)
 
     def total_per_latent(self, values: Float[Tensor, " P"], *, clean: bool) -> Float[Tensor, " F"]:
         """The sum over each latent's active places; differentiable. `clean` as for the products."""
-        return self.sums(self._clean(values))  # clean or not, for padding gets no gradient
+        return self.sums(values)
 
     def per_token(self, fired: Bool[Tensor, " P"]) -> Int[Tensor, " B"]:
         """How many active places of each token hold True."""
-        counts = self._clean(fired).long()
+        counts = fired.long()
         return counts.new_zeros(self.n_tokens).index_add_(0, self.token, counts)
 
     def by_group(self, fired: Bool[Tensor, " P"], group: Int[Tensor, " B"] | None, n: int) -> Float[Tensor, "n F"]:
         """How many active places of each latent hold True, for each of n groups of tokens."""
         cell = self.latent if group is None else group[self.token] * self.n_latents + self.latent
-        counts = self._clean(fired).float()
+        counts = fired.float()
         return counts.new_zeros(n * self.n_latents).index_add_(0, cell, counts).view(n, -1)
 
     def pairs(self) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"], Any]:
         """Token and latent of every active place, sorted by token, and the index that takes them out of values."""
-        if self.valid is None:
-            return self.token, self.latent, slice(None)
-        return self.token[self.valid], self.latent[self.valid], self.valid
+        return self.token, self.latent, slice(None)
 
     # --- products: `clean` values are zero already where they are padding; others count as zero there -------------
 
     def rows(self, values: Float[Tensor, " P"], W: Float[Tensor, "F D"], *, clean: bool) -> Float[Tensor, "B D"]:
         """sum_i values[t, i] W[i] for every token t."""
-        return _bags(self.latent, W, self.offsets, values if clean else self._clean(values))
+        return _bags(self.latent, W, self.offsets, values)
 
     def rows_transposed(
         self, values: Float[Tensor, " P"], x: Float[Tensor, "B D"], *, clean: bool
     ) -> Float[Tensor, "F D"]:
         """sum_t values[t, i] x[t] for every latent i."""
         order, token, offsets = self.by_latent
-        return _bags(token, x, offsets, (values if clean else self._clean(values))[order])
+        return _bags(token, x, offsets, values[order])
 
     def sums(self, values: Float[Tensor, " P"]) -> Float[Tensor, " F"]:
         """sum_t values[t, i] for every latent i; the values are clean."""
         return values.new_zeros(self.n_latents).index_add_(0, self.latent, values)
 
     def inner_products(self, left: Float[Tensor, "B D"], right: Float[Tensor, "F D"]) -> Float[Tensor, " P"]:
-        """left[t] . right[i] for every active place (t, i), zero for padding."""
-        product = self._sampled_product(left, right) if left.device.type == "cpu" else self._gathered(left, right)
-        return self._clean(product)
+        """left[t] . right[i] for every active place (t, i), zero elsewhere."""
+        return self._sampled_product(left, right) if left.device.type == "cpu" else self._gathered(left, right)
 
     def _sampled_product(self, left: Tensor, right: Tensor) -> Tensor:
         with warnings.catch_warnings():  # torch announces once per process that its CSR support is in beta

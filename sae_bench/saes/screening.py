@@ -27,7 +27,7 @@ from torch.nn import functional
 from sae_bench.saes.chunks import chunk_size, slices
 from sae_bench.saes.layouts import Sparse
 from sae_bench.saes.rules import Above, Largest, LargestOfBatch, Rule
-from sae_bench.saes.selection import Capacity, Found, pairs_of_mask
+from sae_bench.saes.selection import Found
 
 ROUND_UP = 1 + 2**-7
 """A positive number times this, rounded to bfloat16, is no less than it was."""
@@ -59,14 +59,13 @@ def screened(
     b_enc: Float[Tensor, " F"],
     rules: Sequence[Rule],
     limit: float,
-    capacity: Capacity | None = None,
     *,
     centred: bool = False,
 ) -> list[tuple[Sparse, Float[Tensor, " P"]]] | None:
     """For each rule the pairs that it keeps and their pre-activations z = x W^T + b_enc in float32.
 
-    `centred`: x is so already. `limit` is the share of candidates above which exact selection is faster: then, as far
-    as that can be asked, None. None also where bounds are not finite, or where two rules need products of their own.
+    `centred`: x is so already. `limit` is the share of candidates above which exact selection is faster: then None.
+    None also where bounds are not finite, or where two rules need products of their own.
     """
     whole = [rule for rule in rules if not (isinstance(rule, Largest) and rule.among is not None)]
     if len(whole) > 1 and any(isinstance(rule, Above) for rule in whole):
@@ -74,14 +73,15 @@ def screened(
     found: list[list[tuple[Tensor, ...]]] = [[] for _ in whole]
     if whole:
         tokens, latents = _bounded(x, W, b_enc, whole[0], centred)
-        if x.device.type == "cpu" and not (tokens.bound.isfinite().all() and latents.bound.isfinite().all()):
+        if not (tokens.bound.isfinite().all() and latents.bound.isfinite().all()):
             return None
         for chunk, upper in _products(tokens, latents, at_once=any(isinstance(r, LargestOfBatch) for r in whole)):
             for rule, pairs in zip(whole, found, strict=True):
                 mask = _candidates(rule, upper, tokens.bound[chunk], latents.bound)
-                pairs.append(pairs_of_mask(mask, chunk.start, capacity))
-                if capacity is None and chunk.start == 0 and len(pairs[0][0]) > limit * mask.numel():
+                token, latent = mask.nonzero(as_tuple=True)
+                if chunk.start == 0 and len(token) > limit * mask.numel():
                     return None
+                pairs.append((token + chunk.start, latent))
     candidates = iter(found)
     return [
         _settled(rule, _sparse(next(candidates), len(x), len(W)), x, W, b_enc)
@@ -171,18 +171,15 @@ def _candidates(
 
 
 def _sparse(parts: Sequence[tuple[Tensor, ...]], n_tokens: int, n_latents: int) -> Sparse:
-    token, latent, *valid = map(torch.cat, zip(*parts, strict=True))
-    return Sparse(token, latent, n_tokens, n_latents, *valid)
+    token, latent = map(torch.cat, zip(*parts, strict=True))
+    return Sparse(token, latent, n_tokens, n_latents)
 
 
 def _settled(rule: Rule, pairs: Sparse, x: Tensor, W: Tensor, b_enc: Tensor) -> tuple[Sparse, Tensor]:
     """The candidates that the rule keeps, with their exact values."""
     z = pairs.inner_products(x, W) + b_enc[pairs.latent]
-    if pairs.valid is None:
-        kept = rule.settle(z, pairs)
-        return Sparse(pairs.token[kept], pairs.latent[kept], pairs.n_tokens, pairs.n_latents), z[kept]
-    kept = pairs.valid & rule.settle(torch.where(pairs.valid, z, -torch.inf), pairs)
-    return Sparse(pairs.token, pairs.latent, pairs.n_tokens, pairs.n_latents, kept), torch.where(kept, z, 0)
+    kept = rule.settle(z, pairs)
+    return Sparse(pairs.token[kept], pairs.latent[kept], pairs.n_tokens, pairs.n_latents), z[kept]
 
 
 def _among(rule: Rule, x: Tensor, W: Tensor, b_enc: Tensor) -> tuple[Sparse, Tensor]:
@@ -191,7 +188,7 @@ def _among(rule: Rule, x: Tensor, W: Tensor, b_enc: Tensor) -> tuple[Sparse, Ten
     assert rule.among is not None
     rows, bias = W[rule.among], b_enc[rule.among]
     of_these = Largest(rule.k, torch.arange(len(rows), device=x.device))
-    found = Found(len(x), len(rows), dense_above=1.0, capacity=None)
+    found = Found(len(x), len(rows), dense_above=1.0)
     for tokens in slices(len(x), chunk_size(len(rows), x.device)):
         z = torch.addmm(bias, x[tokens], rows.T)
         found.add(tokens, z, of_these(z))

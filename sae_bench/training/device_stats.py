@@ -1,9 +1,9 @@
 """What is counted during training on the device, and read by the host without stopping it.
 
 Asking a GPU for a number waits for everything it was given to do. So what is counted in training stays on the device -
-how long each latent has been idle, the first step with a loss that is not finite, how many pairs its masks keep - and
-every few steps it is sent off; it is read when the next is sent, and has long arrived. The delay is the same on every
-device, so that a run does not depend on how fast its device is.
+how long each latent has been idle, the first step with a loss that is not finite - and every few steps it is sent off;
+it is read when the next is sent, and has long arrived. The delay is the same on every device, so that a run does not
+depend on how fast its device is.
 
 Shapes: F = d_sae.
 """
@@ -15,28 +15,21 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_bench.saes.selection import Capacity
-
 READ_EVERY = 5
 """Steps between readings; what is read is as old."""
-
-CAPACITY_MARGIN = 1.5
-"""Capacity for active pairs, as a multiple of the most that were seen."""
 
 
 class DeviceStats:
     """The statistics of one SAE in training.
 
-    `dead` lists the latents that had not fired for `dead_after` tokens. `capacity`, where the device is not to be
-    asked, grows and shrinks with the number of active pairs. `diverged_at` is the first step with a loss that was not
-    finite.
+    `dead` lists the latents that had not fired for `dead_after` tokens. `diverged_at` is the first step with a loss
+    that was not finite.
     """
 
-    def __init__(self, d_sae: int, dead_after: float, device: torch.device, capacity: Capacity | None = None) -> None:
+    def __init__(self, d_sae: int, dead_after: float, device: torch.device) -> None:
         self.dead: Int[Tensor, " n_dead"] = torch.empty(0, dtype=torch.long, device=device)
         self.n_skipped = 0
         self.diverged_at: int | None = None
-        self.capacity = capacity
         self._dead_after = dead_after
         self._idle_tokens = torch.zeros(d_sae, device=device)
         self._first_bad = torch.full((), -1.0, device=device)
@@ -44,17 +37,14 @@ class DeviceStats:
         self._sent: HostCopy | None = None
 
     def usable(self, check: Float[Tensor, ""], step: int) -> Bool[Tensor, ""]:
-        """Whether a step's gradients may be used: `check` is finite, and no active pair was left out.
+        """Whether a step's gradients may be used: `check` is finite, and was at all earlier steps.
 
         Steps that may not be are counted; the first that was not finite is remembered.
         """
         finite = check.isfinite()
         self._first_bad = torch.where(finite | (self._first_bad >= 0), self._first_bad, float(step))
-        good = self._first_bad < 0  # once it has diverged, the weights stay
-        usable = good if self.capacity is None else good & ~self.capacity.short
+        usable = self._first_bad < 0  # once it has diverged, the weights stay
         self._skipped = self._skipped + ~usable
-        if self.capacity is not None:
-            self.capacity.short = torch.zeros_like(self.capacity.short)
         return usable
 
     def note(self, fired: Bool[Tensor, " F"], n_tokens: int, step: int) -> None:
@@ -66,27 +56,18 @@ class DeviceStats:
     def read(self) -> None:
         """Read what was sent last, and send what is counted now."""
         if self._sent is not None:
-            skipped, first_bad, most, *_ = (numbers := self._sent.numbers())[:3].tolist()
+            skipped, first_bad = (numbers := self._sent.numbers())[:2].tolist()
             self.n_skipped, self.diverged_at = int(skipped), int(first_bad) if first_bad >= 0 else None
-            dead = (numbers[3:] >= self._dead_after).nonzero().squeeze(1)
+            dead = (numbers[2:] >= self._dead_after).nonzero().squeeze(1)
             self.dead = dead.to(self._idle_tokens.device, non_blocking=True)
-            if self.capacity is not None:
-                self.capacity.share = capacity_for(most)
-        most_kept = torch.zeros_like(self._skipped) if self.capacity is None else self.capacity.most
-        self._sent = HostCopy(torch.cat([torch.stack([self._skipped, self._first_bad, most_kept]), self._idle_tokens]))
-        if self.capacity is not None:
-            self.capacity.most = torch.zeros_like(self.capacity.most)
+        self._sent = HostCopy(torch.cat([torch.stack([self._skipped, self._first_bad]), self._idle_tokens]))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, for a checkpoint."""
-        capacity = self.capacity and {
-            name: getattr(self.capacity, name) for name in ("share", "most", "short", "screened")
-        }
         return {
             "dead": self.dead,
             "n_skipped": self.n_skipped,
             "diverged_at": self.diverged_at,
-            "room": capacity,
             "idle_tokens": self._idle_tokens,
             "first_bad": self._first_bad,
             "skipped": self._skipped,
@@ -100,19 +81,11 @@ class DeviceStats:
         self._idle_tokens = state["idle_tokens"].to(device)
         self._first_bad, self._skipped = state["first_bad"].to(device), state["skipped"].to(device)
         self._sent = None if state["sent"] is None else HostCopy(state["sent"])
-        if self.capacity is not None and (saved := state["room"]) is not None:
-            self.capacity.share, self.capacity.screened = saved["share"], saved["screened"]
-            self.capacity.most, self.capacity.short = saved["most"].to(device), saved["short"].to(device)
 
     def close(self) -> None:
         """Read everything, waiting for it: after the last step."""
         self.read()
         self.read()
-
-
-def capacity_for(share: float) -> float:
-    """The share of all places to set memory aside for, when masks have kept `share`."""
-    return min(1.0, CAPACITY_MARGIN * share)
 
 
 class HostCopy:

@@ -1,9 +1,8 @@
 """One SAE in training: its optimiser, coefficient, dead counters, log, and one step of them.
 
-Nothing in a step waits for the device but the log: learning rate and warm-ups are functions of the step's number, L0
-and the coefficient controller stay on the device, `stats` are read a few steps late. On a GPU there is capacity for a
-stated number of active pairs, half as many again as were last seen; a step that needed more, or whose loss or gradient
-is not finite, leaves the weights as they are.
+A step asks the device for one number, that of the active pairs: learning rate and warm-ups are functions of the step's
+number, L0 and the coefficient controller stay on the device, `stats` are read a few steps late. A step whose loss or
+gradient is not finite leaves the weights as they are.
 """
 
 import json
@@ -21,9 +20,8 @@ from torch import Tensor
 from sae_bench.device import halved
 from sae_bench.saes.active import Crossovers, Kernels, Screening, as_active, kernels
 from sae_bench.saes.base import Loss, SparseAutoencoder, Step
-from sae_bench.saes.selection import Capacity
 from sae_bench.training.batch_loss import BatchLoss
-from sae_bench.training.device_stats import DeviceStats, capacity_for
+from sae_bench.training.device_stats import DeviceStats
 from sae_bench.training.initial_values import initialise
 from sae_bench.training.optimiser import adam, clip_gradient, set_lr
 from sae_bench.training.recipe import Recipe
@@ -31,9 +29,6 @@ from sae_bench.training.schedules import CoefficientController, lr_factor, spars
 from sae_bench.training.serving import Key
 
 log = logging.getLogger(__name__)
-
-CAPACITY_SAMPLE = 512
-"""Activations that the first capacity for active pairs is measured on."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +77,13 @@ class SAETrainer:
         self._loss = torch.compile(sae.loss, dynamic=True) if settings.compile else sae.loss
         total = self.n_steps * self.batch_size
         dead_after = recipe.dead_after * total if recipe.dead_after < 1 else recipe.dead_after
-        capacity = Capacity.whole(device) if waiting_costs(device) else None
-        self.stats = DeviceStats(sae.config.d_sae, dead_after, device, capacity)
+        self.stats = DeviceStats(sae.config.d_sae, dead_after, device)
         if state is not None:
             self._restore(state)
 
     def initialise(self, mean: Float[Tensor, " D"], sample: Float[Tensor, "B D"]) -> None:
-        """Take initial values, and the capacity for the first steps, from the data; before the first step."""
+        """Take initial values from the data; before the first step."""
         initialise(self.sae, self.recipe, mean, sample)
-        if (capacity := self.stats.capacity) is not None:
-            self._measure_capacity(capacity, sample[:CAPACITY_SAMPLE])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, for a checkpoint."""
@@ -124,15 +116,6 @@ class SAETrainer:
         self.log = json.loads(state["log"])
         self.crossovers, self.seconds = state["crossovers"] and Crossovers(**state["crossovers"]), state["seconds"]
         self.micro_batch, self.error, self.error_step = state["micro_batch"], state["error"], state["error_step"]
-
-    @torch.no_grad()
-    def _measure_capacity(self, capacity: Capacity, sample: Float[Tensor, "B D"]) -> None:
-        """Make it enough for the active pairs of the first steps, from how many a sample has."""
-        device = sample.device
-        none_dead = torch.empty(0, dtype=torch.long, device=device)
-        with kernels("dense", capacity=capacity):
-            self.sae.loss(sample, Step(self._coefficient(0, device), none_dead))
-        capacity.share = capacity_for(float(capacity.most))
 
     def _coefficient_control(self, device: torch.device) -> CoefficientController | None:
         if self.sae.control != "coefficient" or self.sae.config.l0 is None:
@@ -205,7 +188,7 @@ class SAETrainer:
             return torch.cat([as_active(self.sae.encode(part)).active_per_token() for part in parts]).float().mean()
 
     def _kernels(self) -> AbstractContextManager[None]:
-        return kernels(self.kernels, self.crossovers, self.stats.capacity, self.screening)
+        return kernels(self.kernels, self.crossovers, self.screening)
 
     @property
     def failed_at(self) -> int | None:
@@ -265,8 +248,3 @@ def _check_sum(loss: BatchLoss, sae: SparseAutoencoder, norm: Float[Tensor, ""] 
 def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
     """A moment with the strides of its parameter: the fused optimiser walks both in the order of memory."""
     return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
-
-
-def waiting_costs(device: torch.device) -> bool:
-    """Whether the host runs ahead of the device, so that asking it for a number stops both."""
-    return device.type == "cuda"

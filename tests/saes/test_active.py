@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from twins import no_wait
 
 from sae_bench.saes import chunks
 from sae_bench.saes.active import (
@@ -26,7 +25,6 @@ from sae_bench.saes.active import (
 )
 from sae_bench.saes.kernel_choice import crossovers, measure
 from sae_bench.saes.layouts import Dense, Sparse
-from sae_bench.saes.selection import Capacity
 
 B, D, F, CHUNK = 23, 6, 40, 7  # 7 does not divide 23
 
@@ -38,10 +36,9 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(chunks.CHUNK_BYTES, "cpu", 4 * F * CHUNK)
 
 
-@pytest.fixture(params=["sparse", "dense", "sparse with a capacity"])
+@pytest.fixture(params=["sparse", "dense"])
 def either_kernel(request: pytest.FixtureRequest) -> Iterator[None]:
-    kind = request.param.partition(" ")[0]
-    with kernels(kind, capacity=no_wait() if "capacity" in request.param else None):
+    with kernels(request.param):
         yield
 
 
@@ -153,8 +150,7 @@ def test_any_pattern_equals_its_dense_twin(data: st.DataObject) -> None:
             return rows
 
     p = inputs(2, n_tokens)
-    capacity = data.draw(st.sampled_from([None, no_wait()]), "capacity")
-    with kernels(data.draw(st.sampled_from(["sparse", "dense", "auto"]), "kernels"), capacity=capacity):
+    with kernels(data.draw(st.sampled_from(["sparse", "dense", "auto"]), "kernels")):
         ours = sparse_path(p, [Rule()])
     theirs = dense_twin(p, [Rule()])
     torch.testing.assert_close(ours, theirs)
@@ -359,41 +355,6 @@ def test_a_damaged_measurement_is_taken_again(
     assert crossovers(8, 64, 32, torch.device("cpu")) == (0.25, 0.01)
     assert "damaged" in caplog.text
     assert "0.25" in (tmp_path / "kernel_choice.json").read_text()
-
-
-# --- capacity: where the number of pairs is not asked for ------------------------------------------------------------
-
-
-def padded(keep: Keep, share: float) -> tuple[Active, Capacity, dict[str, Tensor]]:
-    p, capacity = inputs(), no_wait(share)
-    with kernels("sparse", capacity=capacity):
-        return select(p["x"], p["W_enc"], p["b_enc"], keep, p["b_pre"]), capacity, p
-
-
-def test_padding_counts_nowhere() -> None:
-    z, capacity, p = padded(share(0.1), 0.5)
-    with kernels("sparse"):
-        exact = select(p["x"], p["W_enc"], p["b_enc"], share(0.1), p["b_pre"])
-    ones, exact_ones = z.with_values(torch.ones_like(z.values)), exact.with_values(torch.ones_like(exact.values))
-    group = torch.arange(B) % 3
-    assert (len(z.values), len(exact.values)) == (B * F // 2, B * F // 10)
-    assert z.sum_per_token(ones.values).item() == pytest.approx(len(exact.values) / B)
-    assert torch.equal(z.sum_of_each_token(ones.values), exact_ones.active_per_token().double())
-    assert torch.equal(ones.active_per_token(), exact_ones.active_per_token())
-    assert torch.equal(ones.count_per_latent(group, 3), exact_ones.count_per_latent(group, 3))
-    for mine, his in zip(ones.pairs(), exact_ones.pairs(), strict=True):
-        assert torch.equal(mine, his)
-    assert capacity.most.item() > 0.1  # the fullest chunk has more than the whole
-    assert not capacity.short
-
-
-def test_too_little_capacity_is_noticed() -> None:
-    """The mask keeps half of all places, in every chunk."""
-    half = lambda z: torch.arange(z.numel()).reshape(z.shape) % 2 == 0  # noqa: E731
-    for share_for, short in ((0.5, False), (0.49, True), (0.0, True)):
-        _, capacity, _ = padded(half, share_for)
-        assert bool(capacity.short) is short
-        assert capacity.most.item() == pytest.approx(0.5)
 
 
 def test_gathered_products_are_the_sampled_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from twins import no_wait
 
 from sae_bench.saes import chunks, screening
 from sae_bench.saes.active import Crossovers, decode, kernels, latent_major, select, select_all
 from sae_bench.saes.layouts import Dense, Sparse
 from sae_bench.saes.rules import Above, Largest, LargestOfBatch, Rule
-from sae_bench.saes.selection import Capacity
 
 B, D, F, CHUNK = 23, 16, 96, 7  # 7 does not divide 23
 
@@ -88,9 +86,9 @@ def test_no_pair_is_missed(factors: tuple[Tensor, Tensor, Tensor], name: str, ce
     assert ((exact - found).abs().double() <= rounding + 1e-37)[both].all()
 
 
-@given(seed=st.integers(0, 10_000), name=st.sampled_from(sorted(RULES)), capacity=st.booleans())
+@given(seed=st.integers(0, 10_000), name=st.sampled_from(sorted(RULES)))
 @settings(max_examples=200, deadline=None)
-def test_where_arithmetic_is_exact_the_sets_are_equal_ties_included(seed: int, name: str, capacity: bool) -> None:
+def test_where_arithmetic_is_exact_the_sets_are_equal_ties_included(seed: int, name: str) -> None:
     """Whole numbers of 10 bits: not exact in bfloat16, but their float32 sums are. Many values are equal."""
     draw = torch.Generator().manual_seed(seed)
     x, W = (torch.randint(-3, 4, shape, generator=draw) * 331.0 for shape in ((B, D), (D, F)))
@@ -99,9 +97,7 @@ def test_where_arithmetic_is_exact_the_sets_are_equal_ties_included(seed: int, n
     x -= x.mean(0).round()
     rule = RULES[name](x @ W + b)
     exact = kept(x, W, b, rule, "off", torch.zeros(D))
-    with kernels("sparse", screening="on", capacity=no_wait() if capacity else None):
-        token, latent, values = select(x, W, b, rule, torch.zeros(D)).pairs()
-    found = torch.full((B, F), torch.nan).index_put((token, latent), values)
+    found = kept(x, W, b, rule, "on", torch.zeros(D))
     torch.testing.assert_close(found, exact, rtol=0, atol=0, equal_nan=True)
 
 
@@ -122,14 +118,13 @@ def test_the_bound_holds_for_every_pair(factors: tuple[Tensor, Tensor, Tensor], 
 
 
 @pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("capacity", [False, True])
-def test_gradients_are_those_of_exact_selection(name: str, capacity: bool) -> None:
+def test_gradients_are_those_of_exact_selection(name: str) -> None:
     gradients = {}
     for way in ("off", "on"):
         x, W, b = (tensor.requires_grad_() for tensor in inputs())
         b_pre, W_dec = torch.ones(D, requires_grad=True), inputs(1)[1].T.clone().requires_grad_()
         rule = RULES[name]((x - b_pre).detach() @ W.detach() + b.detach())
-        with kernels("sparse", screening=way, capacity=no_wait() if capacity else None):  # type: ignore[arg-type]
+        with kernels("sparse", screening=way):  # type: ignore[arg-type]
             f = select(x, W, b, rule, b_pre)
             loss = decode(f, W_dec).square().sum() + f.sum_per_token(f.values)
         gradients[way] = torch.autograd.grad(loss, (x, W, b, b_pre, W_dec))
@@ -165,7 +160,7 @@ def test_numbers_that_are_not_finite_are_left_to_exact_selection(bad: float, whe
     torch.testing.assert_close(found, exact, rtol=0, atol=0, equal_nan=True)
 
 
-def layout_of(crossovers: Crossovers, rule: Rule, capacity: Capacity | None = None) -> tuple[type, int]:
+def layout_of(crossovers: Crossovers, rule: Rule) -> tuple[type, int]:
     """The layout, and how many bfloat16 products were made for it."""
     made = []
     x, W, b = inputs()
@@ -174,12 +169,12 @@ def layout_of(crossovers: Crossovers, rule: Rule, capacity: Capacity | None = No
         patch.setattr(
             screening, "_products", lambda *a, **k: (made.append(chunk) or chunk for chunk in products(*a, **k))
         )
-        with kernels("auto", crossovers, capacity):
+        with kernels("auto", crossovers):
             return type(select(x, W, b, rule).layout), len(made)
 
 
 def test_too_many_candidates_are_selected_exactly() -> None:
-    """The first chunk tells; where nobody may ask, the memory that was set aside for pairs tells."""
+    """The first chunk tells."""
     few, half = Above(25.0), Above(0.0)
     n_chunks = -(-B // CHUNK)
     assert layout_of(Crossovers(0.1, 0.1), few) == (Sparse, n_chunks)
@@ -187,11 +182,3 @@ def test_too_many_candidates_are_selected_exactly() -> None:
     assert layout_of(Crossovers(0.9, 0.1), half) == (Sparse, 1)
     assert layout_of(Crossovers(0.1, 0.0), few) == (Sparse, 0)
     assert layout_of(Crossovers(0.1, 0.1), Largest(F // 2)) == (Dense, 0)
-    capacity = no_wait()
-    assert layout_of(Crossovers(0.1, 0.1), few, capacity) == (Dense, 0)
-    capacity.share = 0.08
-    assert layout_of(Crossovers(0.1, 0.1), few, capacity) == (Sparse, 0), "not well within the limit"
-    capacity.share = 0.04
-    assert layout_of(Crossovers(0.1, 0.1), few, capacity) == (Sparse, n_chunks)
-    capacity.share = 0.08
-    assert layout_of(Crossovers(0.1, 0.1), few, capacity) == (Sparse, n_chunks)

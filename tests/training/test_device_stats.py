@@ -14,11 +14,10 @@ from fake_cuda import FakeCuda
 from graph_walk import backward
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from toy_trainer import BUILT_IN, activations, started, trained
-from twins import no_wait
 
+from sae_bench.saes import rules
 from sae_bench.saes.active import select
-from sae_bench.training import trainer as trainer_module
-from sae_bench.training.device_stats import CAPACITY_MARGIN, READ_EVERY, DeviceStats
+from sae_bench.training.device_stats import READ_EVERY, DeviceStats
 
 
 def keep(stats: DeviceStats, n_steps: int, fired: list[bool], first: int = 0) -> None:
@@ -47,53 +46,7 @@ def test_the_first_loss_that_is_not_finite_is_remembered_and_no_later_one_is_use
     assert (stats.diverged_at, stats.n_skipped) == (1, 3)
 
 
-def test_a_step_beyond_the_capacity_is_not_usable_and_the_capacity_follows_what_was_seen() -> None:
-    capacity = no_wait(0.1)
-    stats = DeviceStats(3, 1e9, torch.device("cpu"), capacity)
-    capacity.note(torch.tensor(20), 100, 10)
-    assert not stats.usable(torch.tensor(1.0), 0)
-    capacity.note(torch.tensor(8), 100, 10)
-    assert stats.usable(torch.tensor(1.0), 1)
-    stats.read()
-    assert capacity.share == 0.1
-    stats.read()
-    assert capacity.share == pytest.approx(CAPACITY_MARGIN * 0.2)
-    stats.read()
-    assert capacity.share == 0  # nothing was kept since
-    assert (stats.n_skipped, stats.diverged_at) == (1, None)
-
-
 # --- a trainer ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("arch", BUILT_IN)
-def test_training_without_waiting_is_training(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A capacity instead of exact numbers of pairs: the same SAE, up to the order of additions."""
-    waiting = trained(arch, kernels="sparse")
-    monkeypatch.setattr(trainer_module, "waiting_costs", lambda device: True)
-    not_waiting = trained(arch, kernels="sparse")
-    not_waiting.stats.read()
-    assert not_waiting.stats.capacity is not None
-    assert (0 < not_waiting.stats.capacity.share < 1) == (arch != "topk")
-    assert not_waiting.stats.n_skipped == 0
-    for name, parameter in waiting.sae.named_parameters():
-        torch.testing.assert_close(not_waiting.sae.get_parameter(name), parameter, rtol=1e-3, atol=1e-4)
-
-
-def test_a_step_beyond_the_capacity_moves_nothing_and_the_next_ones_have_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_module, "waiting_costs", lambda device: True)
-    trainer = started("relu", kernels="sparse")
-    before = {name: value.detach().clone() for name, value in trainer.sae.named_parameters()}
-    assert trainer.stats.capacity is not None
-    trainer.stats.capacity.share = 0.001
-    for step in range(2 * READ_EVERY):
-        trainer.step(activations(step), step, logged=False)
-        assert all(torch.equal(value, before[name]) for name, value in trainer.sae.named_parameters())
-    trainer.step(activations(99), 2 * READ_EVERY, logged=False)
-    assert not torch.equal(trainer.sae.W_enc, before["W_enc"])
-    trainer.stats.close()
-    assert trainer.stats.n_skipped == 2 * READ_EVERY
-    assert trainer.failure is None
 
 
 def test_a_loss_that_is_not_finite_leaves_the_weights_and_names_the_step() -> None:
@@ -142,19 +95,19 @@ def test_the_walk_through_the_graph_is_a_backward_pass(arch: str, monkeypatch: p
         torch.testing.assert_close(walked.get_parameter(name), parameter)
 
 
-@pytest.mark.parametrize("choice", ["sparse", "dense", "auto"])
 @pytest.mark.parametrize("preset", ["short", "paper"])
 @pytest.mark.parametrize("arch", BUILT_IN)
-def test_a_step_on_a_fake_gpu_mixes_no_devices_and_asks_for_no_number(arch: str, preset: str, choice: Any) -> None:
-    """Fake tensors have devices and shapes but no values: whatever waits for a value, or for a shape, fails."""
+def test_a_step_on_a_fake_gpu_mixes_no_devices_and_asks_for_no_number_but_that_of_pairs(arch: str, preset: Any) -> None:
+    """Fake tensors have devices and shapes but no values: whatever waits for a value, or for a shape, fails.
+
+    Sparse layouts have a number of pairs, dense ones have none.
+    """
     with FakeCuda() as cuda, pytest.MonkeyPatch.context() as patch:
-        # The one number that is asked for, before the first step.
-        patch.setattr(trainer_module, "capacity_for", lambda share: 0.2)
-        patch.setattr(torch.Tensor, "__float__", lambda self: 0.1)
         patch.setattr(torch.nn.Module, "to", lambda self, device: self)  # it is made there; fakes cannot be moved
-        trainer = started(arch, "cuda", preset, kernels=choice)
+        trainer = started(arch, "cuda", preset, kernels="dense")
         patch.undo()
         patch.setattr(torch.Tensor, "backward", backward)
+        patch.setattr(rules, "largest", lambda z, k: z.topk(k).indices)  # which asks for equal values
         batches = [activations(step, "cuda") for step in range(READ_EVERY)]
         assert {parameter.device.type for parameter in trainer.sae.parameters()} == {"cuda"}
         trainer.stats.dead = torch.zeros(5, dtype=torch.long, device="cuda")

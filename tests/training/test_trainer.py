@@ -13,7 +13,6 @@ from torch import Tensor
 from toy_trainer import activations, started
 
 from sae_bench import Step
-from sae_bench.training import trainer as trainer_module
 from sae_bench.training.trainer import SAETrainer
 
 EVERY_RECIPE = [
@@ -37,21 +36,15 @@ def assert_close_in_norm(found: dict[str, Tensor], expected: dict[str, Tensor], 
         assert distance <= tolerance * length, f"{name}: {distance:.3g} of {length:.3g}"
 
 
-@pytest.mark.parametrize("without_waiting", [False, True], ids=["waiting", "without waiting"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("arch", "preset"), EVERY_RECIPE, ids=lambda value: value)
-def test_screened_steps_have_the_gradients_of_exact_ones(
-    arch: str, preset: str, layout: str, without_waiting: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trainer_module, "waiting_costs", lambda device: without_waiting)
+def test_screened_steps_have_the_gradients_of_exact_ones(arch: str, preset: str, layout: str) -> None:
     trainer = started(arch, preset=preset)
     start = copy.deepcopy(trainer.sae.state_dict())
     trainer.step(activations(9), 0, logged=False)  # initial values are quantiles: some pairs lie on the very border
     for i in range(1, 9):
         trainer.kernels = LAYOUTS[layout][i % len(LAYOUTS[layout])]  # type: ignore[assignment]
         x, at = activations(i), Step(torch.tensor(1e-3), torch.tensor([3, 5]))
-        if trainer.stats.capacity is not None:
-            trainer.stats.capacity.share = 1.0
         trainer.screening = "off"
         exact = gradients(trainer, x, at)
         trainer.screening = "on"
