@@ -10,9 +10,12 @@ Shapes: B tokens, D = d_in, F = d_sae. V, the shape of values: [P] pairs of `Spa
 """
 
 import functools
+import importlib.util
+import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,8 +23,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from sae_bench.device import has_cuda
 from sae_bench.saes.chunks import chunk_size, slices
 from sae_bench.saes.sums import sum_per_latent, sum_per_token
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -99,6 +105,9 @@ class Sparse:
 
     def inner_products(self, left: Float[Tensor, "B D"], right: Float[Tensor, "F D"]) -> Float[Tensor, " P"]:
         """left[t] . right[i] for every active place (t, i), zero elsewhere."""
+        if (gpu := kernels_for(left.device)) is not None:
+            product: Tensor = gpu.inner_products(left, right, self.latent, self.offsets)
+            return product
         return self._sampled_product(left, right) if left.device.type == "cpu" else self._gathered(left, right)
 
     def _sampled_product(self, left: Tensor, right: Tensor) -> Tensor:
@@ -207,7 +216,23 @@ class Dense:
 
 def _bags(index: Tensor, W: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """For each bag, a stretch of `index`, the weighted sum of W's rows."""
+    if (gpu := kernels_for(W.device)) is not None:
+        total: Tensor = gpu.sum_rows(index, W, offsets, weights)
+        return total
     return functional.embedding_bag(index, W, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
+
+
+def kernels_for(device: torch.device) -> ModuleType | None:
+    """`triton_products` on a GPU, if Triton is installed, as it is with torch for CUDA on Linux."""
+    return _triton_products() if has_cuda(device) else None
+
+
+@functools.cache
+def _triton_products() -> ModuleType | None:
+    if importlib.util.find_spec("triton") is None:
+        log.warning("no Triton: sparse products on the GPU take several times as long; pip install triton")
+        return None
+    return importlib.import_module("sae_bench.saes.triton_products")
 
 
 Layout = Sparse | Dense

@@ -1,14 +1,15 @@
 """Certified screening: the pairs that a rule keeps, without the encoder product in full precision.
 
-Both factors of z = x W_enc + b are rounded to bfloat16 and multiplied. What the rounding can have done to a pair is
+Both factors of z = x W_enc + b are rounded to 16 bits and multiplied. What the rounding can have done to a pair is
 bounded (Cauchy-Schwarz), with x~ and w~ the rounded factors:
 
     |x . w - x~ . w~|  <=  ||x - x~|| ||w|| + ||x~|| ||w - w~|| + gamma ||x~|| ||w~||
 
-gamma bounds the rounding of D additions in float32, in any order, twice: in this product and in the exact one. The
-bound has low rank, so it is a few more input dimensions of the same product, rounded upwards: the product then is an
-upper bound of z, and costs one pass. Pairs whose upper bound could pass are candidates; the exact float32 values of the
-candidates alone are worked out, and the rule chooses among those. No pair is lost that float32 would have kept.
+gamma ||x~|| ||w~|| is how far apart two float32 sums of the same D products lie, whatever their order (Higham and Mary
+2019, SIAM J. Sci. Comput. 41, for rounding errors of mean zero): what float32 itself cannot tell. The bound has low
+rank, so it is a few more input dimensions of the same product, rounded upwards: the product then is an upper bound of
+z, and costs one pass. Pairs whose upper bound could pass are candidates; the exact float32 values of the candidates
+alone are worked out, and the rule chooses among those. No pair is lost that float32 would have kept.
 
 x is centred first, at b_dec or else at its mean: what all tokens share needs no room in the bound.
 
@@ -22,21 +23,20 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional
 
 from sae_bench.saes.chunks import chunk_size, slices
-from sae_bench.saes.layouts import Sparse
+from sae_bench.saes.layouts import Sparse, kernels_for
 from sae_bench.saes.rules import Above, Largest, LargestOfBatch, Rule
 from sae_bench.saes.selection import Found
 
-ROUND_UP = 1 + 2**-7
-"""A positive number times this, rounded to bfloat16, is no less than it was."""
-
-OUTPUT = 2**-8
-"""What rounding a result to bfloat16 changes of it, at most."""
-
 HIDDEN = 2.0**-62
 """What a number can be whose square underflows in float32."""
+
+LOW = {"cpu": torch.bfloat16, "cuda": torch.float16}
+"""Type of the rounded factors. float16 rounds eight times more finely, as fast on a GPU; few CPUs multiply it."""
+
+CONFIDENCE = 8
+"""Standard deviations that the rounding of float32 sums is given: less than one sum in 10^13 is rounded more."""
 
 GROUPS = (16, 8, 4, 2, 1)
 """Latents that share one place when the k-th largest bound is looked for."""
@@ -72,8 +72,8 @@ def screened(
         return None
     found: list[list[tuple[Tensor, ...]]] = [[] for _ in whole]
     if whole:
-        tokens, latents = _bounded(x, W, b_enc, whole[0], centred)
-        if not (tokens.bound.isfinite().all() and latents.bound.isfinite().all()):
+        tokens, latents, finite = _bounded(x, W, b_enc, whole[0], centred)
+        if not finite:
             return None
         for chunk, upper in _products(tokens, latents, at_once=any(isinstance(r, LargestOfBatch) for r in whole)):
             for rule, pairs in zip(whole, found, strict=True):
@@ -91,40 +91,67 @@ def screened(
     ]
 
 
-def _bounded(x: Tensor, W: Tensor, b_enc: Tensor, rule: Rule, centred: bool) -> tuple[Bounded, Bounded]:
-    """Tokens and latents whose product is an upper bound of z, or of z - threshold where the rule has one."""
-    gamma = (x.shape[1] + 16) * 2.0**-22
-    x_size = torch.zeros_like(x[:, 0])
+def _bounded(
+    x: Tensor, W: Tensor, b_enc: Tensor, rule: Rule, centred: bool
+) -> tuple[Bounded, Bounded, Bool[Tensor, ""]]:
+    """Tokens and latents whose product is an upper bound of z, or of z - threshold where the rule has one.
+
+    Up to one positive factor, for both are brought to length one on average. Last: whether no number is too large.
+    """
+    dtype = LOW.get(x.device.type, torch.float16)
+    sums = CONFIDENCE * x.shape[1] ** 0.5 * torch.finfo(torch.float32).eps
+    size = torch.zeros_like(x[:, 0])
     bias, bias_size = b_enc, b_enc.abs()
     if not centred:
         mean = x.mean(0)
         shift = W @ mean
-        x_size = torch.linalg.vector_norm(x, dim=1) + torch.linalg.vector_norm(mean)
+        size = torch.linalg.vector_norm(x, dim=1) + torch.linalg.vector_norm(mean)
         x, bias, bias_size = x - mean, bias + shift, bias_size + shift.abs()
     if isinstance(rule, Above):
         theta = torch.as_tensor(rule.threshold, device=x.device)
         bias, bias_size = bias - theta, bias_size + theta.abs()
-    x_low, x_norm, x_error = _rounded(x)
-    W_low, W_norm, W_error = _rounded(W)
-    x_error = x_error + gamma * (x_norm + x_size)
-    high = bias.bfloat16()
-    rest = bias - high.float()
-    slack = gamma * bias_size + 2**-7 * rest.abs() + HIDDEN
-    of_tokens = torch.stack([x_error, x_norm, torch.ones_like(x_norm) / ROUND_UP], 1).mul_(ROUND_UP).bfloat16()
-    of_latents = torch.stack([W_norm, W_error, slack], 1).mul_(ROUND_UP).bfloat16()
-    padding = (0, -(x.shape[1] + 5) % MULTIPLE)
-    one = torch.ones_like(of_tokens[:, :2])
-    tokens = functional.pad(torch.cat([x_low, of_tokens, one], 1), padding)
-    latents = functional.pad(torch.cat([W_low, of_latents, high[:, None], rest[:, None].bfloat16()], 1), padding)
-    return Bounded(tokens, of_tokens.float()), Bounded(latents, of_latents.float())
+    x_low, x_norm, x_error, x_scale = _rounded(x, dtype)
+    W_low, W_norm, W_error, W_scale = _rounded(W, dtype)
+    scale = x_scale * W_scale
+    bias = bias * scale
+    high = bias.to(dtype).float()
+    slack = sums * scale * bias_size + (bias - high).abs() * torch.finfo(dtype).eps
+    of_tokens = _rounded_up([x_error + sums * (x_norm + x_scale * size), x_norm], dtype)
+    of_latents = _rounded_up([W_norm, W_error, slack], dtype)
+    D, one = x.shape[1], torch.ones_like(x_norm)
+    x_low[:, D : D + 5] = torch.stack([*of_tokens, one, one, one], 1)
+    W_low[:, D : D + 5] = torch.stack([*of_latents, high, bias - high], 1)
+    largest = x_norm.amax() * W_norm.amax() + bias.abs().amax() + of_latents[2].amax()
+    tokens = Bounded(x_low, torch.stack([*of_tokens, one], 1))
+    finite = (largest < torch.finfo(dtype).max / 4) & (scale > 0)
+    return tokens, Bounded(W_low, torch.stack(of_latents, 1)), finite
 
 
-def _rounded(rows: Float[Tensor, "N D"]) -> tuple[Tensor, Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """Rows in bfloat16, at least their norms, rounded or not, and at least the norms of what rounding took away."""
-    low = rows.bfloat16()
-    hidden = HIDDEN * rows.shape[1] ** 0.5
-    error = torch.linalg.vector_norm(rows - low, dim=1) + hidden
-    return low, torch.linalg.vector_norm(rows, dim=1) + error, error
+def _rounded(rows: Float[Tensor, "N D"], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Float[Tensor, ""]]:
+    """Rows times a power of two, rounded, in the first columns of [N, K]; norms before and of what rounding took; that.
+
+    Norms are those of the rows, rounded or not, whichever is longer.
+    """
+    width = -(-(rows.shape[1] + 5) // MULTIPLE) * MULTIPLE
+    low = rows.new_zeros(len(rows), width, dtype=dtype)
+    typical = torch.linalg.vector_norm(rows[:: max(1, len(rows) // 1024)], dim=1).square().mean().sqrt()
+    scale = torch.exp2(-typical.clamp(min=2.0**-60).log2().round())
+    if (gpu := kernels_for(rows.device)) is not None:
+        norm, error = gpu.round_rows(rows, low, scale)
+    else:
+        scaled = rows * scale
+        low[:, : rows.shape[1]] = scaled
+        error = torch.linalg.vector_norm(scaled - low[:, : rows.shape[1]], dim=1)
+        norm = torch.linalg.vector_norm(scaled, dim=1)
+    error = error + HIDDEN * rows.shape[1] ** 0.5
+    return low, norm + error, error, scale
+
+
+def _rounded_up(numbers: Sequence[Float[Tensor, " N"]], dtype: torch.dtype) -> list[Float[Tensor, " N"]]:
+    """Positive numbers that are a `dtype` each, none smaller than it was."""
+    info = torch.finfo(dtype)
+    least = info.tiny * info.eps if dtype == torch.float16 else info.tiny  # below that a CPU takes bfloat16 for zero
+    return [(number * (1 + info.eps) + least).to(dtype).float() for number in numbers]
 
 
 def _products(tokens: Bounded, latents: Bounded, *, at_once: bool) -> Iterator[tuple[slice, Float[Tensor, "b F"]]]:
@@ -154,6 +181,7 @@ def _candidates(
     """Which pairs the rule could keep: those whose upper bound is no less than what is certainly kept."""
     if isinstance(rule, Above):
         return upper >= 0
+    info = torch.finfo(upper.dtype)
     per_token = rule.k if isinstance(rule, Largest) else -(-rule.n // len(upper))
     n = upper.shape[1]
     size = next(size for size in GROUPS if size == 1 or n // size >= 4 * per_token)
@@ -161,13 +189,13 @@ def _candidates(
     grouped = slice(0, shape[0] * shape[1])  # the k largest of some latents are no larger than those of all
     largest = upper[:, grouped].unflatten(1, shape).amax(1).float()
     width = of_latents[grouped].unflatten(0, shape).amax(0)
-    lower = largest - OUTPUT * largest.abs() - 2 * (of_tokens @ width.T)
+    lower = largest - info.eps * largest.abs() - 2 * (of_tokens @ width.T)
     if isinstance(rule, Largest):
         cut = lower.topk(rule.k, dim=1, sorted=False).values.amin(1, keepdim=True)
     else:
         cut = lower.flatten().topk(rule.n, sorted=False).values.amin()
-    at_least: Tensor = cut - 2 * OUTPUT * cut.abs() - HIDDEN
-    return upper >= at_least.bfloat16()
+    at_least: Tensor = cut - 2 * info.eps * cut.abs() - info.smallest_normal
+    return upper >= at_least.to(upper.dtype)
 
 
 def _sparse(parts: Sequence[tuple[Tensor, ...]], n_tokens: int, n_latents: int) -> Sparse:
