@@ -10,10 +10,11 @@ would be on the recipe's own data, exactly.
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sae_bench.saes.base import SparseAutoencoder
+from sae_bench.saes.layouts import kernels_for
 from sae_bench.training.recipe import Recipe
 
 
@@ -40,21 +41,81 @@ def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
 
 
 @torch.no_grad()
+def tidy(
+    optimiser: torch.optim.Adam, sae: SparseAutoencoder, bound: float | None
+) -> tuple[Float[Tensor, ""] | None, Float[Tensor, ""] | None]:
+    """Take out of W_dec's gradient what would only change the norm of rows that keep it, and clip all gradients.
+
+    The norm that they had on the recipe's data, and what `descend` has to multiply them with, for on a GPU it does all
+    of this in its one pass over the gradients; None: nothing.
+    """
+    if kernels_for(sae.W_dec.device) is None:
+        if sae.unit_norm_decoder:
+            sae.project_gradient()
+        return (None if bound is None else clip_gradient(optimiser, bound)), None
+    if bound is None:
+        return None, None
+    lengths = [
+        group["unit"] * _length(parameter, gradient, sae) for group, parameter, gradient in _with_gradients(optimiser)
+    ]
+    norm = torch.stack(lengths).square().sum().sqrt()
+    return norm, (bound / norm).clamp(max=1.0)
+
+
+@torch.no_grad()
 def clip_gradient(optimiser: torch.optim.Optimizer, bound: float) -> Float[Tensor, ""]:
     """Shrink the gradient in all parameters together to norm `bound` if it is longer; return the norm that it had.
 
     The norm is that on the recipe's data, and float32 as the gradients are. Where it is not finite, the gradients are
     useless, even if each of their numbers is finite.
     """
-    gradients = [
-        (parameter.grad, group["unit"])
-        for group in optimiser.param_groups
-        for parameter in group["params"]
-        if parameter.grad is not None
-    ]
+    gradients = [(gradient, group["unit"]) for group, _, gradient in _with_gradients(optimiser)]
     lengths = [unit * torch.linalg.vector_norm(gradient) for gradient, unit in gradients]
     norm = torch.stack(lengths).square().sum().sqrt()
     factor = (bound / norm).clamp(max=1.0)
     for gradient, _ in gradients:
         gradient.mul_(factor)
     return norm
+
+
+@torch.no_grad()
+def descend(
+    optimiser: torch.optim.Adam, sae: SparseAutoencoder, factor: Float[Tensor, ""] | None, usable: Bool[Tensor, ""]
+) -> None:
+    """One step with gradients that are tidy, after which W_dec's rows have norm one; none if not `usable`."""
+    renormalise = sae.unit_norm_decoder
+    if kernels_for(usable.device) is not None:
+        from sae_bench.training import triton_adam
+
+        factor = torch.ones((), device=usable.device) if factor is None else factor
+        for _, parameter, gradient in _with_gradients(optimiser):
+            if parameter.ndim == 1:
+                gradient.mul_(factor)
+            else:
+                triton_adam.step(optimiser, parameter, factor, usable.float(), unit_norm=_keeps_norm(parameter, sae))
+        renormalise = False
+    # The fused optimiser looks at this before it moves a weight; loss scaling uses it in the same way.
+    optimiser.found_inf = (~usable).float()  # type: ignore[attr-defined]
+    optimiser.step()
+    if renormalise:
+        sae.renormalise()
+
+
+def _with_gradients(optimiser: torch.optim.Optimizer) -> list[tuple[dict[str, Any], nn.Parameter, Tensor]]:
+    """Groups, each of one parameter, with the gradients of those that have one."""
+    groups = [(group, group["params"][0]) for group in optimiser.param_groups]
+    return [(group, parameter, parameter.grad) for group, parameter in groups if parameter.grad is not None]
+
+
+def _length(parameter: nn.Parameter, gradient: Tensor, sae: SparseAutoencoder) -> Float[Tensor, ""]:
+    """The norm of a parameter's gradient once it is tidy."""
+    if parameter.ndim == 1:
+        return torch.linalg.vector_norm(gradient)
+    from sae_bench.training import triton_adam
+
+    length: Tensor = triton_adam.gradient_norm(parameter, unit_norm=_keeps_norm(parameter, sae))
+    return length
+
+
+def _keeps_norm(parameter: nn.Parameter, sae: SparseAutoencoder) -> bool:
+    return sae.unit_norm_decoder and parameter is sae.W_dec

@@ -23,7 +23,7 @@ from sae_bench.saes.base import Loss, SparseAutoencoder, Step
 from sae_bench.training.batch_loss import BatchLoss
 from sae_bench.training.device_stats import DeviceStats
 from sae_bench.training.initial_values import initialise
-from sae_bench.training.optimiser import adam, clip_gradient, set_lr
+from sae_bench.training.optimiser import adam, descend, set_lr, tidy
 from sae_bench.training.recipe import Recipe
 from sae_bench.training.schedules import CoefficientController, lr_factor, sparsity_factor
 from sae_bench.training.serving import Key
@@ -140,16 +140,10 @@ class SAETrainer:
         set_lr(self.optimiser, lr)
         at = Step(self._coefficient(step, x.device), self.stats.dead)
         loss = self._loss_with_gradients(x, at)
-        if sae.unit_norm_decoder:
-            sae.project_gradient()
-        norm = None if recipe.grad_clip is None else clip_gradient(self.optimiser, recipe.grad_clip)
-        # The fused optimiser looks at this before it moves a weight; loss scaling uses it in the same way.
+        norm, factor = tidy(self.optimiser, sae, recipe.grad_clip)
         usable = self.stats.usable(_check_sum(loss, sae, norm), step)
-        self.optimiser.found_inf = (~usable).float()  # type: ignore[attr-defined]
-        self.optimiser.step()
+        descend(self.optimiser, sae, factor, usable)
         with torch.no_grad():
-            if sae.unit_norm_decoder:
-                sae.renormalise()
             sae.after_step(at)
         if self._controller is not None:
             self._controller.update(step, loss.l0)

@@ -14,7 +14,7 @@ from toy_trainer import activations, begun, started
 from sae_bench import ARCHITECTURES, SAEConfig
 from sae_bench.runs.config import ArchSpec
 from sae_bench.runs.plan import settle
-from sae_bench.training import trainer as trainer_module
+from sae_bench.training import optimiser as optimiser_module
 from sae_bench.training.optimiser import adam, clip_gradient
 from sae_bench.training.recipe import Recipe
 
@@ -41,7 +41,7 @@ def trained_on(
         norms.append(float(norm := clip_gradient(optimiser, bound)))
         return norm
 
-    monkeypatch.setattr(trainer_module, "clip_gradient", noted)
+    monkeypatch.setattr(optimiser_module, "clip_gradient", noted)
     sae = ARCHITECTURES[arch](SAEConfig(d_in=6, d_sae=24, coefficient=coefficient, seed=1, options=options)).double()
     trainer = begun(sae, recipe, x_scale * activations(0).double())
     for step in range(30):
