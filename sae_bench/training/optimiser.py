@@ -109,11 +109,13 @@ def _with_gradients(optimiser: torch.optim.Optimizer) -> list[tuple[dict[str, An
 
 def _length(parameter: nn.Parameter, gradient: Tensor, sae: SparseAutoencoder) -> Float[Tensor, ""]:
     """The norm of a parameter's gradient once it is tidy."""
+    length: Tensor
     if parameter.ndim == 1:
-        return torch.linalg.vector_norm(gradient)
+        length = torch.linalg.vector_norm(gradient)
+        return length
     from sae_bench.training import triton_adam
 
-    length: Tensor = triton_adam.gradient_norm(parameter, unit_norm=_keeps_norm(parameter, sae))
+    length = triton_adam.gradient_norm(parameter, unit_norm=_keeps_norm(parameter, sae))
     return length
 
 
