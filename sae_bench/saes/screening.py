@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_bench.saes.chunks import chunk_size, slices
@@ -40,6 +40,9 @@ CONFIDENCE = 8
 
 GROUPS = (16, 8, 4, 2, 1)
 """Latents that share one place when the k-th largest bound is looked for."""
+
+ROWS = 512
+"""Rows that are rounded at once: few enough to stay in a CPU's cache while they are."""
 
 MULTIPLE = 32
 """What the number of input dimensions is padded to a multiple of; matrix units like it so."""
@@ -77,9 +80,8 @@ def screened(
             return None
         for chunk, upper in _products(tokens, latents, at_once=any(isinstance(r, LargestOfBatch) for r in whole)):
             for rule, pairs in zip(whole, found, strict=True):
-                mask = _candidates(rule, upper, tokens.bound[chunk], latents.bound)
-                token, latent = mask.nonzero(as_tuple=True)
-                if chunk.start == 0 and len(token) > limit * mask.numel():
+                token, latent = _reaching(upper, _cut(rule, upper, tokens.bound[chunk], latents.bound))
+                if chunk.start == 0 and len(token) > limit * upper.numel():
                     return None
                 pairs.append((token + chunk.start, latent))
     candidates = iter(found)
@@ -132,18 +134,21 @@ def _rounded(rows: Float[Tensor, "N D"], dtype: torch.dtype) -> tuple[Tensor, Te
 
     Norms are those of the rows, rounded or not, whichever is longer.
     """
-    width = -(-(rows.shape[1] + 5) // MULTIPLE) * MULTIPLE
-    low = rows.new_zeros(len(rows), width, dtype=dtype)
-    typical = torch.linalg.vector_norm(rows[:: max(1, len(rows) // 1024)], dim=1).square().mean().sqrt()
+    (n, D), device = rows.shape, rows.device
+    low = torch.empty(n, -(-(D + 5) // MULTIPLE) * MULTIPLE, dtype=dtype, device=device)
+    low[:, D:] = 0
+    typical = torch.linalg.vector_norm(rows[:: max(1, n // 1024)], dim=1).square().mean().sqrt()
     scale = torch.exp2(-typical.clamp(min=2.0**-60).log2().round())
-    if (gpu := kernels_for(rows.device)) is not None:
+    if (gpu := kernels_for(device)) is not None:
         norm, error = gpu.round_rows(rows, low, scale)
     else:
-        scaled = rows * scale
-        low[:, : rows.shape[1]] = scaled
-        error = torch.linalg.vector_norm(scaled - low[:, : rows.shape[1]], dim=1)
-        norm = torch.linalg.vector_norm(scaled, dim=1)
-    error = error + HIDDEN * rows.shape[1] ** 0.5
+        norm, error = rows.new_empty(n), rows.new_empty(n)
+        for part in slices(n, ROWS):
+            scaled, rounded = rows[part] * scale, low[part, :D]
+            rounded.copy_(scaled)
+            norm[part] = torch.linalg.vector_norm(scaled, dim=1)
+            error[part] = torch.linalg.vector_norm(scaled.sub_(rounded.float()), dim=1)
+    error += HIDDEN * D**0.5
     return low, norm + error, error, scale
 
 
@@ -175,12 +180,12 @@ def _full_sums() -> Iterator[None]:
         matmul.allow_bf16_reduced_precision_reduction = before
 
 
-def _candidates(
+def _cut(
     rule: Rule, upper: Float[Tensor, "b F"], of_tokens: Float[Tensor, "b 3"], of_latents: Float[Tensor, "F 3"]
-) -> Bool[Tensor, "b F"]:
-    """Which pairs the rule could keep: those whose upper bound is no less than what is certainly kept."""
+) -> Float[Tensor, "..."]:
+    """What the upper bound of a pair that the rule keeps reaches at least: for all tokens, or for each, [b, 1]."""
     if isinstance(rule, Above):
-        return upper >= 0
+        return upper.new_zeros(())
     info = torch.finfo(upper.dtype)
     per_token = rule.k if isinstance(rule, Largest) else -(-rule.n // len(upper))
     n = upper.shape[1]
@@ -191,11 +196,24 @@ def _candidates(
     width = of_latents[grouped].unflatten(0, shape).amax(0)
     lower = largest - info.eps * largest.abs() - 2 * (of_tokens @ width.T)
     if isinstance(rule, Largest):
-        cut = lower.topk(rule.k, dim=1, sorted=False).values.amin(1, keepdim=True)
+        least = lower.topk(rule.k, dim=1, sorted=False).values.amin(1, keepdim=True)
     else:
-        cut = lower.flatten().topk(rule.n, sorted=False).values.amin()
-    at_least: Tensor = cut - 2 * info.eps * cut.abs() - info.smallest_normal
-    return upper >= at_least.to(upper.dtype)
+        least = lower.flatten().topk(rule.n, sorted=False).values.amin()
+    cut: Tensor = least - 2 * info.eps * least.abs() - info.smallest_normal
+    return cut.to(upper.dtype)
+
+
+def _reaching(upper: Float[Tensor, "b F"], cut: Float[Tensor, "..."]) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
+    """Token and latent of every pair whose upper bound reaches the cut, sorted."""
+    if upper.device.type != "cpu" or upper.shape[1] % 8 or not (cut >= 0).all():
+        return (upper >= cut).nonzero(as_tuple=True)  # type: ignore[return-value]
+    # A CPU compares 16-bit floats slowly. From zero on they are ordered as the integers of the same bits are.
+    reached = upper.view(torch.int16) >= cut.view(torch.int16)
+    token, word = (words := reached.view(torch.int64)).nonzero(
+        as_tuple=True
+    )  # eight latents at once: few words are not 0
+    which, latent = words[token, word].view(torch.bool).view(-1, 8).nonzero(as_tuple=True)
+    return token[which], word[which] * 8 + latent
 
 
 def _sparse(parts: Sequence[tuple[Tensor, ...]], n_tokens: int, n_latents: int) -> Sparse:
@@ -206,7 +224,7 @@ def _sparse(parts: Sequence[tuple[Tensor, ...]], n_tokens: int, n_latents: int) 
 def _settled(rule: Rule, pairs: Sparse, x: Tensor, W: Tensor, b_enc: Tensor) -> tuple[Sparse, Tensor]:
     """The candidates that the rule keeps, with their exact values."""
     z = pairs.inner_products(x, W) + b_enc[pairs.latent]
-    kept = rule.settle(z, pairs)
+    kept = rule.settle(z, pairs).nonzero().squeeze(1)
     return Sparse(pairs.token[kept], pairs.latent[kept], pairs.n_tokens, pairs.n_latents), z[kept]
 
 
