@@ -123,12 +123,12 @@ def scratch_folder(given: Path | None, room: int = 60 << 30) -> Iterator[Path]:
     """The folder for what is large and made anew; one that was not given is removed."""
     if given is not None:
         given.mkdir(parents=True, exist_ok=True)
-        yield given
+        yield given.resolve()
         return
     memory = Path("/dev/shm")
     parent = memory if memory.is_dir() and shutil.disk_usage(memory).free > room else None
     with tempfile.TemporaryDirectory(prefix="gpu_check-", dir=parent, ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+        yield Path(folder).resolve()
 
 
 def report(out: Path, path: Path, toy: bool) -> None:

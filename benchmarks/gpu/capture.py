@@ -41,6 +41,9 @@ def run(report: Report, scale: Scale) -> None:
                partial(bare, lm, scale, tokens[: max(1, len(tokens) // 4)], found, "eager"))  # fmt: skip
     report.run("other ways", "bare forward pass, sdpa without the soft-cap: not this model, but what eager costs",
                partial(bare, lm, scale, tokens, found, "sdpa"))  # fmt: skip
+    if scale.device.type == "cuda":  # it has to be compiled
+        report.run("other ways", "bare forward pass, flex attention, soft-capped",
+                   partial(bare, lm, scale, tokens, found, "flex_attention"), seconds=15)  # fmt: skip
 
 
 def flops_per_token(lm: LanguageModel, scale: Scale) -> float:
@@ -53,22 +56,31 @@ def flops_per_token(lm: LanguageModel, scale: Scale) -> float:
 
 @contextmanager
 def shortened(lm: LanguageModel, n_layers: int, attention: str) -> Iterator[Any]:
-    """The model without its head and its last layers."""
+    """The model without its head and its last layers, with one of transformers' kernels for attention."""
     backbone = lm.model.model
     layers, before = backbone.layers, backbone.config._attn_implementation
     n_before = backbone.config.num_hidden_layers
     backbone.layers, backbone.config.num_hidden_layers = layers[:n_layers], n_layers
     backbone.config._attn_implementation = attention
+    capped = [layer.self_attn for layer in layers]
+    caps = [module.attn_logit_softcapping for module in capped]
+    if attention == "sdpa":
+        for module in capped:
+            module.attn_logit_softcapping = None
     try:
         yield backbone
     finally:
         backbone.layers, backbone.config.num_hidden_layers = layers, n_before
         backbone.config._attn_implementation = before
+        for module, cap in zip(capped, caps, strict=True):
+            module.attn_logit_softcapping = cap
 
 
 @torch.no_grad()
 def bare(lm: LanguageModel, scale: Scale, tokens: Tensor, found: dict[str, float], attention: str) -> dict[str, Any]:
     """The layers up to the site, and the final norm, which costs nothing beside them."""
+    if scale.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     with shortened(lm, scale.layer + 1, attention) as backbone:
         ms = median_ms(lambda: backbone(input_ids=tokens, use_cache=False), scale.device, rounds=min(5, scale.rounds),
                        discard=2)  # fmt: skip

@@ -192,20 +192,20 @@ def check_training(lm: LanguageModel, on_host: LanguageModel, text: Text, scale:
 def check_repeats(lm: LanguageModel, text: Text, scale: Scale, arch: str) -> dict[str, Any]:
     """Two equal trainings: how far apart are their weights, as torch is and with its deterministic algorithms?"""
     row: dict[str, Any] = {}
-    for how, changes in (("auto", {}), ("dense", {"kernels": "dense"})):
-        one, other = (trained(lm, text, scale, arch, **changes).sae for _ in range(2))
-        row[f"equal, {how}"] = all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-        row[f"apart, {how}"] = max(distance(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    torch.use_deterministic_algorithms(True)
-    try:
-        one, other = (trained(lm, text, scale, arch).sae for _ in range(2))
-        row["equal, deterministic"] = all(
-            torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True)
-        )
-    except RuntimeError as error:
-        row["note"] = f"deterministic: {error}"[:160]
-    finally:
-        torch.use_deterministic_algorithms(False)
+    for how, deterministic, changes in (
+        ("auto", False, {}), ("dense", False, {"kernels": "dense"}), ("deterministic", True, {}),
+    ):  # fmt: skip
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            one, other = (trained(lm, text, scale, arch, **changes) for _ in range(2))
+        finally:
+            torch.use_deterministic_algorithms(False)
+        if failure := one.failure or other.failure:
+            row["note"] = f"{how}: {failure}"[:300]
+            continue
+        pairs = list(zip(one.sae.parameters(), other.sae.parameters(), strict=True))
+        row[f"equal, {how}"] = all(torch.equal(a, b) for a, b in pairs)
+        row[f"apart, {how}"] = max(distance(a, b) for a, b in pairs)
     return row
 
 

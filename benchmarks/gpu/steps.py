@@ -60,15 +60,13 @@ def run(report: Report, scale: Scale) -> None:
     report.run("ceilings", "ceilings", partial(measure_ceilings, scale, ceilings))
     medians: dict[tuple[str, int, str], float] = {}
     for width in scale.widths:
-        x = torch.empty(0)
-        with drawn_on(scale.device):
-            x = activations(scale, width)
-            report.run("crossover", f"width {width}", partial(crossover, scale, width), seconds=15)
-            for arch in ARCHITECTURES:
-                for variant in VARIANTS:
-                    name = f"{arch}, {width}, {variant.name}"
-                    step = partial(time_step, report, scale, ceilings, x, arch, width, variant, medians)
-                    report.run("steps", name, step, seconds=5)
+        x = activations(scale, width)
+        report.run("crossover", f"width {width}", partial(crossover, scale, width), seconds=15)
+        for arch in ARCHITECTURES:
+            for variant in VARIANTS:
+                name = f"{arch}, {width}, {variant.name}"
+                step = partial(time_step, report, scale, ceilings, x, arch, width, variant, medians)
+                report.run("steps", name, step, seconds=5)
         report.run("selection alone", f"width {width}", partial(selection_checks, scale, width, x), seconds=5)
         report.run("float8 screen", f"width {width}", partial(screen_checks, scale, width, x), seconds=5)
         report.run("compared", f"width {width}", partial(compare, medians, width))
@@ -120,7 +118,8 @@ def time_step(
     if scale.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     spec = Spec(arch, width, scale.batch, scale.l0)
-    subject = Dense(x, spec, autocast=variant.autocast) if variant.dense else Ours(x, spec, **variant.settings)
+    with drawn_on(scale.device):
+        subject = Dense(x, spec, autocast=variant.autocast) if variant.dense else Ours(x, spec, **variant.settings)
     batches = x.split(scale.batch)
     turn = iter(range(1_000_000))
 
