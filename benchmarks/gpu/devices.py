@@ -181,10 +181,10 @@ def check_training(lm: LanguageModel, on_host: LanguageModel, text: Text, scale:
     found, expected = (trained(model, text, scale, arch, 6000) for model in (lm, host))
     last, there = found.log[-1], expected.log[-1]
     apart = abs(last["fve"] - there["fve"])
-    ok = found.failure is None and apart < 0.03 and abs(last["l0"] - there["l0"]) < 2
+    ok = found.failure is None and apart < 0.03 and abs(last["l0"] / there["l0"] - 1) < 0.2
     return {
         "fve": last["fve"], "fve on CPU": there["fve"], "l0": last["l0"], "l0 on CPU": there["l0"],
-        "first loss": found.log[0]["loss"], "first loss on CPU": there and expected.log[0]["loss"],
+        "first loss": found.log[0]["loss"], "first loss on CPU": expected.log[0]["loss"],
         "skipped": found.stats.n_skipped, "note": found.failure or "", "ok": ok,
     }  # fmt: skip
 
@@ -198,6 +198,9 @@ def check_repeats(lm: LanguageModel, text: Text, scale: Scale, arch: str) -> dic
         torch.use_deterministic_algorithms(deterministic)
         try:
             one, other = (trained(lm, text, scale, arch, **changes) for _ in range(2))
+        except RuntimeError as error:  # an operation that has no deterministic form
+            row["note"] = f"{how}: {error}"[:300]
+            continue
         finally:
             torch.use_deterministic_algorithms(False)
         if failure := one.failure or other.failure:

@@ -44,6 +44,7 @@ def run(report: Report, scale: Scale) -> None:
     stated: dict[str, float] = {}
     report.run("dry run", "stated", partial(dry_run, arguments, stated))
     report.run("main job", "all architectures", partial(main_job, report, scale, arguments, home, stated))
+    report.run("what came out", "all architectures", partial(record_rows, home / "run"))
 
 
 def write_model(report: Report, scale: Scale, text: Text, folder: Path) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def main_job(
         "allocated GB": found.get("allocated GB", 0.0), "reserved GB": found.get("reserved GB", 0.0),
         "used GB": used, "host GB": found.get("host peak GB", 0.0), "stated GB": stated.get("GB", 0.0),
     }  # fmt: skip
-    return [row, *rows, *record_rows(home / "run")]
+    return [row, *rows]
 
 
 def steps_done(scale: Scale, said: str, finished: bool) -> int:
@@ -158,8 +159,7 @@ def record_rows(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for record in RunFolder(folder).records():
         if record.task == "reconstruction":
-            values = {name: metric.value for name, metric in (record.metrics or {}).items() if name in ("l0", "fve")}
-            training = record.sae.training
-            rows.append({"part": record.sae.label, **values, "note": record.failure or "",
-                         "skipped": training.steps_skipped if training else ""})  # fmt: skip
+            values = {name: score.value for name, score in record.scores.items() if name in ("l0", "fve")}
+            skipped = getattr(record.sae.training, "steps_skipped", "")
+            rows.append({"part": record.sae.label, **values, "skipped": skipped, "note": record.failure or ""})
     return rows

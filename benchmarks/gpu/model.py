@@ -10,6 +10,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from sae_bench.lm.tokens import Split, TokenStream
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 N_WORDS = 8192
+ENOUGH = 2000
+"""Docstrings that will do."""
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
 
 
@@ -61,9 +64,15 @@ def make_text(scale: Scale) -> Text:
 
 
 def standard_library(most: int, min_characters: int = 200) -> list[str]:
-    """The distinct docstrings of Python's standard library, in order of path and line, up to a number of them."""
+    """The distinct docstrings of Python's standard library, in order of path and line, up to a number of them.
+
+    Where it is installed in part only, torch's come after them.
+    """
     found: dict[str, None] = {}
-    for path in source_files(Path(sysconfig.get_paths()["stdlib"])):
+    roots = Path(sysconfig.get_paths()["stdlib"]), Path(torch.__file__).parent
+    for path in chain.from_iterable(map(source_files, roots)):
+        if len(found) >= ENOUGH and path.is_relative_to(roots[1]):
+            break
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
@@ -17,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
+from workers import ours
 from workers.dense import Dense
 from workers.ours import Ours
-from workers.protocol import Spec
+from workers.protocol import Spec, Subject
 
 from gpu.floors import Ceilings, Shape, floors
 from gpu.parts import timed_parts
@@ -33,14 +36,19 @@ from sae_bench.saes.kernel_choice import dense_above
 
 ABOUT = "(b) One training step"
 OURS = "ours"
+TYPICAL = 0.1
+"""The crossover where it could not be measured."""
+DISCARD = 12
+"""Steps until the capacity for active pairs is what the data need."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A trainer: ours with some settings of its steps, or the dense twin."""
+    """A trainer: ours with some settings of its steps, the dense twin, or a peer, if it is installed."""
 
     name: str
     dense: bool = False
+    peer: str | None = None
     autocast: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -49,8 +57,14 @@ VARIANTS = (
     Variant(OURS),
     Variant("dense, bfloat16", dense=True, autocast=True),
     Variant("dense, float32", dense=True),
+    Variant("sparsify", peer="sparsify"),
 )
 """What is timed, for every architecture and width. Settings are fields of `StepSettings`."""
+
+
+def trains(variant: Variant, arch: str) -> bool:
+    """Whether a trainer is here, and has the architecture: the one peer that is tried has topk alone."""
+    return variant.peer is None or (arch == "topk" and find_spec(variant.peer) is not None)
 
 
 def run(report: Report, scale: Scale) -> None:
@@ -61,20 +75,22 @@ def run(report: Report, scale: Scale) -> None:
     medians: dict[tuple[str, int, str], float] = {}
     for width in scale.widths:
         x = activations(scale, width)
-        report.run("crossover", f"width {width}", partial(crossover, scale, width), seconds=15)
+        above = {width: TYPICAL}
+        report.run("crossover", f"width {width}", partial(crossover, scale, width, above), seconds=15)
         for arch in ARCHITECTURES:
-            for variant in VARIANTS:
+            for variant in (variant for variant in VARIANTS if trains(variant, arch)):
                 name = f"{arch}, {width}, {variant.name}"
-                step = partial(time_step, report, scale, ceilings, x, arch, width, variant, medians)
+                step = partial(time_step, report, scale, ceilings, x, arch, width, variant, medians, above[width])
                 report.run("steps", name, step, seconds=5)
         report.run("selection alone", f"width {width}", partial(selection_checks, scale, width, x), seconds=5)
         report.run("float8 screen", f"width {width}", partial(screen_checks, scale, width, x), seconds=5)
         report.run("compared", f"width {width}", partial(compare, medians, width))
 
 
-def crossover(scale: Scale, width: int) -> dict[str, Any]:
+def crossover(scale: Scale, width: int, above: dict[int, float]) -> dict[str, Any]:
     """The density above which dense products are faster, as a run measures and then remembers it."""
-    return {"dense above": dense_above(scale.d_in, width, scale.batch, scale.device)}
+    above[width] = dense_above(scale.d_in, width, scale.batch, scale.device)
+    return {"dense above": above[width]}
 
 
 @contextmanager
@@ -104,6 +120,14 @@ def activations(scale: Scale, width: int) -> Tensor:
     return x / x.square().sum(1).mean().sqrt()
 
 
+def made(variant: Variant, x: Tensor, spec: Spec, above: float) -> Subject:
+    """An SAE in a trainer's hands, on the device of x; `above` is the density from which ours uses dense products."""
+    with drawn_on(x.device), patch.object(ours, "dense_above", lambda *_: above):
+        if variant.peer is not None:
+            return import_module(f"workers.{variant.peer}").Sparsify(x, spec)  # type: ignore[no-any-return]
+        return Dense(x, spec, autocast=variant.autocast) if variant.dense else Ours(x, spec, **variant.settings)
+
+
 def time_step(
     report: Report,
     scale: Scale,
@@ -113,13 +137,12 @@ def time_step(
     width: int,
     variant: Variant,
     medians: dict[tuple[str, int, str], float],
+    above: float,
 ) -> dict[str, Any]:
     """Time the whole step; of ours also the parts, and the kernels that take longest."""
     if scale.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    spec = Spec(arch, width, scale.batch, scale.l0)
-    with drawn_on(scale.device):
-        subject = Dense(x, spec, autocast=variant.autocast) if variant.dense else Ours(x, spec, **variant.settings)
+    subject = made(variant, x, Spec(arch, width, scale.batch, scale.l0), above)
     batches = x.split(scale.batch)
     turn = iter(range(1_000_000))
 
@@ -128,7 +151,7 @@ def time_step(
 
     with torch.no_grad():
         l0 = subject.l0(batches[0])
-    times = milliseconds(step, scale.device, rounds=scale.rounds, discard=2 if variant.dense else 12)
+    times = milliseconds(step, scale.device, rounds=scale.rounds, discard=2 if variant.dense else DISCARD)
     medians[arch, width, variant.name] = median = statistics.median(times)
     row = {
         "ms": median, "quartiles": spread(times), "tokens/s": 1000 * scale.batch / median, "L0": l0,
@@ -184,12 +207,12 @@ def compare(medians: Mapping[tuple[str, int, str], float], width: int) -> list[d
     """Every trainer's step in units of ours."""
     rows = []
     for arch in ARCHITECTURES:
-        ours = medians.get((arch, width, OURS))
+        own = medians.get((arch, width, OURS))
         others = {v.name: medians.get((arch, width, v.name)) for v in VARIANTS if v.name != OURS}
         topk = medians.get(("topk", width, OURS))
-        if ours is None:
+        if own is None:
             continue
-        row: dict[str, Any] = {"architecture": arch, "ours ms": ours}
-        row |= {f"{name} / ours": other / ours for name, other in others.items() if other is not None}
-        rows.append(row | ({"ours / topk's": ours / topk} if topk else {}))
+        row: dict[str, Any] = {"architecture": arch, "ours ms": own}
+        row |= {f"{name} / ours": other / own for name, other in others.items() if other is not None}
+        rows.append(row | ({"ours / topk's": own / topk} if topk else {}))
     return rows
