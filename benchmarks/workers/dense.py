@@ -19,11 +19,11 @@ COEFFICIENT = 1e-3
 
 
 class Dense:
-    """An SAE as four to seven tensors."""
+    """An SAE as four to seven tensors; with `autocast` its products are in bfloat16."""
 
-    def __init__(self, x: Tensor, spec: Spec) -> None:
+    def __init__(self, x: Tensor, spec: Spec, *, autocast: bool = False) -> None:
         ours = Ours(x, spec)
-        self.spec = spec
+        self.spec, self.autocast = spec, autocast
         self.eps = getattr(ours.sae.options, "bandwidth", 0.0)
         self.unit_norm = ours.sae.unit_norm_decoder
         parameters = {
@@ -38,7 +38,8 @@ class Dense:
         )
 
     def step(self, x: Tensor) -> None:
-        loss, _ = getattr(self, self.spec.arch)(x)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
+            loss, _ = getattr(self, self.spec.arch)(x)
         self.optimiser.zero_grad()
         loss.backward()
         W_dec = self.p.W_dec

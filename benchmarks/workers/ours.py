@@ -5,6 +5,7 @@ uses it, with the `short` preset. L0 is set by quantiles of the data, and stays 
 warming up.
 """
 
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -24,14 +25,15 @@ SITE = Site(layer=9, kind="resid_post", path="", side="output", d_in=0)
 
 
 class Ours:
-    """An SAE in the trainer's hands."""
+    """An SAE in the trainer's hands; `changes` are to the settings of its steps."""
 
-    def __init__(self, x: Tensor, spec: Spec) -> None:
+    def __init__(self, x: Tensor, spec: Spec, **changes: Any) -> None:
         options, recipe = settle(ArchSpec(name=spec.arch), "short")
         config = SAEConfig(d_in=x.shape[1], d_sae=spec.d_sae, l0=spec.l0, options=options)
         crossover = dense_above(x.shape[1], spec.d_sae, spec.batch, x.device) if spec.kernels == "auto" else None
         self.sae = ARCHITECTURES[spec.arch](config)
         settings = StepSettings(N_STEPS, spec.batch, x.device, cast(Kernels, spec.kernels), crossover)
+        settings = replace(settings, **changes)
         self.trainer = SAETrainer(spec.arch, self.sae, (SITE, 0), recipe, settings)
         self.trainer.initialise(x.mean(0), x[: min(INIT_SAMPLE, QUANTILE_TOKENS)])
         set_density(self.sae, x, spec.share)

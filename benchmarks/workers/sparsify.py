@@ -1,4 +1,4 @@
-"""sparsify's training step on its CPU path, topk only, with Adam.
+"""sparsify's training step, topk only, with Adam: on a CPU its own path for that, on a GPU its Triton kernels.
 
 Its `Trainer.fit` is one function around a language model's forward pass. These are the lines of it that concern one
 sparse coder, with its defaults (no AuxK, no Multi-TopK), from its forward hook and from its training loop.
@@ -16,11 +16,11 @@ class Sparsify:
 
     def __init__(self, x: Tensor, spec: Spec) -> None:
         assert spec.arch == "topk", "sparsify trains topk"
-        self.coder = SparseCoder(x.shape[1], SparseCoderConfig(num_latents=spec.d_sae, k=round(spec.l0)))
+        self.coder = SparseCoder(x.shape[1], SparseCoderConfig(num_latents=spec.d_sae, k=round(spec.l0)), x.device)
         self.coder.b_dec.data = x.mean(0)
         self.optimiser = torch.optim.Adam([{"params": self.coder.parameters(), "lr": LR}])
-        self.num_tokens_since_fired = torch.zeros(spec.d_sae, dtype=torch.long)
-        self.did_fire = torch.zeros(spec.d_sae, dtype=torch.bool)
+        self.num_tokens_since_fired = torch.zeros(spec.d_sae, dtype=torch.long, device=x.device)
+        self.did_fire = torch.zeros(spec.d_sae, dtype=torch.bool, device=x.device)
         self.fvu = 0.0
 
     def step(self, x: Tensor) -> None:

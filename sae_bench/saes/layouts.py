@@ -111,8 +111,8 @@ class Sparse:
         return self._sampled_product(left, right) if left.device.type == "cpu" else self._gathered(left, right)
 
     def _sampled_product(self, left: Tensor, right: Tensor) -> Tensor:
-        with warnings.catch_warnings():  # torch announces once per process that its CSR support is in beta
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
+        with warnings.catch_warnings():  # torch announces once per process that CSR is in beta; 2.11, what we ask for
+            warnings.filterwarnings("ignore", message="Sparse (CSR|invariant checks)", category=UserWarning)
             pairs = torch.sparse_csr_tensor(
                 self.offsets,
                 self.latent,
