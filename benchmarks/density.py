@@ -14,7 +14,7 @@ import torch
 from common import D_IN, RESULTS, application, interleave, ms, ratio, start_workers, table, turn, write_result
 from workers.protocol import Spec
 
-from sae_bench.saes.kernel_choice import dense_above
+from sae_bench.saes.kernel_choice import crossovers
 
 app = application(__doc__)
 
@@ -53,7 +53,7 @@ def main(
         Folder of the result.
     """
     torch.set_num_threads(threads)
-    crossover = dense_above(D_IN, d_sae, batch, torch.device("cpu"))
+    crossover = crossovers(D_IN, d_sae, batch, torch.device("cpu")).dense_above
     rows = []
     with ExitStack() as stack:
         workers = start_workers(stack, ("ours", "dense"), threads)

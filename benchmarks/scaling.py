@@ -38,7 +38,7 @@ from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 from sae_bench.runs.config import ArchSpec
 from sae_bench.runs.plan import settle
-from sae_bench.saes.kernel_choice import dense_above
+from sae_bench.saes.kernel_choice import crossovers
 from sae_bench.training.initial_values import INIT_SAMPLE
 from sae_bench.training.loop import train
 from sae_bench.training.trainer import SAETrainer, StepSettings
@@ -181,8 +181,8 @@ def timed_run(lm: LanguageModel, site: Site, spec: Spec, n: int, n_steps: int) -
     """Seconds of one run with n SAEs, and of the steps of each."""
     options, recipe = settle(ArchSpec(name=spec.arch), "short")
     config = SAEConfig(d_in=site.d_in, d_sae=spec.d_sae, l0=spec.l0, options=options)
-    above = dense_above(site.d_in, spec.d_sae, spec.batch, lm.device)
-    settings = StepSettings(n_steps, spec.batch, lm.device, dense_above=above)
+    at = crossovers(site.d_in, spec.d_sae, spec.batch, lm.device)
+    settings = StepSettings(n_steps, spec.batch, lm.device, crossovers=at)
     saes = [ARCHITECTURES[spec.arch](config) for _ in range(n)]
     start = time.perf_counter()
     buffer = training_buffer(lm, site, n_steps * spec.batch, spec.batch, Progress(quiet=True))

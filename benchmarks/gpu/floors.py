@@ -32,8 +32,6 @@ class Shape:
     F: int
     P: int
     arch: str
-    low: bool
-    """Whether the encoder product is in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -49,24 +47,20 @@ def floors(shape: Shape, ceilings: Ceilings, found: Mapping[str, float]) -> dict
     B, D, F, P = shape.B, shape.D, shape.F, shape.P
     matrix, gathered, times = BYTES * D * F, BYTES * P * D, 2 if shape.arch == "gated" else 1
     product = 2 * B * D * F
-    # bfloat16: W is read, rounded and read again; z is written rounded, read, and written with b_enc added.
-    in_low = matrix + 2 * LOW * D * F + 2 * LOW * B * F + BYTES * B * F
-    in_full = matrix + BYTES * (B * D + B * F)
-    low = shape.low and ceilings.bfloat16 > 0
-    rate = ceilings.bfloat16 if low else ceilings.float32
     work: dict[str, tuple[float, float, float]] = {  # bytes, operations, rate
-        "encoder product": (in_low if low else in_full, product, rate),
-        "selection": (BYTES * B * F, 0, 1),
+        "rounding and bound": (matrix + BYTES * B * D + LOW * D * (F + B), 0, 1),
+        "screening product": (LOW * (D * F + B * D + B * F), product, ceilings.bfloat16),
+        "candidates": (LOW * B * F, 0, 1),
+        "exact values": (gathered, 2 * P * D, ceilings.float32),
+        "encoder product and selection": (matrix + BYTES * (B * D + B * F), product, ceilings.float32),
         "decode": (times * (gathered + BYTES * B * D), times * 2 * P * D, ceilings.float32),
         # Inner products gather both factors; the gradient of the weights gathers activations and is written whole.
         "decode, backward": (
             times * 2 * gathered + gathered + matrix, times * 2 * P * D + 2 * P * D, ceilings.float32,
         ),
         "selection, backward": (gathered + matrix, 2 * P * D, ceilings.float32),
-        "clip gradient": (2 * matrix + 4 * matrix, 0, 1),  # read for the norm; read and written
+        "norm of the gradient": (3 * matrix, 0, 1),  # of both; W_dec as well, along whose rows nothing counts
         "optimiser": (7 * 2 * matrix, 0, 1),  # weights, gradients, two moments read; all but gradients written
-        "project gradient": (3 * matrix, 0, 1),
-        "renormalise": (3 * matrix, 0, 1),  # read for the norm; read and written
     }  # fmt: skip
     return {part: _floor(*work[part], ceilings.bandwidth) for part in found if part in work}
 

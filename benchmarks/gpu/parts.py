@@ -14,22 +14,25 @@ import torch
 
 from gpu.report import Clock, wait
 from sae_bench import SparseAutoencoder
-from sae_bench.saes import active
+from sae_bench.saes import active, screening
 from sae_bench.training import trainer as trainer_module
 from sae_bench.training.device_stats import DeviceStats
-from sae_bench.training.trainer import SAETrainer
 
 REST = "the rest"
 
 PARTS: tuple[tuple[object, str, str], ...] = (
-    (active, "_pre_activations", "encoder product"),
-    (SparseAutoencoder, "select_all", "selection"),
+    (screening, "_bounded", "rounding and bound"),
+    (screening, "_products", "screening product"),
+    (screening, "_cut", "candidates"),
+    (screening, "_reaching", "candidates"),
+    (screening, "_settled", "exact values"),
+    (active, "_selected", "encoder product and selection"),
+    (SparseAutoencoder, "select_all", "selection, the rest"),
     (SparseAutoencoder, "decode", "decode"),
     (active._Decode, "backward", "decode, backward"),
     (active._Select, "backward", "selection, backward"),
-    (trainer_module, "clip_gradient", "clip gradient"),
-    (SparseAutoencoder, "project_gradient", "project gradient"),
-    (SparseAutoencoder, "renormalise", "renormalise"),
+    (trainer_module, "tidy", "norm of the gradient"),
+    (trainer_module, "descend", "optimiser"),
     (DeviceStats, "usable", "statistics"),
     (DeviceStats, "note", "statistics"),
 )
@@ -92,14 +95,11 @@ class PartTimer:
             yield item
 
 
-def timed_parts(
-    step: Callable[[], None], trainer: SAETrainer, device: torch.device, *, rounds: int, discard: int = 2
-) -> dict[str, float]:
+def timed_parts(step: Callable[[], None], device: torch.device, *, rounds: int, discard: int = 2) -> dict[str, float]:
     """Median milliseconds of every part of a step, and of the rest."""
     timer = PartTimer(device)
-    optimiser = trainer.optimiser
     with ExitStack() as patches:
-        for owner, name, part in (*PARTS, (optimiser, "step", "optimiser")):
+        for owner, name, part in PARTS:
             if (function := getattr(owner, name, None)) is None:
                 continue
             timed = timer.wrapped(function, part)

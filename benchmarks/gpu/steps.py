@@ -31,15 +31,13 @@ from gpu.report import Report, milliseconds, peak_gb, spread
 from gpu.scale import Scale
 from sae_bench import ARCHITECTURES
 from sae_bench.saes import base
-from sae_bench.saes.active import as_active
-from sae_bench.saes.kernel_choice import dense_above
+from sae_bench.saes.active import Crossovers, as_active
+from sae_bench.saes.kernel_choice import crossovers
 
 ABOUT = "(b) One training step"
 OURS = "ours"
-TYPICAL = 0.1
-"""The crossover where it could not be measured."""
-DISCARD = 12
-"""Steps until the capacity for active pairs is what the data need."""
+DISCARD = 4
+"""Steps to warm up."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,7 @@ class Variant:
 
 VARIANTS = (
     Variant(OURS),
+    Variant("ours, unscreened", settings={"screening": "off"}),
     Variant("dense, bfloat16", dense=True, autocast=True),
     Variant("dense, float32", dense=True),
     Variant("sparsify", peer="sparsify"),
@@ -75,22 +74,22 @@ def run(report: Report, scale: Scale) -> None:
     medians: dict[tuple[str, int, str], float] = {}
     for width in scale.widths:
         x = activations(scale, width)
-        above = {width: TYPICAL}
-        report.run("crossover", f"width {width}", partial(crossover, scale, width, above), seconds=15)
+        at = {width: Crossovers()}
+        report.run("crossover", f"width {width}", partial(crossover, scale, width, at), seconds=15)
         for arch in ARCHITECTURES:
             for variant in (variant for variant in VARIANTS if trains(variant, arch)):
                 name = f"{arch}, {width}, {variant.name}"
-                step = partial(time_step, report, scale, ceilings, x, arch, width, variant, medians, above[width])
+                step = partial(time_step, report, scale, ceilings, x, arch, width, variant, medians, at[width])
                 report.run("steps", name, step, seconds=5)
         report.run("selection alone", f"width {width}", partial(selection_checks, scale, width, x), seconds=5)
         report.run("float8 screen", f"width {width}", partial(screen_checks, scale, width, x), seconds=5)
         report.run("compared", f"width {width}", partial(compare, medians, width))
 
 
-def crossover(scale: Scale, width: int, above: dict[int, float]) -> dict[str, Any]:
-    """The density above which dense products are faster, as a run measures and then remembers it."""
-    above[width] = dense_above(scale.d_in, width, scale.batch, scale.device)
-    return {"dense above": above[width]}
+def crossover(scale: Scale, width: int, at: dict[int, Crossovers]) -> dict[str, Any]:
+    """Where dense products and exact selection are faster, as a run measures and then remembers it."""
+    at[width] = crossovers(scale.d_in, width, scale.batch, scale.device)
+    return at[width]._asdict()
 
 
 @contextmanager
@@ -120,9 +119,9 @@ def activations(scale: Scale, width: int) -> Tensor:
     return x / x.square().sum(1).mean().sqrt()
 
 
-def made(variant: Variant, x: Tensor, spec: Spec, above: float) -> Subject:
-    """An SAE in a trainer's hands, on the device of x; `above` is the density from which ours uses dense products."""
-    with drawn_on(x.device), patch.object(ours, "dense_above", lambda *_: above):
+def made(variant: Variant, x: Tensor, spec: Spec, at: Crossovers) -> Subject:
+    """An SAE in a trainer's hands, on the device of x; `at` says where ours goes from one way to another."""
+    with drawn_on(x.device), patch.object(ours, "crossovers", lambda *_: at):
         if variant.peer is not None:
             return import_module(f"workers.{variant.peer}").Sparsify(x, spec)  # type: ignore[no-any-return]
         return Dense(x, spec, autocast=variant.autocast) if variant.dense else Ours(x, spec, **variant.settings)
@@ -137,12 +136,12 @@ def time_step(
     width: int,
     variant: Variant,
     medians: dict[tuple[str, int, str], float],
-    above: float,
+    at: Crossovers,
 ) -> dict[str, Any]:
     """Time the whole step; of ours also the parts, and the kernels that take longest."""
     if scale.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    subject = made(variant, x, Spec(arch, width, scale.batch, scale.l0), above)
+    subject = made(variant, x, Spec(arch, width, scale.batch, scale.l0), at)
     batches = x.split(scale.batch)
     turn = iter(range(1_000_000))
 
@@ -162,7 +161,7 @@ def time_step(
             pairs = as_active(subject.sae.encode(batches[0])).values.numel() / scale.batch
         row |= {"places a token": pairs, "skipped": subject.trainer.stats.n_skipped}
         name = f"{arch}, {width}, {variant.name}"
-        shape = Shape(scale.batch, scale.d_in, width, round(scale.l0 * scale.batch), arch, subject.sae.autocast)
+        shape = Shape(scale.batch, scale.d_in, width, round(scale.l0 * scale.batch), arch)
         report.run("parts", name, partial(part_rows, scale, ceilings, shape, step, subject), seconds=2)
         report.run("kernels", name, partial(kernel_rows, step), seconds=2)
     return row
@@ -170,7 +169,7 @@ def time_step(
 
 def part_rows(scale: Scale, ceilings: Ceilings, shape: Shape, step: Any, subject: Ours) -> list[dict[str, Any]]:
     """Every part's time, and the floor that bytes or arithmetic set it."""
-    found = timed_parts(step, subject.trainer, scale.device, rounds=scale.rounds)
+    found = timed_parts(step, scale.device, rounds=scale.rounds)
     limits = floors(shape, ceilings, found)
     total = sum(found.values())
     return [

@@ -16,7 +16,7 @@ from sae_bench.lm.sites import Site
 from sae_bench.runs.config import ArchSpec
 from sae_bench.runs.plan import settle
 from sae_bench.saes.active import Kernels
-from sae_bench.saes.kernel_choice import dense_above
+from sae_bench.saes.kernel_choice import crossovers
 from sae_bench.training.initial_values import INIT_SAMPLE
 from sae_bench.training.trainer import SAETrainer, StepSettings
 from workers.protocol import N_STEPS, QUANTILE_TOKENS, Spec, serve_steps, upper_quantile
@@ -30,9 +30,9 @@ class Ours:
     def __init__(self, x: Tensor, spec: Spec, **changes: Any) -> None:
         options, recipe = settle(ArchSpec(name=spec.arch), "short")
         config = SAEConfig(d_in=x.shape[1], d_sae=spec.d_sae, l0=spec.l0, options=options)
-        crossover = dense_above(x.shape[1], spec.d_sae, spec.batch, x.device) if spec.kernels == "auto" else None
+        at = crossovers(x.shape[1], spec.d_sae, spec.batch, x.device) if spec.kernels == "auto" else None
         self.sae = ARCHITECTURES[spec.arch](config)
-        settings = StepSettings(N_STEPS, spec.batch, x.device, cast(Kernels, spec.kernels), crossover)
+        settings = StepSettings(N_STEPS, spec.batch, x.device, cast(Kernels, spec.kernels), at)
         settings = replace(settings, **changes)
         self.trainer = SAETrainer(spec.arch, self.sae, (SITE, 0), recipe, settings)
         self.trainer.initialise(x.mean(0), x[: min(INIT_SAMPLE, QUANTILE_TOKENS)])
