@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sae_bench.errors import UserError
 from sae_bench.leaderboard import compare_table, tables
-from sae_bench.leaderboard.board import LATENTS, TRAINING_LOG, Board
+from sae_bench.leaderboard.board import TRAINING_LOG, Board
 from sae_bench.leaderboard.claims import METRICS, as_markdown, check_claims
 from sae_bench.leaderboard.compare import check_metrics, comparisons
 from sae_bench.leaderboard.curves import AT_L0
@@ -19,7 +19,7 @@ from sae_bench.leaderboard.html.report import report
 from sae_bench.records.files import write_bytes
 from sae_bench.records.run_folder import RunFolder
 
-SOURCES = ("run.json", "records/*.json", f"saes/*/{TRAINING_LOG}", f"{LATENTS}/*/*.json")
+SOURCES = ("run.json", "records/*.json", f"saes/*/{TRAINING_LOG}", "latents/*/*.json")
 """What a board is drawn from."""
 
 
@@ -47,9 +47,9 @@ def outputs(folders: Sequence[Path], l0s: Sequence[float] = AT_L0) -> Iterator[t
     metrics = check_metrics(board.records, None)
     compared, facts = comparisons(board.records, metrics), tables.caption(board.records)
     texts = tables.board_files(board.records) | {
-        "compare.md": compare_table.markdown(compared, metrics, l0s, facts) + "\n",
-        "compare.tex": compare_table.latex(compared, metrics, l0s, facts),
-        "compare.csv": compare_table.csv(compared, metrics, l0s),
+        "compare.md": compare_table.written("md", compared, metrics, l0s, facts) + "\n",
+        "compare.tex": compare_table.written("tex", compared, metrics, l0s, facts),
+        "compare.csv": compare_table.written("csv", compared, metrics, l0s),
         "claims.md": as_markdown(check_claims(comparisons(board.records, METRICS), l0s)),
         "report.html": report(board, l0s),
     }
