@@ -18,7 +18,7 @@ from sae_bench.leaderboard.compare import Setting
 from sae_bench.leaderboard.load import check_comparable, gather
 from sae_bench.records.files import read_sealed
 from sae_bench.records.run_folder import RunFolder
-from sae_bench.records.schema import Record, SAEDescription, Score
+from sae_bench.records.schema import Record, SAEDescription
 
 TRAINING_LOG = "metrics.jsonl"
 
@@ -60,17 +60,9 @@ class SAE:
         """None of an SAE that others trained."""
         return self.about.seed
 
-    @property
-    def failures(self) -> list[str]:
-        return sorted({record.failure for record in self.records if record.failure})
-
-    def score(self, metric: str) -> Score | None:
-        """A metric's score; None if it was not measured."""
-        return next((record.scores[metric] for record in self.records if metric in record.scores), None)
-
     def value(self, metric: str) -> float | None:
-        score = self.score(metric)
-        return None if score is None else score.value
+        """A metric's value; None if it has none, or was not measured."""
+        return next((record.scores[metric].value for record in self.records if metric in record.scores), None)
 
     @property
     def counts(self) -> tuple[list[int], int] | None:

@@ -16,8 +16,8 @@ from sae_bench.leaderboard.compare import check_metrics, comparisons
 from sae_bench.leaderboard.curves import AT_L0
 from sae_bench.leaderboard.figures.draw import figures
 from sae_bench.leaderboard.html.report import report
+from sae_bench.leaderboard.load import gather
 from sae_bench.records.files import write_bytes
-from sae_bench.records.run_folder import RunFolder
 
 SOURCES = ("run.json", "records/*.json", f"saes/*/{TRAINING_LOG}", "latents/*/*.json")
 """What a board is drawn from."""
@@ -29,8 +29,7 @@ def copy_sources(run: Path, to: Path) -> None:
     Raises:
         UserError: the folder holds another board, or there are no records.
     """
-    if not RunFolder(run).records():
-        raise UserError(f"{run} holds no records: give the folder of a finished run")
+    gather([run])
     for pattern in SOURCES:
         wanted = {path.relative_to(run) for path in run.glob(pattern)}
         strange = sorted(path.relative_to(to) for path in to.glob(pattern) if path.relative_to(to) not in wanted)

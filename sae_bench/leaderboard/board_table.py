@@ -46,7 +46,7 @@ def table(
     for name in groups:
         if name not in GROUPS:
             raise UserError(f'--group-by: unknown key "{name}"{did_you_mean(name, GROUPS)}')
-    metrics_of(records, columns or ())
+    metrics_of(records, columns or ())  # or its error
     metrics = tables.headline(records) if columns is None else columns
     rows = _means(records, metrics) if over_seeds else tables.lines(records, metrics)
     rows.sort(key=lambda line: tuple(_sortable(line.of.get(name)) for name in groups))

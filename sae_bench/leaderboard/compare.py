@@ -17,15 +17,8 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from sae_bench.errors import UserError
-from sae_bench.leaderboard.bootstrap import (
-    Design,
-    Estimate,
-    difference,
-    estimate,
-    metric_replicates,
-    over_seeds,
-    seed_variance,
-)
+from sae_bench.leaderboard import bootstrap
+from sae_bench.leaderboard.bootstrap import Design, Estimate
 from sae_bench.leaderboard.curves import AT_L0, area, at_l0, common_range, measured_range
 from sae_bench.leaderboard.load import metrics_of
 from sae_bench.records.schema import Record
@@ -203,7 +196,7 @@ def _architecture(
                     f"{record.sae.id} is in two of the runs: give runs that differ in architecture, target or seed"
                 )
             try:
-                measured[key] = metric_replicates(record, name, design, place)
+                measured[key] = bootstrap.metric_replicates(record, name, design, place)
             except KeyError:
                 note = record.scores[name].note or "no value, or no standard error"
                 missing.append(f"{record.sae.id}: {name}: {note}")
@@ -212,7 +205,7 @@ def _architecture(
     for name in metrics:
         kept = [t for t in targets if all((of, t, seed) in measured for of in (name, "l0") for seed in seeds)]
         l0, value = (
-            [over_seeds([measured[of, target, seed] for seed in seeds], design) for target in kept]
+            [bootstrap.over_seeds([measured[of, target, seed] for seed in seeds], design) for target in kept]
             for of in ("l0", name)
         )
         if kept:
@@ -251,13 +244,14 @@ def _differences(places: Mapping[Any, Mapping[str, Float[ndarray, " R"]]], desig
     """
     pairs = [(label, other, place) for place, of in places.items() for label, other in combinations(of, 2)]
     between_seeds = {
-        place: {label: seed_variance(values, design) for label, values in of.items()} for place, of in places.items()
+        place: {label: bootstrap.seed_variance(values, design) for label, values in of.items()}
+        for place, of in places.items()
     }
     found = []
     for label, other, place in pairs:
         seeds, degrees = pooled_over_seeds(between_seeds[place], {label: 1.0, other: -1.0}, design)
         of_pair = places[place][label] - places[place][other]
-        found.append(Difference(label, other, place, difference(of_pair, design, seeds, degrees, len(pairs))))
+        found.append(Difference(label, other, place, bootstrap.difference(of_pair, design, seeds, degrees, len(pairs))))
     return found
 
 
@@ -277,7 +271,7 @@ def pooled_over_seeds(
 def _standings(
     comparison: Comparison, metric: str, values: Mapping[str, Float[ndarray, " R"]], differences: Sequence[Difference]
 ) -> list[Standing]:
-    estimates = {label: estimate(of, comparison.design) for label, of in values.items()}
+    estimates = {label: bootstrap.estimate(of, comparison.design) for label, of in values.items()}
     best = _not_told_apart(estimates, comparison.directions.get(metric), differences)
     return [Standing(one.label, estimates.get(one.label), one.label in best) for one in comparison.architectures]
 

@@ -26,19 +26,8 @@ N_LOG_POINTS = 60
 TRAINING_SHOWN = ("fve", "l0", "loss")
 
 
-class Words:
-    """Every token string once."""
-
-    def __init__(self) -> None:
-        self.list: list[str] = []
-        self._places: dict[str, int] = {}
-
-    def place(self, token: str) -> int:
-        shown = visible(token)
-        if shown not in self._places:
-            self._places[shown] = len(self.list)
-            self.list.append(shown)
-        return self._places[shown]
+Words = dict[str, int]
+"""Every token string once, with its place."""
 
 
 def visible(token: str) -> str:
@@ -46,9 +35,13 @@ def visible(token: str) -> str:
     return "".join(SPACES.get(c, c if c.isprintable() or c == " " else "\N{REPLACEMENT CHARACTER}") for c in token)
 
 
+def _place(token: str, words: Words) -> int:
+    return words.setdefault(visible(token), len(words))
+
+
 def board_data(board: Board) -> dict[str, Any]:
     """Everything that the script knows."""
-    words = Words()
+    words: Words = {}
     seen = Counter(sae.id for sae in board.saes)
     metrics = metrics_of(board.records)
     headline = {one_line(name) for name, metric in metrics.items() if metric.headline}
@@ -60,7 +53,7 @@ def board_data(board: Board) -> dict[str, Any]:
         "settings": [_shown(setting) for setting in board.settings],
         "fronts": [_fronts(board, setting) for setting in board.settings],
         "saes": [_sae(sae, words, several=seen[sae.id] > 1) for sae in board.saes],
-        "words": words.list,
+        "words": list(words),
     }  # fmt: skip
 
 
@@ -100,7 +93,7 @@ def _sae(sae: SAE, words: Words, *, several: bool) -> dict[str, Any]:
             for record in sae.records
             for name, score in record.scores.items()
         },
-        "failures": [one_line(text) for text in sae.failures],
+        "failures": [one_line(text) for text in sorted({record.failure for record in sae.records if record.failure})],
         "frequency": frequency_histogram(sae),
         "training": _training(sae),
         "provenance": flat({"sae": {k: v for k, v in about.as_json().items() if k not in ("id", "label")},
@@ -152,7 +145,7 @@ def _latent(latent: Mapping[str, Any], words: Words) -> dict[str, Any]:
         "max": _digits(latent["max"]),
         "histogram": {"edges": [_digits(edge) for edge in latent["histogram"]["edges"]],
                       "counts": latent["histogram"]["counts"]},
-        "logits": {side: [[words.place(token), _digits(value)] for token, value in pairs]
+        "logits": {side: [[_place(token, words), _digits(value)] for token, value in pairs]
                    for side, pairs in latent["logits"].items()} if latent["logits"] else None,
         "examples": [_example(example, words) for example in examples],
         "explanation": _text(latent["explanation"]),
@@ -182,7 +175,7 @@ def _answers(answers: Sequence[Mapping[str, Any]]) -> list[str]:
 def _example(example: Mapping[str, Any], words: Words) -> list[Any]:
     kind = example["kind"] + ("" if example["decile"] is None else f" {example['decile'] + 1}")
     active = [[i, _digits(value)] for i, value in enumerate(example["activations"]) if value > 0]
-    return [one_line(kind), example["use"], [words.place(token) for token in example["tokens"]], active]
+    return [one_line(kind), example["use"], [_place(token, words) for token in example["tokens"]], active]
 
 
 def _digits(value: float | None) -> float | None:
