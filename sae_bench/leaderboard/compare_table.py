@@ -1,8 +1,7 @@
 """Comparisons at matched L0 as tables: terminal, Markdown, CSV and LaTeX. Pure functions of the comparisons."""
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, product
 from typing import Any
@@ -110,7 +109,8 @@ def _csv(comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequenc
     """
     rows: list[dict[str, Any]] = []
     for comparison, metric in product(comparisons, metrics):
-        for place, standing in _standings(comparison, metric, l0s):
+        standings = _standings(comparison, metric, l0s)
+        for place, standing in ((place, one) for place, of in standings.items() for one in of):
             e = standing.estimate
             low, high = e.interval() if e else (None, None)
             rows.append(
@@ -125,26 +125,21 @@ def _csv(comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequenc
     return render.csv_table(pd.DataFrame(rows), float_format="%.9g")
 
 
-def _standings(comparison: Comparison, metric: str, l0s: Sequence[float]) -> list[tuple[str, Standing]]:
-    if not comparison.points(metric):
-        return []
-    standings = compare(comparison, metric, l0s).standings
-    return [(AREA if l0 is None else f"{l0:g}", standing) for l0, of in standings.items() for standing in of]
+def _standings(comparison: Comparison, metric: str, l0s: Sequence[float]) -> dict[str, list[Standing]]:
+    """All architectures' standings, by the L0 or the area as it is written."""
+    found = compare(comparison, metric, l0s).standings if comparison.points(metric) else {}
+    return {AREA if l0 is None else f"{l0:g}": of for l0, of in found.items()}
 
 
 def grid(comparison: Comparison, metric: str, l0s: Sequence[float]) -> tuple[list[str], list[Row]]:
     """Header and rows of one comparison: architectures, and at each L0 the value and whether it is marked."""
-    found = _standings(comparison, metric, l0s)
-    places = list(dict.fromkeys(place for place, standing in found if standing.estimate))
-    cells = {
-        (place, standing.label): (with_interval(standing.estimate) if standing.estimate else "-", standing.best)
-        for place, standing in found
-    }
-    header = ["architecture", *(place if place == AREA else f"L0 {place}" for place in places)]
-    if not places:
-        return header, []
-    rows = [(label, [cells[place, label] for place in places]) for label in dict.fromkeys(s.label for _, s in found)]
-    if front := on_front(comparison, metric):
+    found = {place: of for place, of in _standings(comparison, metric, l0s).items() if any(one.estimate for one in of)}
+    header = ["architecture", *(place if place == AREA else f"L0 {place}" for place in found)]
+    rows: list[Row] = [
+        (of[0].label, [(with_interval(one.estimate) if one.estimate else "-", one.best) for one in of])
+        for of in zip(*found.values(), strict=True)
+    ]
+    if front := on_front(comparison, metric) if rows else {}:
         header.append("Pareto front")
         for label, row in rows:
             row.append((", ".join(f"{target:g}" for target in front[label]) or "-", False))
@@ -191,11 +186,10 @@ def summaries(comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Se
         yield Table(what, None, header, rows)
 
 
-def _compared(found: Sequence[tuple[str, Standing]]) -> list[Standing]:
+def _compared(found: Mapping[str, Sequence[Standing]]) -> list[Standing]:
     """Standings at the L0s where there is anybody to compare with."""
-    known = [(place, standing) for place, standing in found if place != AREA and standing.estimate is not None]
-    at = Counter(place for place, _ in known)
-    return [standing for place, standing in known if at[place] > 1]
+    known = ([one for one in of if one.estimate] for place, of in found.items() if place != AREA)
+    return [one for of in known if len(of) > 1 for one in of]
 
 
 def _place(comparison: Comparison, comparisons: Sequence[Comparison]) -> str:
