@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sae_bench.records.files import seal_of
+from sae_bench.leaderboard.compare import compare
+from sae_bench.records.files import digest_of
 from sae_bench.records.names import file_name
 from sae_bench.records.schema import record_from
 
@@ -177,7 +178,7 @@ def seal(path, content):
     """A sealed file, without waiting for the disk as the harness does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = json.loads(json.dumps(content))
-    path.write_text(json.dumps(content | {"seal": seal_of(content)}))
+    path.write_text(json.dumps(content | {"seal": digest_of(content)}))
 
 
 def write_run(folder: Path, of=None, *, n_latents=0, text=None, width=24) -> Path:
@@ -196,3 +197,10 @@ def write_run(folder: Path, of=None, *, n_latents=0, text=None, width=24) -> Pat
                 content = latent(sae["id"], number * 5, explained=number % 4 != 3, text=text, width=width)
                 seal(folder / "latents" / sae["id"] / f"{number * 5}.json", content)
     return folder
+
+
+def at(comparison, metric, l0s):
+    """Standings by L0 and the differences there; the area is in the family of its differences."""
+    found = compare(comparison, metric, l0s)
+    standings = {place: of for place, of in found.standings.items() if place is not None}
+    return standings, [d for d in found.differences if d.l0 is not None]

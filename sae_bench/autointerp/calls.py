@@ -1,7 +1,5 @@
 """One call to a language model: where it goes, what is asked, and what came back."""
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +8,7 @@ from typing import Any
 from sae_bench.autointerp.budget import Usage, estimated_tokens
 from sae_bench.autointerp.parse import Unreadable
 from sae_bench.autointerp.prompt import Message
+from sae_bench.records.files import digest_of
 
 OPENAI = "https://api.openai.com/v1"
 
@@ -84,7 +83,7 @@ class Call:
     def digest(self) -> str:
         """What the cache knows it by: endpoint, model, messages and parameters."""
         asked = [self.endpoint.base_url, self.endpoint.model, list(self.question.messages), self.parameters]
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        return digest_of(asked)
 
     @property
     def most(self) -> Usage:

@@ -95,7 +95,7 @@ def judge_settings(config: JudgeConfig, judges: Judges | None, interp_tokens: in
         "judge": {"model": judges.judge.model, "base_url": redact(judges.judge.base_url)},
         "explainer": {"model": judges.explainer.model, "base_url": redact(judges.explainer.base_url)},
         "scorers": [scorer.name for scorer in judges.scorers],
-        "prompts": {name: prompt.identity for name, prompt in prompts.items()},
+        "prompts": {name: {"version": one.version, "sha256": one.sha256} for name, one in prompts.items()},
         "excerpts_per_question": judges.examples_per_question,
         "collection": COLLECTION_VERSION,
         "n_latents": config.latents_wanted,

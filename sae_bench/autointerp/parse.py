@@ -36,21 +36,19 @@ def read_json(text: str, shape: Callable[..., T], *given: object) -> T:
         Unreadable: there is no such object, or there are two that differ.
     """
     found: list[T] = []
-    problem: Unreadable | None = None
+    problems = []
     for content in _objects(text):
         try:
             value = shape(content, *given)
+            found += [value] if value not in found else []
         except Unreadable as error:
-            problem = problem or error
-            continue
-        if value not in found:
-            found.append(value)
+            problems.append(error)
     if len(found) == 1:
         return found[0]
     if found:
         raise Unreadable("duplicate", "several answers that differ")
-    if problem is not None:
-        raise problem
+    if problems:
+        raise problems[0]
     if is_refusal(text):
         raise Unreadable("refusal", "refused in words")
     raise Unreadable("unparsable", "no JSON object")

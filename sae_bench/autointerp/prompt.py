@@ -69,11 +69,6 @@ class Prompt:
         """All that it says in words of our own."""
         return "\n".join((self.system, self.user, self.one or "", *(answer for _, answer in self.demonstrations)))
 
-    @property
-    def identity(self) -> dict[str, str]:
-        """What a record says of it."""
-        return {"version": self.version, "sha256": self.sha256}
-
     def messages(self, data: Mapping[str, Any], *, one: bool = False, **words: object) -> list[Message]:
         """The prompt with `data` quoted in it; `words` are our own and stand as they are.
 

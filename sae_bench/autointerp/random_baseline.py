@@ -5,8 +5,6 @@ pre-activation fire, k being the L0 that the trained ones were to have, measured
 would else be the mean that decides which fire.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 
@@ -15,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_bench.lm.sites import Site
+from sae_bench.records.files import digest_of
 from sae_bench.records.schema import SAEDescription, SiteDescription, Training
 from sae_bench.saes.active import Active
 from sae_bench.saes.base import START_DENSITY, Loss, SAEConfig, SparseAutoencoder, Step
@@ -51,26 +50,21 @@ def random_baselines(shapes: Iterable[tuple[SAEConfig, Site]]) -> list[tuple[SAE
         l0 = shape.l0 if shape.l0 is not None else max(1.0, START_DENSITY * shape.d_sae)
         config = SAEConfig(d_in=shape.d_in, d_sae=shape.d_sae, l0=l0)
         name = f"random.{site.name}.w{config.d_sae}.l0_{l0:g}"
-        found[name] = (_described(name, config, site), config, site)
+        described = SAEDescription(
+            id=name,
+            arch="random",
+            label=LABEL,
+            arch_version="1",
+            site=SiteDescription(**asdict(site), name=site.name),
+            d_in=config.d_in,
+            d_sae=config.d_sae,
+            target_l0=config.l0,
+            coefficient=None,
+            seed=config.seed,
+            options={},
+            recipe={},
+            training=Training(failure=None),
+            weights_sha256=digest_of(["random", "1", config.model_dump(mode="json")]),
+        )
+        found[name] = (described, config, site)
     return list(found.values())
-
-
-def _described(name: str, config: SAEConfig, site: Site) -> SAEDescription:
-    """In the form of a trained one's description."""
-    digest = hashlib.sha256(json.dumps(["random", "1", config.model_dump(mode="json")], sort_keys=True).encode())
-    return SAEDescription(
-        id=name,
-        arch="random",
-        label=LABEL,
-        arch_version="1",
-        site=SiteDescription(**asdict(site), name=site.name),
-        d_in=config.d_in,
-        d_sae=config.d_sae,
-        target_l0=config.l0,
-        coefficient=None,
-        seed=config.seed,
-        options={},
-        recipe={},
-        training=Training(failure=None),
-        weights_sha256=digest.hexdigest(),
-    )

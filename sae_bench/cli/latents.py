@@ -18,16 +18,11 @@ PER_KIND = 4
 def explain(run: Path, sae: str, /, *, latent: int, every: bool = False) -> int:
     """Show what a latent fires on, how it was explained, and how the explanation scored.
 
-    Parameters
-    ----------
-    run
-        A run's folder.
-    sae
-        The SAE's name, or the beginning of it if no other begins so.
-    latent
-        The latent's number.
-    every
-        Show all excerpts, not the first few of each kind.
+    Args:
+        run: A run's folder.
+        sae: The SAE's name, or the beginning of it if no other begins so.
+        latent: The latent's number.
+        every: Show all excerpts, not the first few of each kind.
     """
     content = read_sealed(find_latent(run, sae, latent))
     print("\n".join(lines_of(content, colour=sys.stdout.isatty(), every=every)))

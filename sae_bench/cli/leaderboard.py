@@ -32,10 +32,9 @@ def table(
         over_seeds: One row for each architecture and target: the mean over seeds, with its 95% interval.
         mix: Tabulate runs that measured on different tokens, or with different versions of a task, and say so.
     """
-    from sae_bench.leaderboard import board_table, tables
-    from sae_bench.leaderboard.load import gather
+    from sae_bench.leaderboard import board_table, load, tables
 
-    records = gather(runs, mix=mix)
+    records = load.gather(runs, mix=mix)
     if columns is None and group_by is None and not over_seeds and form == "text":
         print(tables.terminal(records))
     else:
@@ -49,31 +48,21 @@ def compare(runs: Runs, /, *, metric: list[str] | None = None, at_l0: L0s = None
     Args:
         metric: Metrics to compare. Default: those of the leaderboard that have a better direction.
     """
-    from sae_bench.leaderboard import compare_table, tables
-    from sae_bench.leaderboard.compare import check_metrics, comparisons
-    from sae_bench.leaderboard.curves import AT_L0
-    from sae_bench.leaderboard.load import gather
+    from sae_bench.leaderboard import compare, compare_table, curves, load, tables
 
-    records = gather(runs)
-    metrics = check_metrics(records, metric)
-    writers = {
-        "text": compare_table.terminal, "md": compare_table.markdown, "tex": compare_table.latex,
-        "csv": compare_table.csv,
-    }  # fmt: skip
-    facts = () if form == "csv" else (tables.caption(records),)
-    print(writers[form](comparisons(records, metrics), metrics, at_l0 or AT_L0, *facts))
+    records = load.gather(runs)
+    metrics = compare.check_metrics(records, metric)
+    compared = compare.comparisons(records, metrics)
+    print(compare_table.written(form, compared, metrics, at_l0 or curves.AT_L0, tables.caption(records)))
     return 0
 
 
 def claims(runs: Runs, /, *, at_l0: L0s = None) -> int:
     """Check the findings of the JumpReLU paper on runs: each holds, does not hold, or cannot be told."""
-    from sae_bench.leaderboard.claims import METRICS, check_claims
-    from sae_bench.leaderboard.compare import comparisons
-    from sae_bench.leaderboard.curves import AT_L0
-    from sae_bench.leaderboard.load import gather
+    from sae_bench.leaderboard import claims, compare, curves, load
 
-    records = gather(runs)
-    for comparison, judged in check_claims(comparisons(records, METRICS), at_l0 or AT_L0):
+    compared = compare.comparisons(load.gather(runs), claims.METRICS)
+    for comparison, judged in claims.check_claims(compared, at_l0 or curves.AT_L0):
         print(f"{judged.verdict}: {judged.claim} ({comparison.setting})")
         for number in judged.numbers:
             print(f"    {number}")

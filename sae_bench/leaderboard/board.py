@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sae_bench.leaderboard.compare import Setting
 from sae_bench.leaderboard.load import check_comparable, gather
 from sae_bench.records.files import read_sealed
 from sae_bench.records.run_folder import RunFolder
-from sae_bench.records.schema import Record, SAEDescription, Score
+from sae_bench.records.schema import Record, SAEDescription
 
-LATENTS = "latents"
 TRAINING_LOG = "metrics.jsonl"
 
 
@@ -45,9 +45,9 @@ class SAE:
         return self.about.label
 
     @property
-    def setting(self) -> tuple[str, str, int]:
-        """Model, site and width: what must be alike for two SAEs to share a figure."""
-        return self.records[0].provenance.model, self.about.site.name, self.about.d_sae
+    def setting(self) -> Setting:
+        """What must be alike for two SAEs to share a figure."""
+        return Setting.of(self.records[0])
 
     @property
     def target(self) -> float:
@@ -60,17 +60,9 @@ class SAE:
         """None of an SAE that others trained."""
         return self.about.seed
 
-    @property
-    def failures(self) -> list[str]:
-        return sorted({record.failure for record in self.records if record.failure})
-
-    def score(self, metric: str) -> Score | None:
-        """A metric's score; None if it was not measured."""
-        return next((record.scores[metric] for record in self.records if metric in record.scores), None)
-
     def value(self, metric: str) -> float | None:
-        score = self.score(metric)
-        return None if score is None else score.value
+        """A metric's value; None if it has none, or was not measured."""
+        return next((record.scores[metric].value for record in self.records if metric in record.scores), None)
 
     @property
     def counts(self) -> tuple[list[int], int] | None:
@@ -89,7 +81,7 @@ class SAE:
 
     def latents(self) -> Iterator[dict[str, Any]]:
         """The latents that were looked at, in their order."""
-        folder = self.run / LATENTS / RunFolder(self.run).sae_path(self.id).name  # a name that leads nowhere else
+        folder = RunFolder(self.run).latents_path(self.id)
         for path in sorted(folder.glob("*.json"), key=lambda path: (len(path.stem), path.stem)):
             yield read_sealed(path)
 
@@ -125,5 +117,5 @@ class Board:
         return sorted({sae.label for sae in self.saes})
 
     @property
-    def settings(self) -> list[tuple[str, str, int]]:
+    def settings(self) -> list[Setting]:
         return sorted({sae.setting for sae in self.saes})

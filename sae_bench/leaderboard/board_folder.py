@@ -10,16 +10,16 @@ from pathlib import Path
 
 from sae_bench.errors import UserError
 from sae_bench.leaderboard import compare_table, tables
-from sae_bench.leaderboard.board import LATENTS, TRAINING_LOG, Board
+from sae_bench.leaderboard.board import TRAINING_LOG, Board
 from sae_bench.leaderboard.claims import METRICS, as_markdown, check_claims
 from sae_bench.leaderboard.compare import check_metrics, comparisons
 from sae_bench.leaderboard.curves import AT_L0
 from sae_bench.leaderboard.figures.draw import figures
 from sae_bench.leaderboard.html.report import report
+from sae_bench.leaderboard.load import gather
 from sae_bench.records.files import write_bytes
-from sae_bench.records.run_folder import RunFolder
 
-SOURCES = ("run.json", "records/*.json", f"saes/*/{TRAINING_LOG}", f"{LATENTS}/*/*.json")
+SOURCES = ("run.json", "records/*.json", f"saes/*/{TRAINING_LOG}", "latents/*/*.json")
 """What a board is drawn from."""
 
 
@@ -29,8 +29,7 @@ def copy_sources(run: Path, to: Path) -> None:
     Raises:
         UserError: the folder holds another board, or there are no records.
     """
-    if not RunFolder(run).records():
-        raise UserError(f"{run} holds no records: give the folder of a finished run")
+    gather([run])
     for pattern in SOURCES:
         wanted = {path.relative_to(run) for path in run.glob(pattern)}
         strange = sorted(path.relative_to(to) for path in to.glob(pattern) if path.relative_to(to) not in wanted)
@@ -47,9 +46,9 @@ def outputs(folders: Sequence[Path], l0s: Sequence[float] = AT_L0) -> Iterator[t
     metrics = check_metrics(board.records, None)
     compared, facts = comparisons(board.records, metrics), tables.caption(board.records)
     texts = tables.board_files(board.records) | {
-        "compare.md": compare_table.markdown(compared, metrics, l0s, facts) + "\n",
-        "compare.tex": compare_table.latex(compared, metrics, l0s, facts),
-        "compare.csv": compare_table.csv(compared, metrics, l0s),
+        "compare.md": compare_table.written("md", compared, metrics, l0s, facts) + "\n",
+        "compare.tex": compare_table.written("tex", compared, metrics, l0s, facts),
+        "compare.csv": compare_table.written("csv", compared, metrics, l0s),
         "claims.md": as_markdown(check_claims(comparisons(board.records, METRICS), l0s)),
         "report.html": report(board, l0s),
     }

@@ -14,7 +14,7 @@ Shapes: R replicates, G documents, S seeds.
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -123,9 +123,7 @@ def difference(of_pair: Float[ndarray, " R"], design: Design, seeds: float, degr
     Where no variance was seen at all, it is unknown: SAEs that agree by chance would differ beyond any doubt otherwise.
     """
     found = _combined(of_pair, design, seeds, degrees, lambda share: _weight_of_pooled(share, degrees), family)
-    if found.stderr > 0:
-        return found
-    return Estimate(found.value, math.inf, found.sources, found.over_seeds, family)
+    return found if found.stderr > 0 else replace(found, stderr=math.inf)
 
 
 def _combined(

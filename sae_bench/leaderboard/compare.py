@@ -8,7 +8,7 @@ most 5%, and its intervals cover together.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -16,17 +16,11 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from sae_bench.errors import UserError, did_you_mean
-from sae_bench.leaderboard.bootstrap import (
-    Design,
-    Estimate,
-    difference,
-    estimate,
-    metric_replicates,
-    over_seeds,
-    seed_variance,
-)
+from sae_bench.errors import UserError
+from sae_bench.leaderboard import bootstrap
+from sae_bench.leaderboard.bootstrap import Design, Estimate
 from sae_bench.leaderboard.curves import AT_L0, area, at_l0, common_range, measured_range
+from sae_bench.leaderboard.load import metrics_of
 from sae_bench.records.schema import Record
 
 ALPHA = 0.05
@@ -40,6 +34,10 @@ class Setting:
     model: str
     site: str
     width: int
+
+    @staticmethod
+    def of(record: Record) -> "Setting":
+        return Setting(record.provenance.model, record.sae.site.name, record.sae.d_sae)
 
     def __str__(self) -> str:
         return f"{self.model}, {self.site}, width {self.width}"
@@ -78,6 +76,20 @@ class Comparison:
     directions: dict[str, str | None]
     """Which way each metric is better: "up", "down" or None."""
 
+    def points(self, metric: str) -> dict[str, Points]:
+        """What was measured of a metric, by the label of each architecture that has it."""
+        return {one.label: one.metrics[metric] for one in self.architectures if metric in one.metrics}
+
+    def heights(self, metric: str, l0s: Sequence[float]) -> dict[float | None, dict[str, Float[ndarray, " R"]]]:
+        """By L0 a metric of each architecture that was measured on both sides of it, in every replicate."""
+        found: dict[float | None, dict[str, Float[ndarray, " R"]]] = {l0: {} for l0 in l0s}
+        for label, points in self.points(metric).items():
+            low, high = measured_range(points.l0[0])
+            for l0, values in zip(l0s, at_l0(points.l0, points.value, l0s).T, strict=True):
+                if low <= l0 <= high:
+                    found[l0][label] = values
+        return found
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -100,21 +112,10 @@ class Difference:
     estimate: Estimate
 
     @property
-    def p_value(self) -> float:
-        """Corrected for the family, as the estimate's interval is; NaN where it is unknown."""
-        return self.estimate.p_value
-
-    @property
     def tie(self) -> bool:
         """Zero is inside of the interval: the p-value is above ALPHA, or unknown."""
         low, high = self.estimate.interval(1 - ALPHA)
         return low <= 0 <= high
-
-    def turned(self, first: str) -> "Difference":
-        """The difference with `first` as the minuend."""
-        if self.label == first:
-            return self
-        return Difference(self.other, self.label, self.l0, replace(self.estimate, value=-self.estimate.value))
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,7 @@ def check_metrics(records: Sequence[Record], wanted: Sequence[str] | None) -> li
     Raises:
         UserError: one of them is in no record.
     """
-    known = {name: metric for record in records for name, metric in record.metrics.items()}
-    for name in wanted or ():
-        if name not in known:
-            raise UserError(f'unknown metric "{name}"{did_you_mean(name, known)}')
+    known = metrics_of(records, wanted or ())
     shown = {name for record in records if record.measured_on == "tokens" for name in record.metrics}
     shown |= {name for record in records if not record.not_measured for name in record.scores}
     headline = (name for name, metric in known.items() if metric.headline and metric.better)
@@ -157,11 +155,8 @@ def comparisons(records: Sequence[Record], metrics: Sequence[str]) -> list[Compa
     """
     settings: dict[Setting, list[Record]] = {}
     for record in records:
-        sae = record.sae
-        if sae.origin:
-            continue
-        setting = Setting(record.provenance.model, sae.site.name, sae.d_sae)
-        settings.setdefault(setting, []).append(record)
+        if not record.sae.origin:
+            settings.setdefault(Setting.of(record), []).append(record)
     found = (_comparison_of(setting, settings[setting], metrics) for setting in sorted(settings))
     return [comparison for comparison in found if comparison.architectures]
 
@@ -177,7 +172,7 @@ def _comparison_of(setting: Setting, records: Sequence[Record], metrics: Sequenc
     design = Design(n_documents, len(seeds), len(labels))
     wanted = list(dict.fromkeys([*metrics, "l0"]))
     directions: dict[str, str | None] = {
-        name: metric.better for record in records for name, metric in record.metrics.items() if name in wanted
+        name: metric.better for name, metric in metrics_of(records).items() if name in wanted
     }
     architectures = tuple(_architecture(label, i, records, seeds, wanted, design) for i, label in enumerate(labels))
     mine = tuple(record for record in records if record.sae.seed in seeds)
@@ -201,7 +196,7 @@ def _architecture(
                     f"{record.sae.id} is in two of the runs: give runs that differ in architecture, target or seed"
                 )
             try:
-                measured[key] = metric_replicates(record, name, design, place)
+                measured[key] = bootstrap.metric_replicates(record, name, design, place)
             except KeyError:
                 note = record.scores[name].note or "no value, or no standard error"
                 missing.append(f"{record.sae.id}: {name}: {note}")
@@ -210,7 +205,7 @@ def _architecture(
     for name in metrics:
         kept = [t for t in targets if all((of, t, seed) in measured for of in (name, "l0") for seed in seeds)]
         l0, value = (
-            [over_seeds([measured[of, target, seed] for seed in seeds], design) for target in kept]
+            [bootstrap.over_seeds([measured[of, target, seed] for seed in seeds], design) for target in kept]
             for of in ("l0", name)
         )
         if kept:
@@ -220,25 +215,15 @@ def _architecture(
 
 def _place(record: Record) -> tuple[float, int]:
     """The target and the seed of an SAE of a run."""
-    sae = record.sae
-    assert sae.target is not None, "only SAEs from elsewhere have none"
-    assert sae.seed is not None, "only SAEs from elsewhere have none"
-    return sae.target, sae.seed
+    target, seed = record.sae.target, record.sae.seed
+    assert target is not None and seed is not None, "only SAEs from elsewhere have none"  # noqa: PT018
+    return target, seed
 
 
 def compare(comparison: Comparison, metric: str, l0s: Sequence[float] = AT_L0) -> MetricComparison:
     """Every architecture at every wanted L0 inside its measured range and by area, and all pairs' differences there."""
-    points = {
-        architecture.label: architecture.metrics[metric]
-        for architecture in comparison.architectures
-        if metric in architecture.metrics
-    }
-    heights = {label: at_l0(of.l0, of.value, l0s) for label, of in points.items()}
-    ranges = {label: measured_range(of.l0[0]) for label, of in points.items()}
-    places: dict[float | None, dict[str, Float[ndarray, " R"]]] = {
-        wanted: {label: heights[label][:, i] for label, (low, high) in ranges.items() if low <= wanted <= high}
-        for i, wanted in enumerate(l0s)
-    }
+    points = comparison.points(metric)
+    places = comparison.heights(metric, l0s)
     between = common_range([of.l0[0] for of in points.values()]) if points else None
     if between is not None:
         places[None] = {label: area(of.l0, of.value, between) for label, of in points.items()}
@@ -250,15 +235,6 @@ def compare(comparison: Comparison, metric: str, l0s: Sequence[float] = AT_L0) -
     return MetricComparison(standings, differences, between)
 
 
-def at(
-    comparison: Comparison, metric: str, l0s: Sequence[float] = AT_L0
-) -> tuple[dict[float, list[Standing]], list[Difference]]:
-    """The comparison at every wanted L0; the area is in the family of its differences."""
-    found = compare(comparison, metric, l0s)
-    standings = {place: of for place, of in found.standings.items() if place is not None}
-    return standings, [d for d in found.differences if d.l0 is not None]
-
-
 def _differences(places: Mapping[Any, Mapping[str, Float[ndarray, " R"]]], design: Design) -> list[Difference]:
     """All pairs at all places, as one family.
 
@@ -268,13 +244,14 @@ def _differences(places: Mapping[Any, Mapping[str, Float[ndarray, " R"]]], desig
     """
     pairs = [(label, other, place) for place, of in places.items() for label, other in combinations(of, 2)]
     between_seeds = {
-        place: {label: seed_variance(values, design) for label, values in of.items()} for place, of in places.items()
+        place: {label: bootstrap.seed_variance(values, design) for label, values in of.items()}
+        for place, of in places.items()
     }
     found = []
     for label, other, place in pairs:
         seeds, degrees = pooled_over_seeds(between_seeds[place], {label: 1.0, other: -1.0}, design)
         of_pair = places[place][label] - places[place][other]
-        found.append(Difference(label, other, place, difference(of_pair, design, seeds, degrees, len(pairs))))
+        found.append(Difference(label, other, place, bootstrap.difference(of_pair, design, seeds, degrees, len(pairs))))
     return found
 
 
@@ -294,7 +271,7 @@ def pooled_over_seeds(
 def _standings(
     comparison: Comparison, metric: str, values: Mapping[str, Float[ndarray, " R"]], differences: Sequence[Difference]
 ) -> list[Standing]:
-    estimates = {label: estimate(of, comparison.design) for label, of in values.items()}
+    estimates = {label: bootstrap.estimate(of, comparison.design) for label, of in values.items()}
     best = _not_told_apart(estimates, comparison.directions.get(metric), differences)
     return [Standing(one.label, estimates.get(one.label), one.label in best) for one in comparison.architectures]
 

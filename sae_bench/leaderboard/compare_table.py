@@ -1,32 +1,23 @@
 """Comparisons at matched L0 as tables: terminal, Markdown, CSV and LaTeX. Pure functions of the comparisons."""
 
-import io
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, product
 from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
 from sae_bench.errors import one_line
+from sae_bench.leaderboard import render
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS, Estimate
 from sae_bench.leaderboard.compare import Comparison, Standing, compare
 from sae_bench.leaderboard.curves import AT_L0, pareto_front
-from sae_bench.leaderboard.render import (
-    ARROWS,
-    LATEX_ARROWS,
-    escape_csv,
-    escape_latex,
-    escape_markdown,
-    latex_table,
-    with_error,
-)
 
 Cell = tuple[str, bool]
 """Its text, and whether it is marked: not told apart from the best, where others are."""
 Row = tuple[str, list[Cell]]
-Escape = Callable[[str], str]
 
 AREA = "area"
 """Column of the mean height of the curve over log L0."""
@@ -37,147 +28,121 @@ RULE = (
 )
 """What is marked."""
 
-
-def long_comparison(
-    comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequence[float] = AT_L0
-) -> pd.DataFrame:
-    """One row for each setting, metric, architecture and L0 (or the area), with its 95% interval."""
-    rows: list[dict[str, Any]] = []
-    for comparison in comparisons:
-        for metric in metrics:
-            for place, standing in _standings(comparison, metric, l0s):
-                e = standing.estimate
-                low, high = e.interval() if e else (None, None)
-                rows.append(
-                    {
-                        **asdict(comparison.setting),
-                        "metric": metric, "better": comparison.directions.get(metric) or "", "l0": place,
-                        "architecture": standing.label, "value": e.value if e else None, "low": low, "high": high,
-                        "best": standing.best, "seeds": len(comparison.seeds), "over_seeds": bool(e and e.over_seeds),
-                        "documents": comparison.design.n_documents,
-                    }
-                )  # fmt: skip
-    return pd.DataFrame(rows)
+STYLES: dict[str, tuple[str, render.Escape, str, str]] = {
+    "text": ("simple", one_line, "{} *", "*"),
+    "md": ("github", render.escape_markdown, "**{}**", "Bold:"),
+}
+"""Forms of plain text: tabulate's style, what makes text harmless, how a cell is marked, and what tells of that."""
 
 
-def _standings(comparison: Comparison, metric: str, l0s: Sequence[float]) -> list[tuple[str, Standing]]:
-    if not any(metric in architecture.metrics for architecture in comparison.architectures):
-        return []
-    standings = compare(comparison, metric, l0s).standings
-    return [(AREA if l0 is None else f"{l0:g}", standing) for l0, of in standings.items() for standing in of]
+@dataclass(frozen=True)
+class Table:
+    """One table, as text that nothing has made harmless yet."""
+
+    what: str
+    of: Comparison | None
+    """None: it is of all of them."""
+    header: list[str]
+    rows: list[Row]
+
+    @property
+    def title(self) -> str:
+        return f"{self.what}: {self.of.setting}." if self.of else self.what
 
 
-def terminal(
-    comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequence[float] = AT_L0, facts: str = ""
+def shown(comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequence[float]) -> Iterator[Table]:
+    """A table for each setting and metric, and the summaries."""
+    for comparison, metric in product(comparisons, metrics):
+        header, rows = grid(comparison, metric, l0s)
+        if rows:
+            arrow = render.ARROWS[comparison.directions.get(metric)]
+            yield Table(f"{metric}{arrow} at matched L0", comparison, header, rows)
+    yield from summaries(comparisons, metrics, l0s)
+
+
+def written(
+    form: str, comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequence[float] = AT_L0, facts: str = ""
 ) -> str:
-    """Plain text, what is not told apart from the best marked by an asterisk; `facts`: what the records say."""
-    return _text(comparisons, metrics, l0s, "simple", one_line, lambda cell: f"{cell} *", "*", facts)
+    """All tables as text, md, tex (booktabs) or csv; `facts`: what the records say.
 
-
-def markdown(
-    comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequence[float] = AT_L0, facts: str = ""
-) -> str:
-    """Markdown, what is not told apart from the best in bold."""
-    return _text(comparisons, metrics, l0s, "github", escape_markdown, lambda cell: f"**{cell}**", "Bold:", facts)
-
-
-def _text(
-    comparisons: Sequence[Comparison],
-    metrics: Sequence[str],
-    l0s: Sequence[float],
-    style: str,
-    escape: Escape,
-    mark: Escape,
-    key: str,
-    facts: str,
-) -> str:
+    What is not told apart from the best is in bold; in text it has an asterisk, in csv a column.
+    """
+    if form == "csv":
+        return _csv(comparisons, metrics, l0s)
+    tables = list(shown(comparisons, metrics, l0s))
+    if form == "tex":
+        return "\n".join(_latex(table, facts) for table in tables)
+    style, escape, mark, key = STYLES[form]
     parts = []
-
-    def add(title: str, header: Sequence[str], rows: Sequence[Row]) -> None:
-        body = [[escape(label), *(mark(text) if best else text for text, best in cells)] for label, cells in rows]
-        parts.extend([title, tabulate(body, [escape(name) for name in header], tablefmt=style, disable_numparse=True)])
-
-    for comparison in comparisons:
-        for metric in metrics:
-            header, rows = grid(comparison, metric, l0s)
-            if rows:
-                add(heading(comparison, metric, escape), header, rows)
-    for title, header, rows in summaries(comparisons, metrics, l0s):
-        add(escape(title), header, rows)
-    gone = "".join(
-        f"\nMissing: {escape(line)}"
-        for comparison in comparisons
-        for f in comparison.architectures
-        for line in f.missing
-    )
+    for table in tables:
+        header = [escape(name) for name in table.header]
+        body = [
+            [escape(label), *(mark.format(text) if best else text for text, best in cells)]
+            for label, cells in table.rows
+        ]
+        parts += [escape(table.title), tabulate(body, header, tablefmt=style, disable_numparse=True)]
+    missing = [line for comparison in comparisons for one in comparison.architectures for line in one.missing]
+    gone = "".join(f"\nMissing: {escape(line)}" for line in missing)
     told = f"{key} {RULE}. {note(comparisons)}"
     return "\n\n".join([*parts, " ".join(filter(None, [told, escape(facts)])) + gone])
 
 
-def latex(
-    comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequence[float] = AT_L0, facts: str = ""
-) -> str:
-    """booktabs tables, one for each setting and metric; what is not told apart from the best in bold."""
-    tables = []
-
-    def add(caption: str, header: Sequence[str], rows: Sequence[Row]) -> None:
-        body = [
-            " & ".join(
-                [escape_latex(label)]
-                + [rf"\textbf{{{_in_latex(text)}}}" if best else _in_latex(text) for text, best in cells]
-            )
-            + r" \\"
-            for label, cells in rows
+def _latex(table: Table, facts: str) -> str:
+    caption = f"{table.what} {facts}"
+    if table.of:
+        caption = f"{table.what}. {table.of.setting}. {note([table.of])} {facts} Bold: {RULE}."
+    body = []
+    for label, cells in table.rows:
+        marked = [
+            rf"\textbf{{{render.escape_latex(text)}}}" if best else render.escape_latex(text) for text, best in cells
         ]
-        head = " & ".join(map(escape_latex, header)) + r" \\"
-        tables.append(latex_table("l" + "r" * (len(header) - 1), head, body, caption, caption_first=True))
-
-    for comparison in comparisons:
-        for metric in metrics:
-            header, rows = grid(comparison, metric, l0s)
-            if rows:
-                arrow = LATEX_ARROWS[comparison.directions.get(metric)]
-                setting = escape_latex(f"{comparison.setting}. {note([comparison])} {facts}".strip())
-                key = escape_latex(f"Bold: {RULE}.")
-                add(f"{escape_latex(metric)}{arrow} at matched L0. {setting} {key}", header, rows)
-    for title, header, rows in summaries(comparisons, metrics, l0s):
-        add(escape_latex(f"{title} {facts}".strip()), header, rows)
-    return "\n".join(tables)
+        body.append(" & ".join([render.escape_latex(label), *marked]) + r" \\")
+    columns = "l" + "r" * (len(table.header) - 1)
+    head, caption = render.latex_line(table.header), render.escape_latex(caption)
+    return render.latex_table(columns, head, body, caption, caption_first=True)
 
 
-def _in_latex(text: str) -> str:
-    return text.replace("±", r"$\pm$")
+def _csv(comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequence[float]) -> str:
+    """One row for each setting, metric, architecture and L0 (or the area), with its 95% interval.
+
+    To nine digits, for the last ones depend on which processor added up.
+    """
+    rows: list[dict[str, Any]] = []
+    for comparison, metric in product(comparisons, metrics):
+        standings = _standings(comparison, metric, l0s)
+        for place, standing in ((place, one) for place, of in standings.items() for one in of):
+            e = standing.estimate
+            low, high = e.interval() if e else (None, None)
+            rows.append(
+                {
+                    **asdict(comparison.setting),
+                    "metric": metric, "better": comparison.directions.get(metric) or "", "l0": place,
+                    "architecture": standing.label, "value": e.value if e else None, "low": low, "high": high,
+                    "best": standing.best, "seeds": len(comparison.seeds), "over_seeds": bool(e and e.over_seeds),
+                    "documents": comparison.design.n_documents,
+                }
+            )  # fmt: skip
+    return render.csv_table(pd.DataFrame(rows), float_format="%.9g")
 
 
-def csv(comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequence[float] = AT_L0) -> str:
-    """The long table; to nine digits, for the last ones depend on which processor added up."""
-    out = io.StringIO()
-    table = long_comparison(comparisons, metrics, l0s)
-    table.map(lambda cell: escape_csv(cell) if isinstance(cell, str) else cell).to_csv(
-        out, index=False, lineterminator="\n", float_format="%.9g"
-    )
-    return out.getvalue()
+def _standings(comparison: Comparison, metric: str, l0s: Sequence[float]) -> dict[str, list[Standing]]:
+    """All architectures' standings, by the L0 or the area as it is written."""
+    found = compare(comparison, metric, l0s).standings if comparison.points(metric) else {}
+    return {AREA if l0 is None else f"{l0:g}": of for l0, of in found.items()}
 
 
 def grid(comparison: Comparison, metric: str, l0s: Sequence[float]) -> tuple[list[str], list[Row]]:
     """Header and rows of one comparison: architectures, and at each L0 the value and whether it is marked."""
-    found = _standings(comparison, metric, l0s)
-    places = [place for place in dict.fromkeys(place for place, _ in found)
-              if any(s.estimate for at_place, s in found if at_place == place)]  # fmt: skip
-    cells = {(place, standing.label): (_cell(standing), standing.best) for place, standing in found}
-    labels = list(dict.fromkeys(standing.label for _, standing in found))
-    header = ["architecture", *(place if place == AREA else f"L0 {place}" for place in places)]
-    if not places:
-        return header, []
-    front = on_front(comparison, metric)
-    if front:
+    found = {place: of for place, of in _standings(comparison, metric, l0s).items() if any(one.estimate for one in of)}
+    header = ["architecture", *(place if place == AREA else f"L0 {place}" for place in found)]
+    rows: list[Row] = [
+        (of[0].label, [(with_interval(one.estimate) if one.estimate else "-", one.best) for one in of])
+        for of in zip(*found.values(), strict=True)
+    ]
+    if front := on_front(comparison, metric) if rows else {}:
         header.append("Pareto front")
-    rows = []
-    for label in labels:
-        row = [cells[place, label] for place in places]
-        if front:
+        for label, row in rows:
             row.append((", ".join(f"{target:g}" for target in front[label]) or "-", False))
-        rows.append((label, row))
     return header, rows
 
 
@@ -187,9 +152,8 @@ def on_front(comparison: Comparison, metric: str) -> dict[str, list[float]]:
     if direction is None:
         return {}
     points = [
-        (architecture.label, target, float(l0), float(value))
-        for architecture in comparison.architectures
-        if (of := architecture.metrics.get(metric)) is not None
+        (label, target, float(l0), float(value))
+        for label, of in comparison.points(metric).items()
         for target, l0, value in zip(of.targets, of.l0[0], of.value[0], strict=True)
     ]
     front = pareto_front([point[2] for point in points], [point[3] for point in points], up=direction == "up")
@@ -199,9 +163,7 @@ def on_front(comparison: Comparison, metric: str) -> dict[str, list[float]]:
     return {label: sorted(targets) for label, targets in found.items()}
 
 
-def summaries(
-    comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequence[float]
-) -> Iterator[tuple[str, list[str], list[Row]]]:
+def summaries(comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequence[float]) -> Iterator[Table]:
     """For boards of several sites, layers or models: at how many L0s each architecture is marked.
 
     L0s are counted and nothing is averaged: a nat at one layer is not a nat at another.
@@ -209,27 +171,25 @@ def summaries(
     if len(comparisons) < 2:
         return
     labels = sorted({architecture.label for comparison in comparisons for architecture in comparison.architectures})
+    header = ["architecture", *(_place(comparison, comparisons) for comparison in comparisons), "all"]
     for metric in metrics:
-        columns = [_place(comparison, comparisons) for comparison in comparisons]
-        wins: dict[str, list[Cell]] = {label: [] for label in labels}
-        total: dict[str, list[int]] = {label: [0, 0] for label in labels}
-        for comparison in comparisons:
-            compared = _compared(_standings(comparison, metric, l0s))
-            for label in labels:
-                mine = [standing for standing in compared if standing.label == label]
-                won = sum(standing.best for standing in mine)
-                total[label] = [total[label][0] + won, total[label][1] + len(mine)]
-                wins[label].append((f"{won} of {len(mine)}" if mine else "-", False))
-        if any(of for _, of in total.values()):
-            rows = [(label, [*wins[label], (f"{won} of {of}", False)]) for label, (won, of) in total.items()]
-            title = f"{metric}: at how many L0s best or not told apart from the best, where others are."
-            yield title, ["architecture", *columns, "all"], rows
+        compared = [_compared(_standings(comparison, metric, l0s)) for comparison in comparisons]
+        if not any(compared):
+            continue
+        rows: list[Row] = []
+        for label in labels:
+            best = [[standing.best for standing in of if standing.label == label] for of in compared]
+            cells = [f"{sum(of)} of {len(of)}" if of else "-" for of in best]
+            every = list(chain(*best))
+            rows.append((label, [(cell, False) for cell in (*cells, f"{sum(every)} of {len(every)}")]))
+        what = f"{metric}: at how many L0s best or not told apart from the best, where others are."
+        yield Table(what, None, header, rows)
 
 
-def _compared(found: Sequence[tuple[str, Standing]]) -> list[Standing]:
+def _compared(found: Mapping[str, Sequence[Standing]]) -> list[Standing]:
     """Standings at the L0s where there is anybody to compare with."""
-    known = [(place, standing) for place, standing in found if place != AREA and standing.estimate is not None]
-    return [standing for place, standing in known if sum(other == place for other, _ in known) > 1]
+    known = ([one for one in of if one.estimate] for place, of in found.items() if place != AREA)
+    return [one for of in known if len(of) > 1 for one in of]
 
 
 def _place(comparison: Comparison, comparisons: Sequence[Comparison]) -> str:
@@ -240,20 +200,10 @@ def _place(comparison: Comparison, comparisons: Sequence[Comparison]) -> str:
     return one_line(", ".join(told))
 
 
-def _cell(standing: Standing) -> str:
-    return "-" if standing.estimate is None else with_interval(standing.estimate)
-
-
 def with_interval(e: Estimate) -> str:
     """A value and half of its 95% interval."""
     half = e.interval()[1] - e.value
-    return with_error(e.value, half) if math.isfinite(half) else f"{e.value:.4g} ± unknown"
-
-
-def heading(comparison: Comparison, metric: str, escape: Escape) -> str:
-    """The title of one comparison."""
-    arrow = ARROWS[comparison.directions.get(metric)]
-    return f"{escape(metric)} {arrow} at matched L0: {escape(f'{comparison.setting}.')}".replace("  ", " ")
+    return render.with_error(e.value, half) if math.isfinite(half) else f"{e.value:.4g} ± unknown"
 
 
 def note(comparisons: Sequence[Comparison]) -> str:

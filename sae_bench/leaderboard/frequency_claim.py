@@ -17,7 +17,6 @@ from scipy import stats
 
 from sae_bench.leaderboard.compare import Comparison
 from sae_bench.leaderboard.verdicts import Check, JudgedClaim, judged
-from sae_bench.records.schema import Record
 
 FEWEST = 10
 """An SAE with fewer judged latents is left out: the interval's approximation is not good for it."""
@@ -76,21 +75,11 @@ def _judged_latents(comparison: Comparison, label: str, metric: str) -> list[Flo
         for record in comparison.records
         if "count" in record.per_latent and "n_tokens" in record.details
     }
-    saes = [
-        np.array(
-            [
-                (frequency[record.sae.id][latent], value)
-                for latent, value in zip(*_values(record, metric), strict=True)
-                if value is not None
-            ]
-        )
-        for record in comparison.records
-        if record.sae.label == label and record.sae.id in frequency
-    ]
-    return [latents for latents in saes if len(latents)]
-
-
-def _values(record: Record, metric: str) -> tuple[list[int], list[float | None]]:
-    """The latents that a record is about, and what each scored; none, where it is not about latents."""
-    details = record.details
-    return (details["latents"], details["values"][metric]) if metric in details.get("values", {}) else ([], [])
+    saes = []
+    for record in comparison.records:
+        values = record.details.get("values", {}).get(metric)
+        if record.sae.label == label and record.sae.id in frequency and values is not None:
+            scores = zip(record.details["latents"], values, strict=True)
+            latents = [(frequency[record.sae.id][latent], value) for latent, value in scores if value is not None]
+            saes += [np.array(latents)] if latents else []
+    return saes

@@ -1,11 +1,11 @@
 """Records of some runs, and whether their numbers may share a table."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sae_bench.errors import UserError
+from sae_bench.errors import UserError, did_you_mean
 from sae_bench.records.run_folder import RunFolder
-from sae_bench.records.schema import Record
+from sae_bench.records.schema import Metric, Record
 
 
 def gather(folders: Sequence[Path], *, mix: bool = False) -> list[Record]:
@@ -24,6 +24,19 @@ def gather(folders: Sequence[Path], *, mix: bool = False) -> list[Record]:
     if not mix:
         check_comparable(records)
     return records
+
+
+def metrics_of(records: Iterable[Record], wanted: Iterable[str] = ()) -> dict[str, Metric]:
+    """All metrics of some records, by name.
+
+    Raises:
+        UserError: one of those that are wanted is not among them.
+    """
+    known = {name: metric for record in records for name, metric in record.metrics.items()}
+    for name in wanted:
+        if name not in known:
+            raise UserError(f'unknown metric "{name}"{did_you_mean(name, known)}')
+    return known
 
 
 def check_comparable(records: Sequence[Record]) -> None:

@@ -6,23 +6,29 @@ everything that is not our own constant goes through it: `one_line`, `escape_mar
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import pandas as pd
+from tabulate import tabulate
 
 from sae_bench.errors import one_line
 
-ARROWS = {"up": "↑", "down": "↓", None: ""}
-LATEX_ARROWS = {"up": r" $\uparrow$", "down": r" $\downarrow$", None: ""}
+Escape = Callable[[str], str]
+
+ARROWS = {"up": " ↑", "down": " ↓", None: ""}
 FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # and their full-width forms
 
 
-def with_error(value: float, stderr: float | None, plus_minus: str = "±") -> str:
+def with_error(value: float, stderr: float | None) -> str:
     """`0.1234 ± 0.0056`: the error to two significant digits and the value to as many places."""
     if stderr is None or not stderr > 0:
         return f"{value:.4g}"
     places = max(0, 1 - math.floor(math.log10(stderr)))
     if places > 8:
-        return f"{value:.3g} {plus_minus} {stderr:.2g}"
-    return f"{value:.{places}f} {plus_minus} {stderr:.{places}f}"
+        return f"{value:.3g} ± {stderr:.2g}"
+    return f"{value:.{places}f} ± {stderr:.{places}f}"
 
 
 def escape_markdown(text: str) -> str:
@@ -40,22 +46,37 @@ def escape_latex(text: str) -> str:
     special = {
         "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
         "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "]": "{]}", "*": "{*}",
+        "↑": r"$\uparrow$", "↓": r"$\downarrow$",
     }  # fmt: skip
-    return re.sub(r"[\\~^±<>|\[\]*#$%&_{}]", lambda found: special.get(found[0], "\\" + found[0]), one_line(text))
+    return re.sub(r"[\\~^±↑↓<>|\[\]*#$%&_{}]", lambda found: special.get(found[0], "\\" + found[0]), one_line(text))
 
 
 def escape_csv(text: str) -> str:
     """Text that no spreadsheet takes for a formula: an apostrophe says that it is text."""
     line = one_line(text)
-    return f"'{line}" if line.startswith(FORMULA_STARTS) and not _is_number(line) else line
+    with suppress(ValueError):
+        float(line)  # a number begins no formula, whatever its sign
+        return line
+    return f"'{line}" if line.startswith(FORMULA_STARTS) else line
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def text_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], style: str, escape: Escape, sides: Sequence[str] | None = None
+) -> str:
+    """A table as tabulate draws it in one of its styles; `sides`: how columns are aligned."""
+    body = [[escape(cell) for cell in row] for row in rows]
+    return tabulate(body, [escape(name) for name in header], tablefmt=style, disable_numparse=True, colalign=sides)
+
+
+def csv_table(table: pd.DataFrame, **how: Any) -> str:
+    """A table as CSV, its text made harmless; `how`: what pandas writes otherwise than by itself."""
+    harmless = table.map(lambda cell: escape_csv(cell) if isinstance(cell, str) else cell)
+    return str(harmless.to_csv(index=False, lineterminator="\n", **how))
+
+
+def latex_line(cells: Sequence[str]) -> str:
+    """A row of a LaTeX table."""
+    return " & ".join(map(escape_latex, cells)) + r" \\"
 
 
 def latex_table(columns: str, header: str, body: Sequence[str], caption: str, *, caption_first: bool = False) -> str:

@@ -4,30 +4,22 @@ One row per SAE, sorted by model, site, width, architecture and measured L0; one
 with its standard error, an arrow for the better direction, and below the table what was counted.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tabulate import tabulate
 
 from sae_bench.errors import one_line
+from sae_bench.leaderboard import render
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
-from sae_bench.leaderboard.load import differences
-from sae_bench.leaderboard.render import (
-    ARROWS,
-    LATEX_ARROWS,
-    escape_csv,
-    escape_latex,
-    escape_markdown,
-    latex_table,
-    with_error,
-)
+from sae_bench.leaderboard.load import differences, metrics_of
 from sae_bench.records.files import write_text
-from sae_bench.records.schema import Record, SAEDescription, Score
+from sae_bench.records.schema import Record, Score
 
-KEYS = ["model", "site", "width", "architecture", "target", "seed", "run", "sae"]
-TRAINED_HERE = "this run"
+KEYS = ("model", "site", "width", "architecture", "target", "seed", "run", "origin")
+"""What a row may show of its SAE."""
 
 
 def long_table(records: Iterable[Record]) -> pd.DataFrame:
@@ -40,13 +32,14 @@ def long_table(records: Iterable[Record]) -> pd.DataFrame:
         common = {
             "model": record.provenance.model,
             "site": sae.site.name,
+            "layer": sae.site.layer,
             "width": sae.d_sae,
             "architecture": sae.label,
             "target": sae.target,
             "seed": sae.seed,
             "run": record.provenance.config_hash[:8],
             "sae": sae.id,
-            **({"origin": _origin(sae)} if imported else {}),
+            **({"origin": sae.origin.source if sae.origin else "this run"} if imported else {}),
             "task": record.task,
             "task_version": record.task_version,
         }
@@ -62,52 +55,66 @@ def long_table(records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _origin(sae: SAEDescription) -> str:
-    """Where an SAE is from."""
-    return sae.origin.source if sae.origin else TRAINED_HERE
+@dataclass(frozen=True)
+class Line:
+    """One row: what it is of, and its cells by metric. Nothing has made its text harmless yet."""
+
+    of: dict[str, Any]
+    cells: dict[str, str]
+
+    def name(self, key: str) -> str:
+        """What it is of, as text; nobody knows the seed or the target of an SAE that others trained."""
+        value = self.of.get(key)
+        if pd.isna(value):
+            return "unknown"
+        return {"target": "{:g}", "seed": "{:.0f}", "layer": "{:.0f}"}.get(key, "{}").format(value)
+
+    def row(self, keys: Sequence[str], metrics: Sequence[str]) -> list[str]:
+        return [*map(self.name, keys), *(self.cells[metric] for metric in metrics)]
 
 
-def board(
-    table: pd.DataFrame, escape: Callable[[str], str], *, latex: bool = False
-) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the headline table, as text; `escape` makes text from records harmless."""
-    shown = table[table["headline"]]
-    metrics = list(dict.fromkeys(shown["metric"]))
-    if "l0" in metrics:  # the x-axis of every comparison comes first
-        metrics.insert(0, metrics.pop(metrics.index("l0")))
+def lines(records: Sequence[Record], metrics: Sequence[str]) -> list[Line]:
+    """A row for each SAE, in the board's order."""
+    table = long_table(records)
     cells = {(row.run, row.sae, row.metric): row for row in table.itertuples()}
-    saes = _sorted_saes(table)
-    origin = [name for name in ("origin",) if name in saes]
-    fixed = [key for key in ("model", "site", "width") if saes[key].nunique() > 1] + ["architecture", "target"]
-    fixed += [key for key in ("seed", "run") if saes[key].nunique() > 1] + origin
-    arrows = LATEX_ARROWS if latex else {key: f" {arrow}".rstrip() for key, arrow in ARROWS.items()}
-    better = {name: next(iter(found.dropna()), None) for name, found in shown.groupby("metric")["better"]}
-    header = [escape(name) for name in fixed] + [escape(name) + arrows[better[name]] for name in metrics]
-    rows = [
-        [escape(_setting(key, getattr(sae, key))) for key in fixed]
-        + [cell(cells.get((sae.run, sae.sae, metric)), latex=latex) for metric in metrics]
-        for sae in saes.itertuples()
+    saes = table.drop_duplicates(["run", "sae"]).copy()
+    saes["l0"] = [_number(cells.get((sae.run, sae.sae, "l0"))) for sae in saes.itertuples()]
+    saes = saes.sort_values(["model", "site", "width", "architecture", "l0", "target", "seed", "run"])
+    return [
+        Line(
+            {str(key): value for key, value in sae.items()},
+            {metric: cell(cells.get((sae["run"], sae["sae"], metric))) for metric in metrics},
+        )
+        for sae in saes.to_dict("records")
     ]
-    return header, rows
 
 
-def _setting(key: str, value: Any) -> str:
-    """A cell that says what an SAE is; nobody knows the seed or the target of one that others trained."""
-    if pd.isna(value):
-        return "unknown"
-    return {"target": "{:g}", "seed": "{:.0f}"}.get(key, "{}").format(value)
+def headline(records: Iterable[Record]) -> list[str]:
+    """The metrics that are shown unasked; L0, the x-axis of every comparison, comes first."""
+    names = [name for name, metric in metrics_of(records).items() if metric.headline]
+    return sorted(names, key=lambda name: name != "l0")
 
 
-def _sorted_saes(table: pd.DataFrame) -> pd.DataFrame:
-    l0 = {(row.run, row.sae): _number(row) for row in table[table["metric"] == "l0"].itertuples()}
-    saes = table.drop_duplicates(["run", "sae"])[[*KEYS, *(name for name in ("origin",) if name in table)]].copy()
-    saes["l0"] = [l0.get((sae.run, sae.sae)) for sae in saes.itertuples()]
-    return saes.sort_values(["model", "site", "width", "architecture", "l0", "target", "seed", "run"])
+def told_apart(rows: Sequence[Line]) -> list[str]:
+    """What is shown of SAEs: architecture and target, and whatever not all of them have alike."""
+    several = {"architecture", "target"} | {
+        key for key in KEYS if len({row.name(key) for row in rows} - {"unknown"}) > 1
+    }
+    return [key for key in KEYS if key in several or (key == "origin" and any(key in row.of for row in rows))]
 
 
-def row_order(table: pd.DataFrame) -> list[tuple[str, str]]:
-    """Run and SAE of each of the board's rows."""
-    return [(str(sae.run), str(sae.sae)) for sae in _sorted_saes(table).itertuples()]
+def header(records: Iterable[Record], keys: Sequence[str], metrics: Sequence[str]) -> list[str]:
+    """The columns' names; an arrow shows which way is better."""
+    known = metrics_of(records)
+    return [*keys, *(name + render.ARROWS[known[name].better] for name in metrics)]
+
+
+def board(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the headline table, as text that nothing has made harmless yet."""
+    metrics = headline(records)
+    rows = lines(records, metrics)
+    keys = told_apart(rows)
+    return header(records, keys, metrics), [row.row(keys, metrics) for row in rows]
 
 
 ERROR = "± is one standard error, clustered by document."
@@ -115,44 +122,39 @@ ERROR = "± is one standard error, clustered by document."
 
 def caption(records: Sequence[Record], error: str = "") -> str:
     """What the table was made from, in one sentence per fact; `error` says what ± is."""
-    provenance = [record.provenance for record in records]
-    fingerprints = sorted({made.eval_fingerprint[:12] for made in provenance})
-    mixed = differences(records)
-    models = sorted({made.model for made in provenance})
-    sites = sorted({record.sae.site.name for record in records})
-    widths = sorted({record.sae.d_sae for record in records})
-    on_tokens = [record for record in records if record.measured_on == "tokens"]
-    counts = sorted({score.n for record in on_tokens for score in record.scores.values()})
+    made = [record.provenance for record in records]
     own = [record.sae for record in records if not record.sae.origin]
     n_imported = len({record.sae.id for record in records if record.sae.origin})
-    trained = sorted({sae.training.tokens_seen for sae in own if sae.training.tokens_seen is not None})
-    documents = sorted({record.provenance.eval_documents for record in on_tokens})
-    overlaps = sorted({sae.training.eval_overlap for sae in own if sae.training.eval_overlap is not None})
-    datasets = sorted({made.dataset for made in provenance})
-    presets = sorted({made.preset for made in provenance})
-    seeds = sorted({sae.seed for sae in own if sae.seed is not None})
-    versions = sorted({f"{record.task} {record.task_version}" for record in records})
+    on_tokens = [record for record in records if record.measured_on == "tokens"]
+    trained = _distinct(sae.training.tokens_seen for sae in own)
+    overlaps = _distinct(sae.training.eval_overlap for sae in own)
+    seeds = _distinct(sae.seed for sae in own)
+    counts = _distinct(score.n for record in on_tokens for score in record.scores.values())
+    documents = _distinct(record.provenance.eval_documents for record in on_tokens)
+    datasets = _listed(one.dataset for one in made)
     parts = [
-        f"Model {', '.join(models)}; site {', '.join(sites)}; width {', '.join(map(str, widths))}.",
-        f"Trained on {_range(trained)} activations of {', '.join(datasets)} (preset {', '.join(presets)});"
+        f"Model {_listed(one.model for one in made)}; site {_listed(record.sae.site.name for record in records)}; "
+        f"width {_listed(record.sae.d_sae for record in records)}.",
+        f"Trained on {_range(trained)} activations of {datasets} (preset {_listed(one.preset for one in made)});"
         if trained
-        else f"Dataset {', '.join(datasets)};",
+        else f"Dataset {datasets};",
         f"evaluated on {_range(counts)} held-out tokens of {_range(documents)} documents, fingerprint "
-        f"{', '.join(fingerprints)}.",
-        *(
-            [f"{_shares(overlaps)} of them lie in a run of 13 tokens that the training text has too."]
-            if overlaps
-            else []
-        ),
-        *([few_documents(documents[0])] if documents and documents[0] < MIN_DOCUMENTS else []),
-        *([f"{n_imported} from elsewhere, trained as their origin says."] if n_imported else []),
-        f"Seeds {', '.join(map(str, seeds)) or 'unknown'}"
-        + ("; variance between seeds is unknown." if len(seeds) == 1 else ".")
-        + f" {error}".rstrip(),
-        f"Versions: {', '.join(versions)}; sae-arch-bench {provenance[0].versions['sae-arch-bench']}.",
+        f"{_listed(one.eval_fingerprint[:12] for one in made)}.",
     ]
-    parts += dict.fromkeys(record.caption for record in records if record.caption)
-    if mixed:
+    if overlaps:
+        parts.append(f"{_range(overlaps, '.1%')} of them lie in a run of 13 tokens that the training text has too.")
+    if documents and documents[0] < MIN_DOCUMENTS:
+        parts.append(few_documents(documents[0]))
+    if n_imported:
+        parts.append(f"{n_imported} from elsewhere, trained as their origin says.")
+    between_seeds = "; variance between seeds is unknown." if len(seeds) == 1 else "."
+    versions = _listed(f"{record.task} {record.task_version}" for record in records)
+    parts += [
+        f"Seeds {_listed(seeds) or 'unknown'}{between_seeds} {error}".rstrip(),
+        f"Versions: {versions}; sae-arch-bench {made[0].versions['sae-arch-bench']}.",
+        *dict.fromkeys(record.caption for record in records if record.caption),
+    ]
+    if mixed := differences(records):
         parts.insert(0, f"MIXED: these rows were made with different {' and '.join(mixed)}; do not compare them.")
     return " ".join(parts)
 
@@ -172,20 +174,20 @@ def remarks(records: Iterable[Record]) -> list[str]:
 
 def markdown(records: Sequence[Record]) -> str:
     """The board as a Markdown document."""
-    header, rows = board(long_table(records), escape_markdown)
-    table = tabulate(rows, header, tablefmt="pipe", disable_numparse=True, colalign=_alignment(header))
-    notes = escape_markdown(caption(records, ERROR))
+    names, rows = board(records)
+    table = render.text_table(names, rows, "pipe", render.escape_markdown, _alignment(names))
+    notes = render.escape_markdown(caption(records, ERROR))
     lists = ""
     for title, lines in (("Failed", failed(records)), ("To know", remarks(records))):
-        items = "".join(f"- {escape_markdown(line)}\n" for line in lines)
+        items = "".join(f"- {render.escape_markdown(line)}\n" for line in lines)
         lists += f"\n{title}:\n\n{items}" if items else ""
     return f"# Leaderboard\n\n{table}\n\n{notes}\n{lists}"
 
 
 def terminal(records: Sequence[Record]) -> str:
     """The board as plain text."""
-    header, rows = board(long_table(records), one_line)
-    table = tabulate(rows, header, tablefmt="simple", disable_numparse=True, colalign=_alignment(header))
+    names, rows = board(records)
+    table = render.text_table(names, rows, "simple", one_line, _alignment(names))
     failures = "".join(f"FAILED {line}\n" for line in failed(records))
     known = "".join(f"{line}\n" for line in remarks(records))
     return f"{table}\n\n{one_line(caption(records, ERROR))}\n{failures}{known}"
@@ -193,19 +195,18 @@ def terminal(records: Sequence[Record]) -> str:
 
 def latex(records: Sequence[Record]) -> str:
     """The board as a LaTeX table; needs the package booktabs."""
-    header, rows = board(long_table(records), escape_latex, latex=True)
-    alignment = _alignment(header)
-    _, _, head, _, *body, _, _ = tabulate(
-        rows, header, tablefmt="latex_raw", disable_numparse=True, colalign=alignment
+    names, rows = board(records)
+    alignment = _alignment(names)
+    _, _, head, _, *body, _, _ = render.text_table(
+        names, rows, "latex_raw", render.escape_latex, alignment
     ).splitlines()
     columns = "".join(side[0] for side in alignment)
-    return latex_table(columns, head, body, escape_latex(caption(records, ERROR)))
+    return render.latex_table(columns, head, body, render.escape_latex(caption(records, ERROR)))
 
 
 def csv(records: Iterable[Record]) -> str:
     """Every metric, headline or not, with all that its record says of it."""
-    table = long_table(records).drop(columns="not_measured")
-    return table.map(lambda cell: escape_csv(cell) if isinstance(cell, str) else cell).to_csv(index=False)
+    return render.csv_table(long_table(records).drop(columns=["layer", "not_measured"]))
 
 
 def failed(records: Iterable[Record]) -> list[str]:
@@ -224,14 +225,13 @@ def board_files(records: Sequence[Record]) -> dict[str, str]:
     return {"leaderboard.md": markdown(records), "leaderboard.csv": csv(records), "leaderboard.tex": latex(records)}
 
 
-def cell(row: Any, *, latex: bool = False) -> str:
+def cell(row: Any) -> str:
     """A value and its error, or why there is none."""
     if row is None:
         return "not measured"
     if _number(row) is None:
         return row.not_measured if isinstance(row.not_measured, str) else "failed" if row.n == 0 else "undefined"
-    stderr = None if pd.isna(row.stderr) else row.stderr
-    return with_error(row.value, stderr, r"$\pm$" if latex else "±")
+    return render.with_error(row.value, None if pd.isna(row.stderr) else row.stderr)
 
 
 def _number(row: Any) -> float | None:
@@ -242,11 +242,15 @@ def _alignment(header: Sequence[str]) -> list[str]:
     return ["left" if name in ("model", "site", "architecture", "origin") else "right" for name in header]
 
 
-def _range(numbers: Sequence[int]) -> str:
-    if not numbers:
-        return "no"
-    return f"{numbers[0]:,}" if numbers[0] == numbers[-1] else f"{numbers[0]:,} to {numbers[-1]:,}"
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    """Those that are known, sorted, each once."""
+    return sorted({value for value in values if value is not None})
 
 
-def _shares(shares: Sequence[float]) -> str:
-    return f"{shares[0]:.1%}" if shares[0] == shares[-1] else f"{shares[0]:.1%} to {shares[-1]:.1%}"
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, _distinct(values)))
+
+
+def _range(numbers: Sequence[float], form: str = ",") -> str:
+    """From the first to the last of sorted numbers."""
+    return " to ".join(format(number, form) for number in dict.fromkeys([*numbers[:1], *numbers[-1:]])) or "no"

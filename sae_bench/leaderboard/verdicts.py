@@ -11,17 +11,14 @@ What is judged is what is printed: ends are rounded first. A number without a kn
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
-from numpy import ndarray
 
 from sae_bench.errors import one_line
 from sae_bench.leaderboard.bootstrap import LEVEL, Estimate, difference, seed_variance
 from sae_bench.leaderboard.compare import Comparison, pooled_over_seeds
-from sae_bench.leaderboard.curves import at_l0, measured_range
 
 Verdict = Literal["holds", "does not hold", "cannot tell"]
 
@@ -105,7 +102,7 @@ def contrast(comparison: Comparison, metric: str, l0: float, coefficients: Mappi
     every replicate, as a share whose jackknife is 0, is no more certain for that: its uncertainty is unknown, and so is
     that of a sum with it.
     """
-    heights = _heights(comparison, metric, l0)
+    heights = comparison.heights(metric, [l0])[l0]
     if not set(coefficients) <= set(heights):
         return None
     terms = [coefficient * heights[label] for label, coefficient in coefficients.items()]
@@ -120,21 +117,6 @@ def contrast(comparison: Comparison, metric: str, l0: float, coefficients: Mappi
     return found if varies else replace(found, stderr=math.inf)
 
 
-def _heights(comparison: Comparison, metric: str, l0: float) -> dict[str, Float[ndarray, " R"]]:
-    """Every replicate's value at an L0, of each architecture that was measured on both sides of it."""
-    of = {
-        architecture.label: architecture.metrics[metric]
-        for architecture in comparison.architectures
-        if metric in architecture.metrics
-    }
-    ranges = {label: measured_range(points.l0[0]) for label, points in of.items()}
-    return {
-        label: at_l0(points.l0, points.value, [l0])[:, 0]
-        for label, points in of.items()
-        if ranges[label][0] <= l0 <= ranges[label][1]
-    }
-
-
 def not_worse(
     metric: str, better: Literal["up", "down"], arch: str, than: str, claim: str, *, about: float = 0.0
 ) -> Check:
@@ -143,54 +125,50 @@ def not_worse(
     The other's value is uncertain as well, so what is judged is arch - (1 + about) than.
     """
     factor, low, high = (1 + about, -math.inf, 0.0) if better == "down" else (1 - about, 0.0, math.inf)
-
-    def check(comparison: Comparison, l0s: Sequence[float]) -> JudgedClaim:
-        label, other = _name(comparison, arch), _name(comparison, than)
-        found = [
-            (f"L0 {l0:g}: {metric} of {label} - {f'{factor:g} ' if about else ''}{other}", number)
-            for l0 in l0s
-            if (number := contrast(comparison, metric, l0, {label: 1.0, other: -factor})) is not None
-        ]
-        return judged(claim, found, low, high, _notes(comparison, (metric,), (label, other), l0s, found))
-
-    return check
+    return _all_within([metric], [{arch: 1.0, than: -factor}], low, high, claim)
 
 
 def within(metric: str, arch: str, low: float, high: float, claim: str, *, least_width: int = 0) -> Check:
     """The metric is in a range at every L0; a dictionary narrower than `least_width` is not asked."""
-
-    def check(comparison: Comparison, l0s: Sequence[float]) -> JudgedClaim:
-        label = _name(comparison, arch)
-        if (width := comparison.setting.width) < least_width:
-            reason = (
-                f"one latent of {width:,} is {1 / width:.2%}: only dictionaries of {least_width:,} or more can tell"
-            )
-            return JudgedClaim(claim, "cannot tell", (reason,))
-        found = [
-            (f"L0 {l0:g}: {metric} of {label}", number)
-            for l0 in l0s
-            if (number := contrast(comparison, metric, l0, {label: 1.0})) is not None
-        ]
-        return judged(claim, found, low, high, _notes(comparison, (metric,), (label,), l0s, found))
-
-    return check
+    return _all_within([metric], [{arch: 1.0}], low, high, claim, least_width)
 
 
 def about_equal(metrics: Sequence[str], archs: Sequence[str], room: float, claim: str) -> Check:
     """No two of the architectures differ in any of the metrics by more than `room` at any L0."""
+    return _all_within(metrics, [{one: 1.0, other: -1.0} for one, other in combinations(archs, 2)], -room, room, claim)
+
+
+def _all_within(
+    metrics: Sequence[str],
+    sums: Sequence[Mapping[str, float]],
+    low: float,
+    high: float,
+    claim: str,
+    least_width: int = 0,
+) -> Check:
+    """Every sum, of architectures' metrics times a coefficient, is in a range at every L0."""
 
     def check(comparison: Comparison, l0s: Sequence[float]) -> JudgedClaim:
-        labels = [_name(comparison, arch) for arch in archs]
+        if (width := comparison.setting.width) < least_width:
+            only = f"only dictionaries of {least_width:,} or more can tell"
+            return JudgedClaim(claim, "cannot tell", (f"one latent of {width:,} is {1 / width:.2%}: {only}",))
+        named = [{_name(comparison, arch): factor for arch, factor in of.items()} for of in sums]
         found = [
-            (f"L0 {l0:g}: {metric} of {label} - {other}", number)
+            (f"L0 {l0:g}: {metric} of {' - '.join(_times(-factor, label) for label, factor in of.items())}", number)
             for metric in metrics
-            for label, other in combinations(labels, 2)
+            for of in named
             for l0 in l0s
-            if (number := contrast(comparison, metric, l0, {label: 1.0, other: -1.0})) is not None
+            if (number := contrast(comparison, metric, l0, of)) is not None
         ]
-        return judged(claim, found, -room, room, _notes(comparison, metrics, labels, l0s, found))
+        return judged(
+            claim, found, low, high, _notes(comparison, metrics, list(dict.fromkeys(chain(*named))), l0s, found)
+        )
 
     return check
+
+
+def _times(factor: float, label: str) -> str:
+    return label if abs(factor) == 1 else f"{factor:g} {label}"
 
 
 def _name(comparison: Comparison, arch: str) -> str:

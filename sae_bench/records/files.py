@@ -67,7 +67,7 @@ def write_json(path: Path, content: Any) -> None:
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON with a checksum of itself, and without the secrets that an error's text may have brought in."""
     clean = redact_json(json.loads(json.dumps(content, allow_nan=False)))
-    write_json(path, clean | {"seal": seal_of(clean)})
+    write_json(path, clean | {"seal": digest_of(clean)})
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
@@ -79,15 +79,15 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """
     try:
         content = read_json(path)
-        if content.pop("seal") == seal_of(content):
+        if content.pop("seal") == digest_of(content):
             return dict(content)
     except (AttributeError, KeyError, TypeError):
         pass  # JSON, but not an object with a seal
     raise Damaged(f"{path} is not what was written (its checksum differs): delete it and run the same command again")
 
 
-def seal_of(content: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of the canonical JSON."""
+def digest_of(content: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON: two contents share it if they are the same."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -90,9 +90,8 @@ class RedactedRecord(logging.LogRecord):
                 self.msg, self.args = redacted, ()
         if self.exc_info and self.exc_info[0]:
             text = logging.Formatter().formatException(self.exc_info)
-            if (
-                redacted := redact(text)
-            ) != text:  # formatters take the text; the exception itself would give the secret away
+            # Formatters take the text; the exception itself would give the secret away.
+            if (redacted := redact(text)) != text:
                 self.exc_text, self.exc_info = redacted, None
         if self.stack_info:
             self.stack_info = redact(self.stack_info)

@@ -105,14 +105,12 @@ class RunFolder:
         Raises:
             UserError: another one does, on this machine or another.
         """
-        file = self._open_lock()
-        with file:
+        with self._open_lock() as file:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
-            for name in (
-                MADE_BY_A_RUN if (self.path / "run.json").exists() else ()
-            ):  # what a process that was killed left, and nobody else's files
+            # What a process that was killed left, and nobody else's files.
+            for name in MADE_BY_A_RUN if (self.path / "run.json").exists() else ():
                 for torn in [*self.path.glob(f".{name}.*.tmp"), *(self.path / name).rglob(".*.tmp")]:
                     torn.unlink(missing_ok=True)
             try:
@@ -194,11 +192,10 @@ class RunFolder:
         description = _read_or_warn(folder / SAE_DESCRIPTION)
         if description is None or description["config_hash"] != config_hash:
             return False
-        for name, digest in description["files"].items():
-            if not (folder / name).is_file() or sha256(folder / name) != digest:
-                log.warning("%s is damaged: it counts as missing", folder / name)
-                return False
-        return True
+        damaged = changed_file(folder, description)
+        if damaged:
+            log.warning("%s is damaged: it counts as missing", folder / damaged)
+        return not damaged
 
     def record(self, sae_id: str, task: str) -> Record | None:
         """A record; None if there is none, or it is damaged."""
@@ -230,6 +227,14 @@ def _part(name: str) -> str:
     if name != file_name(name):
         raise UserError(f'"{name}" is no name of an SAE or a task: delete what names it so')
     return name
+
+
+def changed_file(folder: Path, description: Mapping[str, Any]) -> str | None:
+    """The first file of an SAE that is not what its description says, if there is one."""
+    for name, digest in description["files"].items():
+        if not (folder / name).is_file() or sha256(folder / name) != digest:
+            return str(name)
+    return None
 
 
 def _read_or_warn(path: Path, read: Callable[[Path], T] = read_sealed) -> T | None:  # type: ignore[assignment]

@@ -4,8 +4,6 @@ Records are read by `read_record` and written by `write_record`, and nothing els
 here is what the rest of the harness relies on; whatever else a record holds is kept and written again.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, SkipValidation, Strict, ValidationError, model_validator
 
 from sae_bench.errors import UserError
-from sae_bench.records.files import read_sealed, write_sealed
+from sae_bench.records.files import digest_of, read_sealed, write_sealed
 
 SCHEMA_VERSION = 2
 """Of what is written. Version 1, that of records that name none, left to the reader what 2 says in general terms."""
@@ -213,11 +211,6 @@ def record_from(content: Mapping[str, Any], path: Path) -> Record:
 def write_record(path: Path, record: Record) -> None:
     """Write a record, sealed and without secrets."""
     write_sealed(path, record.as_json() | {"schema_version": SCHEMA_VERSION})
-
-
-def digest_of(settings: Any) -> str:
-    """A text that two settings share if they are the same: for `Record.comparable`."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 JUDGED_BY = "judges, prompts or latents"

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from sae_bench.autointerp.settings import DEFAULT_TOKENS, JudgeConfig
 from sae_bench.errors import UserError, did_you_mean
 from sae_bench.parsing import Count, Flag, Heading, parse_count
-from sae_bench.records.files import seal_of
+from sae_bench.records.files import digest_of
 from sae_bench.records.names import file_name
 from sae_bench.training.recipe import Preset
 
@@ -252,7 +252,7 @@ class RunConfig(JudgeConfig):
     @property
     def hash(self) -> str:
         """SHA-256 (hex) of the canonical JSON of `identity`."""
-        return seal_of(self.identity)
+        return digest_of(self.identity)
 
 
 def _one_line(error: ValidationError) -> str:

@@ -12,8 +12,9 @@ from sae_bench.autointerp.latents import LatentFile
 from sae_bench.autointerp.scorer import Scorer
 from sae_bench.evaluation.task import LatentTask, Result
 from sae_bench.lm.sites import Site
+from sae_bench.records.files import digest_of
 from sae_bench.records.run_folder import RunFolder
-from sae_bench.records.schema import JUDGED_BY, Provenance, Record, SAEDescription, digest_of, write_record
+from sae_bench.records.schema import JUDGED_BY, Provenance, Record, SAEDescription, write_record
 from sae_bench.runs.records import make_record
 from sae_bench.saes.base import SAEConfig
 

@@ -18,15 +18,10 @@ def is_missing(
     """Whether there is no record of this SAE, task and model as they are now; what failed in evaluation is missing."""
     if record is None:
         return True
-    made_from = (
-        record.provenance.config_hash,
-        record.provenance.model_sha256,
-        record.task_version,
-        record.sae.weights_sha256,
-        record.failure,
-    )
-    now = config_hash, lm.weight_hash(), TASKS[task].version, description.weights_sha256
-    return made_from != (*now, description.training.failure)
+    made = record.provenance
+    then = made.config_hash, made.model_sha256, record.task_version, record.sae.weights_sha256, record.failure
+    now = config_hash, lm.weight_hash(), TASKS[task].version, description.weights_sha256, description.training.failure
+    return then != now
 
 
 def make_record(

@@ -13,12 +13,13 @@ import numpy as np
 from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, evaluate, plan_batch
 from sae_bench.evaluation.task import token_tasks
+from sae_bench.leaderboard.bootstrap import Design, metric_replicates
 from sae_bench.leaderboard.tables import board_files
 from sae_bench.lm.contexts import site_means
 from sae_bench.lm.sites import site_of
 from sae_bench.progress import Progress
 from sae_bench.records.files import read_sealed, sha256
-from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
+from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder, changed_file
 from sae_bench.records.schema import Record, read_record
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.sources import load_model, token_stream
@@ -70,10 +71,8 @@ def _weights_problem(folder: RunFolder, sae_id: str, records: Sequence[Record]) 
         description = read_sealed(folder.sae_path(sae_id) / SAE_DESCRIPTION)
     except UserError as error:
         return str(error)
-    for name, was in description["files"].items():
-        path = folder.sae_path(sae_id) / name
-        if not path.is_file() or sha256(path) != was:
-            return f"{name} is not what was saved"
+    if (name := changed_file(folder.sae_path(sae_id), description)) is not None:
+        return f"{name} is not what was saved"
     if any(record.sae.weights_sha256 != description["sha256"] for record in records):
         return "records were made from other weights"
     return None if records else "no record of it"
@@ -84,17 +83,10 @@ def _score_problem(record: Record) -> str | None:
     for name, score in record.scores.items():
         if score.formula is None or score.value is None:
             continue
-        value = ratio_of_sums(score.formula, record.by_document)
+        value = float(metric_replicates(record, name, Design(1, 1))[0])
         if not math.isclose(value, score.value, rel_tol=1e-9, abs_tol=1e-12):
             return f"{name} is {score.value:.6g}, its sums give {value:.6g}"
     return None
-
-
-def ratio_of_sums(formula: str, by_document: Mapping[str, Sequence[float]]) -> float:
-    """The value of a score from the sums that its formula names, "a / b" or "1 - a / b"."""
-    one_minus, ratio = formula.startswith("1 - "), formula.removeprefix("1 - ")
-    above, below = (sum(by_document[name]) for name in ratio.split(" / "))
-    return 1 - above / below if one_minus else above / below
 
 
 def _board_problem(folder: RunFolder, records: list[Record]) -> str | None:

@@ -114,7 +114,7 @@ def test_all_tables_of_latex_compile_in_a_minimal_document(tmp_path):
     compared, facts = comparisons(of, ["fve", "delta_lm_loss"]), leaderboard.caption(of)
     tables = [
         leaderboard.latex(of),
-        compare_table.latex(compared, ["fve", "delta_lm_loss"], (20.0, 50.0), facts),
+        compare_table.written("tex", compared, ["fve", "delta_lm_loss"], (20.0, 50.0), facts),
         table(of, "tex", group_by=["site"], over_seeds=True),
     ]
     plain = "\n".join(tables).encode("ascii", "replace").decode()  # letters of other scripts are the document's affair

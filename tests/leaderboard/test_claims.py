@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from synthetic import at, typed
 from synthetic import records as synthetic_records
-from synthetic import typed
 from test_compare import record, simulated
 
 from sae_bench.leaderboard.bootstrap import Estimate
 from sae_bench.leaderboard.claims import ABOUT, METRICS, WIDE_ENOUGH, as_markdown, check_claims
-from sae_bench.leaderboard.compare import at, check_metrics, comparisons
+from sae_bench.leaderboard.compare import check_metrics, comparisons
 from sae_bench.leaderboard.frequency_claim import falls_with_frequency, within_saes
 from sae_bench.leaderboard.verdicts import about_equal, contrast, judged, not_worse, within
 from sae_bench.records.schema import read_record
@@ -219,7 +219,7 @@ def old_rule(comparison, about):
     """p against zero, and a point estimate beyond the margin."""
     standings, differences = at(comparison, "loss", L0S)
     height = {l0: next(s.estimate.value for s in of if s.label == "b") for l0, of in standings.items()}
-    return any(d.p_value <= 0.05 and d.estimate.value > about * height[d.l0] for d in differences)
+    return any(d.estimate.p_value <= 0.05 and d.estimate.value > about * height[d.l0] for d in differences)
 
 
 def test_with_the_true_difference_at_the_margin_neither_verdict_is_more_frequent_than_one_in_forty():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from scipy.interpolate import PchipInterpolator
-from synthetic import typed
+from synthetic import at, typed
 
 from sae_bench.errors import UserError
 from sae_bench.leaderboard import compare_table
@@ -28,7 +28,7 @@ from sae_bench.leaderboard.bootstrap import (
     over_seeds,
     seed_variance,
 )
-from sae_bench.leaderboard.compare import ALPHA, at, check_metrics, compare, comparisons
+from sae_bench.leaderboard.compare import ALPHA, check_metrics, compare, comparisons
 from sae_bench.leaderboard.curves import area, at_l0, common_range, pareto_front
 
 N_DOCUMENTS = 60
@@ -255,7 +255,7 @@ def test_what_never_varied_is_told_from_nothing():
     (comparison,) = comparisons(typed(records), ["share"])
     standings, (d,) = at(comparison, "share", (30.0,))
     assert d.estimate.value == -0.25
-    assert np.isnan(d.p_value)
+    assert np.isnan(d.estimate.p_value)
     assert d.estimate.interval() == (-np.inf, np.inf)
     assert d.tie
     assert not any(s.best for s in standings[30.0])
@@ -392,10 +392,10 @@ def test_too_few_documents_tell_nothing_apart(n_documents):
     (comparison,) = comparisons(typed(records), ["loss"])
     standings, (difference,) = at(comparison, "loss", (20.0,))
     assert difference.estimate.interval() == (-np.inf, np.inf)
-    assert np.isnan(difference.p_value)
+    assert np.isnan(difference.estimate.p_value)
     assert difference.tie
     assert not any(s.best for s in standings[20.0])
-    text = compare_table.terminal([comparison], ["loss"], (20.0,))
+    text = compare_table.written("text", [comparison], ["loss"], (20.0,))
     assert "± unknown" in text
     assert "*" not in text.partition("\n\n*")[0]
     assert f"{n_documents} document" in text
@@ -449,7 +449,7 @@ def test_a_metric_that_one_sae_lacks_takes_no_other_metric_away():
     assert architecture.metrics["loss"].targets == (16.0, 32.0, 64.0)
     assert architecture.metrics["share"].targets == (32.0, 64.0)
     assert architecture.missing == ("a.16.0: share: no latent fired",)
-    assert "Missing: a.16.0: share: no latent fired" in compare_table.terminal([comparison], ["loss"])
+    assert "Missing: a.16.0: share: no latent fired" in compare_table.written("text", [comparison], ["loss"])
 
 
 def test_runs_that_cannot_be_compared_are_refused():
@@ -469,21 +469,21 @@ def test_runs_that_cannot_be_compared_are_refused():
 
 def test_tables_mark_the_best_and_all_that_are_tied_with_it():
     found = comparisons(typed(simulated(0, {"good_one": 0.0, "same|one": 0.0, "bad": 0.15})), ["loss"])
-    text = compare_table.terminal(found, ["loss"], (20.0, 50.0, 500.0))
+    text = compare_table.written("text", found, ["loss"], (20.0, 50.0, 500.0))
     rows = {line.split()[0]: line for line in text.splitlines() if line.startswith(("good", "same", "bad"))}
     assert {label: line.count("*") for label, line in rows.items()} == {"good_one": 3, "same|one": 3, "bad": 0}
     assert "L0 500" not in text, "nothing was measured there"
     assert "5 seeds" in text
-    bold = compare_table.markdown(found, ["loss"], (20.0,))
+    bold = compare_table.written("md", found, ["loss"], (20.0,))
     assert bold.count("**") == 2 * 2 * 2
     assert "same&#124;one" in bold
-    tex = compare_table.latex(found, ["loss"], (20.0,))
+    tex = compare_table.written("tex", found, ["loss"], (20.0,))
     assert r"good\_one & \textbf{" in tex
     assert tex.count(r"\textbf{") == 4
     assert r"95\% interval" in tex
-    facts = compare_table.latex(found, ["loss"], (20.0,), "Trained on 5% of it.")
+    facts = compare_table.written("tex", found, ["loss"], (20.0,), "Trained on 5% of it.")
     assert r"Trained on 5\% of it." in facts
-    rows = list(csv.DictReader(io.StringIO(compare_table.csv(found, ["loss"], (20.0, 500.0)))))
+    rows = list(csv.DictReader(io.StringIO(compare_table.written("csv", found, ["loss"], (20.0, 500.0)))))
     assert {(row["l0"], row["value"] != "") for row in rows} == {("20", True), ("500", False), ("area", True)}
 
 
@@ -495,7 +495,7 @@ def test_who_is_alone_at_an_l0_is_not_the_best():
 def test_the_pareto_front_of_all_architectures_is_in_the_table():
     found = comparisons(typed(simulated(0, {"good": 0.0, "bad": 0.5}, n_seeds=2)), ["loss"])
     assert compare_table.on_front(found[0], "loss") == {"bad": [], "good": [16.0, 32.0, 64.0]}
-    assert "16, 32, 64" in compare_table.terminal(found, ["loss"], (20.0,))
+    assert "16, 32, 64" in compare_table.written("text", found, ["loss"], (20.0,))
 
 
 def test_several_sites_are_summed_up_by_counting_and_not_by_averaging():
@@ -504,20 +504,20 @@ def test_several_sites_are_summed_up_by_counting_and_not_by_averaging():
     for one in other:
         one["sae"]["site"] = {"name": "elsewhere"}
     found = comparisons(typed(records + other), ["loss"])
-    ((title, header, rows),) = compare_table.summaries(found, ["loss"], (20.0, 50.0))
-    assert "how many L0s best" in title
-    assert header == ["architecture", "elsewhere", "s", "all"]
-    assert {label: [text for text, _ in cells] for label, cells in rows} == {
+    (table,) = compare_table.summaries(found, ["loss"], (20.0, 50.0))
+    assert "how many L0s best" in table.title
+    assert table.header == ["architecture", "elsewhere", "s", "all"]
+    assert {label: [text for text, _ in cells] for label, cells in table.rows} == {
         "bad": ["2 of 2", "0 of 2", "2 of 4"], "good": ["0 of 2", "2 of 2", "2 of 4"],
     }  # fmt: skip
-    assert title in compare_table.terminal(found, ["loss"], (20.0, 50.0))
+    assert table.title in compare_table.written("text", found, ["loss"], (20.0, 50.0))
     assert not list(compare_table.summaries(found[:1], ["loss"], (20.0,)))
 
 
 def test_the_same_records_give_the_same_bytes():
     records = simulated(0, {"a": 0.0, "b": 0.1})
-    assert compare_table.csv(comparisons(typed(records), ["loss"]), ["loss"]) == compare_table.csv(
-        comparisons(typed(records[::-1]), ["loss"]), ["loss"]
+    assert compare_table.written("csv", comparisons(typed(records), ["loss"]), ["loss"]) == compare_table.written(
+        "csv", comparisons(typed(records[::-1]), ["loss"]), ["loss"]
     )
 
 

@@ -9,8 +9,8 @@ from synthetic import record, typed
 
 from sae_bench.errors import UserError
 from sae_bench.leaderboard.tables import board_files
-from sae_bench.records.files import write_sealed
-from sae_bench.records.schema import JUDGED_BY, NO_JUDGE, SCHEMA_VERSION, digest_of, read_record, write_record
+from sae_bench.records.files import digest_of, write_sealed
+from sae_bench.records.schema import JUDGED_BY, NO_JUDGE, SCHEMA_VERSION, read_record, write_record
 
 RESULTS = Path(__file__).parents[2] / "results"
 PUBLISHED = sorted(path.parent for path in RESULTS.glob("*/records"))

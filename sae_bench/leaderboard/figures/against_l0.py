@@ -12,6 +12,7 @@ from sae_bench.leaderboard.compare import Comparison
 from sae_bench.leaderboard.curves import at_l0
 from sae_bench.leaderboard.figures.style import l0_axis, legend_above, line_of, new
 from sae_bench.leaderboard.palette import looks
+from sae_bench.leaderboard.render import ARROWS
 
 NAMES = {
     "delta_lm_loss": "delta LM loss (nats per token)",
@@ -19,7 +20,6 @@ NAMES = {
     "gamma_centred": "relative size of deviations from the mean (gamma_centred)",
     "gamma": "relative reconstruction size (gamma)",
 }
-ARROWS = {"up": " ↑", "down": " ↓", None: ""}
 
 
 def quality(comparison: Comparison, labels: Sequence[str]) -> Figure | None:
@@ -29,8 +29,8 @@ def quality(comparison: Comparison, labels: Sequence[str]) -> Figure | None:
 
 def shrinkage(comparison: Comparison, labels: Sequence[str]) -> Figure | None:
     """How large deviations are reconstructed: below 1 they shrink. Older records have `gamma` alone."""
-    centred = any("gamma_centred" in architecture.metrics for architecture in comparison.architectures)
-    figure = _against_l0(comparison, labels, ("gamma_centred" if centred else "gamma",))
+    name = "gamma_centred" if comparison.points("gamma_centred") else "gamma"
+    figure = _against_l0(comparison, labels, (name,))
     if figure is not None:
         (axes,) = figure.axes
         axes.axhline(1, color="#555555", linewidth=0.8, linestyle=":")
@@ -38,7 +38,7 @@ def shrinkage(comparison: Comparison, labels: Sequence[str]) -> Figure | None:
 
 
 def _against_l0(comparison: Comparison, labels: Sequence[str], metrics: Sequence[str]) -> Figure | None:
-    shown = [name for name in metrics if any(name in architecture.metrics for architecture in comparison.architectures)]
+    shown = [name for name in metrics if comparison.points(name)]
     if not shown:
         return None
     figure, grid = new(len(shown))
@@ -51,22 +51,19 @@ def _against_l0(comparison: Comparison, labels: Sequence[str], metrics: Sequence
 
 def _draw(axes: Axes, comparison: Comparison, labels: Sequence[str], metric: str) -> dict[str, Any]:
     handles, seen = {}, []
-    for architecture in comparison.architectures:
-        if metric not in architecture.metrics:
-            continue
-        points = architecture.metrics[metric]
+    for label, points in comparison.points(metric).items():
         order = np.argsort(points.l0[0])
         x = points.l0[0][order]
         found = [estimate(points.value[:, i], comparison.design) for i in order]
         halves = [e.interval()[1] - e.value for e in found]
-        style = line_of(looks(labels)[architecture.label])
+        style = line_of(looks(labels)[label])
         fine = np.geomspace(x[0], x[-1], 60).tolist()
         axes.plot(fine, at_l0(points.l0[:1], points.value[:1], fine)[0], **style | {"marker": ""})
         known = [half if np.isfinite(half) else 0.0 for half in halves]
         axes.errorbar(
             x, [e.value for e in found], yerr=known, capsize=2.5, elinewidth=1, **style | {"linestyle": "none"}
         )
-        (handles[architecture.label],) = axes.plot([], [], **style)
+        (handles[label],) = axes.plot([], [], **style)
         seen += x.tolist()
     l0_axis(axes, seen)
     axes.set_ylabel(NAMES[metric] + ARROWS[comparison.directions.get(metric)])

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from matplotlib.figure import Figure
 
 from sae_bench.leaderboard.board import SAE, Board
-from sae_bench.leaderboard.compare import Comparison, comparisons
+from sae_bench.leaderboard.compare import Comparison, Setting, comparisons
 from sae_bench.leaderboard.figures import against_l0, cost, frequency, interpretability, training
 from sae_bench.leaderboard.figures.style import rendered, styled
 from sae_bench.records.names import file_name
@@ -31,25 +31,20 @@ def figures(board: Board) -> Iterator[tuple[str, bytes]]:
     A board of several models, sites or widths has each figure once for each, and their names say which.
     """
     with styled():
-        for name, figure in _drawn(board):
+        for name, setting, figure in _drawn(board):
+            if figure is None:
+                continue
+            if len(board.settings) > 1:
+                name = file_name(f"{name}.{setting.model.rpartition('/')[2]}.{setting.site}.w{setting.width}")
             for form, content in rendered(figure).items():
                 yield f"{name}.{form}", content
 
 
-def _drawn(board: Board) -> Iterator[tuple[str, Figure]]:
-    several = len(board.settings) > 1
+def _drawn(board: Board) -> Iterator[tuple[str, Setting, Figure | None]]:
     for comparison in comparisons(board.records, METRICS):
-        setting = comparison.setting.model, comparison.setting.site, comparison.setting.width
         for name, of_comparison in FROM_COMPARISONS.items():
-            if (figure := of_comparison(comparison, board.labels)) is not None:
-                yield _name(name, setting, several), figure
+            yield name, comparison.setting, of_comparison(comparison, board.labels)
     for setting in board.settings:
         saes = [sae for sae in board.saes if sae.setting == setting]
         for name, of_saes in FROM_SAES.items():
-            if (figure := of_saes(saes, board.labels)) is not None:
-                yield _name(name, setting, several), figure
-
-
-def _name(name: str, setting: tuple[str, str, int], several: bool) -> str:
-    model, site, width = setting
-    return file_name(f"{name}.{model.rpartition('/')[2]}.{site}.w{width}") if several else name
+            yield name, setting, of_saes(saes, board.labels)

@@ -15,19 +15,15 @@ N_GROUPS = 5
 """Latents of an architecture are put into this many groups of one size, by frequency."""
 
 
-def scored_latents(sae: SAE) -> list[tuple[str, float, float]]:
-    """Scorer, frequency and score of every latent that has one."""
-    return [
-        (scorer, latent["n_fired"] / latent["n_tokens"], score["value"])
+def interpretability(saes: Sequence[SAE], labels: Sequence[str]) -> Figure | None:
+    """One axes for each scorer: each latent a faint point, and the mean of groups with 95% intervals over latents."""
+    scores = [
+        (sae.label, scorer, latent["n_fired"] / latent["n_tokens"], score["value"])
+        for sae in saes
         for latent in sae.latents()
         for scorer, score in latent["scores"].items()
         if score["value"] is not None and latent["n_fired"]
     ]
-
-
-def interpretability(saes: Sequence[SAE], labels: Sequence[str]) -> Figure | None:
-    """One axes for each scorer: each latent a faint point, and the mean of groups with 95% intervals over latents."""
-    scores = [(sae.label, *found) for sae in saes for found in scored_latents(sae)]
     scorers = sorted({scorer for _, scorer, _, _ in scores})
     if not scorers:
         return None

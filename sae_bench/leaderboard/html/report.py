@@ -19,11 +19,10 @@ from sae_bench.errors import one_line
 from sae_bench.leaderboard import tables
 from sae_bench.leaderboard.board import Board
 from sae_bench.leaderboard.claims import METRICS, check_claims
-from sae_bench.leaderboard.compare import Comparison, check_metrics, comparisons
-from sae_bench.leaderboard.compare_table import RULE, Row, grid, heading, note, summaries
+from sae_bench.leaderboard.compare import check_metrics, comparisons
+from sae_bench.leaderboard.compare_table import RULE, note, shown
 from sae_bench.leaderboard.curves import AT_L0
 from sae_bench.leaderboard.html.report_data import board_data
-from sae_bench.leaderboard.verdicts import JudgedClaim
 
 TEMPLATES = resources.files("sae_bench.leaderboard.html") / "templates"
 
@@ -33,25 +32,30 @@ def report(board: Board, l0s: Sequence[float] = AT_L0) -> str:
     style, script = (TEMPLATES.joinpath(f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     metrics = check_metrics(board.records, None)
     compared = comparisons(board.records, metrics)
-    data = board_data(board)
-    header, rows = tables.board(tables.long_table(board.records), one_line)
+    data, digest = board_data(board), base64.b64encode(hashlib.sha256(script.encode()).digest())
+    header, rows = tables.board(board.records)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(TEMPLATES.joinpath("report.html").read_text(encoding="utf-8"))
     return template.render(
-        title=f"SAE architectures on {', '.join(sorted({one_line(setting[0]) for setting in board.settings}))}",
+        title=f"SAE architectures on {', '.join(sorted({one_line(setting.model) for setting in board.settings}))}",
         caption=one_line(tables.caption(board.records, tables.ERROR)),
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_digest(script)}'",
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest.decode()}'",
         style=Markup(style),
         script=Markup(script),
         data=Markup(embedded(data)),
-        header=header,
-        rows=list(zip(_keys(board, data), rows, strict=True)),
+        header=[one_line(name) for name in header],
+        rows=[(key, map(one_line, row)) for key, row in zip(_keys(board, data), rows, strict=True)],
         failures=tables.failed(board.records),
-        comparisons=[_comparison(comparison, metric, l0s) for comparison in compared for metric in metrics],
-        summaries=[(one_line(title), *rest) for title, *rest in summaries(compared, metrics, l0s)],
+        comparisons=[
+            (one_line(table.title), table.header, [(one_line(label), cells) for label, cells in table.rows])
+            for table in shown(compared, metrics, l0s)
+        ],
         comparison_rule=RULE,
         comparison_note=note(compared) if compared else "",
-        claims=_claims(comparisons(board.records, METRICS), l0s),
+        claims=[
+            (one_line(str(comparison.setting)), judged)
+            for comparison, judged in check_claims(comparisons(board.records, METRICS), l0s)
+        ],
     )
 
 
@@ -61,23 +65,10 @@ def embedded(content: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _digest(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
 def _keys(board: Board, data: dict[str, Any]) -> list[str]:
     """The SAEs' keys in the order of the leaderboard's rows."""
     key_of = {
         (sae.records[0].provenance.config_hash[:8], sae.id): about["key"]
         for sae, about in zip(board.saes, data["saes"], strict=True)
     }
-    return [key_of[row] for row in tables.row_order(tables.long_table(board.records))]
-
-
-def _comparison(comparison: Comparison, metric: str, l0s: Sequence[float]) -> tuple[str, list[str], list[Row]]:
-    columns, rows = grid(comparison, metric, l0s)
-    return heading(comparison, metric, one_line), columns, [(one_line(label), cells) for label, cells in rows]
-
-
-def _claims(found: Sequence[Comparison], l0s: Sequence[float]) -> list[tuple[str, JudgedClaim]]:
-    return [(one_line(str(comparison.setting)), judged) for comparison, judged in check_claims(found, l0s)]
+    return [key_of[row.of["run"], row.of["sae"]] for row in tables.lines(board.records, ())]

@@ -6,13 +6,16 @@ activations only those that are not zero are kept, with three digits.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from sae_bench.errors import one_line
 from sae_bench.leaderboard.board import SAE, Board
+from sae_bench.leaderboard.compare import Setting
 from sae_bench.leaderboard.curves import pareto_front
+from sae_bench.leaderboard.load import metrics_of
 from sae_bench.leaderboard.palette import looks
 
 MOST_EXAMPLES = 20
@@ -23,19 +26,8 @@ N_LOG_POINTS = 60
 TRAINING_SHOWN = ("fve", "l0", "loss")
 
 
-class Words:
-    """Every token string once."""
-
-    def __init__(self) -> None:
-        self.list: list[str] = []
-        self._places: dict[str, int] = {}
-
-    def place(self, token: str) -> int:
-        shown = visible(token)
-        if shown not in self._places:
-            self._places[shown] = len(self.list)
-            self.list.append(shown)
-        return self._places[shown]
+Words = dict[str, int]
+"""Every token string once, with its place."""
 
 
 def visible(token: str) -> str:
@@ -43,45 +35,36 @@ def visible(token: str) -> str:
     return "".join(SPACES.get(c, c if c.isprintable() or c == " " else "\N{REPLACEMENT CHARACTER}") for c in token)
 
 
+def _place(token: str, words: Words) -> int:
+    return words.setdefault(visible(token), len(words))
+
+
 def board_data(board: Board) -> dict[str, Any]:
     """Everything that the script knows."""
-    words = Words()
-    found = looks(board.labels)
+    words: Words = {}
     seen = Counter(sae.id for sae in board.saes)
-    saes = [_sae(sae, words, several=seen[sae.id] > 1) for sae in board.saes]
-    directions = {
-        one_line(name): {
-            "better": metric.better,
-            "unit": metric.unit,
-            "description": one_line(metric.description),
-        }
-        for record in board.records
-        for name, metric in record.metrics.items()
-    }
-    headline = {
-        one_line(name) for record in board.records for name, metric in record.metrics.items() if metric.headline
-    }
+    metrics = metrics_of(board.records)
+    headline = {one_line(name) for name, metric in metrics.items() if metric.headline}
     return {
-        "looks": {one_line(label): {"colour": look.colour, "marker": look.marker, "dashes": look.dashes}
-                  for label, look in found.items()},
-        "metrics": directions,
+        "looks": {one_line(label): asdict(look) for label, look in looks(board.labels).items()},
+        "metrics": {one_line(name): {"better": metric.better, "unit": metric.unit,
+                                     "description": one_line(metric.description)} for name, metric in metrics.items()},
         "plotted": sorted(headline - {"l0"}, key=lambda name: (name != "delta_lm_loss", name != "fve", name)),
         "settings": [_shown(setting) for setting in board.settings],
         "fronts": [_fronts(board, setting) for setting in board.settings],
-        "saes": saes,
-        "words": words.list,
+        "saes": [_sae(sae, words, several=seen[sae.id] > 1) for sae in board.saes],
+        "words": list(words),
     }  # fmt: skip
 
 
-def _shown(setting: tuple[str, str, int]) -> list[Any]:
-    return [one_line(part) if isinstance(part, str) else part for part in setting]
+def _shown(setting: Setting) -> list[Any]:
+    return [one_line(setting.model), one_line(setting.site), setting.width]
 
 
-def _fronts(board: Board, setting: tuple[str, str, int]) -> dict[str, list[int]]:
+def _fronts(board: Board, setting: Setting) -> dict[str, list[int]]:
     """For each metric with a better direction, the SAEs that none with fewer active latents beats."""
     found = {}
-    metrics = {name: metric for record in board.records for name, metric in record.metrics.items()}
-    for name, metric in sorted(metrics.items()):
+    for name, metric in sorted(metrics_of(board.records).items()):
         places = [
             i
             for i, sae in enumerate(board.saes)
@@ -106,11 +89,11 @@ def _sae(sae: SAE, words: Words, *, several: bool) -> dict[str, Any]:
         "seed": about.seed,
         "scores": {
             one_line(name): {"value": score.value, "stderr": score.stderr, "n": score.n}
-            | {"note": None if score.note is None else one_line(score.note)}
+            | {"note": _text(score.note)}
             for record in sae.records
             for name, score in record.scores.items()
         },
-        "failures": [one_line(text) for text in sae.failures],
+        "failures": [one_line(text) for text in sorted({record.failure for record in sae.records if record.failure})],
         "frequency": frequency_histogram(sae),
         "training": _training(sae),
         "provenance": flat({"sae": {k: v for k, v in about.as_json().items() if k not in ("id", "label")},
@@ -139,7 +122,7 @@ def _training(sae: SAE) -> dict[str, list[float | None]]:
     if not log:
         return {}
     return {"tokens": [row["tokens"] for row in log]} | {
-        name: [None if row.get(name) is None else _digits(row[name]) for row in log] for name in TRAINING_SHOWN
+        name: [_digits(row.get(name)) for row in log] for name in TRAINING_SHOWN
     }
 
 
@@ -162,11 +145,11 @@ def _latent(latent: Mapping[str, Any], words: Words) -> dict[str, Any]:
         "max": _digits(latent["max"]),
         "histogram": {"edges": [_digits(edge) for edge in latent["histogram"]["edges"]],
                       "counts": latent["histogram"]["counts"]},
-        "logits": {side: [[words.place(token), _digits(value)] for token, value in pairs]
+        "logits": {side: [[_place(token, words), _digits(value)] for token, value in pairs]
                    for side, pairs in latent["logits"].items()} if latent["logits"] else None,
         "examples": [_example(example, words) for example in examples],
-        "explanation": None if latent["explanation"] is None else one_line(latent["explanation"]),
-        "explainer": None if latent["explainer"] is None else one_line(str(latent["explainer"])),
+        "explanation": _text(latent["explanation"]),
+        "explainer": _text(latent["explainer"]),
         "scores": {one_line(name): _score(score) for name, score in latent["scores"].items()},
         "answers": _answers(latent["answers"]),
     }  # fmt: skip
@@ -175,10 +158,10 @@ def _latent(latent: Mapping[str, Any], words: Words) -> dict[str, Any]:
 def _score(score: Mapping[str, Any]) -> dict[str, Any]:
     counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in (score.get("counts") or {}).items())
     return {
-        "value": None if score["value"] is None else _digits(score["value"]),
+        "value": _digits(score["value"]),
         "n": score["n"],
         "counts": one_line(counts),
-        "note": None if score["note"] is None else one_line(score["note"]),
+        "note": _text(score["note"]),
     }
 
 
@@ -192,8 +175,12 @@ def _answers(answers: Sequence[Mapping[str, Any]]) -> list[str]:
 def _example(example: Mapping[str, Any], words: Words) -> list[Any]:
     kind = example["kind"] + ("" if example["decile"] is None else f" {example['decile'] + 1}")
     active = [[i, _digits(value)] for i, value in enumerate(example["activations"]) if value > 0]
-    return [one_line(kind), example["use"], [words.place(token) for token in example["tokens"]], active]
+    return [one_line(kind), example["use"], [_place(token, words) for token in example["tokens"]], active]
 
 
-def _digits(value: float) -> float:
-    return float(f"{value:.3g}")
+def _digits(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.3g}")
+
+
+def _text(value: str | None) -> str | None:
+    return None if value is None else one_line(str(value))
