@@ -16,12 +16,13 @@ x is centred first, at b_dec or else at its mean: what all tokens share needs no
 Shapes: B tokens, b of them in a chunk, D = d_in, F = d_sae, P pairs, K = D and the dimensions that hold the bound.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_bench.saes.chunks import chunk_size, slices
@@ -41,6 +42,9 @@ CONFIDENCE = 8
 GROUPS = (16, 8, 4, 2, 1)
 """Latents that share one place when the k-th largest bound is looked for."""
 
+SAMPLE = 1024
+"""Rows that say how long rows are on average."""
+
 ROWS = 512
 """Rows that are rounded at once: few enough to stay in a CPU's cache while they are."""
 
@@ -50,10 +54,11 @@ MULTIPLE = 32
 
 @dataclass(frozen=True)
 class Bounded:
-    """Rows rounded to bfloat16 with the dimensions that hold the bound, and the bound's alone in float32."""
+    """Rows, rounded, with the dimensions that hold the bound, and these alone in float32."""
 
     rows: Float[Tensor, "N K"]
-    bound: Float[Tensor, "N 3"]
+    bound: Float[Tensor, "N 4"]
+    """Three numbers of which the products with the other side's are the bound, and the largest of the row."""
 
 
 def screened(
@@ -68,20 +73,18 @@ def screened(
     """For each rule the pairs that it keeps and their pre-activations z = x W^T + b_enc in float32.
 
     `centred`: x is so already. `limit` is the share of candidates above which exact selection is faster: then None.
-    None also where bounds are not finite, or where two rules need products of their own.
+    None also where numbers are too large, or where two rules need products of their own.
     """
     whole = [rule for rule in rules if not (isinstance(rule, Largest) and rule.among is not None)]
     if len(whole) > 1 and any(isinstance(rule, Above) for rule in whole):
         return None
     found: list[list[tuple[Tensor, ...]]] = [[] for _ in whole]
     if whole:
-        tokens, latents, finite = _bounded(x, W, b_enc, whole[0], centred)
-        if not finite:
-            return None
+        tokens, latents = _bounded(x, W, b_enc, whole[0], centred)
         for chunk, upper in _products(tokens, latents, at_once=any(isinstance(r, LargestOfBatch) for r in whole)):
             for rule, pairs in zip(whole, found, strict=True):
                 token, latent = _reaching(upper, _cut(rule, upper, tokens.bound[chunk], latents.bound))
-                if chunk.start == 0 and len(token) > limit * upper.numel():
+                if chunk.start == 0 and (len(token) > limit * upper.numel() or not _fits(tokens, latents)):
                     return None
                 pairs.append((token + chunk.start, latent))
     candidates = iter(found)
@@ -93,63 +96,81 @@ def screened(
     ]
 
 
-def _bounded(
-    x: Tensor, W: Tensor, b_enc: Tensor, rule: Rule, centred: bool
-) -> tuple[Bounded, Bounded, Bool[Tensor, ""]]:
+def _bounded(x: Tensor, W: Tensor, b_enc: Tensor, rule: Rule, centred: bool) -> tuple[Bounded, Bounded]:
     """Tokens and latents whose product is an upper bound of z, or of z - threshold where the rule has one.
 
-    Up to one positive factor, for both are brought to length one on average. Last: whether no number is too large.
+    Up to one positive factor: powers of two bring rows to a length of about one.
     """
-    dtype = LOW.get(x.device.type, torch.float16)
-    sums = CONFIDENCE * x.shape[1] ** 0.5 * torch.finfo(torch.float32).eps
-    size = torch.zeros_like(x[:, 0])
     bias, bias_size = b_enc, b_enc.abs()
-    if not centred:
+    if centred:
+        x_size = torch.zeros_like(x[:, 0])
+    else:
         mean = x.mean(0)
         shift = W @ mean
-        size = torch.linalg.vector_norm(x, dim=1) + torch.linalg.vector_norm(mean)
+        x_size = torch.linalg.vector_norm(x, dim=1) + torch.linalg.vector_norm(mean)
         x, bias, bias_size = x - mean, bias + shift, bias_size + shift.abs()
-    if isinstance(rule, Above):
+    if isinstance(rule, Above) and (isinstance(rule.threshold, Tensor) or rule.threshold != 0):
         theta = torch.as_tensor(rule.threshold, device=x.device)
         bias, bias_size = bias - theta, bias_size + theta.abs()
-    x_low, x_norm, x_error, x_scale = _rounded(x, dtype)
-    W_low, W_norm, W_error, W_scale = _rounded(W, dtype)
-    scale = x_scale * W_scale
-    bias = bias * scale
-    high = bias.to(dtype).float()
-    slack = sums * scale * bias_size + (bias - high).abs() * torch.finfo(dtype).eps
-    of_tokens = _rounded_up([x_error + sums * (x_norm + x_scale * size), x_norm], dtype)
-    of_latents = _rounded_up([W_norm, W_error, slack], dtype)
-    D, one = x.shape[1], torch.ones_like(x_norm)
-    x_low[:, D : D + 5] = torch.stack([*of_tokens, one, one, one], 1)
-    W_low[:, D : D + 5] = torch.stack([*of_latents, high, bias - high], 1)
-    largest = x_norm.amax() * W_norm.amax() + bias.abs().amax() + of_latents[2].amax()
-    tokens = Bounded(x_low, torch.stack([*of_tokens, one], 1))
-    finite = (largest < torch.finfo(dtype).max / 4) & (scale > 0)
-    return tokens, Bounded(W_low, torch.stack(of_latents, 1)), finite
+    scales = _scales(x, W)
+    return _with_bound(x, x_size, x_size, scales, tokens=True), _with_bound(W, bias, bias_size, scales, tokens=False)
 
 
-def _rounded(rows: Float[Tensor, "N D"], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Float[Tensor, ""]]:
-    """Rows times a power of two, rounded, in the first columns of [N, K]; norms before and of what rounding took; that.
+def _scales(*matrices: Float[Tensor, "..."]) -> Float[Tensor, " n"]:
+    """For each matrix the power of two that brings its rows to a length of about one."""
+    samples = [rows[:: -(-len(rows) // SAMPLE)] for rows in matrices]
+    lengths = torch.stack([torch.linalg.vector_norm(sample) * len(sample) ** -0.5 for sample in samples])
+    return torch.exp2(-lengths.clamp(min=2.0**-60).log2().round())
 
-    Norms are those of the rows, rounded or not, whichever is longer.
+
+def _with_bound(
+    rows: Float[Tensor, "N D"],
+    bias: Float[Tensor, " N"],
+    size: Float[Tensor, " N"],
+    scales: Float[Tensor, " 2"],
+    *,
+    tokens: bool,
+) -> Bounded:
+    """Rows times a power of two, rounded, with the dimensions that hold the bound.
+
+    `size` is how large the numbers are whose float32 rounding counts: norms of tokens before they were centred, the
+    parts of a latent's bias. Of tokens `bias` does not matter.
     """
     (n, D), device = rows.shape, rows.device
+    dtype = LOW.get(device.type, torch.float16)
+    sums, hidden = CONFIDENCE * D**0.5 * torch.finfo(torch.float32).eps, HIDDEN * D**0.5
     low = torch.empty(n, -(-(D + 5) // MULTIPLE) * MULTIPLE, dtype=dtype, device=device)
-    low[:, D:] = 0
-    typical = torch.linalg.vector_norm(rows[:: max(1, n // 1024)], dim=1).square().mean().sqrt()
-    scale = torch.exp2(-typical.clamp(min=2.0**-60).log2().round())
     if (gpu := kernels_for(device)) is not None:
-        norm, error = gpu.round_rows(rows, low, scale)
+        return Bounded(low, gpu.bounded_rows(rows, low, bias, size, scales, sums, hidden, tokens=tokens))
+    low[:, D + 5 :] = 0
+    scale, product_scale = scales[0 if tokens else 1], scales.prod()
+    norm, error = rows.new_empty(n), rows.new_empty(n)
+    for part in slices(n, ROWS):
+        scaled, rounded = rows[part] * scale, low[part, :D]
+        rounded.copy_(scaled)
+        norm[part] = torch.linalg.vector_norm(scaled, dim=1)
+        error[part] = torch.linalg.vector_norm(scaled.sub_(rounded.float()), dim=1)
+    error += hidden
+    norm += error  # at least that of the rows, rounded or not
+    if tokens:
+        one = torch.ones_like(norm)
+        bound = [*_rounded_up([error + sums * (norm + scale * size), norm], dtype), one]
+        shift, largest = [one, one], norm
     else:
-        norm, error = rows.new_empty(n), rows.new_empty(n)
-        for part in slices(n, ROWS):
-            scaled, rounded = rows[part] * scale, low[part, :D]
-            rounded.copy_(scaled)
-            norm[part] = torch.linalg.vector_norm(scaled, dim=1)
-            error[part] = torch.linalg.vector_norm(scaled.sub_(rounded.float()), dim=1)
-    error += HIDDEN * D**0.5
-    return low, norm + error, error, scale
+        bias = bias * product_scale
+        high = bias.to(dtype).float()
+        slack = sums * product_scale * size + (bias - high).abs() * torch.finfo(dtype).eps
+        bound = _rounded_up([norm, error, slack], dtype)
+        shift, largest = [high, bias - high], torch.maximum(norm, bias.abs())
+    low[:, D : D + 5] = torch.stack([*bound, *shift], 1)
+    return Bounded(low, torch.stack([*bound, largest], 1))
+
+
+def _fits(tokens: Bounded, latents: Bounded) -> bool:
+    """Whether no number is too large for its type, and the rows are as long as they should be, not all zero."""
+    sides = torch.stack([tokens.bound.amax(0), latents.bound.amax(0)]).tolist()
+    long_enough = all(side[3] > 0.5 for side in sides)
+    return long_enough and math.prod(map(max, sides)) < torch.finfo(tokens.rows.dtype).max / 4
 
 
 def _rounded_up(numbers: Sequence[Float[Tensor, " N"]], dtype: torch.dtype) -> list[Float[Tensor, " N"]]:
@@ -181,7 +202,7 @@ def _full_sums() -> Iterator[None]:
 
 
 def _cut(
-    rule: Rule, upper: Float[Tensor, "b F"], of_tokens: Float[Tensor, "b 3"], of_latents: Float[Tensor, "F 3"]
+    rule: Rule, upper: Float[Tensor, "b F"], of_tokens: Float[Tensor, "b 4"], of_latents: Float[Tensor, "F 4"]
 ) -> Float[Tensor, "..."]:
     """What the upper bound of a pair that the rule keeps reaches at least: for all tokens, or for each, [b, 1]."""
     if isinstance(rule, Above):
@@ -193,8 +214,8 @@ def _cut(
     shape = (size, n // size)
     grouped = slice(0, shape[0] * shape[1])  # the k largest of some latents are no larger than those of all
     largest = upper[:, grouped].unflatten(1, shape).amax(1).float()
-    width = of_latents[grouped].unflatten(0, shape).amax(0)
-    lower = largest - info.eps * largest.abs() - 2 * (of_tokens @ width.T)
+    width = of_latents[grouped, :3].unflatten(0, shape).amax(0)
+    lower = torch.addmm(largest - info.eps * largest.abs(), of_tokens[:, :3], width.T, alpha=-2)
     if isinstance(rule, Largest):
         least = lower.topk(rule.k, dim=1, sorted=False).values.amin(1, keepdim=True)
     else:
@@ -224,7 +245,10 @@ def _sparse(parts: Sequence[tuple[Tensor, ...]], n_tokens: int, n_latents: int) 
 def _settled(rule: Rule, pairs: Sparse, x: Tensor, W: Tensor, b_enc: Tensor) -> tuple[Sparse, Tensor]:
     """The candidates that the rule keeps, with their exact values."""
     z = pairs.inner_products(x, W) + b_enc[pairs.latent]
-    kept = rule.settle(z, pairs).nonzero().squeeze(1)
+    if isinstance(rule, Largest) and (gpu := kernels_for(x.device)) is not None:
+        kept = gpu.largest_of_each(z, pairs.offsets, rule.k)
+    else:
+        kept = rule.settle(z, pairs).nonzero().squeeze(1)
     return Sparse(pairs.token[kept], pairs.latent[kept], pairs.n_tokens, pairs.n_latents), z[kept]
 
 

@@ -7,6 +7,7 @@ give the same bits.
 Shapes: B tokens, D = d_in, F = d_sae, P pairs, N rows.
 """
 
+import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float, Int
@@ -49,16 +50,65 @@ def _inner_products(left, right, latent, offsets, out, n_in, n_all, n_columns: t
         tl.store(part + pair, tl.sum(w * x[None, :], axis=1), mask=pair < end)
 
 
+@triton.jit
+def _rounded_up(value, low, eps, least):  # type: ignore[no-untyped-def]
+    return (value * (1 + eps) + least).to(low.dtype.element_ty).to(tl.float32)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
-def _round_rows(rows, low, norms, errors, scale, n_in, stride, n_columns: tl.constexpr):  # type: ignore[no-untyped-def]
+def _bounded_rows(  # type: ignore[no-untyped-def]
+    rows, low, bound, bias, size, scales, mine: tl.constexpr, sums, hidden, eps, least, n_in, stride,
+    n_columns: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, n_columns)
-    value = tl.load(rows + row * n_in + column, mask=column < n_in, other=0.0) * tl.load(scale)
+    at = low + row * stride
+    scale, product_scale = tl.load(scales + mine), tl.load(scales) * tl.load(scales + 1)
+    value = tl.load(rows + row * n_in + column, mask=column < n_in, other=0.0) * scale
     rounded = value.to(low.dtype.element_ty)
-    tl.store(low + row * stride + column, rounded, mask=column < n_in)
-    error = value - rounded.to(tl.float32)
-    tl.store(norms + row, tl.sqrt(tl.sum(value * value, axis=0)))
-    tl.store(errors + row, tl.sqrt(tl.sum(error * error, axis=0)))
+    tl.store(at + column, rounded, mask=column < stride)  # with zeros where there is no column
+    lost = value - rounded.to(tl.float32)
+    error = tl.sqrt(tl.sum(lost * lost, axis=0)) + hidden
+    norm = tl.sqrt(tl.sum(value * value, axis=0)) + error
+    tl.debug_barrier()  # what comes next is written over some of the zeros
+    if mine == 0:  # a token
+        first = _rounded_up(error + sums * (norm + scale * tl.load(size + row)), low, eps, least)
+        second = _rounded_up(norm, low, eps, least)
+        third, high, rest, largest = 1.0, 1.0, 1.0, norm
+    else:  # a latent
+        shift = tl.load(bias + row) * product_scale
+        high = shift.to(low.dtype.element_ty).to(tl.float32)
+        rest = shift - high
+        first, second = _rounded_up(norm, low, eps, least), _rounded_up(error, low, eps, least)
+        third = _rounded_up(sums * product_scale * tl.load(size + row) + tl.abs(rest) * eps, low, eps, least)
+        largest = tl.maximum(norm, tl.abs(shift))
+    tl.store(at + n_in, first)
+    tl.store(at + n_in + 1, second)
+    tl.store(at + n_in + 2, third)
+    tl.store(at + n_in + 3, high)
+    tl.store(at + n_in + 4, rest)
+    tl.store(bound + row * 4, first)
+    tl.store(bound + row * 4 + 1, second)
+    tl.store(bound + row * 4 + 2, third)
+    tl.store(bound + row * 4 + 3, largest)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _largest_of_each(values, offsets, index, k, n_at_once: tl.constexpr, n_beside: tl.constexpr):  # type: ignore[no-untyped-def]
+    token = tl.program_id(0).to(tl.int64)
+    begin, end = tl.load(offsets + token), tl.load(offsets + token + 1)
+    for start in range(begin, end, n_at_once):
+        pair = start + tl.arange(0, n_at_once)
+        value = tl.load(values + pair, mask=pair < end, other=-float("inf"))
+        n_before = tl.zeros([n_at_once], tl.int32)
+        for other_start in range(begin, end, n_beside):
+            other = other_start + tl.arange(0, n_beside)
+            beside = tl.load(values + other, mask=other < end, other=-float("inf"))
+            before = (beside[None, :] > value[:, None]) | (
+                (beside[None, :] == value[:, None]) & (other[None, :] < pair[:, None])
+            )
+            n_before += tl.sum((before & (other < end)[None, :]).to(tl.int32), axis=1)
+        tl.store(index + token * k + n_before, pair, mask=(pair < end) & (n_before < k))
 
 
 def sum_rows(
@@ -89,15 +139,39 @@ def inner_products(
     return parts.sum(0)
 
 
-def round_rows(
-    rows: Float[Tensor, "N D"], low: Float[Tensor, "N K"], scale: Float[Tensor, ""]
-) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """Write scale * rows, rounded, into the first columns of `low`; the norms of the rows and of what rounding took."""
+def bounded_rows(
+    rows: Float[Tensor, "N D"],
+    low: Float[Tensor, "N K"],
+    bias: Float[Tensor, " N"],
+    size: Float[Tensor, " N"],
+    scales: Float[Tensor, " 2"],
+    sums: float,
+    hidden: float,
+    *,
+    tokens: bool,
+) -> Float[Tensor, "N 4"]:
+    """Write rows, rounded, and the dimensions that hold the bound into `low`; the bound, and how large numbers are.
+
+    What `screening.bounded_rows` says, in one pass over the rows. Of tokens `bias` is not read.
+    """
     rows = rows.contiguous()
-    norms, errors = rows.new_empty(len(rows)), rows.new_empty(len(rows))
-    n_columns = triton.next_power_of_2(rows.shape[1])
-    _round_rows[(len(rows),)](rows, low, norms, errors, scale, rows.shape[1], low.stride(0), n_columns, num_warps=8)
-    return norms, errors
+    bound = rows.new_empty(len(rows), 4)
+    info = torch.finfo(low.dtype)
+    n_columns = triton.next_power_of_2(low.shape[1])
+    numbers = 0 if tokens else 1, sums, hidden, info.eps, info.tiny * info.eps
+    _bounded_rows[(len(rows),)](
+        rows, low, bound, bias, size, scales, *numbers, rows.shape[1], low.stride(0), n_columns, num_warps=8
+    )
+    return bound
+
+
+def largest_of_each(
+    values: Float[Tensor, " P"], offsets: Int[Tensor, " B_plus_1"], k: int
+) -> Int[Tensor, " B_times_k"]:
+    """Places of the k largest values of each token, which has as many at least; of equal ones the first."""
+    index = offsets.new_empty((len(offsets) - 1) * k)
+    _largest_of_each[(len(offsets) - 1,)](values, offsets, index, k, 32, 128)
+    return index
 
 
 def _tile(W: Float[Tensor, "N D"]) -> tuple[int, int]:

@@ -88,11 +88,12 @@ def descend(
         from sae_bench.training import triton_adam
 
         factor = torch.ones((), device=usable.device) if factor is None else factor
-        for _, parameter, gradient in _with_gradients(optimiser):
+        for group, parameter, gradient in _with_gradients(optimiser):
             if parameter.ndim == 1:
                 gradient.mul_(factor)
-            else:
-                triton_adam.step(optimiser, parameter, factor, usable.float(), unit_norm=_keeps_norm(parameter, sae))
+                continue
+            state = optimiser.state[parameter]
+            triton_adam.step(group, state, factor, usable.float(), unit_norm=_keeps_norm(parameter, sae))
         renormalise = False
     # The fused optimiser looks at this before it moves a weight; loss scaling uses it in the same way.
     optimiser.found_inf = (~usable).float()  # type: ignore[attr-defined]
