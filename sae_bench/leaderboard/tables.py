@@ -152,6 +152,8 @@ def caption(records: Sequence[Record], error: str = "") -> str:
         f"Versions: {', '.join(versions)}; sae-arch-bench {provenance[0].versions['sae-arch-bench']}.",
     ]
     parts += dict.fromkeys(record.caption for record in records if record.caption)
+    if said := control(records):
+        parts.insert(0, f"{said}.")
     if mixed:
         parts.insert(0, f"MIXED: these rows were made with different {' and '.join(mixed)}; do not compare them.")
     return " ".join(parts)
@@ -170,6 +172,12 @@ def remarks(records: Iterable[Record]) -> list[str]:
     return [one_line(f"{record.sae.id}: {record.task}: {remark}") for record in records for remark in record.remarks]
 
 
+def control(records: Iterable[Record]) -> str:
+    """What stands above a table of SAEs of a model with random weights; nothing where there is none."""
+    models = sorted({record.provenance.model for record in records if record.provenance.config.get("random_lm")})
+    return f"CONTROL: {', '.join(models)}, not the trained one" if models else ""
+
+
 def markdown(records: Sequence[Record]) -> str:
     """The board as a Markdown document."""
     header, rows = board(long_table(records), escape_markdown)
@@ -179,7 +187,8 @@ def markdown(records: Sequence[Record]) -> str:
     for title, lines in (("Failed", failed(records)), ("To know", remarks(records))):
         items = "".join(f"- {escape_markdown(line)}\n" for line in lines)
         lists += f"\n{title}:\n\n{items}" if items else ""
-    return f"# Leaderboard\n\n{table}\n\n{notes}\n{lists}"
+    title = " - ".join(filter(None, ["Leaderboard", escape_markdown(control(records))]))
+    return f"# {title}\n\n{table}\n\n{notes}\n{lists}"
 
 
 def terminal(records: Sequence[Record]) -> str:
@@ -188,7 +197,8 @@ def terminal(records: Sequence[Record]) -> str:
     table = tabulate(rows, header, tablefmt="simple", disable_numparse=True, colalign=_alignment(header))
     failures = "".join(f"FAILED {line}\n" for line in failed(records))
     known = "".join(f"{line}\n" for line in remarks(records))
-    return f"{table}\n\n{one_line(caption(records, ERROR))}\n{failures}{known}"
+    above = f"{one_line(control(records))}\n\n".lstrip()
+    return f"{above}{table}\n\n{one_line(caption(records, ERROR))}\n{failures}{known}"
 
 
 def latex(records: Sequence[Record]) -> str:
