@@ -56,7 +56,7 @@ def load_language_model(
     with _explained(source, revision, random=random):
         config = _config(name_or_path, source, options, published=random)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    for place in {device} if random else {device, torch.device("cpu")}:  # a checkpoint is read by way of the CPU
+    for place in [device] if random else dict.fromkeys([device, torch.device("cpu")]):  # read by way of the CPU
         _check_memory(name, config, place, dtype, trust_remote_code)
     with _explained(source, revision, random=random):
         if random_seed is None:
