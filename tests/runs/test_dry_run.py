@@ -56,19 +56,14 @@ def test_every_listed_model_is_planned_without_network(capsys, monkeypatch, at_w
 
 def test_a_plan_for_cuda_counts_what_cuda_needs(capsys, at_work):
     """Two halves of the buffer on a CPU, a third one on a GPU: 500,000 more activations of 2,304 in bfloat16."""
-    sizes = (
-        "--arch",
-        "topk",
-        "--model",
-        "gemma-2-2b",
-        "--dtype",
-        "bfloat16",
-        "--tokens",
-        "8M",
-        "--buffer-tokens",
-        "1M",
-    )
-    texts = [planned(capsys, *sizes, "--device", device) for device in ("cpu", "cuda")]
+    sizes = {
+        "--arch": "topk",
+        "--model": "gemma-2-2b",
+        "--dtype": "bfloat16",
+        "--tokens": "8M",
+        "--buffer-tokens": "1M",
+    }
+    texts = [planned(capsys, *flags(sizes | {"--device": device})) for device in ("cpu", "cuda")]
     cpu, cuda = (float(re.search(r"memory +about ([\d.]+) GB", text)[1]) for text in texts)
     assert cuda - cpu == pytest.approx(500_000 * 2304 * 2 / 1e9, abs=0.3)
 
