@@ -130,7 +130,7 @@ def _how(config: PreTrainedConfig, dtype: torch.dtype) -> dict[str, Any]:
 def _draw(
     config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, trust_remote_code: bool, seed: int
 ) -> PreTrainedModel:
-    """The model with random weights. Not from `seed` itself: an SAE's decoder would be drawn equal to the embedding."""
+    """The model with random weights, from numbers of their own: those of `seed` itself are what SAEs are drawn from."""
     digest = hashlib.sha256(f"language model {seed}".encode()).hexdigest()
     with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
         torch.manual_seed(int(digest[:15], 16))

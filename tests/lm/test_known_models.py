@@ -67,10 +67,6 @@ def test_random_weights_are_those_that_the_class_initialises(gemma2_folder):
     assert model.config.initializer_range == 0.2
     assert model.model.layers[1].mlp.up_proj.weight.std().item() == pytest.approx(0.2, rel=0.05)
     assert not model.model.norm.weight.any()  # Gemma's norms multiply by 1 + weight
-    # The SAEs are drawn from the seed itself: a decoder must not be equal to the embedding.
-    drawn = torch.randn(model.model.embed_tokens.weight.shape, generator=torch.Generator().manual_seed(0))
-    alike = torch.corrcoef(torch.stack([drawn.flatten(), model.model.embed_tokens.weight.flatten()]))[0, 1]
-    assert abs(alike) < 0.1
 
 
 def test_random_weights_need_no_checkpoint(tmp_path):
