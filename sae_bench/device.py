@@ -8,6 +8,7 @@ process without a real one, so that tests walk through the very code that a GPU 
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,8 +21,15 @@ SPARE_SHARE = 0.1
 """Part of a device's memory that `has_room` never gives away."""
 
 
-def choose_device(name: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux says how much memory there is, and how much of it a container may have."""
+
+
+def choose_device(name: str, dtype: str, *, here: bool = True) -> tuple[torch.device, torch.dtype]:
     """The device and the language model's dtype; "auto" is CUDA in bfloat16 where there is one, else CPU in float32.
+
+    Without `here` a device of another machine will do, for which a run is planned.
 
     Raises:
         UserError: the device does not exist.
@@ -30,7 +38,8 @@ def choose_device(name: str, dtype: str) -> tuple[torch.device, torch.dtype]:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        if here:
+            torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f'--device "{name}": {str(error).splitlines()[0]}; try --device cpu') from None
     found = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype)
@@ -56,6 +65,20 @@ def has_room(device: torch.device, n_bytes: int) -> bool:
         return False
     free, total = torch.cuda.mem_get_info(device)
     return n_bytes <= free - SPARE_SHARE * total
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that a device has left, of the CPU what Linux and the container allow; None where nothing says it."""
+    if has_cuda(device):
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu" or not MEMINFO.exists():
+        return None
+    free = next(int(line.split()[1]) << 10 for line in MEMINFO.read_text().splitlines() if "MemAvailable" in line)
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        free = min(free, int(most) - int(used.read_text()) + int(stat["inactive_file"]))  # a cache that gives way
+    return max(free, 0)
 
 
 def halved(n: int, what: str) -> int:

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sae_bench.lm.load import load_language_model
+from sae_bench.lm.load import language_model_shape
 from sae_bench.lm.model import LanguageModel
 
 N_DEVICE_TYPES, CUDA, META = 21, 1, 14  # of c10::DeviceType
@@ -80,6 +80,6 @@ class FakeCuda(TorchDispatchMode):
 
 
 def fake_language_model(folder: Path, dtype: torch.dtype = torch.bfloat16) -> LanguageModel:
-    """A language model as `load_language_model` loads it, on the fake device; call it within `FakeCuda`."""
+    """A language model on the fake device; call it within `FakeCuda`."""
     with torch.device("cuda"):
-        return load_language_model(str(folder), device="cuda", dtype=dtype, weights=False)
+        return language_model_shape(str(folder), dtype=dtype)

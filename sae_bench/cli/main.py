@@ -60,7 +60,7 @@ class Command:
     emit: Annotated[Literal["saebench"] | None, flag()] = None
     """Write the results as SAEBench's core evaluation writes its own, too."""
     dry_run: Annotated[bool, flag()] = False
-    """Print the plan - SAEs, steps, memory, disk - and stop."""
+    """Print the plan - SAEs, steps, memory, disk, time - and stop; also for a --device that is not here."""
     quiet: Annotated[bool, flag()] = False
     """Print the leaderboard alone."""
 

@@ -154,6 +154,8 @@ def caption(records: Sequence[Record], error: str = "") -> str:
         f"Versions: {versions}; sae-arch-bench {made[0].versions['sae-arch-bench']}.",
         *dict.fromkeys(record.caption for record in records if record.caption),
     ]
+    if said := control(records):
+        parts.insert(0, f"{said}.")
     if mixed := differences(records):
         parts.insert(0, f"MIXED: these rows were made with different {' and '.join(mixed)}; do not compare them.")
     return " ".join(parts)
@@ -172,6 +174,12 @@ def remarks(records: Iterable[Record]) -> list[str]:
     return [one_line(f"{record.sae.id}: {record.task}: {remark}") for record in records for remark in record.remarks]
 
 
+def control(records: Iterable[Record]) -> str:
+    """What stands above a table of SAEs of a model with random weights; nothing where there is none."""
+    models = sorted({record.provenance.model for record in records if record.provenance.config.get("random_lm")})
+    return f"CONTROL: {', '.join(models)}, not the trained one" if models else ""
+
+
 def markdown(records: Sequence[Record]) -> str:
     """The board as a Markdown document."""
     names, rows = board(records)
@@ -181,7 +189,8 @@ def markdown(records: Sequence[Record]) -> str:
     for title, lines in (("Failed", failed(records)), ("To know", remarks(records))):
         items = "".join(f"- {render.escape_markdown(line)}\n" for line in lines)
         lists += f"\n{title}:\n\n{items}" if items else ""
-    return f"# Leaderboard\n\n{table}\n\n{notes}\n{lists}"
+    title = " - ".join(filter(None, ["Leaderboard", escape_markdown(control(records))]))
+    return f"# {title}\n\n{table}\n\n{notes}\n{lists}"
 
 
 def terminal(records: Sequence[Record]) -> str:
@@ -190,7 +199,8 @@ def terminal(records: Sequence[Record]) -> str:
     table = render.text_table(names, rows, "simple", one_line, _alignment(names))
     failures = "".join(f"FAILED {line}\n" for line in failed(records))
     known = "".join(f"{line}\n" for line in remarks(records))
-    return f"{table}\n\n{one_line(caption(records, ERROR))}\n{failures}{known}"
+    above = f"{one_line(control(records))}\n\n".lstrip()
+    return f"{above}{table}\n\n{one_line(caption(records, ERROR))}\n{failures}{known}"
 
 
 def latex(records: Sequence[Record]) -> str:

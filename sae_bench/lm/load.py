@@ -1,5 +1,11 @@
-"""A language model and its tokenizer by name, and what to tell the user when they cannot be had."""
+"""A language model and its tokenizer by name, and what to tell the user when they cannot be had.
 
+Three ways: with its trained weights; with weights drawn anew, as a control; and without weights, to plan a run.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +13,23 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
+from sae_bench.device import free_bytes
 from sae_bench.errors import UserError
 from sae_bench.lm.model import LanguageModel
-from sae_bench.lm.model_names import resolve_model
+from sae_bench.lm.model_names import HUB_MODELS, known_shape, resolve_model
+
+_UNREADABLE = (OSError, ValueError, SafetensorError)
+"""All that a loader raises."""
 
 
 def load_language_model(
@@ -21,33 +39,120 @@ def load_language_model(
     dtype: torch.dtype,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    weights: bool = True,
+    random_seed: int | None = None,
 ) -> LanguageModel:
     """Load a causal language model and its tokenizer by short name (`ls models`), folder or hub name.
 
-    Without `weights` the model is built from its configuration alone; under torch's FakeTensorMode that takes no
-    memory, and the shapes are enough to plan a run.
+    With a `random_seed` its weights are drawn anew, as its class initialises them, on the device and without a
+    checkpoint: the control of arXiv 2501.17727. Its name then says so.
 
     Raises UserError for a name that means nothing, for a model that cannot be had (gated, missing, no network,
-    unreadable), and for one whose logits are not its LM head's output, soft-capped or not.
+    unreadable), for one that the device has no memory for, and for one whose logits are not its LM head's output,
+    soft-capped or not.
     """
     name, source = resolve_model(name_or_path)
+    device, random = torch.device(device), random_seed is not None
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
-        config = AutoConfig.from_pretrained(source, **options)
-        # The scaled-dot-product kernel cannot soft-cap attention scores.
-        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-        how: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager" if capped else None}
+    with _explained(source, revision, random=random):
+        config = _config(name_or_path, source, options, published=random)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        if not weights:
-            skeleton: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **how)
-            return LanguageModel(skeleton, tokenizer, name, hub_commit(source, revision))
-        model: Any = AutoModelForCausalLM.from_pretrained(source, config=config, **how, **options)
-    except (OSError, ValueError, SafetensorError) as error:  # all that a loader raises
-        raise UserError(_explanation(source, revision, error)) from error
+    for place in [device] if random else dict.fromkeys([device, torch.device("cpu")]):  # read by way of the CPU
+        _check_memory(name, config, place, dtype, trust_remote_code)
+    with _explained(source, revision, random=random):
+        if random_seed is None:
+            model: Any = AutoModelForCausalLM.from_pretrained(source, config=config, **_how(config, dtype), **options)
+        else:
+            model = _draw(config, device, dtype, trust_remote_code, random_seed)
+            name = random_name(name, random_seed)
     lm = LanguageModel(model.to(device), tokenizer, name, hub_commit(source, revision))
     lm.check_logits()
     return lm
+
+
+def random_name(name: str, seed: int) -> str:
+    """What records and boards call a model with random weights."""
+    return f"{name} with random weights (seed {seed})"
+
+
+def language_model_shape(
+    name_or_path: str, *, dtype: torch.dtype, revision: str | None = None, trust_remote_code: bool = False
+) -> LanguageModel:
+    """A language model without its weights: under torch's FakeTensorMode it takes no memory, and a run can be planned.
+
+    A model of `ls models` asks for neither network nor licence: its configuration is the cached one, or else the
+    published one, and in its tokenizer's place stands one that opens contexts and knows no word.
+
+    Raises UserError for any other model whose configuration or tokenizer cannot be had.
+    """
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    shape = known_shape(name_or_path)
+    if shape is None:
+        name, source = resolve_model(name_or_path)
+        with _explained(source, revision):
+            config = _config(name_or_path, source, options, published=False)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            return LanguageModel(_build(config, dtype, trust_remote_code), tokenizer, name)
+    on_hub = name_or_path in {*HUB_MODELS, *HUB_MODELS.values()}  # the demo model is not made for a plan
+    name = resolve_model(name_or_path)[0] if on_hub else name_or_path
+    cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    config = AutoConfig.from_pretrained(cached) if isinstance(cached, str) else AutoConfig.for_model(**shape["config"])
+    words = Tokenizer(models.WordLevel({"<bos>": 0}, unk_token="<bos>"))
+    opener = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<bos>")
+    return LanguageModel(_build(config, dtype, trust_remote_code), opener, name)
+
+
+def _config(name_or_path: str, source: str, options: Mapping[str, Any], *, published: bool) -> PreTrainedConfig:
+    """The model's own configuration; where it cannot be had and `published` allows it, the one that is known here."""
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+    except _UNREADABLE:
+        if not published or (shape := known_shape(name_or_path)) is None:
+            raise
+        config = AutoConfig.for_model(**shape["config"])
+    assert isinstance(config, PreTrainedConfig)
+    return config
+
+
+def _build(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    """The model with weights as its class initialises them, on torch's current device."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        config, trust_remote_code=trust_remote_code, **_how(config, dtype)
+    )
+    return model
+
+
+def _how(config: PreTrainedConfig, dtype: torch.dtype) -> dict[str, Any]:
+    # The scaled-dot-product kernel cannot soft-cap attention scores.
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return {"dtype": dtype, "attn_implementation": "eager" if capped else None}
+
+
+def _draw(
+    config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, trust_remote_code: bool, seed: int
+) -> PreTrainedModel:
+    """The model with random weights, from numbers of their own: those of `seed` itself are what SAEs are drawn from."""
+    digest = hashlib.sha256(f"language model {seed}".encode()).hexdigest()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
+        torch.manual_seed(int(digest[:15], 16))
+        return _build(config, dtype, trust_remote_code)
+
+
+def _check_memory(
+    name: str, config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, trust_remote_code: bool
+) -> None:
+    """Raise UserError if the weights alone are more than the device has left."""
+    free = free_bytes(device)
+    if free is None:
+        return
+    with torch.device("meta"):
+        skeleton = _build(config, dtype, trust_remote_code)
+    n_bytes = sum(weight.nbytes for weight in skeleton.parameters())
+    if n_bytes > free:
+        halved = "--dtype bfloat16, " if dtype == torch.float32 else ""
+        raise UserError(
+            f'model "{name}" needs {n_bytes / 1e9:.2f} GB in {str(dtype).removeprefix("torch.")}, and {device} has '
+            f"{free / 1e9:.2f} GB left: free some, or try {halved}another --device or a smaller model"
+        )
 
 
 def hub_commit(source: str, revision: str | None) -> str | None:
@@ -56,6 +161,16 @@ def hub_commit(source: str, revision: str | None) -> str | None:
         return None
     config = try_to_load_from_cache(source, "config.json", revision=revision)
     return Path(config).parent.name if isinstance(config, str) else None
+
+
+@contextmanager
+def _explained(source: str, revision: str | None, *, random: bool = False) -> Iterator[None]:
+    """What a loader raises becomes one line with a remedy; `random` weights are none that are missing."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        enough = "; with --random-lm a folder with config.json and the tokenizer is enough" if random else ""
+        raise UserError(_explanation(source, revision, error) + enough) from error
 
 
 def _explanation(source: str, revision: str | None, error: Exception) -> str:

@@ -5,23 +5,29 @@ the Hugging Face hub.
 """
 
 import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
 from sae_bench.errors import UserError, did_you_mean
 from sae_bench.registry import MODELS
 
-HUB_MODELS = {
-    "gemma-2-2b": "google/gemma-2-2b",
-    "gemma-2-2b-it": "google/gemma-2-2b-it",
-    "gemma-2-9b": "google/gemma-2-9b",
-    "gemma-2-9b-it": "google/gemma-2-9b-it",
-    "gemma-3-270m": "google/gemma-3-270m",
-    "gpt2": "openai-community/gpt2",
-    "pythia-70m": "EleutherAI/pythia-70m",
-    "pythia-160m": "EleutherAI/pythia-160m",
-}
+_KNOWN: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("known_models.toml").read_text("utf-8"))
+
+HUB_MODELS: dict[str, str] = {name: about["hub"] for name, about in _KNOWN.items() if "hub" in about}
+"""Short names of models of the hub."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def known_shape(name: str) -> dict[str, Any] | None:
+    """What is known in advance of the model of a short name or a hub name; None if it is not in `known_models.toml`.
+
+    `parameters` is their number as published, `config` what transformers' AutoConfig takes.
+    """
+    short = next((short for short, on_hub in HUB_MODELS.items() if on_hub == name), name)
+    about = _KNOWN.get(short)
+    return about if about is None or "config" in about else _KNOWN[about["like"]]
 
 
 def resolve_model(name: str) -> tuple[str, str]:

@@ -107,6 +107,8 @@ class RunConfig(JudgeConfig):
     hf:owner/repo/path. Their site is read off them; where they do not say it, --layer and --site do."""
     model: Annotated[str, Flag(Heading.MODEL)] = "demo"
     """Short name (see `ls models`), Hugging Face name, or folder."""
+    random_lm: Annotated[bool, Flag(Heading.MODEL)] = False
+    """Draw the model's weights anew, from the first --seed: a control. Boards say so."""
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Flag(Heading.MODEL, "layer")] = ()
     """Decoder layers, from 0. Default: the middle one."""
     sites: Annotated[tuple[str, ...], Field(min_length=1), Flag(Heading.MODEL, "site")] = ("resid_post",)
@@ -240,7 +242,7 @@ class RunConfig(JudgeConfig):
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers; tasks and judges only add records, so they are left out."""
         without = {"tasks", "checkpoint_every", *JudgeConfig.model_fields}
-        without |= {name for name in ("saes", "split") if not getattr(self, name)}
+        without |= {name for name in ("saes", "split", "random_lm") if not getattr(self, name)}
         return self.model_dump(mode="json", exclude=without)
 
     @property

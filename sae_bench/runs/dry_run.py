@@ -1,4 +1,4 @@
-"""`--dry-run`: the plan of a run with its steps, memory and disk, found without loading a weight.
+"""`--dry-run`: the plan of a run with its steps, memory, disk and time, found without loading a weight.
 
 The language model is built from its configuration out of fake tensors, which have shapes but no memory; its sites and
 their widths are found in it exactly as in the real run.
@@ -8,15 +8,17 @@ from tabulate import tabulate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sae_bench.autointerp.sample import collection_bytes
-from sae_bench.device import choose_device
+from sae_bench.device import choose_device, free_bytes, has_cuda
 from sae_bench.evaluation.loop import plan_batch
+from sae_bench.lm.load import language_model_shape, random_name
 from sae_bench.lm.model import LanguageModel
-from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.costs import evaluation_seconds, peaks_of, training_seconds
 from sae_bench.runs.import_saes import ImportPlan, Plan, open_imports, plan_imports
 from sae_bench.runs.plan import SAEPlan, check_names, plan_saes, training_bytes, training_disk_bytes
-from sae_bench.runs.sources import load_model, token_stream
+from sae_bench.runs.rates import known_rate
+from sae_bench.runs.sources import token_stream
 from sae_bench.training.serving import buffer_bytes
 
 PROCESS_BYTES = 1000 << 20
@@ -45,16 +47,21 @@ def latent_bytes(config: RunConfig, plans: list[Plan]) -> int:
 
 
 def describe_plan(config: RunConfig, folder: RunFolder) -> str:
-    """The plan as text: what is new, what is finished already, and what it takes."""
+    """The plan as text: what is new, what is finished, and what it takes; the device may be another machine's."""
     check_names(config)
     folder.check(config.identity)
     opened = open_imports(config.saes)
-    device, dtype = choose_device(config.device, config.dtype)  # before, for no fake device is missing
+    device, dtype = choose_device(config.device, config.dtype, here=False)
     with FakeTensorMode():
-        lm = load_model(config, Progress(quiet=True), weights=False)
+        lm = language_model_shape(
+            config.model, dtype=dtype, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
         plans = plan_saes(config, lm)
         imports = plan_imports(lm, opened, config.sites, config.layers)
         held_out = token_stream(lm, config, "eval", config.n_held_out)
+    lm.device = device  # its fake weights are on the CPU: a torch without CUDA cannot run fake ones there
+    if config.random_lm:
+        lm.name = random_name(lm.name, config.seeds[0])
     everything: list[Plan] = [*plans, *imports]
     rows = []
     for plan in everything:
@@ -65,6 +72,8 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
     memory = memory_bytes(config, plans, everything, lm)
     disk = training_disk_bytes(plans) + 4 * sum(plan.n_parameters for plan in imports)
     n_contexts = plan_batch(lm, config.context_size, [(plan.site, plan.config) for plan in everything]).n_contexts
+    here = device.type == "cpu" or has_cuda(device)
+    free = free_bytes(device) if here else None
     latents = [
         f"latents    {config.latents_wanted:,} of each SAE from {config.interp_tokens_wanted:,} more held-out tokens,"
         f" collected in about {latent_bytes(config, everything) / 1e6:,.0f} MB; judge {config.judge_model or 'none'}"
@@ -73,13 +82,46 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
         [
             tabulate(rows, ["SAE", "module", "d_in", "state"], tablefmt="simple", disable_numparse=True),
             "",
-            f"model      {lm.name} ({lm.n_bytes / 1e9:.2f} GB in {str(dtype).removeprefix('torch.')} on {device})",
+            f"model      {lm.name} ({lm.n_bytes / 1e9:.2f} GB in {str(dtype).removeprefix('torch.')} on {device}"
+            f"{'' if here else ', which this machine does not have'})",
             f"data       {config.dataset}: {config.tokens:,} activations, each used {config.reuse} times;"
             f" {config.n_held_out:,} held-out tokens of {held_out.fewest_documents} documents at least,"
             f" {n_contexts} contexts of {config.context_size} at a time",
             f"training   {len(plans)} SAEs, {n_steps:,} steps of {config.batch_size:,}, preset {config.preset}",
             *(latents if config.collects else ()),
-            f"memory     about {memory / 1e9:.1f} GB at the peak",
-            f"disk       about {disk / 1e9:.2f} GB in {folder.path}",
+            f"memory     about {memory / 1e9:.1f} GB at the peak (computed)"
+            + ("" if free is None else f"; {free / 1e9:.1f} GB are free on {device}"),
+            f"disk       about {disk / 1e9:.2f} GB in {folder.path} (computed)",
+            *describe_time(config, plans, everything, lm, here=here),
         ]
     )
+
+
+def describe_time(
+    config: RunConfig, plans: list[SAEPlan], everything: list[Plan], lm: LanguageModel, *, here: bool
+) -> list[str]:
+    """How long training and evaluation take, as measured where an earlier run was like this one, else computed."""
+    n_tokens = {"training": config.tokens * config.reuse if plans else 0, "evaluation": config.n_held_out}
+    saes: dict[str, list[Plan]] = {"training": [*plans], "evaluation": everything}
+    lines = []
+    for peaks in peaks_of(lm.device, lm.dtype, here=here):
+        parts, total = [], 0.0
+        for stage, n in n_tokens.items():
+            if not n:
+                continue
+            known = known_rate(stage, lm, config, [plan.describe() for plan in saes[stage]]) if here else None
+            if known:
+                seconds, how = n / known.tokens_per_second, f"measured here in {_time(known.seconds)}"
+            else:
+                computed = training_seconds(lm, config, plans, peaks) if stage == "training" else None
+                seconds, how = computed or evaluation_seconds(lm, config, everything, peaks), "computed"
+            parts.append(f"{stage} {_time(seconds)} ({n / seconds:,.0f} tokens/s, {how})")
+            total += seconds
+        unit = "hours" if lm.device.type == "cpu" else "GPU-hours"
+        lines.append(f"time       {', '.join(parts)}: {total / 3600:.2g} {unit} on {peaks.name}")
+    return lines
+
+
+def _time(seconds: float) -> str:
+    length, unit = (1, "s") if seconds < 100 else (60, "min") if seconds < 6000 else (3600, "h")
+    return f"{seconds / length:,.1f} {unit}"

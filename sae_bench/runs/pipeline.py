@@ -30,6 +30,7 @@ from sae_bench.runs.config import RunConfig
 from sae_bench.runs.import_saes import Plan, import_saes, open_imports, plan_imports
 from sae_bench.runs.interpret import interpret_saes
 from sae_bench.runs.plan import check_names, plan_saes
+from sae_bench.runs.rates import remember_rate
 from sae_bench.runs.records import is_missing, make_record, provenance_of
 from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.runs.train import Leg, TrainStage
@@ -164,6 +165,7 @@ def evaluate_saes(
     start = time.monotonic()
     if healthy:
         evaluate(lm, stream, healthy, progress)
+        remember_rate("evaluation", lm, config, [about for _, about in candidates], stream.n_delivered, start)
     else:
         stream.read()  # for its counts and its fingerprint
     seconds = time.monotonic() - start

@@ -77,14 +77,16 @@ def card(records: Sequence[Record], repo: str) -> str:
     """The model card."""
     saes = {record.sae.id: record.sae for record in records}
     own = [sae_id for sae_id, sae in saes.items() if not sae.origin]
-    model = records[0].provenance.model
+    model, config = records[0].provenance.model, records[0].provenance.config
+    is_random = config.get("random_lm")
+    named = "/" in model and not model.startswith(("/", ".")) and not is_random
     return CARD.format(
-        base=f"base_model: {model}\n" if "/" in model and not model.startswith(("/", ".")) else "",
+        base=f"base_model: {model}\n" if named else "",
         title=escape_markdown(model),
         n_saes=len(saes),
         n_own=len(own),
-        table=markdown(records).removeprefix("# Leaderboard\n\n"),
+        table=markdown(records).partition("\n\n")[2],
         repo=repo,
         first=own[0],
-        model=model,
+        model=f"{config['model']} --random-lm --seed {config['seeds'][0]}" if is_random else model,
     )

@@ -11,17 +11,18 @@ ORDER_SEED = 0
 """Documents come in one order for every run, so that runs on one corpus evaluate on the same tokens."""
 
 
-def load_model(config: RunConfig, progress: Progress, *, weights: bool = True) -> LanguageModel:
-    """The run's language model; without `weights`, its shapes alone."""
+def load_model(config: RunConfig, progress: Progress) -> LanguageModel:
+    """The run's language model; with --random-lm, drawn from the run's first seed."""
     device, dtype = choose_device(config.device, config.dtype)
-    progress.say(f"loading {config.model} ({str(dtype).removeprefix('torch.')} on {device})")
+    what = f"drawing the weights of {config.model} anew" if config.random_lm else f"loading {config.model}"
+    progress.say(f"{what} ({str(dtype).removeprefix('torch.')} on {device})")
     return load_language_model(
         config.model,
         device=device,
         dtype=dtype,
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
-        weights=weights,
+        random_seed=config.seeds[0] if config.random_lm else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from sae_bench.records.schema import SAEDescription, Training
 from sae_bench.runs.config import RunConfig, parse_interval
 from sae_bench.runs.plan import SAEPlan, training_bytes, training_disk_bytes
 from sae_bench.runs.provenance import environment
+from sae_bench.runs.rates import remember_rate
 from sae_bench.runs.sources import token_stream
 from sae_bench.saes.active import Crossovers
 from sae_bench.saes.base import SparseAutoencoder
@@ -78,7 +80,7 @@ class TrainStage:
         earlier: Sequence[Leg] = (),
     ) -> None:
         self.lm, self.config, self.plans, self.folder, self.progress = lm, config, plans, folder, progress
-        self._earlier = list(earlier)
+        self._earlier, self._started = list(earlier), time.monotonic()
         serving = Serving(
             config.batch_size,
             config.buffer_tokens,
@@ -231,6 +233,9 @@ class TrainStage:
             saver = CheckpointSaver(self._checkpoints, self._take, **parse_interval(self.config.checkpoint_every))  # type: ignore[arg-type]
             train(self.trainers, self.buffer, self.progress, sink, n_done=self._n_done, saver=saver)
             self._facts = self._facts_now()
+            n_tokens = (self.n_steps - self._n_done) * self.config.batch_size
+            saes = [plan.describe() for plan in self.plans]
+            remember_rate("training", self.lm, self.config, saes, n_tokens, self._started)
         overlap = self._facts["eval_overlap"]
         self.progress.say(f"{overlap:.1%} of the held-out tokens lie in runs of 13 that were trained on")
         for plan, trainer in zip(self.plans, self.trainers, strict=True):

@@ -23,7 +23,7 @@ HEAVY = ("torch", "transformers", "datasets", "pandas", "numpy")  # flags follow
 FLAGS = set(
     """
     --arch --sae
-    --tasks --config --preset --plugin --model --layer --site --revision --dtype --trust-remote-code --width
+    --tasks --config --preset --plugin --model --layer --random-lm --site --revision --dtype --trust-remote-code --width
     --l0 --sparsity --seed --dataset --text-column --tokens --reuse --eval-tokens --eval-skip --context-size
     --batch-size --buffer-tokens --out --device --kernels --compile --limit --checkpoint-every --overwrite
     --latents --interp-tokens --hard-negatives --chance --autointerp-scorers --judge-model --judge-base-url

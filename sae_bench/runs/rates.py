@@ -1,0 +1,60 @@
+"""How fast stages of earlier runs went on this machine: kept in the cache folder, for the next run's plan."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae_bench.lm.model import LanguageModel
+from sae_bench.records.files import read_json, write_json
+from sae_bench.records.names import cache_folder
+from sae_bench.records.schema import SAEDescription
+from sae_bench.runs.config import RunConfig
+from sae_bench.runs.provenance import environment
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Tokens per second that went through all SAEs of a run together, and the seconds of the run that showed it."""
+
+    tokens_per_second: float
+    seconds: float
+
+
+def _key(stage: str, lm: LanguageModel, config: RunConfig, saes: Sequence[SAEDescription]) -> str:
+    """What decides how fast a stage goes: all but the number of tokens, L0s and seeds."""
+    place = environment(lm.device)
+    kinds = Counter(f"{sae.label} at {sae.site.name}, width {sae.d_sae}" for sae in saes)
+    batches = f"contexts of {config.context_size}, batches of {config.batch_size} used {config.reuse} times"
+    return (
+        f"{stage} on {place['device']}, {place['threads']} threads: {lm.name} in {lm.dtype}, {batches}; "
+        + "; ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+    )
+
+
+def _path() -> Path:
+    return cache_folder() / "rates.json"
+
+
+def known_rate(stage: str, lm: LanguageModel, config: RunConfig, saes: Sequence[SAEDescription]) -> Rate | None:
+    """What the longest such stage of an earlier run showed here; None if there was none.
+
+    Raises:
+        UserError: the file of rates is damaged.
+    """
+    found = read_json(_path()) if _path().exists() else {}
+    key = _key(stage, lm, config, saes)
+    return Rate(**found[key]) if key in found else None
+
+
+def remember_rate(
+    stage: str, lm: LanguageModel, config: RunConfig, saes: Sequence[SAEDescription], n_tokens: int, began: float
+) -> None:
+    """Keep how fast a stage went that began at `began` (`time.monotonic`), unless a longer one is known."""
+    seconds = time.monotonic() - began
+    known = known_rate(stage, lm, config, saes)
+    if known is None or known.seconds <= seconds:
+        found = read_json(_path()) if _path().exists() else {}
+        rate = {"tokens_per_second": n_tokens / seconds, "seconds": seconds}
+        write_json(_path(), found | {_key(stage, lm, config, saes): rate})

@@ -1,0 +1,152 @@
+"""A run is planned without network, for a device that is elsewhere too; and with random weights it is a control."""
+
+import json
+import re
+import socket
+
+import pytest
+import torch
+from command import bench, flags
+
+from sae_bench.lm.model_names import HUB_MODELS
+from sae_bench.lm.sites import Site
+from sae_bench.runs import costs
+from sae_bench.runs.config import ArchSpec, RunConfig
+from sae_bench.runs.costs import CARDS, Peaks, peaks_of, step_seconds
+from sae_bench.runs.plan import SAEPlan
+from sae_bench.saes.base import SAEConfig
+from sae_bench.training.recipe import recipe_for
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def settings(gemma2_folder, corpus, at_work):
+    return {
+        "--arch": "topk", "--l0": 6, "--model": gemma2_folder, "--layer": 1, "--dataset": corpus, "--width": 48,
+        "--tokens": 1200, "--reuse": 2, "--batch-size": 120, "--eval-tokens": 300, "--context-size": 32,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        pytest.fail("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def planned(capsys, *arguments: object) -> str:
+    assert bench(*arguments, "--dry-run") == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("model", [*HUB_MODELS, "demo"])
+def test_every_listed_model_is_planned_without_network(capsys, monkeypatch, at_work, no_network, model, device):
+    monkeypatch.setenv("SAE_BENCH_CACHE", str(at_work / "nothing is in it"))
+    monkeypatch.setattr(costs, "_seconds", lambda work, device: 0.01)  # not what is measured here
+    text = planned(capsys, "--arch", "topk", "--model", model, "--device", device)
+    assert HUB_MODELS.get(model, model) in text
+    assert ("on cuda, which this machine does not have" in text) == (device == "cuda" and not torch.cuda.is_available())
+    assert re.search(r"training .* tokens/s, computed\), evaluation .* tokens/s, computed\): \S+ ", text)
+    assert ("GPU-hours on H100\n" in text) == (device == "cuda")
+
+
+def test_a_plan_for_cuda_counts_what_cuda_needs(capsys, at_work):
+    """Two halves of the buffer on a CPU, a third one on a GPU: 500,000 more activations of 2,304 in bfloat16."""
+    sizes = {
+        "--arch": "topk",
+        "--model": "gemma-2-2b",
+        "--dtype": "bfloat16",
+        "--tokens": "8M",
+        "--buffer-tokens": "1M",
+    }
+    texts = [planned(capsys, *flags(sizes | {"--device": device})) for device in ("cpu", "cuda")]
+    cpu, cuda = (float(re.search(r"memory +about ([\d.]+) GB", text)[1]) for text in texts)
+    assert cuda - cpu == pytest.approx(500_000 * 2304 * 2 / 1e9, abs=0.3)
+
+
+def test_cuda_that_is_not_here_can_be_planned_for_and_not_run_on(capsys, settings, at_work):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert bench(*flags(settings | {"--device": "cuda", "--out": at_work / "cuda"}), "--quiet") == 2
+    assert '--device "cuda"' in capsys.readouterr().err
+
+
+def topk(d_in: int, d_sae: int, l0: float, arch: str = "topk") -> SAEPlan:
+    site, config = Site(0, "resid_post", "m", "output", d_in), SAEConfig(d_in=d_in, d_sae=d_sae, l0=l0)
+    return SAEPlan(ArchSpec(name=arch), site, config, recipe_for("paper", {}))
+
+
+def test_a_step_takes_what_its_arithmetic_and_its_bytes_take():
+    """By hand, 1,000 activations, 100 x 1,000, 10 active; a device of 1 GFLOP/s and 1 GB/s, twice that in half."""
+    peaks = Peaks("toy", 2e9, 1e9, 1e9)
+    encoder, pairs = 2 * 1000 * 100 * 1000 / 1e9, 4 * 4 * 1000 * 10 * 100 / 1e9
+    weights = (2 + 5) * 4 * 100 * 1000 / 1e9 + 28 * (2 * 100 * 1000 + 100 + 1000) / 1e9
+    assert step_seconds(topk(100, 1000, 10), 1000, CPU, peaks) == pytest.approx(encoder + pairs + weights, rel=0.01)
+    halved = encoder / 2 + pairs + weights
+    assert step_seconds(topk(100, 1000, 10), 1000, CUDA, peaks) == pytest.approx(halved, rel=0.01)
+    # jumprelu's window needs float32
+    assert step_seconds(topk(100, 1000, 10, "jumprelu"), 1000, CUDA, peaks) > encoder + pairs
+
+
+def test_a_card_is_known_by_its_name_and_others_are_measured(monkeypatch):
+    monkeypatch.setattr(costs, "has_cuda", lambda device: device.type == "cuda")
+    names = {"NVIDIA H100 80GB HBM3": "H100", "NVIDIA H100 PCIe": "H100 PCIe", "NVIDIA H200": "H200",
+             "NVIDIA A100-SXM4-80GB": "A100"}  # fmt: skip
+    for name, card in names.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        (peaks,) = peaks_of(CUDA, torch.bfloat16, here=True)
+        assert (peaks.name, peaks.bandwidth) == (card, 0.8 * CARDS[card][2])
+    (peaks,) = peaks_of(CPU, torch.float32, here=True)
+    assert peaks.name == "this CPU"
+    assert 1e8 < peaks.single == peaks.half < 1e14
+    assert 1e8 < peaks.bandwidth < 1e13
+
+
+def test_a_plan_states_what_an_earlier_run_measured(capsys, settings, at_work):
+    first = settings | {"--arch": "relu", "--out": at_work / "rates"}
+    assert "tokens/s, computed)" in planned(capsys, *flags(first))
+    assert bench(*flags(first), "--quiet") == 0
+    capsys.readouterr()
+    text = planned(capsys, *flags(first | {"--tokens": 6000, "--out": at_work / "more"}))
+    rates = json.loads((at_work.parent / "cache" / "rates.json").read_text())
+    (rate,) = (rate for key, rate in rates.items() if key.startswith("training") and "1 relu at layer_1" in key)
+    assert f"({rate['tokens_per_second']:,.0f} tokens/s, measured here in" in text
+    assert text.count("measured here in") == 2
+    assert rate["tokens_per_second"] * rate["seconds"] == pytest.approx(20 * 120)
+
+
+def records_of(folder):
+    return [json.loads(path.read_text()) for path in sorted((folder / "records").glob("*.json"))]
+
+
+def test_a_run_on_random_weights_says_so_everywhere(capsys, settings, at_work, gemma2_folder):
+    name = f"{gemma2_folder} with random weights (seed 2)"
+    control = settings | {"--seed": 2, "--out": at_work / "control"}
+    assert name in planned(capsys, *flags(control), "--random-lm")
+    assert bench(*flags(control), "--random-lm", "--quiet") == 0
+    assert capsys.readouterr().out.startswith(f"CONTROL: {name}, not the trained one\n\narchitecture")
+    assert bench(*flags(control | {"--out": at_work / "trained"}), "--quiet") == 0
+    assert capsys.readouterr().out.startswith("architecture")
+    assert (at_work / "control" / "leaderboard.md").read_text().startswith("# Leaderboard - CONTROL: ")
+    assert (at_work / "trained" / "leaderboard.md").read_text().startswith("# Leaderboard\n")
+    random, trained = ({(r["provenance"]["model"], r["provenance"]["model_sha256"], r["provenance"]["config_hash"])
+                        for r in records_of(at_work / kind)} for kind in ("control", "trained"))  # fmt: skip
+    assert {model for model, *_ in random} == {name}
+    assert {model for model, *_ in trained} == {str(gemma2_folder)}
+    assert all(a != b for a, b in zip(*random, *trained, strict=True))
+    assert bench("verify", at_work / "control", "--quiet") == 0
+    capsys.readouterr()
+    assert bench("table", at_work / "control", at_work / "trained") == 0
+    text = capsys.readouterr().out
+    assert text.startswith("CONTROL: ")
+    assert sum(line.startswith(name) for line in text.splitlines()) == 1  # a row of its own, under its own name
+
+
+def test_runs_that_do_not_ask_for_it_are_called_as_before_there_were_random_weights():
+    config = RunConfig.build({"archs": ["topk"]})
+    assert "random_lm" not in config.identity
+    assert RunConfig.build({"archs": ["topk"], "random_lm": True}).hash != config.hash
