@@ -189,7 +189,7 @@ def markdown(records: Sequence[Record]) -> str:
     for title, lines in (("Failed", failed(records)), ("To know", remarks(records))):
         items = "".join(f"- {render.escape_markdown(line)}\n" for line in lines)
         lists += f"\n{title}:\n\n{items}" if items else ""
-    title = " - ".join(filter(None, ["Leaderboard", escape_markdown(control(records))]))
+    title = " - ".join(filter(None, ["Leaderboard", render.escape_markdown(control(records))]))
     return f"# {title}\n\n{table}\n\n{notes}\n{lists}"
 
 

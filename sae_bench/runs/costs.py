@@ -16,7 +16,6 @@ import torch
 from sae_bench.device import has_cuda
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site, find_backbone
-from sae_bench.registry import ARCHITECTURES
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.import_saes import Plan
 from sae_bench.runs.plan import SAEPlan
@@ -108,16 +107,19 @@ def training_seconds(lm: LanguageModel, config: RunConfig, plans: Sequence[SAEPl
 
 
 def step_seconds(plan: SAEPlan, batch_size: int, device: torch.device, peaks: Peaks) -> float:
-    """One step of one SAE: encoder product, four products over active pairs, gradients, Adam, and decoder norms."""
+    """One step of one SAE: encoder product, four products over active pairs, gradients, Adam, and decoder norms.
+
+    A GPU screens: its encoder product is in half precision, and the active pairs' is one product more.
+    """
     d_in, d_sae = plan.config.d_in, plan.config.d_sae
-    half = device.type == "cuda" and ARCHITECTURES[plan.arch.name].autocast
+    gpu = device.type == "cuda"
     product, matrix = 2 * batch_size * d_in * d_sae, 4 * d_in * d_sae
     latents = 4 * batch_size * d_sae  # written and read
     pairs = batch_size * active(plan)
-    sparse = peaks.seconds(4 * 2 * pairs * d_in, 4 * 4 * pairs * d_in)
+    sparse = (5 if gpu else 4) * peaks.seconds(2 * pairs * d_in, 4 * pairs * d_in)
     dense = 4 * peaks.seconds(product, matrix + latents)
     return (
-        peaks.seconds(product, matrix + 2 * latents, half=half)
+        peaks.seconds(product, 2 * matrix + latents if gpu else matrix + 2 * latents, half=gpu)
         + min(sparse, dense)
         + peaks.seconds(0, 2 * matrix + ADAM_BYTES * plan.n_parameters + 5 * matrix)
     )
