@@ -16,7 +16,7 @@ GEMMA_2_9B: Mapping[str, Any] = {
 """The published configuration."""
 
 TINY: Mapping[str, Any] = {
-    "vocab_size": 2000, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5,
+    "vocab_size": 8192, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5,
     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 48, "sliding_window": 16,
     "max_position_embeddings": 256, "query_pre_attn_scalar": 48, "attn_logit_softcapping": 50.0,
     "final_logit_softcapping": 30.0,
