@@ -27,7 +27,7 @@ from gpu.scale import Scale
 PARTS = {"a": "devices", "b": "steps", "c": "capture", "e": "evaluating", "d": "job"}
 """Letter -> module, in the order they are run: the main job takes all the time that is left."""
 
-SHARES = {"a": 0.16, "b": 0.34, "c": 0.10, "e": 0.14, "d": 0.26}
+SHARES = {"a": 0.20, "b": 0.32, "c": 0.10, "e": 0.12, "d": 0.26}
 """Of the time; what a part does not use is left to those after it."""
 
 STOP_S = 5.0

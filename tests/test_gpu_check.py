@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory):
     out = tmp_path_factory.mktemp("gpu_check")
-    command = [sys.executable, ROOT / "benchmarks" / "gpu_check.py", "--toy", "--out", out, "--minutes", "15"]
+    command = [sys.executable, ROOT / "benchmarks" / "gpu_check.py", "--toy", "--out", out, "--minutes", "60"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return out

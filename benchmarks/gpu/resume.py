@@ -1,6 +1,7 @@
 """The command line on the device: a run that is stopped and goes on, against the run that nobody stopped."""
 
 import contextlib
+import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def bench(arguments: list[str]) -> None:
         RuntimeError: it did not end with 0.
     """
     try:
-        main(arguments)
+        with contextlib.redirect_stdout(io.StringIO()):  # the board
+            main(arguments)
     except SystemExit as end:
         if end.code not in (0, None):
             raise RuntimeError(f"bench.py ended with {end.code}: {' '.join(arguments)}") from None
