@@ -25,7 +25,7 @@ FLAGS = set(
     --arch --sae
     --tasks --config --preset --plugin --model --layer --random-lm --site --revision --dtype --trust-remote-code --width
     --l0 --sparsity --seed --dataset --text-column --tokens --reuse --eval-tokens --eval-skip --context-size
-    --batch-size --buffer-tokens --out --device --kernels --compile --limit --checkpoint-every --overwrite
+    --batch-size --buffer-tokens --out --device --kernels --screening --compile --limit --checkpoint-every --overwrite
     --latents --interp-tokens --hard-negatives --chance --autointerp-scorers --judge-model --judge-base-url
     --explainer-model --explainer-base-url --judge-excerpts --judge-budget --judge-prices --judge-concurrency
     --judge-timeout
