@@ -215,13 +215,12 @@ def _cut(
     grouped = slice(0, shape[0] * shape[1])  # the k largest of some latents are no larger than those of all
     largest = upper[:, grouped].unflatten(1, shape).amax(1).float()
     width = of_latents[grouped, :3].unflatten(0, shape).amax(0)
-    lower = torch.addmm(largest - info.eps * largest.abs(), of_tokens[:, :3], width.T, alpha=-2)
+    lower = torch.addmm(largest - info.eps / 2 * largest.abs(), of_tokens[:, :3], width.T, alpha=-2)
     if isinstance(rule, Largest):
         least = lower.topk(rule.k, dim=1, sorted=False).values.amin(1, keepdim=True)
     else:
         least = lower.flatten().topk(rule.n, sorted=False).values.amin()
-    cut: Tensor = least - 2 * info.eps * least.abs() - info.smallest_normal
-    return cut.to(upper.dtype)
+    return least.to(upper.dtype)  # what is no less is not rounded to less
 
 
 def _reaching(upper: Float[Tensor, "b F"], cut: Float[Tensor, "..."]) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:

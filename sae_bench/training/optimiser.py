@@ -46,36 +46,17 @@ def tidy(
 ) -> tuple[Float[Tensor, ""] | None, Float[Tensor, ""] | None]:
     """Take out of W_dec's gradient what would only change the norm of rows that keep it, and clip all gradients.
 
-    The norm that they had on the recipe's data, and what `descend` has to multiply them with, for on a GPU it does all
-    of this in its one pass over the gradients; None: nothing.
+    The norm that they had together on the recipe's data, and what `descend` has to multiply them with so that it is no
+    more than `bound`; None without one. Where the norm is not finite the gradients are useless, even if each of their
+    numbers is finite. On a GPU `descend` does the first in its one pass over the gradients, too.
     """
-    if kernels_for(sae.W_dec.device) is None:
-        if sae.unit_norm_decoder:
-            sae.project_gradient()
-        return (None if bound is None else clip_gradient(optimiser, bound)), None
+    if sae.unit_norm_decoder and sae.W_dec.grad is not None and kernels_for(sae.W_dec.device) is None:
+        sae.project_gradient()
     if bound is None:
         return None, None
-    lengths = [
-        group["unit"] * _length(parameter, gradient, sae) for group, parameter, gradient in _with_gradients(optimiser)
-    ]
+    lengths = [group["unit"] * _length(of, gradient, sae) for group, of, gradient in _with_gradients(optimiser)]
     norm = torch.stack(lengths).square().sum().sqrt()
     return norm, (bound / norm).clamp(max=1.0)
-
-
-@torch.no_grad()
-def clip_gradient(optimiser: torch.optim.Optimizer, bound: float) -> Float[Tensor, ""]:
-    """Shrink the gradient in all parameters together to norm `bound` if it is longer; return the norm that it had.
-
-    The norm is that on the recipe's data, and float32 as the gradients are. Where it is not finite, the gradients are
-    useless, even if each of their numbers is finite.
-    """
-    gradients = [(gradient, group["unit"]) for group, _, gradient in _with_gradients(optimiser)]
-    lengths = [unit * torch.linalg.vector_norm(gradient) for gradient, unit in gradients]
-    norm = torch.stack(lengths).square().sum().sqrt()
-    factor = (bound / norm).clamp(max=1.0)
-    for gradient, _ in gradients:
-        gradient.mul_(factor)
-    return norm
 
 
 @torch.no_grad()
@@ -87,16 +68,15 @@ def descend(
     if kernels_for(usable.device) is not None:
         from sae_bench.training import triton_adam
 
-        factor = torch.ones((), device=usable.device) if factor is None else factor
-        for group, parameter, gradient in _with_gradients(optimiser):
-            if parameter.ndim == 1:
-                gradient.mul_(factor)
-                continue
-            state = optimiser.state[parameter]
-            triton_adam.step(group, state, factor, usable.float(), unit_norm=_keeps_norm(parameter, sae))
+        one = torch.ones((), device=usable.device)
+        for group, parameter, _ in _with_gradients(optimiser):
+            if parameter.ndim > 1:
+                state, unit_norm = optimiser.state[parameter], _keeps_norm(parameter, sae)
+                triton_adam.step(group, state, one if factor is None else factor, usable.float(), unit_norm=unit_norm)
         renormalise = False
-    # The fused optimiser looks at this before it moves a weight; loss scaling uses it in the same way.
+    # The fused optimiser looks at these two before it moves a weight; loss scaling uses it in the same way.
     optimiser.found_inf = (~usable).float()  # type: ignore[attr-defined]
+    optimiser.grad_scale = None if factor is None else (1 / factor).float()  # type: ignore[attr-defined]
     optimiser.step()
     if renormalise:
         sae.renormalise()
@@ -111,7 +91,7 @@ def _with_gradients(optimiser: torch.optim.Optimizer) -> list[tuple[dict[str, An
 def _length(parameter: nn.Parameter, gradient: Tensor, sae: SparseAutoencoder) -> Float[Tensor, ""]:
     """The norm of a parameter's gradient once it is tidy."""
     length: Tensor
-    if parameter.ndim == 1:
+    if parameter.ndim == 1 or kernels_for(parameter.device) is None:
         length = torch.linalg.vector_norm(gradient)
         return length
     from sae_bench.training import triton_adam

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toy_trainer import activations, begun, started
+from toy_trainer import activations, begun
 
 from sae_bench import ARCHITECTURES, SAEConfig
 from sae_bench.runs.config import ArchSpec
 from sae_bench.runs.plan import settle
-from sae_bench.training import optimiser as optimiser_module
-from sae_bench.training.optimiser import adam, clip_gradient
+from sae_bench.training import trainer as trainer_module
+from sae_bench.training.optimiser import adam, descend, tidy
 from sae_bench.training.recipe import Recipe
 
 CLIP = {"relu": 4.0, "gated": 10.0, "topk": 1.0, "jumprelu": 10.0}
@@ -37,11 +37,12 @@ def trained_on(
     """An SAE trained in float64 on activations times `x_scale`, and the gradients' norms before clipping."""
     norms: list[float] = []
 
-    def noted(optimiser: torch.optim.Optimizer, bound: float) -> Tensor:
-        norms.append(float(norm := clip_gradient(optimiser, bound)))
-        return norm
+    def noted(*of: Any) -> tuple[Tensor, Tensor]:
+        norm, factor = tidy(*of)
+        norms.append(float(norm))
+        return norm, factor
 
-    monkeypatch.setattr(optimiser_module, "clip_gradient", noted)
+    monkeypatch.setattr(trainer_module, "tidy", noted)
     sae = ARCHITECTURES[arch](SAEConfig(d_in=6, d_sae=24, coefficient=coefficient, seed=1, options=options)).double()
     trainer = begun(sae, recipe, x_scale * activations(0).double())
     for step in range(30):
@@ -113,50 +114,36 @@ def with_gradients(norm: float, data_norm: str = "unit") -> tuple[Any, torch.opt
 @pytest.mark.parametrize(("bound", "left"), [(0.1, 0.1), (0.39, 0.39), (0.4, 0.4 * 0.975), (2.0, 0.39)])
 def test_a_longer_gradient_is_shrunk_to_the_bound_and_a_shorter_one_is_left(bound: float, left: float) -> None:
     sae, optimiser = with_gradients(0.39)
-    assert clip_gradient(optimiser, bound).item() == pytest.approx(0.39)
-    assert sae.W_enc.grad[1, 2].item() == pytest.approx(left * 12 / 13)
-    assert sae.b_enc.grad[3].item() == pytest.approx(-left * 5 / 13)
+    norm, factor = tidy(optimiser, sae, bound)
+    assert norm.item() == pytest.approx(0.39)
+    assert norm.item() * factor.item() == pytest.approx(left)
 
 
 def test_the_norm_is_that_on_the_data_which_the_recipe_is_written_for() -> None:
     """d_in = 4: a matrix's gradient counts four times, a bias's twice: (48, 10) / 13 and not (12, 5) / 13."""
     sae, optimiser = with_gradients(1.0, "sqrt_d_in")
     norm = math.hypot(48, 10) / 13
-    assert clip_gradient(optimiser, 1.0).item() == pytest.approx(norm)
-    assert sae.W_enc.grad[1, 2].item() == pytest.approx(12 / 13 / norm)
-    assert sae.b_enc.grad[3].item() == pytest.approx(-5 / 13 / norm)
+    found, factor = tidy(optimiser, sae, 1.0)
+    assert found.item() == pytest.approx(norm)
+    assert factor.item() == pytest.approx(1 / norm)
 
 
 def test_no_gradient_is_no_reason_to_fail() -> None:
     sae, optimiser = with_gradients(0.0)
-    assert clip_gradient(optimiser, 0.1).item() == 0
-    assert not sae.W_enc.grad.any()
+    norm, factor = tidy(optimiser, sae, 0.1)
+    assert (norm.item(), factor.item()) == (0, 1)
 
 
-@pytest.mark.parametrize("arch", ["relu", "gated", "topk", "jumprelu"])
-def test_adam_sees_the_clipped_gradient_and_clipping_the_projected_one(arch: str) -> None:
-    """The first moments of the first step, over 1 - beta_1, are the gradient that Adam was given."""
-    trainer = started(f"{arch}:grad_clip=0.001")
-    rows = trainer.sae.W_dec.detach().clone()
-    trainer.step(activations(1), 0, logged=False)
-    moments = {
-        name: trainer.optimiser.state[parameter]["exp_avg"] / (1 - trainer.recipe.betas[0])
-        for name, parameter in trainer.sae.named_parameters()
-    }
-    length = torch.stack([torch.linalg.vector_norm(moment) for moment in moments.values()]).square().sum().sqrt()
-    assert length.item() == pytest.approx(0.001)
-    along = torch.linalg.vecdot(moments["W_dec"], rows).abs().max()
-    assert (along < 1e-8) == trainer.sae.unit_norm_decoder
-
-
-def test_a_norm_that_overflows_leaves_the_weights_and_is_told() -> None:
-    """Data of 1e12: loss and gradients of 1e24 are finite, the squares of the gradients are not."""
-    trainer = started("topk:grad_clip=0.01")
-    for step in range(4):
-        before = {name: value.detach().clone() for name, value in trainer.sae.named_parameters()}
-        trainer.step(activations(step) * (1e12 if step == 3 else 1), step, logged=step == 3)
-        if step == 3:
-            torch.testing.assert_close(dict(trainer.sae.named_parameters()), before, atol=1e-6, rtol=0)
-    assert math.isfinite(trainer.log[-1]["loss"])
-    trainer.stats.close()
-    assert trainer.failure is not None
+def test_a_step_takes_the_gradients_times_the_factor() -> None:
+    """As Adam does where they are multiplied before."""
+    factor, trained = torch.tensor(0.25), []
+    for shrunk in (False, True):
+        sae, optimiser = with_gradients(0.39)
+        for step in range(3):
+            generator = torch.Generator().manual_seed(step)
+            for parameter in sae.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator) * (factor if shrunk else 1)
+            descend(optimiser, sae, None if shrunk else factor, torch.tensor(True))
+        trained.append(sae)
+    for one, other in zip(*(sae.parameters() for sae in trained), strict=True):
+        torch.testing.assert_close(one, other)
