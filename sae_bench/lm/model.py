@@ -37,7 +37,9 @@ from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sae_bench.errors import UserError
-from sae_bench.lm.sites import Side, Site, find_backbone, intercept, run_until_seen
+from sae_bench.lm.families import find_backbone
+from sae_bench.lm.hooks import Side, intercept, run_until_seen
+from sae_bench.lm.sites import Site
 from sae_bench.lm.tokens import special_ids
 
 log = logging.getLogger(__name__)
@@ -241,7 +243,8 @@ class CleanPass:
         assert site in self.activations, f"{site.name} is no site of this pass"
         lm, x_new = self.lm, x_new.to(self.lm.dtype)
         start = lm._first_replayed_layer(site)
-        with intercept(*lm._point(site), lambda _: x_new):
+        # A copy: a model may write over it. Of all contexts' tokens in a row, where the module has them so.
+        with intercept(*lm._point(site), lambda x: x_new.reshape(x.shape).clone()):
             if start is None:
                 head = lm.model.get_output_embeddings()
                 return run_until_seen(lm.model, self.tokens, {_HIDDEN: (head, "input")})[_HIDDEN]

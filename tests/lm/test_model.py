@@ -23,7 +23,8 @@ from sae_bench.errors import UserError
 from sae_bench.lm.load import hub_commit, load_language_model
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.model_names import HUB_MODELS, resolve_model
-from sae_bench.lm.sites import SITE_KINDS, find_site, intercept
+from sae_bench.lm.hooks import intercept
+from sae_bench.lm.sites import SITE_KINDS, find_site
 
 TOKENS = torch.arange(30).reshape(2, 15) + 5
 LAYER = 1

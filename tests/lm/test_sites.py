@@ -17,9 +17,11 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
 from sae_bench.errors import UserError
-from sae_bench.lm import sites
+from sae_bench.lm import families
+from sae_bench.lm.families import find_backbone
+from sae_bench.lm.hooks import run_until_seen
 from sae_bench.lm.model import LanguageModel
-from sae_bench.lm.sites import SITE_KINDS, Site, find_backbone, find_site, run_until_seen
+from sae_bench.lm.sites import SITE_KINDS, Site, find_site
 from sae_bench.registry import load_plugin
 
 TOKENS = torch.arange(30).reshape(2, 15) + 5
@@ -158,7 +160,7 @@ def test_a_family_outside_the_table_is_reached_by_path():
 
 
 def test_a_plugin_file_gives_a_new_family_its_sites(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(sites, "FAMILIES", list(sites.FAMILIES))
+    monkeypatch.setattr(families, "FAMILIES", list(families.FAMILIES))
     model = tiny_phi()
     with pytest.raises(UserError, match=r"PhiForCausalLM: no known place for mlp_out"):
         find_site(model, "mlp_out", 1)
@@ -180,8 +182,8 @@ def test_a_plugin_file_gives_a_new_family_its_sites(tmp_path, monkeypatch, caplo
 
 
 def test_a_family_that_is_registered_refines_one_that_was_known(monkeypatch):
-    monkeypatch.setattr(sites, "FAMILIES", list(sites.FAMILIES))
-    sites.register_family(sites.Family("model.layers", "model.norm", "mlp.down_proj", "self_attn.o_proj"))
+    monkeypatch.setattr(families, "FAMILIES", list(families.FAMILIES))
+    families.register_family(families.Family("model.layers", "model.norm", "mlp.down_proj", "self_attn.o_proj"))
     assert find_site(tiny_llama(), "mlp_out", 3).path == "model.layers.3.mlp.down_proj"
     assert find_site(tiny_gpt_neox(), "mlp_out", 3).path == "gpt_neox.layers.3.mlp"
 
