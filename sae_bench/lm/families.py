@@ -2,7 +2,7 @@
 
 A family is known by its structure - which modules exist - and not by its name, so a new model built like Llama needs no
 line here. A name alone is never believed: where a model runs, eight tokens show whether what the modules return is what
-the layer adds (`mlp_module`). Layers are found without a family, too.
+the layer adds (`adding_modules`). Layers are found without a family, too.
 """
 
 from collections.abc import Iterable
@@ -109,12 +109,12 @@ def find_backbone(model: nn.Module) -> Backbone | None:
     return Backbone(path, list(layers), norms[-1] if norms else nn.Identity())
 
 
-def mlp_module(model: nn.Module, layer: int, family: Family) -> str:
-    """Return the module of a decoder layer whose output is what its MLP adds to the residual stream.
+def adding_modules(model: nn.Module, layer: int, family: Family) -> tuple[str, str]:
+    """Return the modules of a decoder layer whose outputs are what its MLP, and what attention, adds to the residual.
 
-    That is `family.mlp_out`, or a module that it is passed on to (a norm), so that with what attention adds, found in
-    the same way from the output of `family.attn_out`, resid_post - resid_pre = attn + mlp to the rounding of the dtype.
-    With resid_mid = resid_pre + attn that is resid_post - resid_mid = mlp, also where the two stand side by side.
+    They are `family.mlp_out` and `family.attn_out`, or a module that their output is passed on to (a norm), for which
+    resid_post - resid_pre = attn + mlp to the rounding of the dtype. With resid_mid = resid_pre + attn that is
+    resid_post - resid_mid = mlp, and it holds where the two stand side by side, too.
     Eight tokens run through the model as far as the layer. A dry run's tensors have no values to look at.
 
     Raises UserError where it holds for none.
@@ -122,10 +122,10 @@ def mlp_module(model: nn.Module, layer: int, family: Family) -> str:
     block = f"{family.layers}.{layer}"
     entering, leaving = _traffic(model, model.get_submodule(block))
     if isinstance(leaving[""], FakeTensor) or not leaving[""].isfinite().all():
-        return family.mlp_out  # whoever captures what is not finite refuses it, and says so
+        return family.mlp_out, family.attn_out  # whoever captures what is not finite refuses it, and says so
     for mlp, attn in product(*(_passed_on(name, entering, leaving) for name in (family.mlp_out, family.attn_out))):
         if _adds_up(leaving[""], entering[""], leaving[attn], leaving[mlp]):
-            return mlp
+            return mlp, attn
     raise UserError(
         f"{type(model).__name__}: what {block} adds to the residual stream is not what its {family.attn_out} and "
         f"{family.mlp_out} return, nor a norm of it: {modules_to_name(model)}"

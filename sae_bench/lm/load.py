@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sae_bench.errors import UserError
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.model_names import resolve_model
+from sae_bench.lm.skeleton import build_skeleton, check_quantisation
 
 
 def load_language_model(
@@ -29,24 +29,28 @@ def load_language_model(
     memory, and the shapes are enough to plan a run.
 
     Raises UserError for a name that means nothing, for a model that cannot be had (gated, missing, no network,
-    unreadable), and for one whose logits are not its LM head's output, soft-capped or not.
+    unreadable, quantised in a way that this machine cannot run), for one whose logits are not its LM head's output,
+    soft-capped or not, and for one that has no embedding for words of its tokenizer.
     """
     name, source = resolve_model(name_or_path)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(source, **options)
+        check_quantisation(config)
         # The scaled-dot-product kernel cannot soft-cap attention scores.
         capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
         how: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager" if capped else None}
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         if not weights:
-            skeleton: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **how)
-            return LanguageModel(skeleton, tokenizer, name, hub_commit(source, revision))
-        model: Any = AutoModelForCausalLM.from_pretrained(source, config=config, **how, **options)
-    except (OSError, ValueError, SafetensorError) as error:  # all that a loader raises
+            model: Any = build_skeleton(config, trust_remote_code=trust_remote_code, **how)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(source, config=config, **how, **options).to(device)
+    except Exception as error:  # a loader raises anything: OSError, KeyError, what a model's own code raises
         raise UserError(_explanation(source, revision, error)) from error
-    lm = LanguageModel(model.to(device), tokenizer, name, hub_commit(source, revision))
-    lm.check_logits()
+    lm = LanguageModel(model, tokenizer, name, hub_commit(source, revision))
+    lm.check_words()
+    if weights:
+        lm.check_logits()
     return lm
 
 
@@ -71,5 +75,9 @@ def _explanation(source: str, revision: str | None, error: Exception) -> str:
         return f'model "{source}" has no revision "{revision}": choose one listed at {page}'
     if isinstance(cause, ConnectionError) or "connect" in str(error):
         return f'model "{source}" cannot be downloaded: check the network, or give a local folder instead'
-    reason = str(error).strip().splitlines()[0].rstrip(".")
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+    if isinstance(error, KeyError):
+        reason = f"KeyError: {reason}"
+    if isinstance(error, ImportError):
+        return f'model "{source}" cannot be loaded ({reason}): install that, or choose a checkpoint without need of it'
     return f'model "{source}" cannot be loaded ({reason}): give another folder or a causal LM from the hub'

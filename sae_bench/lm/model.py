@@ -40,7 +40,7 @@ from sae_bench.errors import UserError
 from sae_bench.lm.families import find_backbone
 from sae_bench.lm.hooks import Side, intercept, run_until_seen
 from sae_bench.lm.sites import Site
-from sae_bench.lm.tokens import special_ids
+from sae_bench.lm.tokens import opening_id, special_ids
 
 log = logging.getLogger(__name__)
 
@@ -197,6 +197,16 @@ class LanguageModel:
         if not (ours - theirs).norm() <= 0.03 * theirs.norm():
             kind = type(self.model).__name__
             raise UserError(f'model "{self.name}": {kind} changes its logits in an unknown way: choose another model')
+
+    def check_words(self) -> None:
+        """Raise UserError if the tokenizer makes words that the model has no embedding of; unused special ones may be."""
+        n_rows = len(self.model.get_input_embeddings().weight)
+        used = {*self.tokenizer.get_vocab().values()} - self.special_ids | {opening_id(self.tokenizer)}
+        if max(used) >= n_rows:
+            raise UserError(
+                f'model "{self.name}": its tokenizer has words up to number {max(used)}, the model embeds {n_rows}: '
+                "choose the tokenizer that belongs to it"
+            )
 
     def _point(self, site: Site) -> tuple[nn.Module, Side]:
         return self.model.get_submodule(site.path), site.side

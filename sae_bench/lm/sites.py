@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from sae_bench.errors import UserError, did_you_mean
-from sae_bench.lm.families import find_backbone, find_family, mlp_module, modules_to_name
+from sae_bench.lm.families import adding_modules, find_backbone, find_family, modules_to_name
 from sae_bench.lm.hooks import Side, run_until_seen
 from sae_bench.records.schema import SAEDescription
 
@@ -98,7 +98,7 @@ def _named_module(model: nn.Module, kind: str, layer: int) -> tuple[str, Side]:
     family = find_family(model, layer)
     if family is None:
         raise UserError(f"{name}: no known place for {kind} in {block}: {modules_to_name(model)}")
-    mlp_out = mlp_module(model, layer, family)
+    mlp_out, _ = adding_modules(model, layer, family)
     return (f"{block}.{mlp_out}", "output") if kind == "mlp_out" else (f"{block}.{family.attn_out}", "input")
 
 

@@ -13,6 +13,7 @@ from sae_bench.lm.families import find_backbone, find_family
 from sae_bench.lm.hooks import intercept, run_until_seen
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import SITE_KINDS, find_site
+from sae_bench.lm.skeleton import build_skeleton
 
 TOKENS = torch.arange(30).reshape(2, 15) + 5
 WORDS = {"vocab_size": len(tiny_tokenizer()), "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
@@ -113,7 +114,7 @@ def test_the_modules_of_a_family(name):
     assert find_site(model, "mlp_out", 2).path == f"{block}.{mlp_out}"
     assert find_site(model, "attn_out", 2).path == f"{block}.{attn_out}"
     with FakeTensorMode():  # a dry run names the same ones
-        planned = hf.AutoModelForCausalLM.from_config(CONFIGS[name][0]())
+        planned = build_skeleton(CONFIGS[name][0]())
         paths = [find_site(planned, kind, 2).path for kind in SITE_KINDS]
     assert paths == [block, f"{block}.{mlp_out}", f"{block}.{attn_out}"]
 

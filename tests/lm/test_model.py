@@ -1,6 +1,7 @@
 """The language model as the harness uses it: captures stop early, replays are exact, logits are the model's own."""
 
 import hashlib
+import json
 import logging
 from types import SimpleNamespace
 
@@ -210,6 +211,42 @@ def test_a_model_that_scales_its_logits_is_refused():
     cohere = CohereForCausalLM(CohereConfig(vocab_size=64, hidden_size=32, logit_scale=0.5, **sizes))
     with pytest.raises(UserError, match="CohereForCausalLM changes its logits in an unknown way"):
         wrap(cohere).check_logits()
+
+
+def test_a_quantised_checkpoint_that_cannot_be_run_here_is_one_line_already_in_a_dry_run(tmp_path):
+    folder = save_tiny(tmp_path, "llama")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    for weights in (False, True):
+        with pytest.raises(UserError, match=r"cannot be loaded \(Using `bitsandbytes` 4-bit .*\): install that") as error:
+            load_language_model(str(folder), device="cpu", dtype=torch.float32, weights=weights)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [ImportError, KeyError, RuntimeError, TypeError, AttributeError])
+@pytest.mark.parametrize("message", ["something\nover two lines", ""])
+def test_whatever_a_loader_raises_is_one_line(tmp_path, monkeypatch, kind, message):
+    def fail(*args, **kwargs):
+        raise kind(message)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(UserError, match=r'model ".*" cannot be loaded \(\S.*\): ') as error:
+        load_language_model(str(save_tiny(tmp_path, "llama")), device="cpu", dtype=torch.float32)
+    assert "\n" not in str(error.value)
+
+
+def test_words_beyond_the_embedding_are_one_line_and_special_ones_that_nobody_uses_are_none(tmp_path):
+    folder, tokenizer = save_tiny(tmp_path, "llama"), tokenizer_of("llama")
+    n_rows = len(tokenizer)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(folder)
+    load_language_model(str(folder), device="cpu", dtype=torch.float32)
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(folder)
+    for weights in (False, True):
+        with pytest.raises(UserError, match=f"words up to number {n_rows + 1}, the model embeds {n_rows}: choose"):
+            load_language_model(str(folder), device="cpu", dtype=torch.float32, weights=weights)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

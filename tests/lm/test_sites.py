@@ -149,20 +149,23 @@ def test_names_are_safe_for_folders():
     assert len({site, find_site(tiny_llama(), "resid_post", 2)}) == 1
 
 
-def test_a_family_outside_the_table_is_reached_by_path():
+def test_a_module_that_has_the_tokens_of_all_contexts_in_a_row_is_a_site():
     sizes = {"vocab_size": 64, "hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     opt = OPTForCausalLM(OPTConfig(**sizes)).eval()
-    with pytest.raises(UserError, match=r"OPTForCausalLM: no known place for resid_post .* --site path:MODULE"):
-        find_site(opt, "resid_post", 0)
     assert find_site(opt, "path:model.decoder.layers.{layer}.self_attn.out_proj@input", 1).d_in == 16
-    with pytest.raises(UserError, match=r"has shape \(2, 24\) for two tokens"):  # OPT merges batch and sequence here
-        find_site(opt, "path:model.decoder.layers.1.fc1", 1)
+    site = find_site(opt, "path:model.decoder.layers.1.fc1", 1)  # (2, 24) for two tokens
+    assert site.d_in == 24
+    fc1 = opt.model.decoder.layers[1].fc1
+    seen = read(opt, x=(fc1, "input"), y=site)
+    assert seen["y"].shape == (*TOKENS.shape, 24)
+    torch.testing.assert_close(seen["y"], fc1(seen["x"]))
 
 
 def test_a_plugin_file_gives_a_new_family_its_sites(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(families, "FAMILIES", list(families.FAMILIES))
     model = tiny_phi()
-    with pytest.raises(UserError, match=r"PhiForCausalLM: no known place for mlp_out"):
+    families.FAMILIES.clear()
+    with pytest.raises(UserError, match=r"PhiForCausalLM: no known place for mlp_out in model\.layers\.1: .*self_attn, mlp"):
         find_site(model, "mlp_out", 1)
     (tmp_path / "phi.py").write_text(
         "from sae_bench import Family, register_family\n"
