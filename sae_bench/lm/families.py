@@ -42,8 +42,8 @@ class Family:
     """Its input is the concatenated head outputs, before the output projection."""
 
 
-# A layer is of the first family whose modules all exist. What has a norm more stands before what has only the rest: what
-# Gemma's and GLM-4's MLP adds to the residual has gone through that norm.
+# A layer is of the first family whose modules all exist. What has a norm more stands before what has only the rest:
+# what Gemma's and GLM-4's MLP adds to the residual has gone through that norm.
 FAMILIES = [
     Family("model.layers", "model.norm", "post_feedforward_layernorm", "self_attn.o_proj"),  # Gemma 2, Gemma 3, OLMo 2
     Family("model.layers", "model.norm", "post_mlp_layernorm", "self_attn.o_proj"),  # GLM-4
@@ -97,8 +97,8 @@ def find_backbone(model: nn.Module) -> Backbone | None:
         return Backbone(
             family.layers, list(model.get_submodule(family.layers).children()), model.get_submodule(family.final_norm)
         )
-    n_layers = model.config.get_text_config().num_hidden_layers
-    inside = model.get_decoder()
+    whole: Any = model  # a model of transformers
+    n_layers, inside = whole.config.get_text_config().num_hidden_layers, whole.get_decoder()
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     within = {id(module) for module in inside.modules()}
     path, layers = next(((n, m) for n, m in lists if len(m) == n_layers and id(m) in within), ("", None))
@@ -154,7 +154,8 @@ Passing = dict[str, Float[Tensor, "1 n _"]]
 
 def _traffic(model: nn.Module, block: nn.Module) -> tuple[Passing, Passing]:
     """Copies of what enters and what leaves each module of a layer, by name; the layer's own is ""."""
-    rows = model.get_input_embeddings().weight
+    whole: Any = model
+    rows = whole.get_input_embeddings().weight
     tokens = (1 + torch.arange(N_PROBED, device=rows.device)[None] * 7919) % len(rows)
     found: dict[Side, Passing] = {"input": {}, "output": {}}
 

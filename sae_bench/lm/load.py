@@ -44,7 +44,8 @@ def load_language_model(
         if not weights:
             model: Any = build_skeleton(config, trust_remote_code=trust_remote_code, **how)
         else:
-            model = AutoModelForCausalLM.from_pretrained(source, config=config, **how, **options).to(device)
+            model = AutoModelForCausalLM.from_pretrained(source, config=config, **how, **options)
+            model = model.to(device)
     except Exception as error:  # a loader raises anything: OSError, KeyError, what a model's own code raises
         raise UserError(_explanation(source, revision, error)) from error
     lm = LanguageModel(model, tokenizer, name, hub_commit(source, revision))

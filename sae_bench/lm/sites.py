@@ -2,8 +2,8 @@
 
 A site is one module and one side of it: "what `model.layers.9` returns", "what goes into `self_attn.o_proj`". The
 short names `resid_post`, `mlp_out` and `attn_out` follow Gemma Scope (arXiv 2408.05147) and mean a different module in
-each family of models (`families`). What a layer returns is `resid_post` in every model; a model of no known family needs
-one `register_family`, in a plugin file, for the other two, and its modules are reached with `path:MODULE` too.
+each family of models (`families`). What a layer returns is `resid_post` in every model; one of no known family needs a
+`register_family`, in a plugin file, for the other two, and its modules are reached with `path:MODULE` too.
 
 The wrong module loads silently and reconstructs badly. So nothing is believed: that `mlp_out` and `attn_out` are what
 the residual stream gains is seen by arithmetic, and the width of a site is measured, not read in a configuration, by a

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
-from transformers.quantizers import AutoHfQuantizer
+from transformers.quantizers.auto import AutoHfQuantizer
 
 
 def build_skeleton(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
@@ -21,9 +21,9 @@ def build_skeleton(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
 
 
 def check_quantisation(config: PreTrainedConfig) -> None:
-    """Raise what `from_pretrained` would say of a quantised checkpoint, if packages or hardware that it needs are missing.
+    """Raise what `from_pretrained` would, if packages or hardware are missing that a quantised checkpoint needs.
 
-    ImportError, RuntimeError or ValueError, as the method of quantisation has it.
+    That is ImportError, RuntimeError or ValueError, as the method of quantisation has it.
     """
     method = getattr(config, "quantization_config", None)
     if method is not None and AutoHfQuantizer.supports_quant_method(method):

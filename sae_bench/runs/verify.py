@@ -150,9 +150,7 @@ def _verify_numbers(
             yield (f"{task} of {sae_id}, {sample.n_documents} documents", problem)
 
 
-def _difference(
-    candidate: Candidate, task: str, record: Record, complete: Sequence[int], *, whole: bool
-) -> str | None:
+def _difference(candidate: Candidate, task: str, record: Record, complete: Sequence[int], *, whole: bool) -> str | None:
     """What differs between a record's documents and the same ones measured now, if they were measured completely."""
     if task in candidate.failures:
         return f"cannot be evaluated now: {candidate.failures[task]}"

@@ -228,7 +228,9 @@ def test_a_model_of_no_family_has_the_output_of_every_layer_and_says_which_modul
     lm = LanguageModel(mamba, tiny_tokenizer(), "mamba")
     site = find_site(mamba, "path:backbone.layers.{layer}.mixer", 1)
     clean = lm.clean_pass(TOKENS, [site, find_site(mamba, "resid_post", 1)])
-    assert not [r for r in caplog.records if r.name.startswith("sae_bench")], "the norm beside the layers is the one before the LM head: replays are exact"
+    assert not [r for r in caplog.records if r.name.startswith("sae_bench")], (
+        "the norm beside the layers is the one before the LM head: replays are exact"
+    )
     assert torch.equal(clean.replay(site, clean.activations[site]), clean.hidden)
 
 

@@ -21,10 +21,10 @@ from torch import nn
 from transformers import CohereConfig, CohereForCausalLM
 
 from sae_bench.errors import UserError
+from sae_bench.lm.hooks import intercept
 from sae_bench.lm.load import hub_commit, load_language_model
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.model_names import HUB_MODELS, resolve_model
-from sae_bench.lm.hooks import intercept
 from sae_bench.lm.sites import SITE_KINDS, find_site
 
 TOKENS = torch.arange(30).reshape(2, 15) + 5
@@ -219,7 +219,9 @@ def test_a_quantised_checkpoint_that_cannot_be_run_here_is_one_line_already_in_a
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (folder / "config.json").write_text(json.dumps(config))
     for weights in (False, True):
-        with pytest.raises(UserError, match=r"cannot be loaded \(Using `bitsandbytes` 4-bit .*\): install that") as error:
+        with pytest.raises(
+            UserError, match=r"cannot be loaded \(Using `bitsandbytes` 4-bit .*\): install that"
+        ) as error:
             load_language_model(str(folder), device="cpu", dtype=torch.float32, weights=weights)
         assert "\n" not in str(error.value)
 

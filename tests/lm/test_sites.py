@@ -165,7 +165,9 @@ def test_a_plugin_file_gives_a_new_family_its_sites(tmp_path, monkeypatch, caplo
     monkeypatch.setattr(families, "FAMILIES", list(families.FAMILIES))
     model = tiny_phi()
     families.FAMILIES.clear()
-    with pytest.raises(UserError, match=r"PhiForCausalLM: no known place for mlp_out in model\.layers\.1: .*self_attn, mlp"):
+    with pytest.raises(
+        UserError, match=r"PhiForCausalLM: no known place for mlp_out in model\.layers\.1: .*self_attn, mlp"
+    ):
         find_site(model, "mlp_out", 1)
     (tmp_path / "phi.py").write_text(
         "from sae_bench import Family, register_family\n"
