@@ -199,7 +199,7 @@ class LanguageModel:
             raise UserError(f'model "{self.name}": {kind} changes its logits in an unknown way: choose another model')
 
     def check_words(self) -> None:
-        """Raise UserError if the tokenizer makes words that the model has no embedding of; special ones never come up."""
+        """Raise UserError if the tokenizer makes words that the model has no row for; special ones never come up."""
         n_rows = len(self.model.get_input_embeddings().weight)
         used = {*self.tokenizer.get_vocab().values()} - self.special_ids | {opening_id(self.tokenizer)}
         if max(used) >= n_rows:

@@ -14,6 +14,8 @@ from sae_bench.lm.hooks import intercept, run_until_seen
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import SITE_KINDS, find_site
 from sae_bench.lm.skeleton import build_skeleton
+from sae_bench.runs.config import RunConfig
+from sae_bench.runs.plan import plan_saes
 
 TOKENS = torch.arange(30).reshape(2, 15) + 5
 WORDS = {"vocab_size": len(tiny_tokenizer()), "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
@@ -232,6 +234,13 @@ def test_a_model_of_no_family_has_the_output_of_every_layer_and_says_which_modul
         "the norm beside the layers is the one before the LM head: replays are exact"
     )
     assert torch.equal(clean.replay(site, clean.activations[site]), clean.hidden)
+
+
+def test_a_run_that_trains_nothing_looks_for_no_site_of_its_own():
+    """Mamba has none for `--site mlp_out`, and the SAEs that are evaluated say another."""
+    mamba = built(hf.MambaConfig(**WORDS, hidden_size=D_MODEL, num_hidden_layers=N_LAYERS, state_size=4))
+    settings = {"archs": (), "saes": ({"source": "a", "sha256": "0"},), "sites": ("mlp_out",), "dataset": "d"}
+    assert plan_saes(RunConfig.build(settings), LanguageModel(mamba, tiny_tokenizer(), "mamba")) == []
 
 
 def test_a_list_of_experts_or_of_vision_layers_is_not_taken_for_the_layers():

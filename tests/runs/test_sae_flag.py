@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from command import bench, files, flags
 from foreign_files import D, numbers, write_dictionary_learning, write_gemma_scope, write_saelens, write_sparsify
 
 from sae_bench.runs.config import RunConfig
-from sae_bench.runs.plan import plan_saes
 from sae_bench.saes.save import load_sae
 
 
@@ -49,12 +47,6 @@ def mixed(settings, foreign, own, at_work) -> Path:
     sources = (*foreign.values(), own)
     assert bench(*flags(settings | {"--sae": sources, "--out": at_work / "mixed"}), "--quiet") == 0
     return at_work / "mixed"
-
-
-def test_a_run_that_trains_nothing_looks_for_no_site_of_its_own():
-    """A model of no family has none for `--site mlp_out`, where its SAEs say another."""
-    settings = {"archs": (), "saes": ({"source": "a", "sha256": "0"},), "sites": ("mlp_out",), "dataset": "d"}
-    assert plan_saes(RunConfig.build(settings), SimpleNamespace(model=None, n_layers=4)) == []
 
 
 def records_of(run: Path) -> list[dict]:
