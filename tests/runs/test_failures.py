@@ -221,6 +221,19 @@ def test_a_run_as_it_was_made_is_verified(run, capsys):
     assert verified(run[0], capsys) == (0, [])
 
 
+def test_a_sample_is_verified_though_copies_of_its_documents_come_later(settings, corpus, capsys, tmp_path):
+    """Their sums in the record are of all copies, so that only documents that the sample has completely can be held."""
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text(2 * corpus.read_text())
+    command = settings | {"--arch": "topk", "--dataset": twice, "--eval-tokens": 2400, "--out": tmp_path / "run"}
+    assert bench(*flags(command), "--quiet") == 0
+    found = records_of(tmp_path / "run")
+    (record,) = [of for name, of in found.items() if name.endswith(".reconstruction.json")]
+    assert 10 < record["provenance"]["eval_documents"] == len(record["by_document"]["variance"]) < 30
+    capsys.readouterr()
+    assert bench("verify", tmp_path / "run", "--quiet", "--contexts", 40) == 0, capsys.readouterr().out
+
+
 def test_verification_finds_what_was_changed(run, capsys):
     folder, _ = run
     record = next((folder / "records").glob("relu*.reconstruction.json"))
