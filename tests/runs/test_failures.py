@@ -11,8 +11,12 @@ from command import bench, files, flags
 from test_end_to_end import records_of
 
 from sae_bench.evaluation import loop as evaluation
+from sae_bench.evaluation.task import Result
+from sae_bench.leaderboard import tables
 from sae_bench.records.files import read_sealed, write_sealed
+from sae_bench.records.schema import read_record
 from sae_bench.registry import TASKS
+from sae_bench.runs.records import make_record
 from sae_bench.training import trainer as trainer_module
 
 
@@ -206,6 +210,13 @@ def test_overwriting_deletes_the_run_and_nothing_else(run, settings, tmp_path):
     (tmp_path / "strange" / "thesis.tex").write_text("years of work")
     assert bench(*flags(settings | {"--out": tmp_path / "strange"}), "--overwrite") == 2
     assert files(tmp_path / "strange") == {"thesis.tex": b"years of work"}
+
+
+def test_what_a_task_says_of_its_scores_stands_below_the_board_with_the_site(whole):
+    old = read_record(next((whole / "records").glob("*.reconstruction.json")))
+    said = Result(old.scores, caption="ten tokens hold everything")
+    record = make_record(TASKS["reconstruction"](), said, None, old.sae, old.provenance)
+    assert "layer_1.resid_post: ten tokens hold everything." in tables.caption([record, record])
 
 
 # --- verify -------------------------------------------------------------------------------------------------------
