@@ -13,8 +13,8 @@ from .evaluation.task import LatentTask as LatentTask
 from .evaluation.task import Result as Result
 from .evaluation.task import Task as Task
 from .lm.corpus import Corpus as Corpus
-from .lm.sites import Family as Family
-from .lm.sites import register_family as register_family
+from .lm.families import Family as Family
+from .lm.families import register_family as register_family
 from .records.schema import Metric as Metric
 from .records.schema import Score as Score
 from .registry import ARCHITECTURES as ARCHITECTURES

@@ -1,9 +1,22 @@
 """How well x_hat reproduces x, and how many latents it takes."""
 
-from sae_bench import DocumentSums, EvalBatch, EvalSetting, Metric, Result, Score, Task, register_task
+import math
+
+import torch
+
+from sae_bench import DocumentSums, EvalBatch, EvalSetting, Metric, Result, Score, Task, ratio_stderr, register_task
 
 UNRELATED = 1e-5
 """A correlation of x_hat with x below this is the rounding of their mean: x_hat does not vary with x."""
+
+FAR = 1 / 1000
+"""The share of the tokens, those furthest from the mean, that `fve_without_far` leaves out."""
+
+MOST_FAR = 1 << 14
+"""So many of them are kept at most: of more than 16 million tokens it is a smaller share."""
+
+WORTH_SAYING = 0.2
+"""The share of the variance that they may hold before a table says so."""
 
 
 @register_task("reconstruction")
@@ -30,11 +43,14 @@ class Reconstruction(Task):
         Metric("cosine_centred", "up", "", "mean cosine similarity of x - m and x_hat - m"),
         Metric("cosine", "up", "", "mean cosine similarity of x and x_hat"),
         Metric("l2_ratio", None, "", "mean ||x_hat|| / ||x||"),
+        Metric("fve_without_far", "up", "", "fve without the 0.1% of tokens furthest from mean(x); mean(x) is of all"),
+        Metric("far_variance", None, "", "their share of sum ||x - mean(x)||^2: how much of fve is about so few"),
     )
 
     def start(self, setting: EvalSetting) -> None:
         self.mean = setting.mean
         self.sums = DocumentSums(setting.n_documents, setting.device)
+        self.far = torch.empty(3, 0, dtype=torch.float64, device=setting.device)
 
     def update(self, batch: EvalBatch) -> None:
         x, x_hat = batch.x.double(), batch.x_hat.double()
@@ -61,6 +77,14 @@ class Reconstruction(Task):
             },
         )
 
+        self.far = torch.cat([self.far, torch.stack([variance, error, batch.document.double()])], dim=1)
+        if self.far.shape[1] > 2 * MOST_FAR:
+            self.far = self._furthest(MOST_FAR)
+
+    def _furthest(self, n: int) -> torch.Tensor:
+        """Variance, squared error and document, [3, n], of the n tokens furthest from the mean."""
+        return self.far[:, self.far[0].topk(n).indices]
+
     def finish(self) -> Result:
         ratio = self.sums.ratio
         scores = {
@@ -73,7 +97,47 @@ class Reconstruction(Task):
             "cosine": ratio("cosine", "tokens", "tokens"),
             "l2_ratio": ratio("norm_ratio", "tokens", "tokens"),
         }
-        return Result(scores, by_document=self.sums.by_document())
+        scores["fve_without_far"], scores["far_variance"], of_far = self._far()
+        caption, share = None, scores["far_variance"].value
+        if share is not None and share > WORTH_SAYING:
+            caption = (
+                f"{share:.0%} of the variance is that of {FAR:.1%} of the tokens: so are fve, fvu and gamma_centred; "
+                "fve_without_far leaves them out"
+            )
+        return Result(scores, by_document=self.sums.by_document(), details={"far": of_far}, caption=caption)
+
+    def _far(self) -> tuple[Score, Score, dict[str, list[float]]]:
+        """FVE without the tokens furthest from the mean, what they hold of the variance, and their documents' sums.
+
+        The sums are no part of `by_document`: which tokens are among the furthest depends on all the others. Errors
+        are those of ratios, as if these tokens were known beforehand.
+        """
+        n_tokens = int(self.sums.total("tokens"))
+        far = self._furthest(min(math.ceil(FAR * n_tokens), MOST_FAR)).cpu()
+        documents = far[2].long()
+        found = self.sums.by_document()
+        variance, error = (torch.tensor(found[name], dtype=torch.float64) for name in ("variance", "squared_error"))
+        far_variance, far_error = (torch.zeros_like(variance).index_add_(0, documents, of) for of in far[:2])
+
+        def score(above: torch.Tensor, below: torch.Tensor, n: int, *, one_minus: bool) -> Score:
+            if below.sum() <= 1e-12 * variance.sum():
+                return Score(None, None, n, note="undefined: the other tokens do not vary")
+            value = float(above.sum() / below.sum())
+            seen = torch.tensor(found["tokens"]) > 0
+            return Score(1 - value if one_minus else value, ratio_stderr(above[seen].numpy(), below[seen].numpy()), n)
+
+        n_rest = n_tokens - far.shape[1]
+        which = documents.unique()
+        return (
+            score(error - far_error, variance - far_variance, n_rest, one_minus=True),
+            score(far_variance, variance, n_tokens, one_minus=False),
+            {
+                "document": which.tolist(),
+                "tokens": documents.bincount()[which].tolist(),
+                "variance": far_variance[which].tolist(),
+                "squared_error": far_error[which].tolist(),
+            },
+        )
 
     def _gamma_centred(self) -> Score:
         """Undefined where x_hat does not vary with x, as if all latents are dead: its denominator is 0, but rounded."""

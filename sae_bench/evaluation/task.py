@@ -33,6 +33,8 @@ class Result:
     by_document: dict[str, list[float]] = field(default_factory=dict)
     per_latent: dict[str, list[float] | list[int]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    caption: str | None = None
+    """What a table with these scores must say below it, without a full stop; the harness puts the site before it."""
 
     def checked(self) -> "Result":
         """The result, if a record can hold it: what cannot be had is None, with a note.

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-from safetensors import SafetensorError
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoConfig,
@@ -27,9 +26,7 @@ from sae_bench.device import free_bytes
 from sae_bench.errors import UserError
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.model_names import HUB_MODELS, known_shape, resolve_model
-
-_UNREADABLE = (OSError, ValueError, SafetensorError)
-"""All that a loader raises."""
+from sae_bench.lm.skeleton import build_skeleton, check_quantisation
 
 
 def load_language_model(
@@ -47,14 +44,16 @@ def load_language_model(
     checkpoint: the control of arXiv 2501.17727. Its name then says so.
 
     Raises UserError for a name that means nothing, for a model that cannot be had (gated, missing, no network,
-    unreadable), for one that the device has no memory for, and for one whose logits are not its LM head's output,
-    soft-capped or not.
+    unreadable, quantised in a way that this machine cannot run), for one that the device has no memory for, for one
+    whose logits are not its LM head's output, soft-capped or not, and for one that has no embedding for words of its
+    tokenizer.
     """
     name, source = resolve_model(name_or_path)
     device, random = torch.device(device), random_seed is not None
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _explained(source, revision, random=random):
         config = _config(name_or_path, source, options, published=random)
+        check_quantisation(config)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     for place in [device] if random else dict.fromkeys([device, torch.device("cpu")]):  # read by way of the CPU
         _check_memory(name, config, place, dtype, trust_remote_code)
@@ -64,7 +63,9 @@ def load_language_model(
         else:
             model = _draw(config, device, dtype, trust_remote_code, random_seed)
             name = random_name(name, random_seed)
-    lm = LanguageModel(model.to(device), tokenizer, name, hub_commit(source, revision))
+        model = model.to(device)
+    lm = LanguageModel(model, tokenizer, name, hub_commit(source, revision))
+    lm.check_words()
     lm.check_logits()
     return lm
 
@@ -90,22 +91,27 @@ def language_model_shape(
         name, source = resolve_model(name_or_path)
         with _explained(source, revision):
             config = _config(name_or_path, source, options, published=False)
+            check_quantisation(config)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            return LanguageModel(_build(config, dtype, trust_remote_code), tokenizer, name)
+            skeleton = build_skeleton(config, trust_remote_code=trust_remote_code, **_how(config, dtype))
+        lm = LanguageModel(skeleton, tokenizer, name)
+        lm.check_words()
+        return lm
     on_hub = name_or_path in {*HUB_MODELS, *HUB_MODELS.values()}  # the demo model is not made for a plan
     name = resolve_model(name_or_path)[0] if on_hub else name_or_path
     cached = try_to_load_from_cache(name, "config.json", revision=revision)
     config = AutoConfig.from_pretrained(cached) if isinstance(cached, str) else AutoConfig.for_model(**shape["config"])
     words = Tokenizer(models.WordLevel({"<bos>": 0}, unk_token="<bos>"))
     opener = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<bos>")
-    return LanguageModel(_build(config, dtype, trust_remote_code), opener, name)
+    skeleton = build_skeleton(config, trust_remote_code=trust_remote_code, **_how(config, dtype))
+    return LanguageModel(skeleton, opener, name)
 
 
 def _config(name_or_path: str, source: str, options: Mapping[str, Any], *, published: bool) -> PreTrainedConfig:
     """The model's own configuration; where it cannot be had and `published` allows it, the one that is known here."""
     try:
         config = AutoConfig.from_pretrained(source, **options)
-    except _UNREADABLE:
+    except Exception:
         if not published or (shape := known_shape(name_or_path)) is None:
             raise
         config = AutoConfig.for_model(**shape["config"])
@@ -168,7 +174,7 @@ def _explained(source: str, revision: str | None, *, random: bool = False) -> It
     """What a loader raises becomes one line with a remedy; `random` weights are none that are missing."""
     try:
         yield
-    except _UNREADABLE as error:
+    except Exception as error:  # a loader raises anything: OSError, KeyError, what a model's own code raises
         enough = "; with --random-lm a folder with config.json and the tokenizer is enough" if random else ""
         raise UserError(_explanation(source, revision, error) + enough) from error
 
@@ -186,5 +192,9 @@ def _explanation(source: str, revision: str | None, error: Exception) -> str:
         return f'model "{source}" has no revision "{revision}": choose one listed at {page}'
     if isinstance(cause, ConnectionError) or "connect" in str(error):
         return f'model "{source}" cannot be downloaded: check the network, or give a local folder instead'
-    reason = str(error).strip().splitlines()[0].rstrip(".")
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+    if isinstance(error, KeyError):
+        reason = f"KeyError: {reason}"
+    if isinstance(error, ImportError):
+        return f'model "{source}" cannot be loaded ({reason}): install that, or choose a checkpoint without need of it'
     return f'model "{source}" cannot be loaded ({reason}): give another folder or a causal LM from the hub'

@@ -37,8 +37,10 @@ from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sae_bench.errors import UserError
-from sae_bench.lm.sites import Side, Site, find_backbone, intercept, run_until_seen
-from sae_bench.lm.tokens import special_ids
+from sae_bench.lm.families import find_backbone
+from sae_bench.lm.hooks import Side, intercept, run_until_seen
+from sae_bench.lm.sites import Site
+from sae_bench.lm.tokens import opening_id, special_ids
 
 log = logging.getLogger(__name__)
 
@@ -196,6 +198,16 @@ class LanguageModel:
             kind = type(self.model).__name__
             raise UserError(f'model "{self.name}": {kind} changes its logits in an unknown way: choose another model')
 
+    def check_words(self) -> None:
+        """Raise UserError if the tokenizer makes words that the model has no row for; special ones never come up."""
+        n_rows = len(self.model.get_input_embeddings().weight)
+        used = {*self.tokenizer.get_vocab().values()} - self.special_ids | {opening_id(self.tokenizer)}
+        if max(used) >= n_rows:
+            raise UserError(
+                f'model "{self.name}": its tokenizer has words up to number {max(used)}, the model embeds {n_rows}: '
+                "choose the tokenizer that belongs to it"
+            )
+
     def _point(self, site: Site) -> tuple[nn.Module, Side]:
         return self.model.get_submodule(site.path), site.side
 
@@ -241,7 +253,8 @@ class CleanPass:
         assert site in self.activations, f"{site.name} is no site of this pass"
         lm, x_new = self.lm, x_new.to(self.lm.dtype)
         start = lm._first_replayed_layer(site)
-        with intercept(*lm._point(site), lambda _: x_new):
+        # A copy: a model may write over it. Of all contexts' tokens in a row, where the module has them so.
+        with intercept(*lm._point(site), lambda x: x_new.reshape(x.shape).clone()):
             if start is None:
                 head = lm.model.get_output_embeddings()
                 return run_until_seen(lm.model, self.tokens, {_HIDDEN: (head, "input")})[_HIDDEN]

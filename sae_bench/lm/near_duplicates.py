@@ -37,6 +37,14 @@ def split_of(text: str) -> Split:
     return _side(_words(text))
 
 
+def cluster_of(text: str) -> int:
+    """A number, below 2^63, that two texts of resemblance J share with probability J, and copies for certain.
+
+    It is the smallest hash of the text's shingles. Texts that repeat each other are one piece of evidence, not several.
+    """
+    return int(_key(_words(text))[0] >> np.uint64(1))
+
+
 def digest(text: str) -> int:
     """A number that stands for a text: the hash of all its words."""
     words = _words(text)
@@ -66,9 +74,13 @@ def repeated_texts(texts: Callable[[], Iterable[str]]) -> frozenset[int]:
 
 
 def _side(words: HashArray) -> Split:
-    # Mixed once more: a smallest hash is a small number.
-    key = mixed(_shingles(words, KEY_WORDS).min(keepdims=True))
+    key = _key(words)
     return "eval" if int(key[0]) % EVAL_SHARE == 0 else "train"
+
+
+def _key(words: HashArray) -> HashArray:
+    # Mixed once more: a smallest hash is a small number.
+    return mixed(_shingles(words, KEY_WORDS).min(keepdims=True))
 
 
 def _words(text: str) -> HashArray:

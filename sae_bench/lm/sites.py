@@ -1,34 +1,28 @@
-"""Where in a language model an SAE sits: the named sites, the modules behind them, and the hook that reads them.
+"""Where in a language model an SAE sits: the named sites, and the modules behind them.
 
 A site is one module and one side of it: "what `model.layers.9` returns", "what goes into `self_attn.o_proj`". The
 short names `resid_post`, `mlp_out` and `attn_out` follow Gemma Scope (arXiv 2408.05147) and mean a different module in
-each family of models. A family is known by its structure - which modules exist - and not by its name, so a new model
-built like Llama needs no line here. One that is built like none of them needs one `register_family`, in a plugin file;
-its modules are reached with `path:MODULE` too.
+each family of models (`families`). What a layer returns is `resid_post` in every model; one of no known family needs a
+`register_family`, in a plugin file, for the other two, and its modules are reached with `path:MODULE` too.
 
-The wrong module loads silently and reconstructs badly. So the width of a site is never guessed from a configuration:
-it is measured once, by two tokens that run through the model as far as the site, and checked at every capture.
+The wrong module loads silently and reconstructs badly. So nothing is believed: that `mlp_out` and `attn_out` are what
+the residual stream gains is seen by arithmetic, and the width of a site is measured, not read in a configuration, by a
+few tokens that run through the model as far as the site; it is checked at every capture.
 """
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
-from typing import Any, Literal, TypeVar
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import nn
 
 from sae_bench.errors import UserError, did_you_mean
+from sae_bench.lm.families import adding_modules, find_backbone, find_family, modules_to_name
+from sae_bench.lm.hooks import Side, run_until_seen
 from sae_bench.records.schema import SAEDescription
-from sae_bench.registry import REGISTERED
 
-K = TypeVar("K", bound=Hashable)
-Side = Literal["input", "output"]
 SITE_KINDS = ("resid_post", "mlp_out", "attn_out")
 
 
@@ -52,66 +46,6 @@ class Site:
         if self.kind in SITE_KINDS:
             return f"layer_{self.layer}.{self.kind}"
         return f"path.{self.path}" + (".input" if self.side == "input" else "")
-
-
-@dataclass(frozen=True)
-class Family:
-    """Module names shared by models that are built alike; `mlp_out` and `attn_out` are relative to a decoder layer.
-
-    `layers` holds the decoder layers, whose outputs are `resid_post`, and the LM head sees what `final_norm` returns.
-    """
-
-    layers: str
-    final_norm: str
-    mlp_out: str
-    """Its output is what the MLP adds to the residual stream."""
-    attn_out: str
-    """Its input is the concatenated head outputs, before the output projection."""
-
-
-# The first family whose modules all exist is the model's. Gemma stands before Llama, for it has every module that Llama
-# has and a norm more: what Gemma's MLP adds to the residual has gone through that norm.
-FAMILIES = [
-    Family("model.layers", "model.norm", "post_feedforward_layernorm", "self_attn.o_proj"),  # Gemma 2, Gemma 3, OLMo 2
-    Family("model.layers", "model.norm", "mlp", "self_attn.o_proj"),  # Llama, Qwen, Mistral, SmolLM
-    Family("gpt_neox.layers", "gpt_neox.final_layer_norm", "mlp", "attention.dense"),  # GPT-NeoX: Pythia
-    Family("transformer.h", "transformer.ln_f", "mlp", "attn.c_proj"),  # GPT-2
-]
-
-
-def register_family(family: Family) -> None:
-    """Give the models that are built so their sites. It stands before all that were known: one may refine another."""
-    FAMILIES.insert(0, family)
-    REGISTERED.append(f"family {family.layers}")
-
-
-def find_family(model: nn.Module) -> Family | None:
-    """Return the family that `model` is built like, or None for a structure that nobody has registered."""
-    modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
-
-    def fits(family: Family) -> bool:
-        first = f"{family.layers}.0"
-        return {family.final_norm, f"{first}.{family.mlp_out}", f"{first}.{family.attn_out}"} <= modules
-
-    return next(filter(fits, FAMILIES), None)
-
-
-@dataclass(frozen=True, eq=False)
-class Backbone:
-    """What a model runs from its first decoder layer to its LM head."""
-
-    layers_path: str
-    layers: list[nn.Module]
-    final_norm: nn.Module
-
-
-def find_backbone(model: nn.Module) -> Backbone | None:
-    """Return the decoder layers of `model` and the norm after them, or None for a model of unknown structure."""
-    family = find_family(model)
-    if family is None:
-        return None
-    layers = list(model.get_submodule(family.layers).children())
-    return Backbone(family.layers, layers, model.get_submodule(family.final_norm))
 
 
 def find_site(model: nn.Module, kind: str, layer: int) -> Site:
@@ -152,18 +86,20 @@ def _named_module(model: nn.Module, kind: str, layer: int) -> tuple[str, Side]:
     """Return the module and the side that one of `SITE_KINDS` stands for."""
     if kind not in SITE_KINDS:
         raise UserError(f'unknown site "{kind}"{did_you_mean(kind, (*SITE_KINDS, "path:MODULE"))}')
-    family, name = find_family(model), type(model).__name__
-    if family is None:
-        raise UserError(f"{name}: no known place for {kind} in this kind of model: name one with --site path:MODULE")
-    n_layers = len(list(model.get_submodule(family.layers).children()))
+    backbone, name = find_backbone(model), type(model).__name__
+    if backbone is None:
+        raise UserError(f"{name}: no known place for {kind} in this kind of model: {modules_to_name(model)}")
+    n_layers = len(backbone.layers)
     if not 0 <= layer < n_layers:
         raise UserError(f"layer {layer}: {name} has layers 0..{n_layers - 1}; choose one of them")
-    block = f"{family.layers}.{layer}"
+    block = f"{backbone.layers_path}.{layer}"
     if kind == "resid_post":
         return block, "output"
-    if kind == "mlp_out":
-        return f"{block}.{family.mlp_out}", "output"
-    return f"{block}.{family.attn_out}", "input"
+    family = find_family(model, layer)
+    if family is None:
+        raise UserError(f"{name}: no known place for {kind} in {block}: {modules_to_name(model)}")
+    mlp_out, _ = adding_modules(model, layer, family)
+    return (f"{block}.{mlp_out}", "output") if kind == "mlp_out" else (f"{block}.{family.attn_out}", "input")
 
 
 def _check_module(model: nn.Module, kind: str, path: str) -> None:
@@ -189,58 +125,3 @@ def _measure_width(model: nn.Module, kind: str, path: str, side: Side) -> int:
         shape = tuple(x.shape)
         raise UserError(f'site "{kind}": the {side} of {path} has shape {shape} for two tokens, not (1, 2, width)')
     return x.shape[-1]
-
-
-def intercept(module: nn.Module, side: Side, see: Callable[[Any], Tensor | None]) -> RemovableHandle:
-    """Call `see(x)` on what enters or leaves `module` at every forward pass; a tensor it returns takes the place of x.
-
-    x is the first argument or the first output of the module, as it stands: not a copy. The hook is removed by the
-    handle returned, which is a context manager.
-    """
-
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            x_new = see(args[0])
-            return None if x_new is None else ((x_new, *args[1:]), kwargs)
-        key = next(iter(kwargs))
-        x_new = see(kwargs[key])
-        return None if x_new is None else (args, {**kwargs, key: x_new})
-
-    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if not isinstance(output, tuple):
-            return see(output)
-        x_new = see(output[0])
-        return None if x_new is None else (x_new, *output[1:])
-
-    if side == "input":
-        return module.register_forward_pre_hook(before, with_kwargs=True)
-    return module.register_forward_hook(after)
-
-
-class _AllSeen(Exception):
-    """Leaves a forward pass that has shown everything it was run for."""
-
-
-def run_until_seen(
-    model: nn.Module, tokens: Int[Tensor, "batch seq"], points: Mapping[K, tuple[nn.Module, Side]]
-) -> dict[K, Tensor]:
-    """Run `model` on `tokens` and return what passes each of `points`, leaving once the last of them has been seen.
-
-    No key-value cache and no attention mask: every context is full. A point that is never passed is missing from the
-    result. Gradients are the caller's choice. Raises UserError for a point that carries something else than a tensor.
-    """
-    seen: dict[K, Tensor] = {}
-
-    def see(key: K, x: Any) -> None:
-        if not isinstance(x, Tensor):
-            name, side = type(points[key][0]).__name__, points[key][1]
-            raise UserError(f"the {side} of {name} is a {type(x).__name__}, not a tensor: name another module")
-        seen[key] = x
-        if len(seen) == len(points):
-            raise _AllSeen
-
-    with suppress(_AllSeen), ExitStack() as hooks:
-        for key, (module, side) in points.items():
-            hooks.enter_context(intercept(module, side, partial(see, key)))
-        model(input_ids=tokens, use_cache=False)
-    return seen

@@ -14,6 +14,7 @@ Letters: n contexts, S = context_size tokens in each, the BOS included.
 import hashlib
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from itertools import islice
@@ -27,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_bench.errors import UserError
 from sae_bench.lm.corpus import documents, repeated
-from sae_bench.lm.near_duplicates import Split, digest, split_of
+from sae_bench.lm.near_duplicates import Split, cluster_of, digest, split_of
 from sae_bench.lm.shared_runs import SharedRuns
 
 __all__ = ["Split", "TokenBatch", "TokenStream", "documents", "opening_id", "special_ids", "special_mask", "split_of"]
@@ -71,7 +72,10 @@ def opening_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Some contexts. `document` says which of the stream's documents a token is from, -1 at the BOS."""
+    """Some contexts. `document` says which of the stream's documents a token is from, -1 at the BOS.
+
+    On the evaluation side it is a number of a cluster: texts that repeat each other are one document.
+    """
 
     tokens: Int[Tensor, "n S"]
     document: Int[Tensor, "n S"]
@@ -85,7 +89,8 @@ class TokenStream:
     documents that hold the first `skip_tokens` are passed over: a stream of n tokens and one that skips n share none.
     Several numbers are skipped one after the other: a stream of n tokens that skips m, and one that skips (m, n).
     The state of the iteration under way, or of the last one, is in `n_delivered` (tokens of text), `n_documents`
-    (documents they are from), `passes` (times the corpus was begun) and `fingerprint`.
+    (documents they are from), `sizes` (tokens of each, on the evaluation side), `passes` (times the corpus was begun)
+    and `fingerprint`.
     `watch`, if there is one, has seen all that was delivered, contexts that a resumed iteration passes over included.
 
     UserError: `context_size` is below 2 or above `max_context`, the model's limit, or there is no token to open with.
@@ -154,33 +159,48 @@ class TokenStream:
 
     def _restart(self) -> None:
         self.n_delivered = self.n_documents = self.passes = 0
+        self._clusters: dict[int, int] = {}
+        self.sizes: Counter[int] = Counter()
         self._digest = hashlib.sha256()
         if self.watch:
             self.watch.restart()
 
     def _contexts(self) -> Iterator[IdArray]:
-        """Yield one context at a time as [2, S]: token ids above, document ordinals below."""
+        """Yield one context at a time as [2, S]: token ids above, documents' numbers below."""
         self._restart()
         opening = np.array([self.bos_id, -1])
         text_size = self.context_size - 1
         pieces = self._pieces()
         for n_skipped in filter(None, self.skips):
             pieces = self._after_skip(pieces, n_skipped)
-        waiting = np.empty((2, 0), dtype=np.int64)
+        waiting = np.empty((3, 0), dtype=np.int64)
         for _ in range(self.n_contexts):
             while waiting.shape[1] < text_size:
                 waiting = np.concatenate([waiting, next(pieces)], axis=1)
-            context = np.column_stack([opening, waiting[:, :text_size]])
-            waiting = waiting[:, text_size:]
+            text, waiting = waiting[:, :text_size], waiting[:, text_size:]
+            document = self._clustered(text[2]) if self.split == "eval" else text[1]
+            context = np.column_stack([opening, np.stack([text[0], document])])
             self._digest.update(context[0].astype("<i8").tobytes())
             self.n_delivered += text_size
-            self.n_documents = int(context[1, -1]) + 1
+            self.n_documents = max(self.n_documents, int(document.max()) + 1)
             if self.watch:
                 self.watch.see(context[:, 1:])
             yield context
 
+    def _clustered(self, clusters: IdArray) -> IdArray:
+        """The numbers of the clusters that a context's tokens are from, given in the order of their appearance."""
+        found, first, which = np.unique(clusters, return_index=True, return_inverse=True)
+        for cluster in found[np.argsort(first)]:
+            self._clusters.setdefault(int(cluster), len(self._clusters))
+        numbers = np.array([self._clusters[int(cluster)] for cluster in found])[which]
+        self.sizes.update(numbers.tolist())
+        return numbers
+
     def _pieces(self) -> Iterator[IdArray]:
-        """Yield the text as [2, m] arrays like those of `_contexts`, without BOS and without end."""
+        """Yield the text as [3, m] arrays, without BOS and without end: token ids, documents' ordinals, clusters.
+
+        Training text has no clusters: 0.
+        """
         n_documents = 0
         special = sorted(special_ids(self.tokenizer))
         while True:
@@ -198,9 +218,11 @@ class TokenStream:
                 if self.split == "eval":
                     encoded = [self._window(text, ids) for text, ids in zip(batch, encoded, strict=True)]
                 tokens = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in encoded])
-                document = np.repeat(np.arange(n_documents, n_documents + len(batch)), [len(ids) for ids in encoded])
+                ordinals = np.arange(n_documents, n_documents + len(batch))
+                clusters = [cluster_of(text) if self.split == "eval" else 0 for text in batch]
+                of_tokens = np.repeat(np.stack([ordinals, clusters]), [len(ids) for ids in encoded], axis=1)
                 # A text may spell out "<bos>", and the tokenizer takes it at its word.
-                piece = np.stack([tokens, document])[:, ~np.isin(tokens, special)]
+                piece = np.vstack([tokens, of_tokens])[:, ~np.isin(tokens, special)]
                 n_documents += len(batch)
                 n_tokens += piece.shape[1]
                 yield piece
@@ -220,7 +242,7 @@ class TokenStream:
             if n:
                 left, first = left - n, int(piece[1, n - 1]) + 1
             if piece[1, -1] >= first:
-                yield piece[:, piece[1] >= first] - np.array([[0], [first]])
+                yield piece[:, piece[1] >= first] - np.array([[0], [first], [0]])
 
     def _texts(self, n_pass: int) -> Iterator[str]:
         # Mixed, not added: pass 1 of seed 0 must not be pass 0 of seed 1.

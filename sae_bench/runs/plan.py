@@ -79,6 +79,8 @@ def plan_saes(config: RunConfig, lm: LanguageModel) -> list[SAEPlan]:
     Raises:
         UserError: a site, an architecture or one of its settings does not exist, or a setting's value is out of range.
     """
+    if not config.archs:
+        return []  # SAEs from elsewhere say their own sites
     sites = find_sites(lm.model, config.sites, config.layers or (lm.n_layers // 2,))
     sparsities = [*({"l0": l0} for l0 in config.l0s), *({"coefficient": value} for value in config.sparsity)]
     plans = [

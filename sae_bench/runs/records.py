@@ -41,6 +41,7 @@ def make_record(
         details=result.details if result else {},
         sae=description,
         provenance=provenance,
+        caption=f"{description.site.name}: {result.caption}." if result and result.caption else None,
     )
 
 

@@ -133,15 +133,17 @@ def _verify_numbers(
     sample = token_stream(lm, config, "eval", min(config.n_held_out, n_contexts * (config.context_size - 1)))
     sample.read()
     evaluate(lm, sample, list(candidates.values()), progress, means)
+    # The last document may have been cut, and others have texts beyond the sample that repeat theirs.
+    complete = [number for number, size in sorted(sample.sizes.items()) if size == stream.sizes[number]]
     whole = sample.n_delivered == stream.n_delivered
     for sae_id, candidate in candidates.items():
         for task in candidate.tasks:
-            problem = _difference(candidate, task, records[sae_id, task], whole=whole)
+            problem = _difference(candidate, task, records[sae_id, task], complete, whole=whole)
             yield (f"{task} of {sae_id}, {sample.n_documents} documents", problem)
 
 
-def _difference(candidate: Candidate, task: str, record: Record, *, whole: bool) -> str | None:
-    """What differs between a record's documents and the same ones measured now; the last may have been cut."""
+def _difference(candidate: Candidate, task: str, record: Record, complete: Sequence[int], *, whole: bool) -> str | None:
+    """What differs between a record's documents and the same ones measured now, if they were measured completely."""
     if task in candidate.failures:
         return f"cannot be evaluated now: {candidate.failures[task]}"
     result = candidate.results[task]
@@ -155,13 +157,13 @@ def _difference(candidate: Candidate, task: str, record: Record, *, whole: bool)
         if np.any(now > then + slack) or (whole and np.any(now < then - slack)):
             return f"{name} of some latents differs"
     for name, sums in result.by_document.items():
-        now = np.array(sums if whole else sums[:-1])
-        if not len(now):
+        if not complete:
             return "the sample holds no whole document: raise --contexts"
-        then = np.array(record.by_document.get(name, [])[: len(now)])
-        if now.shape != then.shape:
-            return f"{name} has {len(then)} documents"
+        of_record = record.by_document.get(name, [])
+        if len(of_record) <= complete[-1]:
+            return f"{name} has {len(of_record)} documents"
+        now, then = np.array(sums)[complete], np.array(of_record)[complete]
         if np.abs(now - then).max() > TOLERANCE * max(np.abs(then).max(), 1.0):
             at = int(np.abs(now - then).argmax())
-            return f"{name} of document {at} is {now[at]:.6g}, the record has {then[at]:.6g}"
+            return f"{name} of document {complete[at]} is {now[at]:.6g}, the record has {then[at]:.6g}"
     return None

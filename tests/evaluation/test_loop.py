@@ -10,8 +10,9 @@ import sae_bench.evaluation.loop
 from sae_bench import TASKS, SAEConfig, SparseAutoencoder
 from sae_bench.evaluation.loop import Candidate, evaluate
 from sae_bench.evaluation.task import token_tasks
+from sae_bench.lm.hooks import intercept
 from sae_bench.lm.model import LanguageModel
-from sae_bench.lm.sites import find_site, intercept
+from sae_bench.lm.sites import find_site
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
 

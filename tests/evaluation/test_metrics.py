@@ -1,5 +1,6 @@
 """Metrics on SAEs whose answers are known, and errors worked out by hand."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -171,6 +172,63 @@ def test_cosine_and_l2_ratio_are_means_over_tokens() -> None:
 def test_l0_counts_values_above_zero() -> None:
     f = torch.tensor([[1.0, 0.0, 3.0], [0.0, 0.0, 0.0], [0.0, 2.0, 1e-20]])
     assert reconstruction(torch.ones(3, 1), torch.ones(3, 1), f=f)["l0"] == 4 / 3
+
+
+def test_the_tokens_furthest_from_the_mean_are_left_out_by_hand() -> None:
+    """2,000 tokens, so 2 are left out: (-30, 40) and (30, -40) hold 5,000 of 6,998 and the SAE loses them alone."""
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]).repeat(1000, 1)
+    x[700], x[1301] = torch.tensor([-30.0, 40.0]), torch.tensor([30.0, -40.0])
+    x_hat = 0.5 * x
+    x_hat[[700, 1301]] = x[[700, 1301]]
+    document = torch.arange(2000) // 50
+    result = run("reconstruction", x, x_hat, document=document, sizes=[800, 1200])
+    found = result.scores
+    assert found["fve_without_far"].value == pytest.approx(0.75)
+    assert found["fve_without_far"].stderr == pytest.approx(0, abs=1e-12)
+    assert found["fve_without_far"].n == 1998
+    assert found["far_variance"].value == pytest.approx(5000 / 6998)
+    assert found["fve"].value == pytest.approx(1 - 0.25 * 1998 / 6998)
+    per_document = 2500 / 6998
+    above, below = np.zeros(40), np.full(40, 50.0)
+    above[[14, 26]], below[[14, 26]] = 2500, 2549
+    assert found["far_variance"].stderr == pytest.approx(ratio_stderr(above, below))
+    assert result.details["far"] == {
+        "document": [14, 26], "tokens": [1, 1], "variance": [2500, 2500], "squared_error": [0, 0],
+    }  # fmt: skip
+    assert result.caption is not None
+    assert result.caption.startswith(f"{2 * per_document:.0%} of the variance is that of 0.1% of the tokens")
+    even = run("reconstruction", tokens(), tokens(), document=DOCUMENT)
+    assert even.caption is None
+    assert even.scores["far_variance"].value < 0.2
+
+
+def test_the_furthest_tokens_are_kept_in_memory_that_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However they come: of 20,000 tokens 20, though no more than 25 are kept from one batch to the next."""
+    monkeypatch.setitem(vars(sys.modules[TASKS["reconstruction"].__module__]), "MOST_FAR", 25)
+    x = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0)).double()
+    x *= torch.rand(20_000, 1, generator=torch.Generator().manual_seed(1)).double() ** -0.5
+    x_hat, document = 0.9 * x + 0.1, torch.arange(20_000) // 500
+    deviation = (x - x.mean(0)).square().sum(1)
+    far = deviation >= deviation.sort().values[-20]
+    assert far.sum() == 20
+    for order in (torch.arange(20_000), deviation.argsort(), deviation.argsort(descending=True)):
+        parts = (x[order], x_hat[order])
+        result = run("reconstruction", *parts, document=document[order], sizes=[10, 990] * 20)
+        error = (x - x_hat).square().sum(1)
+        expected = 1 - error[~far].sum() / deviation[~far].sum()
+        assert result.scores["fve_without_far"].value == pytest.approx(float(expected))
+        assert result.scores["far_variance"].value == pytest.approx(float(deviation[far].sum() / deviation.sum()))
+        assert result.details["far"]["document"] == document[far].unique().tolist()
+
+
+def test_a_token_alone_leaves_no_others_and_says_so() -> None:
+    x = torch.tensor([[1.0, 0.0]])
+    sae = ARCHITECTURES["relu"](SAEConfig(d_in=2, d_sae=3, coefficient=1.0))
+    task = TASKS["reconstruction"]()
+    task.start(EvalSetting(sae, torch.zeros(2).double(), 1, CPU))
+    task.update(EvalBatch(x, as_active(torch.zeros(1, 3)), x, torch.zeros(1, dtype=torch.long), None))
+    score = task.finish().scores["fve_without_far"]
+    assert (score.value, score.stderr, score.note) == (None, None, "undefined: the other tokens do not vary")
 
 
 @given(st.floats(1e-3, 1e3), st.permutations(range(N)), st.integers(1, N - 1))

@@ -1,29 +1,18 @@
 """The language model as the harness uses it: captures stop early, replays are exact, logits are the model's own."""
 
-import hashlib
 import logging
-from types import SimpleNamespace
 
-import huggingface_hub.constants
 import pytest
 import torch
-import transformers
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from tiny import D_MODEL, FAMILIES, N_LAYERS, save_tiny, tiny_gemma2, tiny_gpt_neox, tiny_llama
+from tiny import D_MODEL, FAMILIES, N_LAYERS, tiny_gemma2, tiny_gpt_neox, tiny_llama
 from tiny import tiny_tokenizer as tokenizer_of
 from torch import nn
 from transformers import CohereConfig, CohereForCausalLM
 
 from sae_bench.errors import UserError
-from sae_bench.lm.load import hub_commit, load_language_model
+from sae_bench.lm.hooks import intercept
 from sae_bench.lm.model import LanguageModel
-from sae_bench.lm.model_names import HUB_MODELS, resolve_model
-from sae_bench.lm.sites import SITE_KINDS, find_site, intercept
+from sae_bench.lm.sites import SITE_KINDS, find_site
 
 TOKENS = torch.arange(30).reshape(2, 15) + 5
 LAYER = 1
@@ -209,112 +198,3 @@ def test_a_model_that_scales_its_logits_is_refused():
     cohere = CohereForCausalLM(CohereConfig(vocab_size=64, hidden_size=32, logit_scale=0.5, **sizes))
     with pytest.raises(UserError, match="CohereForCausalLM changes its logits in an unknown way"):
         wrap(cohere).check_logits()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_loading_a_folder(tmp_path, family):
-    lm = load_language_model(str(save_tiny(tmp_path, family)), device="cpu", dtype=torch.float32)
-    original = wrap(FAMILIES[family](), family)
-    assert (lm.n_layers, lm.d_model, lm.max_context, lm.revision) == (N_LAYERS, D_MODEL, 128, None)
-    assert (lm.name, lm.device, lm.dtype) == (str(tmp_path), torch.device("cpu"), torch.float32)
-    assert lm.tokenizer.bos_token_id == (0 if family == "gpt_neox" else 2)
-    assert lm.special_ids == {0, 1, 2, 3}
-    assert len(lm.tokenizer) == lm.config.vocab_size
-    assert torch.equal(lm.clean_pass(TOKENS).hidden, original.clean_pass(TOKENS).hidden)
-    assert lm.weight_hash() == original.weight_hash()
-    assert not any(weight.requires_grad for weight in lm.model.parameters())
-    assert not lm.model.training
-
-
-def test_gemma2_loads_with_the_attention_that_caps_its_scores(tmp_path):
-    folder = str(save_tiny(tmp_path, "gemma2"))
-    assert load_language_model(folder, device="cpu", dtype=torch.float32).config._attn_implementation == "eager"
-
-
-def test_dtype_is_the_one_asked_for(tmp_path):
-    lm = load_language_model(str(save_tiny(tmp_path, "llama")), device="cpu", dtype=torch.bfloat16)
-    site = find_site(lm.model, "resid_post", LAYER)
-    assert lm.dtype == lm.capture(TOKENS, [site])[site].dtype == torch.bfloat16
-
-
-def test_weight_hash_is_the_documented_one_and_sees_every_change():
-    lm = wrap(tiny_llama())
-    digest = hashlib.sha256()
-    for name, weight in sorted(lm.model.named_parameters()):
-        digest.update(f"{name} torch.float32 {tuple(weight.shape)}\n".encode() + weight.numpy().tobytes())
-    assert lm.weight_hash() == digest.hexdigest()
-    changed = tiny_llama()
-    with torch.no_grad():
-        changed.model.norm.weight[-1] += 1e-6
-    assert wrap(changed).weight_hash() != lm.weight_hash()
-    assert wrap(tiny_llama().to(torch.bfloat16)).weight_hash() != lm.weight_hash()
-
-
-def test_short_names():
-    assert resolve_model("gemma-2-2b") == ("google/gemma-2-2b", "google/gemma-2-2b")
-    assert resolve_model("owner/some-model_1.5") == ("owner/some-model_1.5", "owner/some-model_1.5")
-    assert all(hub_name.count("/") == 1 for hub_name in HUB_MODELS.values())
-
-
-@pytest.mark.parametrize("name", ["gema-2-2b", "./gemma-2-2b", "/no/such/folder"])
-def test_names_that_mean_nothing(name):
-    with pytest.raises(UserError, match=r"unknown model .*gemma-2-2b") as error:
-        resolve_model(name)
-    assert "\n" not in str(error.value)
-
-
-def test_folders_that_hold_no_model(tmp_path):
-    with pytest.raises(UserError, match=r"the folder has no config\.json"):
-        load_language_model(str(tmp_path), device="cpu", dtype=torch.float32)
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="cannot be loaded") as error:
-        load_language_model(str(tmp_path), device="cpu", dtype=torch.float32)
-    assert "\n" not in str(error.value)
-    (save_tiny(tmp_path) / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"cannot be loaded .*model\.safetensors") as error:
-        load_language_model(str(tmp_path), device="cpu", dtype=torch.float32)
-    assert "\n" not in str(error.value)
-
-
-def _hub_error(kind):
-    if kind is LocalEntryNotFoundError:
-        return kind("no such entry")
-    return kind("refused", response=SimpleNamespace(headers={}, request=None))
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        (
-            GatedRepoError,
-            r'"owner/name" is gated: accept its licence at https://huggingface\.co/owner/name and run `hf a',
-        ),
-        (RepositoryNotFoundError, r'"owner/name" is not on the hub: check the name'),
-        (RevisionNotFoundError, r'"owner/name" has no revision "v9"'),
-        (LocalEntryNotFoundError, r'"owner/name" cannot be downloaded: check the network, or give a local folder'),
-    ],
-)
-def test_what_the_hub_refuses_is_explained(monkeypatch, kind, message):
-    def refuse(*args, **kwargs):
-        raise OSError("We couldn't connect to the hub\nand so on") from _hub_error(kind)
-
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
-    with pytest.raises(UserError, match=message) as error:
-        load_language_model("owner/name", device="cpu", dtype=torch.float32, revision="v9")
-    assert "\n" not in str(error.value)
-
-
-def test_a_model_from_the_hub_is_named_by_its_commit(tmp_path, monkeypatch):
-    """Offline, from a cache laid out as the hub's client lays it out."""
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    repository = tmp_path / "models--owner--tiny"
-    save_tiny(repository / "snapshots" / commit, "llama")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    lm = load_language_model("owner/tiny", device="cpu", dtype=torch.float32)
-    assert (lm.name, lm.revision) == ("owner/tiny", commit)
-    assert hub_commit("owner/tiny", commit) == commit
-    with pytest.raises(UserError, match="cannot be downloaded"):
-        load_language_model("owner/absent", device="cpu", dtype=torch.float32)

@@ -10,7 +10,7 @@ from command import bench, flags
 from tiny import TEXT, tiny_phi, tiny_tokenizer
 
 from sae_bench.errors import UserError
-from sae_bench.lm import sites
+from sae_bench.lm import families, sites
 from sae_bench.lm.corpus import describe, documents
 from sae_bench.lm.model_names import resolve_model
 from sae_bench.registry import CORPORA, MODELS, load_plugin
@@ -45,7 +45,7 @@ class Drawn(Corpus):
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
     """The plugin's file; what it registers is forgotten afterwards."""
-    monkeypatch.setattr(sites, "FAMILIES", list(sites.FAMILIES))
+    monkeypatch.setattr(families, "FAMILIES", list(families.FAMILIES))
     for registry in (MODELS, CORPORA):
         monkeypatch.setattr(registry, "_classes", dict(registry._classes))
     monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path / "cache"))

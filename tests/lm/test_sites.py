@@ -17,9 +17,11 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
 from sae_bench.errors import UserError
-from sae_bench.lm import sites
+from sae_bench.lm import families
+from sae_bench.lm.families import find_backbone
+from sae_bench.lm.hooks import run_until_seen
 from sae_bench.lm.model import LanguageModel
-from sae_bench.lm.sites import SITE_KINDS, Site, find_backbone, find_site, run_until_seen
+from sae_bench.lm.sites import SITE_KINDS, Site, find_site
 from sae_bench.registry import load_plugin
 
 TOKENS = torch.arange(30).reshape(2, 15) + 5
@@ -147,20 +149,25 @@ def test_names_are_safe_for_folders():
     assert len({site, find_site(tiny_llama(), "resid_post", 2)}) == 1
 
 
-def test_a_family_outside_the_table_is_reached_by_path():
+def test_a_module_that_has_the_tokens_of_all_contexts_in_a_row_is_a_site():
     sizes = {"vocab_size": 64, "hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     opt = OPTForCausalLM(OPTConfig(**sizes)).eval()
-    with pytest.raises(UserError, match=r"OPTForCausalLM: no known place for resid_post .* --site path:MODULE"):
-        find_site(opt, "resid_post", 0)
     assert find_site(opt, "path:model.decoder.layers.{layer}.self_attn.out_proj@input", 1).d_in == 16
-    with pytest.raises(UserError, match=r"has shape \(2, 24\) for two tokens"):  # OPT merges batch and sequence here
-        find_site(opt, "path:model.decoder.layers.1.fc1", 1)
+    site = find_site(opt, "path:model.decoder.layers.1.fc1", 1)  # (2, 24) for two tokens
+    assert site.d_in == 24
+    fc1 = opt.model.decoder.layers[1].fc1
+    seen = read(opt, x=(fc1, "input"), y=site)
+    assert seen["y"].shape == (*TOKENS.shape, 24)
+    torch.testing.assert_close(seen["y"], fc1(seen["x"]))
 
 
 def test_a_plugin_file_gives_a_new_family_its_sites(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(sites, "FAMILIES", list(sites.FAMILIES))
+    monkeypatch.setattr(families, "FAMILIES", list(families.FAMILIES))
     model = tiny_phi()
-    with pytest.raises(UserError, match=r"PhiForCausalLM: no known place for mlp_out"):
+    families.FAMILIES.clear()
+    with pytest.raises(
+        UserError, match=r"PhiForCausalLM: no known place for mlp_out in model\.layers\.1: .*self_attn, mlp"
+    ):
         find_site(model, "mlp_out", 1)
     (tmp_path / "phi.py").write_text(
         "from sae_bench import Family, register_family\n"
@@ -180,8 +187,8 @@ def test_a_plugin_file_gives_a_new_family_its_sites(tmp_path, monkeypatch, caplo
 
 
 def test_a_family_that_is_registered_refines_one_that_was_known(monkeypatch):
-    monkeypatch.setattr(sites, "FAMILIES", list(sites.FAMILIES))
-    sites.register_family(sites.Family("model.layers", "model.norm", "mlp.down_proj", "self_attn.o_proj"))
+    monkeypatch.setattr(families, "FAMILIES", list(families.FAMILIES))
+    families.register_family(families.Family("model.layers", "model.norm", "mlp.down_proj", "self_attn.o_proj"))
     assert find_site(tiny_llama(), "mlp_out", 3).path == "model.layers.3.mlp.down_proj"
     assert find_site(tiny_gpt_neox(), "mlp_out", 3).path == "gpt_neox.layers.3.mlp"
 

@@ -12,6 +12,7 @@ from conftest import make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from sae_bench.errors import UserError
+from sae_bench.evaluation.stderr import ratio_stderr
 from sae_bench.lm import tokens as data
 from sae_bench.lm.tokens import TokenStream, special_ids, special_mask, split_of
 
@@ -65,6 +66,47 @@ def test_a_long_held_out_document_gives_two_contexts_worth_from_a_place_that_its
     assert torch.equal(
         torch.cat([batch.tokens for batch in held_out.batches(10)]), torch.cat([b.tokens for b in batches])
     )
+
+
+def test_copies_and_near_copies_of_a_held_out_document_are_one_document(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a task sums of them, four copies of every document then have the standard error of one."""
+    draw = np.random.default_rng(0)
+    originals = [" ".join(f"w{word}" for word in draw.integers(0, 5000, 60)) for _ in range(400)]
+    originals = [text for text in originals if split_of(text) == "eval"]
+    n_tokens = sum(len(tokenizer.encode(text + "\n\n", add_special_tokens=False)) for text in originals)
+
+    def measured(texts: list[str], skip: int = 0) -> tuple[TokenStream, float]:
+        """A value of every token that depends on the token alone, and the standard error of its mean."""
+        monkeypatch.setattr(data, "documents", lambda source, *, order_seed, column: iter(texts))
+        n_each = [min(400, len(tokenizer.encode(text + "\n\n", add_special_tokens=False))) for text in texts]
+        tokens = stream(
+            tokenizer, split="eval", context_size=201, n_tokens=(sum(n_each) - 2 * skip) // 200 * 200, skip_tokens=skip
+        )
+        found = list(tokens.batches(100))
+        ids, numbers = (torch.cat([getattr(b, of) for b in found])[:, 1:].flatten() for of in ("tokens", "document"))
+        assert numbers.unique().tolist() == list(range(tokens.n_documents))
+        assert tokens.sizes == dict(enumerate(numbers.bincount().tolist()))
+        sums = numbers.bincount(weights=(ids % 7).double()).numpy()
+        error = ratio_stderr(sums, numbers.bincount().double().numpy())
+        assert error is not None
+        return tokens, error
+
+    once, error = measured(originals)
+    assert len(originals) > 30
+    assert once.n_documents == len(originals)
+    four, error_of_four = measured(4 * originals)
+    assert four.n_documents == once.n_documents
+    assert error_of_four == pytest.approx(error, rel=0.05)  # the last context is not full, and so left out
+    with_commas, _ = measured([*originals, *(text.replace(" ", ", ") for text in originals)])
+    assert with_commas.n_documents == once.n_documents, "words alone are compared"
+    changed = [" ".join([*text.split()[:30], "another", *text.split()[31:]]) for text in originals]  # J = .85
+    held_out = [text for text in changed if split_of(text) == "eval"]
+    near, _ = measured([*originals, *held_out])
+    assert once.n_documents <= near.n_documents < once.n_documents + 0.3 * len(held_out)
+    later, _ = measured([*originals, *originals], skip=n_tokens // 4)
+    assert later.n_documents == len(originals), "those that are passed over come again"
 
 
 def test_a_watched_stream_counts_the_same_after_a_resumption(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -11,8 +11,12 @@ from command import bench, files, flags
 from test_end_to_end import records_of
 
 from sae_bench.evaluation import loop as evaluation
+from sae_bench.evaluation.task import Result
+from sae_bench.leaderboard import tables
 from sae_bench.records.files import read_sealed, write_sealed
+from sae_bench.records.schema import read_record
 from sae_bench.registry import TASKS
+from sae_bench.runs.records import make_record
 from sae_bench.training import trainer as trainer_module
 
 
@@ -208,6 +212,13 @@ def test_overwriting_deletes_the_run_and_nothing_else(run, settings, tmp_path):
     assert files(tmp_path / "strange") == {"thesis.tex": b"years of work"}
 
 
+def test_what_a_task_says_of_its_scores_stands_below_the_board_with_the_site(whole):
+    old = read_record(next((whole / "records").glob("*.reconstruction.json")))
+    said = Result(old.scores, caption="ten tokens hold everything")
+    record = make_record(TASKS["reconstruction"](), said, None, old.sae, old.provenance)
+    assert "layer_1.resid_post: ten tokens hold everything." in tables.caption([record, record])
+
+
 # --- verify -------------------------------------------------------------------------------------------------------
 
 
@@ -219,6 +230,19 @@ def verified(folder: Path, capsys) -> tuple[int, list[str]]:
 
 def test_a_run_as_it_was_made_is_verified(run, capsys):
     assert verified(run[0], capsys) == (0, [])
+
+
+def test_a_sample_is_verified_though_copies_of_its_documents_come_later(settings, corpus, capsys, tmp_path):
+    """Their sums in the record are of all copies, so that only documents that the sample has completely can be held."""
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text(2 * corpus.read_text())
+    command = settings | {"--arch": "topk", "--dataset": twice, "--eval-tokens": 2400, "--out": tmp_path / "run"}
+    assert bench(*flags(command), "--quiet") == 0
+    found = records_of(tmp_path / "run")
+    (record,) = [of for name, of in found.items() if name.endswith(".reconstruction.json")]
+    assert 10 < record["provenance"]["eval_documents"] == len(record["by_document"]["variance"]) < 30
+    capsys.readouterr()
+    assert bench("verify", tmp_path / "run", "--quiet", "--contexts", 40) == 0, capsys.readouterr().out
 
 
 def test_verification_finds_what_was_changed(run, capsys):
