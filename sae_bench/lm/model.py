@@ -9,6 +9,9 @@ again, with those very arguments, on the changed activations: N SAEs cost one pr
 captured gives the clean result bit for bit. That is not assumed but checked at the first clean pass for each site;
 a site that fails is replayed by whole forward passes instead.
 
+On a CPU with bfloat16 arithmetic the passes of a float32 model may multiply in bfloat16 (`bfloat16_products`): weights,
+residual stream, norms and the activations at sites stay float32.
+
 Neither ever computes logits: over 262,144 words they would be larger than everything else together. `logits` turns any
 chunk of final hidden states into them, `logit_of` into those of one word each.
 
@@ -25,7 +28,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -59,6 +62,9 @@ class LanguageModel:
     those of the model and of all activations; `max_context` is the most tokens it takes at once. `special_ids` are
     those of `tokens.special_ids`, which are neither trained on nor counted in any metric.
     """
+
+    bfloat16_products = False
+    """Whether a float32 model multiplies in bfloat16, passes and losses alike; set before the first pass, if at all."""
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None = None
@@ -108,7 +114,8 @@ class LanguageModel:
         """
         points = {site: self._point(site) for site in sites}
         assert points, "nothing to capture"
-        activations = run_until_seen(self.model, tokens.to(self.device), points)
+        with self.multiplying():
+            activations = run_until_seen(self.model, tokens.to(self.device), points)
         _check_activations(activations, check)
         return activations
 
@@ -138,6 +145,7 @@ class LanguageModel:
         with ExitStack() as hooks:
             for i in range(min(starts.values(), default=len(layers)), len(layers)):
                 hooks.enter_context(layers[i].register_forward_pre_hook(partial(record, i), with_kwargs=True))
+            hooks.enter_context(self.multiplying())
             seen = run_until_seen(self.model, tokens, points)
 
         activations = {site: seen[site] for site in sites}
@@ -148,6 +156,15 @@ class LanguageModel:
                 self._replayable[site] = self._is_replayable(clean, site)
         return clean
 
+    def multiplying(self) -> AbstractContextManager[object]:
+        """Return the context that every pass runs in: it says in what precision matrices are multiplied."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16_products else nullcontext()
+
+    @property
+    def precision(self) -> str:
+        """What records say of dtype and products."""
+        return str(self.dtype).removeprefix("torch.") + (", bfloat16 products" if self.bfloat16_products else "")
+
     @property
     def n_bytes(self) -> int:
         """Size of the weights; tied ones count once."""
@@ -156,16 +173,24 @@ class LanguageModel:
     @property
     def n_vocab(self) -> int:
         """Number of words that the LM head scores."""
-        return len(self.model.get_output_embeddings().weight)
+        return len(self.head_weight)
 
-    def logits(self, hidden: Float[Tensor, "*n d_model"], words: slice = slice(None)) -> Float[Tensor, "*n vocab"]:
+    @property
+    def head_weight(self) -> Float[Tensor, "vocab d_model"]:
+        """The LM head's matrix."""
+        weight: Tensor = self.model.get_output_embeddings().weight
+        return weight
+
+    def logits(
+        self, hidden: Float[Tensor, "*n d_model"], words: slice = slice(None), *, capped: bool = True
+    ) -> Float[Tensor, "*n vocab"]:
         """Return the logits, in float32, of final hidden states: the LM head in the model's dtype, then soft-capped.
 
-        `words` asks for a part of the vocabulary alone.
+        `words` asks for a part of the vocabulary alone; without `capped` soft-capping is left to `cap`.
         """
-        head = self.model.get_output_embeddings()
-        bias = getattr(head, "bias", None)
-        return self._cap(functional.linear(hidden, head.weight[words], None if bias is None else bias[words]).float())
+        bias = getattr(self.model.get_output_embeddings(), "bias", None)
+        logits = functional.linear(hidden, self.head_weight[words], None if bias is None else bias[words]).float()
+        return self.cap(logits) if capped else logits
 
     def logit_of(self, hidden: Float[Tensor, "n d_model"], word: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the logit of one word for each final hidden state: what `logits` has in its column."""
@@ -173,9 +198,10 @@ class LanguageModel:
         bias = getattr(head, "bias", None)
         logit = torch.linalg.vecdot(hidden.float(), head.weight[word].float())
         logit = logit if bias is None else logit + bias[word]
-        return self._cap(logit.to(self.dtype).float())  # rounded as the head rounds it
+        return self.cap(logit.to(self.dtype).float())  # rounded as the head rounds it
 
-    def _cap(self, logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def cap(self, logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Soft-cap logits, in place unless they require a gradient; nothing for models that do not."""
         cap: float | None = getattr(self.config, "final_logit_softcapping", None)
         if cap is None:
             return logits
@@ -241,7 +267,7 @@ class CleanPass:
         assert site in self.activations, f"{site.name} is no site of this pass"
         lm, x_new = self.lm, x_new.to(self.lm.dtype)
         start = lm._first_replayed_layer(site)
-        with intercept(*lm._point(site), lambda _: x_new):
+        with intercept(*lm._point(site), lambda _: x_new), lm.multiplying():
             if start is None:
                 head = lm.model.get_output_embeddings()
                 return run_until_seen(lm.model, self.tokens, {_HIDDEN: (head, "input")})[_HIDDEN]

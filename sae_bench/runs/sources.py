@@ -1,6 +1,6 @@
 """What a run's settings name: its language model, and the tokens that it trains, evaluates and interprets on."""
 
-from sae_bench.device import choose_device
+from sae_bench.device import choose_device, multiplies_bfloat16
 from sae_bench.lm.load import load_language_model
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.tokens import Split, TokenStream
@@ -12,10 +12,13 @@ ORDER_SEED = 0
 
 
 def load_model(config: RunConfig, progress: Progress, *, weights: bool = True) -> LanguageModel:
-    """The run's language model; without `weights`, its shapes alone."""
+    """The run's language model; without `weights`, its shapes alone.
+
+    With --dtype auto a CPU multiplies in bfloat16 where it can.
+    """
     device, dtype = choose_device(config.device, config.dtype)
     progress.say(f"loading {config.model} ({str(dtype).removeprefix('torch.')} on {device})")
-    return load_language_model(
+    lm = load_language_model(
         config.model,
         device=device,
         dtype=dtype,
@@ -23,6 +26,8 @@ def load_model(config: RunConfig, progress: Progress, *, weights: bool = True) -
         trust_remote_code=config.trust_remote_code,
         weights=weights,
     )
+    lm.bfloat16_products = config.dtype == "auto" and multiplies_bfloat16(device)
+    return lm
 
 
 def token_stream(
