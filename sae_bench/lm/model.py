@@ -9,8 +9,8 @@ again, with those very arguments, on the changed activations: N SAEs cost one pr
 captured gives the clean result bit for bit. That is not assumed but checked at the first clean pass for each site;
 a site that fails is replayed by whole forward passes instead.
 
-On a CPU with bfloat16 arithmetic the passes of a float32 model may multiply in bfloat16 (`bfloat16_products`): weights,
-residual stream, norms and the activations at sites stay float32.
+On a CPU with bfloat16 arithmetic the passes of a float32 model may multiply in bfloat16 (`bfloat16_products`): what
+comes out of a product is then bfloat16, weights and the residual stream stay float32.
 
 Neither ever computes logits: over 262,144 words they would be larger than everything else together. `logits` turns any
 chunk of final hidden states into them, `logit_of` into those of one word each.
@@ -59,7 +59,7 @@ class LanguageModel:
     """A causal language model of transformers with its tokenizer, frozen and in eval mode.
 
     `name` is what records call it and `revision` the hub's commit hash, None for a folder. `device` and `dtype` are
-    those of the model and of all activations; `max_context` is the most tokens it takes at once. `special_ids` are
+    those of the model and of its residual stream; `max_context` is the most tokens it takes at once. `special_ids` are
     those of `tokens.special_ids`, which are neither trained on nor counted in any metric.
     """
 
@@ -200,9 +200,15 @@ class LanguageModel:
         logit = logit if bias is None else logit + bias[word]
         return self.cap(logit.to(self.dtype).float())  # rounded as the head rounds it
 
+    @property
+    def soft_cap(self) -> float | None:
+        """The bound that logits are soft-capped at, if they are."""
+        cap: float | None = getattr(self.config, "final_logit_softcapping", None)
+        return cap
+
     def cap(self, logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Soft-cap logits, in place unless they require a gradient; nothing for models that do not."""
-        cap: float | None = getattr(self.config, "final_logit_softcapping", None)
+        cap = self.soft_cap
         if cap is None:
             return logits
         if logits.requires_grad:
@@ -259,13 +265,13 @@ class CleanPass:
     calls: dict[int, LayerCall]
 
     def replay(self, site: Site, x_new: Float[Tensor, "batch seq d_in"]) -> Float[Tensor, "batch seq d_model"]:
-        """Return `hidden` as it is with `x_new`, cast to the model's dtype, in the place of the activations at `site`.
+        """Return `hidden` as it is with `x_new`, cast to their dtype, in the place of the activations at `site`.
 
         `site` is one of this pass. Positions that shall stay clean carry their clean activation in `x_new`. Gradients
         flow back to an `x_new` that requires them.
         """
         assert site in self.activations, f"{site.name} is no site of this pass"
-        lm, x_new = self.lm, x_new.to(self.lm.dtype)
+        lm, x_new = self.lm, x_new.to(self.activations[site].dtype)
         start = lm._first_replayed_layer(site)
         with intercept(*lm._point(site), lambda _: x_new), lm.multiplying():
             if start is None:
