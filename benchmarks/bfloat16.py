@@ -90,10 +90,10 @@ def main(
         out,
         "Products in bfloat16",
         [
-            f"{len(folders)} SAEs on {n_tokens} tokens of the demo model, delta_lm_loss alone. Least of {rounds} rounds "
-            "in turn, for each SAE; ratio: median (quartiles) within a round.",
+            f"{len(folders)} SAEs on {n_tokens} tokens of the demo model, delta_lm_loss alone. Least of {rounds} "
+            "rounds in turn, for each SAE; ratio: median (quartiles) within a round.",
             table(rows, ["", "seconds", "processor seconds"]),
-            "What came out, in nats. The language model's own passes differ, too. Last two columns: by how much "
+            "What came out, in nats. The language model's own passes differ, too. Last columns: by how much "
             "bfloat16 in the vocabulary can have moved the means, as records state it.",
             table(losses, ["SAE", *names, "rounding of CE below", "rounding of KL below"]),
         ],
