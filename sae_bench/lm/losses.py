@@ -37,7 +37,7 @@ WIDTH_STEP = 128
 """Tiles are as wide as a multiple of this: a matrix product of odd width is up to a fifth slower on a CPU."""
 TOKENS_AT_ONCE = 1024
 """Enough rows for a matrix product at full speed: the head's weights are read once for that many tokens."""
-LIKELY = 1e-4
+LIKELY = 3e-5
 """Probability from which on a word's logit is a float32 product."""
 MAX_ERROR = 1e-4
 """What bfloat16 may change a batch's mean losses by, at two standard errors: nats, for each nat of KL beyond one."""
