@@ -63,7 +63,7 @@ def main(
     scores = {}
     for number in range(rounds + 1):
         for bfloat16 in (False, True):
-            lm.bfloat16_products = bfloat16
+            lm.bfloat16_products = lm.bfloat16_losses = bfloat16
             candidates = [
                 Candidate(load_sae(folder), site, {"delta_lm_loss": TASKS["delta_lm_loss"]()}) for folder in folders
             ]

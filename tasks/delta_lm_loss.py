@@ -13,11 +13,11 @@ class DeltaLMLoss(Task):
     which costs 12-30 nats at a residual site: it stays near 1 whatever the SAE does, and is kept because others publish
     it. The difference itself leads, and of shares the one of mean ablation.
 
-    Where the language model multiplies in bfloat16, the record's details say by how much that can have changed the
+    Where losses are taken in bfloat16, the record's details say by how much that can have changed the
     mean of the spliced model's losses: its mean where losses were taken in float32, too, and two standard errors.
     """
 
-    version = "2"
+    version = "1"
     needs_lm_loss = True
     metrics = (
         Metric("delta_lm_loss", "down", "nats", "CE(spliced) - CE(clean)", headline=True),

@@ -200,7 +200,7 @@ def plan_batch(lm: LanguageModel, context_size: int, saes: Sequence[tuple[Site, 
     def of_sae(site: Site, config: SAEConfig) -> int:
         """Reconstruction, final hidden states and their change in two precisions, latents; for one token."""
         l0 = START_DENSITY * config.d_sae if config.l0 is None else config.l0
-        change = 6 if lm.bfloat16_products else 0
+        change = 6 if lm.bfloat16_losses else 0
         return 4 * site.d_in + (word + change) * lm.d_model + round(PAIR_BYTES * l0)
 
     by_sae = [of_sae(site, config) for site, config in saes]

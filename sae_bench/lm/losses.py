@@ -11,7 +11,7 @@ and Q their masses in a tile, and p_t, q_t the distributions within it:
 Within a tile there is nothing but log-softmax, which torch does in one go, and no logit is too large for it. Equal
 hidden states give exactly equal cross-entropies and a KL of exactly 0. Tiles are float32, sums over tiles float64.
 
-Where the model multiplies in bfloat16 (`LanguageModel.bfloat16_products`) the spliced models' tiles are made of the
+Where losses are asked for in bfloat16 (`LanguageModel.bfloat16_losses`) the spliced models' tiles are made of the
 clean one's, which is float32, and of what the splice changed, h_q - h_p, times the head in bfloat16. So rounding is in
 proportion to the change, and nothing where nothing changed. Words that hold more than `LIKELY` of either distribution,
 on whose logits alone a loss depends by much, are multiplied in float32. What is left of rounding is measured against
@@ -65,7 +65,7 @@ def token_losses(
     targets: Int[Tensor, " m"],
 ) -> TokenLosses:
     """Score the predictions from final hidden states, `clean` and `changed`, of the same m tokens."""
-    if not lm.bfloat16_products or not changed or not len(targets):
+    if not lm.bfloat16_losses or not changed or not len(targets):
         ce, kl = _losses(lm, (clean, *changed), targets, _float32)
         return TokenLosses(ce[0], ce[1:], kl[1:], ce.new_empty(2, len(changed), 0))
     losses = torch.stack(_losses(lm, (clean, *changed), targets, _coarse))

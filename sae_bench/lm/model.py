@@ -64,7 +64,9 @@ class LanguageModel:
     """
 
     bfloat16_products = False
-    """Whether a float32 model multiplies in bfloat16, passes and losses alike; set before the first pass, if at all."""
+    """Whether the passes of a float32 model multiply in bfloat16; set before the first pass, if at all."""
+    bfloat16_losses = False
+    """Whether `token_losses` does, too. Off until it measures faster: it does with one thread, not with two."""
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None = None

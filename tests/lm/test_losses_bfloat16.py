@@ -15,7 +15,7 @@ M, WIDTH, N_VOCAB = 300, 64, 1500
 class Head(LanguageModel):
     """A language model that is nothing but its LM head."""
 
-    bfloat16_products = True
+    bfloat16_losses = True
 
     def __init__(self, scale: float = 1.0, cap: float | None = None, bias: bool = False) -> None:
         draw = torch.Generator().manual_seed(0)
@@ -95,7 +95,7 @@ def test_what_changes_nothing_costs_exactly_nothing(cap: float | None) -> None:
 def test_the_clean_loss_is_that_of_float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
     head, clean = Head(0.3), hidden(1)
     mine = token_losses(head, clean, [clean + hidden(2)], TARGETS)
-    monkeypatch.setattr(head, "bfloat16_products", False)
+    monkeypatch.setattr(head, "bfloat16_losses", False)
     assert torch.equal(mine.ce_clean, token_losses(head, clean, [clean + hidden(2)], TARGETS).ce_clean)
 
 
@@ -134,7 +134,7 @@ def test_models_above_the_bound_are_done_again_in_float32(monkeypatch: pytest.Mo
     assert found.rounding[:, 0].abs().max() == 0
     assert found.rounding[:, 1].abs().max() > 0
     with monkeypatch.context() as patch:
-        patch.setattr(head, "bfloat16_products", False)
+        patch.setattr(head, "bfloat16_losses", False)
         in_float32 = token_losses(head, clean, changed, TARGETS)
     assert torch.equal(found.ce[0], in_float32.ce[0])
     assert torch.equal(found.kl[0], in_float32.kl[0])
