@@ -34,7 +34,7 @@ faults: .venv/dev.stamp
 # Against the peers, each in an environment of its own; half an hour on a quiet machine.
 benchmarks: .venv/demo.stamp
 	$(BIN)/python benchmarks/setup_peers.py
-	for name in train_step breakdown density scaling evaluation; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in train_step breakdown density scaling evaluation bfloat16; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:
 	rm -rf .venv

@@ -9,6 +9,9 @@ again, with those very arguments, on the changed activations: N SAEs cost one pr
 captured gives the clean result bit for bit. That is not assumed but checked at the first clean pass for each site;
 a site that fails is replayed by whole forward passes instead.
 
+On a CPU with bfloat16 arithmetic the passes of a float32 model may multiply in bfloat16 (`bfloat16_products`): what
+comes out of a product is then bfloat16, weights and the residual stream stay float32.
+
 Neither ever computes logits: over 262,144 words they would be larger than everything else together. `logits` turns any
 chunk of final hidden states into them, `logit_of` into those of one word each.
 
@@ -25,7 +28,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -58,9 +61,14 @@ class LanguageModel:
     """A causal language model of transformers with its tokenizer, frozen and in eval mode.
 
     `name` is what records call it and `revision` the hub's commit hash, None for a folder. `device` and `dtype` are
-    those of the model and of all activations; `max_context` is the most tokens it takes at once. `special_ids` are
+    those of the model and of its residual stream; `max_context` is the most tokens it takes at once. `special_ids` are
     those of `tokens.special_ids`, which are neither trained on nor counted in any metric.
     """
+
+    bfloat16_products = False
+    """Whether the passes of a float32 model multiply in bfloat16; set before the first pass, if at all."""
+    bfloat16_losses = False
+    """Whether `token_losses` does, too. Off until it measures faster: it does with one thread, not with two."""
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None = None
@@ -110,7 +118,8 @@ class LanguageModel:
         """
         points = {site: self._point(site) for site in sites}
         assert points, "nothing to capture"
-        activations = run_until_seen(self.model, tokens.to(self.device), points)
+        with self.multiplying():
+            activations = run_until_seen(self.model, tokens.to(self.device), points)
         _check_activations(activations, check)
         return activations
 
@@ -140,6 +149,7 @@ class LanguageModel:
         with ExitStack() as hooks:
             for i in range(min(starts.values(), default=len(layers)), len(layers)):
                 hooks.enter_context(layers[i].register_forward_pre_hook(partial(record, i), with_kwargs=True))
+            hooks.enter_context(self.multiplying())
             seen = run_until_seen(self.model, tokens, points)
 
         activations = {site: seen[site] for site in sites}
@@ -150,6 +160,15 @@ class LanguageModel:
                 self._replayable[site] = self._is_replayable(clean, site)
         return clean
 
+    def multiplying(self) -> AbstractContextManager[object]:
+        """Return the context that every pass runs in: it says in what precision matrices are multiplied."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16_products else nullcontext()
+
+    @property
+    def precision(self) -> str:
+        """What records say of dtype and products."""
+        return str(self.dtype).removeprefix("torch.") + (", bfloat16 products" if self.bfloat16_products else "")
+
     @property
     def n_bytes(self) -> int:
         """Size of the weights; tied ones count once."""
@@ -158,16 +177,24 @@ class LanguageModel:
     @property
     def n_vocab(self) -> int:
         """Number of words that the LM head scores."""
-        return len(self.model.get_output_embeddings().weight)
+        return len(self.head_weight)
 
-    def logits(self, hidden: Float[Tensor, "*n d_model"], words: slice = slice(None)) -> Float[Tensor, "*n vocab"]:
+    @property
+    def head_weight(self) -> Float[Tensor, "vocab d_model"]:
+        """The LM head's matrix."""
+        weight: Tensor = self.model.get_output_embeddings().weight
+        return weight
+
+    def logits(
+        self, hidden: Float[Tensor, "*n d_model"], words: slice = slice(None), *, capped: bool = True
+    ) -> Float[Tensor, "*n vocab"]:
         """Return the logits, in float32, of final hidden states: the LM head in the model's dtype, then soft-capped.
 
-        `words` asks for a part of the vocabulary alone.
+        `words` asks for a part of the vocabulary alone; without `capped` soft-capping is left to `cap`.
         """
-        head = self.model.get_output_embeddings()
-        bias = getattr(head, "bias", None)
-        return self._cap(functional.linear(hidden, head.weight[words], None if bias is None else bias[words]).float())
+        bias = getattr(self.model.get_output_embeddings(), "bias", None)
+        logits = functional.linear(hidden, self.head_weight[words], None if bias is None else bias[words]).float()
+        return self.cap(logits) if capped else logits
 
     def logit_of(self, hidden: Float[Tensor, "n d_model"], word: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the logit of one word for each final hidden state: what `logits` has in its column."""
@@ -175,10 +202,17 @@ class LanguageModel:
         bias = getattr(head, "bias", None)
         logit = torch.linalg.vecdot(hidden.float(), head.weight[word].float())
         logit = logit if bias is None else logit + bias[word]
-        return self._cap(logit.to(self.dtype).float())  # rounded as the head rounds it
+        return self.cap(logit.to(self.dtype).float())  # rounded as the head rounds it
 
-    def _cap(self, logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    @property
+    def soft_cap(self) -> float | None:
+        """The bound that logits are soft-capped at, if they are."""
         cap: float | None = getattr(self.config, "final_logit_softcapping", None)
+        return cap
+
+    def cap(self, logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Soft-cap logits, in place unless they require a gradient; nothing for models that do not."""
+        cap = self.soft_cap
         if cap is None:
             return logits
         if logits.requires_grad:
@@ -245,16 +279,16 @@ class CleanPass:
     calls: dict[int, LayerCall]
 
     def replay(self, site: Site, x_new: Float[Tensor, "batch seq d_in"]) -> Float[Tensor, "batch seq d_model"]:
-        """Return `hidden` as it is with `x_new`, cast to the model's dtype, in the place of the activations at `site`.
+        """Return `hidden` as it is with `x_new`, cast to their dtype, in the place of the activations at `site`.
 
         `site` is one of this pass. Positions that shall stay clean carry their clean activation in `x_new`. Gradients
         flow back to an `x_new` that requires them.
         """
         assert site in self.activations, f"{site.name} is no site of this pass"
-        lm, x_new = self.lm, x_new.to(self.lm.dtype)
+        lm, x_new = self.lm, x_new.to(self.activations[site].dtype)
         start = lm._first_replayed_layer(site)
         # A copy: a model may write over it. Of all contexts' tokens in a row, where the module has them so.
-        with intercept(*lm._point(site), lambda x: x_new.reshape(x.shape).clone()):
+        with intercept(*lm._point(site), lambda x: x_new.reshape(x.shape).clone()), lm.multiplying():
             if start is None:
                 head = lm.model.get_output_embeddings()
                 return run_until_seen(lm.model, self.tokens, {_HIDDEN: (head, "input")})[_HIDDEN]

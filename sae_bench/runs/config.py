@@ -147,7 +147,8 @@ class RunConfig(JudgeConfig):
     device: Annotated[str, Flag(Heading.RUN)] = "auto"
     """cpu, cuda, cuda:1. Default: cuda where there is one."""
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Flag(Heading.MODEL)] = "auto"
-    """The language model's; SAEs are float32 always."""
+    """The language model's; SAEs are float32 always. Default: bfloat16 on a GPU; float32 on a CPU, whose products are
+    bfloat16 where it has instructions for them."""
     plugins: Annotated[tuple[str, ...], Flag(Heading.WHAT, "plugin")] = ()
     """Python files with architectures, tasks, scorers or models of your own."""
     kernels: Annotated[Literal["auto", "dense", "sparse"], Flag(Heading.RUN)] = "auto"

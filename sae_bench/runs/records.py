@@ -53,7 +53,7 @@ def provenance_of(lm: LanguageModel, config: RunConfig, stream: TokenStream) -> 
         model_revision=lm.revision,
         model_sha256=lm.weight_hash(),
         tokenizer_sha256=lm.tokenizer_hash(),
-        lm_dtype=str(lm.dtype).removeprefix("torch."),
+        lm_dtype=lm.precision,
         sae_dtype="float32",
         dataset=describe(config.dataset),
         eval_fingerprint=stream.fingerprint,

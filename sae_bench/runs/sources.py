@@ -1,6 +1,6 @@
 """What a run's settings name: its language model, and the tokens that it trains, evaluates and interprets on."""
 
-from sae_bench.device import choose_device
+from sae_bench.device import choose_device, multiplies_bfloat16
 from sae_bench.lm.load import load_language_model
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.tokens import Split, TokenStream
@@ -12,11 +12,14 @@ ORDER_SEED = 0
 
 
 def load_model(config: RunConfig, progress: Progress) -> LanguageModel:
-    """The run's language model; with --random-lm, drawn from the run's first seed."""
+    """The run's language model; with --random-lm, drawn from the run's first seed.
+
+    With --dtype auto a CPU multiplies in bfloat16 where it can.
+    """
     device, dtype = choose_device(config.device, config.dtype)
     what = f"drawing the weights of {config.model} anew" if config.random_lm else f"loading {config.model}"
     progress.say(f"{what} ({str(dtype).removeprefix('torch.')} on {device})")
-    return load_language_model(
+    lm = load_language_model(
         config.model,
         device=device,
         dtype=dtype,
@@ -24,6 +27,8 @@ def load_model(config: RunConfig, progress: Progress) -> LanguageModel:
         trust_remote_code=config.trust_remote_code,
         random_seed=config.seeds[0] if config.random_lm else None,
     )
+    lm.bfloat16_products = config.dtype == "auto" and multiplies_bfloat16(device)
+    return lm
 
 
 def token_stream(

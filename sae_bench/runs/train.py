@@ -221,7 +221,7 @@ class TrainStage:
         }
 
     def _model(self) -> dict[str, str]:
-        return {"sha256": self.lm.weight_hash(), "dtype": str(self.lm.dtype)}
+        return {"sha256": self.lm.weight_hash(), "dtype": self.lm.precision}
 
     def run(self, sink: LogSink) -> None:
         """Train, and save what came of it.
