@@ -1,8 +1,9 @@
 """Where in a language model an SAE sits: the named sites, the modules behind them, and the hook that reads them.
 
 A site is one module and one side of it: "what `model.layers.9` returns", "what goes into `self_attn.o_proj`". The
-short names `resid_post`, `mlp_out` and `attn_out` follow Gemma Scope (arXiv 2408.05147) and mean a different module in
-each family of models. A family is known by its structure - which modules exist - and not by its name, so a new model
+short names `resid_post`, `mlp_out` and `attn_out` follow Gemma Scope (arXiv 2408.05147), `resid_pre`, `resid_mid` and
+`attn_add` are TransformerLens's hook_resid_pre, hook_resid_mid and hook_attn_out; each means a different module in each
+family of models. A family is known by its structure - which modules exist - and not by its name, so a new model
 built like Llama needs no line here. One that is built like none of them needs one `register_family`, in a plugin file;
 its modules are reached with `path:MODULE` too.
 
@@ -21,6 +22,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.hooks import RemovableHandle
 
 from sae_bench.errors import UserError, did_you_mean
@@ -30,13 +32,19 @@ from sae_bench.registry import REGISTERED
 K = TypeVar("K", bound=Hashable)
 Side = Literal["input", "output"]
 SITE_KINDS = ("resid_post", "mlp_out", "attn_out")
+KINDS = (*SITE_KINDS, "attn_add", "resid_pre", "resid_mid")
+ADDITIVE = ("resid_post", "mlp_out", "attn_add", "resid_pre", "resid_mid")
+"""Kinds that are the residual stream, or what is added to it."""
+
+MIDDLES = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "mlp")
+"""Modules of a layer whose input may be the residual stream between attention and MLP: a probe shows whose is."""
 
 
 @dataclass(frozen=True)
 class Site:
     """One side of one module of a language model, where activations of width `d_in` are read and replaced.
 
-    `layer` counts decoder layers from 0, `kind` is one of `SITE_KINDS` or the `path:...` that the user gave, and `path`
+    `layer` counts decoder layers from 0, `kind` is one of `KINDS` or the `path:...` that the user gave, and `path`
     is the module's name in `model.named_modules()`.
     """
 
@@ -45,13 +53,21 @@ class Site:
     path: str
     side: Side
     d_in: int
+    centred: bool = False
+    """Activations less their mean over the `d_in` dimensions: what TransformerLens's `center_writing_weights` leaves of
+    the residual stream, and of what is added to it, where every LayerNorm takes that mean off anyway."""
 
     @property
     def name(self) -> str:
         """A name that is safe for folders: `layer_9.resid_post`, or `path.model.layers.9.mlp.input`."""
-        if self.kind in SITE_KINDS:
-            return f"layer_{self.layer}.{self.kind}"
-        return f"path.{self.path}" + (".input" if self.side == "input" else "")
+        centred = ".centred" if self.centred else ""
+        if self.kind in KINDS:
+            return f"layer_{self.layer}.{self.kind}{centred}"
+        return f"path.{self.path}" + (".input" if self.side == "input" else "") + centred
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What an SAE at the site is given of the activations that pass there."""
+        return x - x.mean(-1, keepdim=True) if self.centred else x
 
 
 @dataclass(frozen=True)
@@ -67,12 +83,15 @@ class Family:
     """Its output is what the MLP adds to the residual stream."""
     attn_out: str
     """Its input is the concatenated head outputs, before the output projection."""
+    attn_add: str = ""
+    """Its output is what attention adds to the residual stream. Empty: the attention module, which holds `attn_out`."""
 
 
 # The first family whose modules all exist is the model's. Gemma stands before Llama, for it has every module that Llama
 # has and a norm more: what Gemma's MLP adds to the residual has gone through that norm.
 FAMILIES = [
-    Family("model.layers", "model.norm", "post_feedforward_layernorm", "self_attn.o_proj"),  # Gemma 2, Gemma 3, OLMo 2
+    # Gemma 2, Gemma 3, OLMo 2
+    Family("model.layers", "model.norm", "post_feedforward_layernorm", "self_attn.o_proj", "post_attention_layernorm"),
     Family("model.layers", "model.norm", "mlp", "self_attn.o_proj"),  # Llama, Qwen, Mistral, SmolLM
     Family("gpt_neox.layers", "gpt_neox.final_layer_norm", "mlp", "attention.dense"),  # GPT-NeoX: Pythia
     Family("transformer.h", "transformer.ln_f", "mlp", "attn.c_proj"),  # GPT-2
@@ -117,7 +136,7 @@ def find_backbone(model: nn.Module) -> Backbone | None:
 def find_site(model: nn.Module, kind: str, layer: int) -> Site:
     """Find the site `kind` of decoder layer `layer` (from 0) and measure its width.
 
-    `kind` is `resid_post`, `mlp_out`, `attn_out`, or `path:MODULE` for the output of any module, `path:MODULE@input`
+    `kind` is one of `KINDS`, or `path:MODULE` for the output of any module, `path:MODULE@input`
     for its input. MODULE is a name in `model.named_modules()` and may contain `{layer}`; where it names a numbered
     layer of its own, that number is the site's layer and `layer` is not used.
 
@@ -149,9 +168,9 @@ def site_of(description: SAEDescription) -> Site:
 
 
 def _named_module(model: nn.Module, kind: str, layer: int) -> tuple[str, Side]:
-    """Return the module and the side that one of `SITE_KINDS` stands for."""
-    if kind not in SITE_KINDS:
-        raise UserError(f'unknown site "{kind}"{did_you_mean(kind, (*SITE_KINDS, "path:MODULE"))}')
+    """Return the module and the side that one of `KINDS` stands for."""
+    if kind not in KINDS:
+        raise UserError(f'unknown site "{kind}"{did_you_mean(kind, (*KINDS, "path:MODULE"))}')
     family, name = find_family(model), type(model).__name__
     if family is None:
         raise UserError(f"{name}: no known place for {kind} in this kind of model: name one with --site path:MODULE")
@@ -159,11 +178,74 @@ def _named_module(model: nn.Module, kind: str, layer: int) -> tuple[str, Side]:
     if not 0 <= layer < n_layers:
         raise UserError(f"layer {layer}: {name} has layers 0..{n_layers - 1}; choose one of them")
     block = f"{family.layers}.{layer}"
-    if kind == "resid_post":
-        return block, "output"
-    if kind == "mlp_out":
-        return f"{block}.{family.mlp_out}", "output"
-    return f"{block}.{family.attn_out}", "input"
+    if kind == "resid_mid":
+        return _middle(model, block, f"{block}.{_attn_add(family)}"), "input"
+    if kind == "attn_add":
+        _check_sum(model, family, block)
+    module, side = _sides(family)[kind]
+    return f"{block}.{module}".removesuffix("."), side
+
+
+def _attn_add(family: Family) -> str:
+    return family.attn_add or family.attn_out.rpartition(".")[0]
+
+
+def _sides(family: Family) -> dict[str, tuple[str, Side]]:
+    """Module within a decoder layer, empty for the layer itself, and side of the sites that a family names."""
+    return {
+        "resid_post": ("", "output"), "resid_pre": ("", "input"), "mlp_out": (family.mlp_out, "output"),
+        "attn_out": (family.attn_out, "input"), "attn_add": (_attn_add(family), "output"),
+    }  # fmt: skip
+
+
+def kind_of(model: nn.Module, path: str, side: Side) -> str | None:
+    """Which of `KINDS` one side of a module is in its layer; None for none, and for resid_mid."""
+    family = find_family(model)
+    match = family and re.fullmatch(rf"{re.escape(family.layers)}\.\d+(?:\.(.+))?", path)
+    if not family or not match:
+        return None
+    return next((kind for kind, place in _sides(family).items() if place == (match[1] or "", side)), None)
+
+
+def _check_sum(model: nn.Module, family: Family, block: str) -> None:
+    """Raise UserError unless a layer returns its input plus what its attention and its MLP are known to add."""
+    sides = {kind: _sides(family)[kind] for kind in ("resid_pre", "attn_add", "mlp_out", "resid_post")}
+    points = {
+        kind: (model.get_submodule(f"{block}.{name}".removesuffix(".")), side) for kind, (name, side) in sides.items()
+    }
+    seen = _probe(model, points)
+    total = seen["resid_pre"] + seen["attn_add"] + seen["mlp_out"]
+    if not isinstance(total, FakeTensor) and not _close(total, seen["resid_post"]):
+        raise UserError(f"{type(model).__name__}: {block} does not return its input plus attention plus MLP, so which "
+                        "module is attn_add is not known: name one with --site path:MODULE")  # fmt: skip
+
+
+def _middle(model: nn.Module, block: str, attn_add: str) -> str:
+    """The module of a decoder layer whose input is what enters the layer plus what its attention adds."""
+    children = dict(model.get_submodule(block).named_children())
+    points: dict[str, tuple[nn.Module, Side]] = {
+        "enters": (model.get_submodule(block), "input"), "added": (model.get_submodule(attn_add), "output"),
+        **{name: (children[name], "input") for name in MIDDLES if name in children},
+    }  # fmt: skip
+    seen = _probe(model, points)
+    wanted = seen["enters"] + seen["added"]
+    for name in MIDDLES:
+        # Fake tensors, as in a dry run, have no numbers to compare.
+        if name in seen and (isinstance(wanted, FakeTensor) or _close(seen[name], wanted)):
+            return f"{block}.{name}"
+    raise UserError(f"{type(model).__name__}: no module of {block} is given the sum of its input and its attention "
+                    "(attention and MLP may work in parallel): there is no resid_mid; choose another site")  # fmt: skip
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a - b).norm() <= 8 * torch.finfo(b.dtype).eps * b.norm())
+
+
+def _probe(model: nn.Module, points: Mapping[K, tuple[nn.Module, Side]]) -> dict[K, Tensor]:
+    """What passes some points when two tokens run through the model."""
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
+    with torch.no_grad():
+        return run_until_seen(model, tokens, points)
 
 
 def _check_module(model: nn.Module, kind: str, path: str) -> None:
@@ -179,9 +261,7 @@ def _check_module(model: nn.Module, kind: str, path: str) -> None:
 
 def _measure_width(model: nn.Module, kind: str, path: str, side: Side) -> int:
     """Return the width of the activations on one side of a module, as two tokens see them."""
-    tokens = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
-    with torch.no_grad():
-        seen = run_until_seen(model, tokens, {path: (model.get_submodule(path), side)})
+    seen = _probe(model, {path: (model.get_submodule(path), side)})
     if path not in seen:
         raise UserError(f'site "{kind}": {path} takes no part in a forward pass: name another module')
     x = seen[path]

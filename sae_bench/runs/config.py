@@ -104,13 +104,13 @@ class RunConfig(JudgeConfig):
     """Architectures, or all; with settings: gated:penalty=ri_l1,lr=5e-4. Default: all; none with --sae."""
     saes: Annotated[tuple[ImportedSAE, ...], Flag(Heading.WHAT, "sae")] = ()
     """SAEs from elsewhere to evaluate: files, folders, globs, runs, gemma-scope:9b-pt-res/layer_20/..., or
-    hf:owner/repo/path. Their site is read off them; where they do not say it, --layer and --site do."""
+    hf:owner/repo/path. Their site is read off them; where they do not say it, --layer and --site have to."""
     model: Annotated[str, Flag(Heading.MODEL)] = "demo"
     """Short name (see `ls models`), Hugging Face name, or folder."""
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Flag(Heading.MODEL, "layer")] = ()
     """Decoder layers, from 0. Default: the middle one."""
     sites: Annotated[tuple[str, ...], Field(min_length=1), Flag(Heading.MODEL, "site")] = ("resid_post",)
-    """resid_post, mlp_out, attn_out, or path:MODULE."""
+    """resid_post, mlp_out, attn_out, another kind of `ls sites`, or path:MODULE."""
     widths: Annotated[tuple[Count, ...], Field(min_length=1), Flag(Heading.SAES, "width")]
     """Numbers of latents: 4096, 16k."""
     l0s: Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Flag(Heading.SAES, "l0")] = ()

@@ -53,7 +53,7 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
     with FakeTensorMode():
         lm = load_model(config, Progress(quiet=True), weights=False)
         plans = plan_saes(config, lm)
-        imports = plan_imports(lm, opened, config.sites, config.layers)
+        imports = plan_imports(lm, opened, config)
         held_out = token_stream(lm, config, "eval", config.n_held_out)
     everything: list[Plan] = [*plans, *imports]
     rows = []
