@@ -119,7 +119,7 @@ def _place(where: Path, trainer: dict[str, Any], io: object) -> Place:
     place = _named(module, "input" if io == "in" else "output")
     number = place.layer if place.layer is not None else layer_of(place.kind or "")
     if None not in (number, known.layer) and number != known.layer:
-        place = Place(unclear=f"submodule_name is {module!r}, but layer {layer}")
+        place, known = Place(unclear=f"submodule_name is {module!r}, but layer {layer}"), Place(model=known.model)
     return place.or_else(known).read_in(where.name)
 
 

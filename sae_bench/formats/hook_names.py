@@ -1,8 +1,8 @@
 """Where in a language model an SAE belongs, read off the many names that this has; docs/formats.md has them as a table.
 
 A file may name TransformerLens's hook or a module, and its path may have a word for the site: `pt-res/layer_20` in
-Gemma Scope, `layers.9` in sparsify, `resid_post_layer_8` in dictionary_learning. What is said and not understood is kept
-as that, and never becomes another site; what stays unsaid is the user's to say.
+Gemma Scope, `layers.9` in sparsify, `resid_post_layer_8` in dictionary_learning. What is said and not understood is
+kept as that, and never becomes another site; what stays unsaid is the user's to say.
 """
 
 import re

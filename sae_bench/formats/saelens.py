@@ -57,8 +57,10 @@ KNOWN = (
     "model_from_pretrained_kwargs|(hf_)?hook_(name|point)(_out)?|hook_(point_)?(layer|head_index|eval)(_out)?|prepend_bos|"
     "context_size|seqpos_slice|exclude_special_tokens|neuronpedia_id|module_(path|side)|sae_lens_.*|unique_id|seed|verbose|"
     # What trained it, in the configurations of all versions; it is in the weights.
-    "(l0|l1|lp|lr|mse|adam|train|store|n|b_dec|decoder|init|normalize_sae|scale|dead|feature|use|wandb|log|eval|checkpoint|"
-    "resume|run|autocast|compile|dataset|is|streaming|cached|total|tokens|expansion|from|act|jumprelu|aux|topk|output)_.*"
+    "(l0|l1|lr|adam|train|training|store|n|b_dec_init|init|dead|wandb|log|eval|checkpoint|resume|run|autocast|compile|"
+    "dataset|streaming|cached|total|tokens|jumprelu|aux|topk)_.*|lp_norm|mse_loss_.*|is_dataset_.*|expansion_factor|"
+    "decoder_(init|orthogonal|heuristic).*|normalize_sae_decoder|scale_sparsity_.*|feature_sampling_.*|use_(ghost|cached|"
+    "sparse)_.*|from_pretrained_path|act_store_.*|output_path|autocast|streaming|lr"
 )
 """Settings that are read here, or that change nothing; a regular expression."""
 

@@ -46,8 +46,9 @@ def documents(source: str, *, order_seed: int, column: str = "text") -> Iterator
     """Yield the documents of `source` in an order shuffled by `order_seed`; blank ones are left out.
 
     `source` is the name of a plug-in's corpus; or a local file or folder (.txt, where a paragraph is a document,
-    .jsonl, .json, .csv, .parquet; compressed as .gz, .zst, .bz2 or .xz, too); or a data set on the hub, as `name` or `name:config`, whose split "train" is streamed and
-    shuffled within a buffer of 10,000 documents. `column` names the text in tables.
+    .jsonl, .json, .csv, .parquet; with .gz, .zst, .bz2 or .xz behind it, too); or a data set on the hub, as `name` or
+    `name:config`, whose split "train" is streamed and shuffled within a buffer of 10,000 documents. `column` names the
+    text in tables.
 
     UserError: no such source, no such column, no text in it, or no network to reach it.
     """
@@ -177,15 +178,18 @@ def _unpacked(file: Path) -> Path:
     """The file; of one compressed with zstd, for which `datasets` needs another package, a copy that is not."""
     if file.suffix != ".zst":
         return file
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]
 
     about = f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}"
     path = cache_folder() / f"unpacked-{hashlib.sha256(about.encode()).hexdigest()[:12]}{Path(file.stem).suffix}"
     if not path.exists():
         try:
-            with replacing(path) as temporary, pyarrow.input_stream(str(file), compression="zstd") as packed:
-                with temporary.open("wb") as plain:
-                    shutil.copyfileobj(packed, plain)
+            with (
+                replacing(path) as temporary,
+                pyarrow.input_stream(str(file), compression="zstd") as packed,
+                temporary.open("wb") as plain,
+            ):
+                shutil.copyfileobj(packed, plain)
         except OSError as error:
             raise UserError(f'"{file}" cannot be unpacked ({_one_line(error)}): get it again') from error
     return path

@@ -38,7 +38,7 @@ EVAL_CONTEXTS = 2
 """Contexts' worth of tokens taken of an evaluation document at most: errors are by document, so many must share the
 tokens, and a few long ones would have most of them."""
 
-FEW = 20
+FEW = 10
 """Fewer documents than these are too few to hold any out."""
 
 SEPARATOR = "\n\n"  # ends every document, so that none runs into the next

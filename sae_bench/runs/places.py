@@ -1,7 +1,7 @@
 """Where an imported SAE is measured: what its files say, what their path says, what the flags say; and the very module.
 
 A flag answers what the files leave open or say unclearly. It wins over what a path says, with a word; against what a
-file says it is a contradiction, which is refused. Where the same command trains SAEs, flags say where those are trained.
+file says it is a contradiction, which is refused. Where the same command trains SAEs, flags say where to train.
 """
 
 from collections.abc import Iterator, Mapping

@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import torch  # noqa: E402
 from common import CONTEXT_SIZE, LAYER, Worker, application, machine, scratch, table  # noqa: E402
 from evaluation import MODEL, hub_home  # noqa: E402
+from places import compare_places  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sae_bench.formats.export import export, saes_of  # noqa: E402
@@ -55,7 +56,10 @@ DL = {
 }
 THEIRS = (
     *(("SAELens", kind) for kind in SAELENS.values()),
-    *(("dictionary_learning", kind) for kind in ("AutoEncoder", *DL.values(), "BatchTopKSAE")),
+    *(
+        ("dictionary_learning", kind)
+        for kind in ("AutoEncoder", *DL.values(), "BatchTopKSAE", "MatryoshkaBatchTopKSAE")
+    ),
     ("sparsify", "sparsify"),
 )
 
@@ -180,6 +184,11 @@ def compare_files(run: Path, work: Path) -> tuple[list[Row], dict[str, str]]:
                        parts=str(work / "parts.safetensors"))  # fmt: skip
             name = tool if kind == "sparsify" else f"{tool}'s {kind}"
             rows.append(compared(f"{name}, read by us", folder, work))
+        workers = {"SAELens": lens, "dictionary_learning": dl, "sparsify": dl}
+        lm = load_language_model("demo", device="cpu", dtype=torch.float32)
+        tokens = load_file(work / "contexts.safetensors")["contexts"]
+        for what, mine, theirs, holds in compare_places(lm, tokens, workers, work, parts_of):
+            rows.append(Row(f"{what}: FVE", ("", f"{mine:.6f}", f"{theirs:.6f}", ""), holds))
         return rows, lens.versions | dl.versions
 
 
