@@ -183,15 +183,15 @@ def _unpacked(file: Path) -> Path:
     about = f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}"
     path = cache_folder() / f"unpacked-{hashlib.sha256(about.encode()).hexdigest()[:12]}{Path(file.stem).suffix}"
     if not path.exists():
-        try:
-            with (
-                replacing(path) as temporary,
-                pyarrow.input_stream(str(file), compression="zstd") as packed,
-                temporary.open("wb") as plain,
-            ):
+        with (
+            replacing(path) as temporary,
+            pyarrow.input_stream(str(file), compression="zstd") as packed,
+            temporary.open("wb") as plain,
+        ):
+            try:
                 shutil.copyfileobj(packed, plain)
-        except OSError as error:
-            raise UserError(f'"{file}" cannot be unpacked ({_one_line(error)}): get it again') from error
+            except OSError as error:
+                raise UserError(f'"{file}" cannot be unpacked ({_one_line(error)}): get it again') from error
     return path
 
 

@@ -179,22 +179,19 @@ def _named_module(model: nn.Module, kind: str, layer: int) -> tuple[str, Side]:
         raise UserError(f"layer {layer}: {name} has layers 0..{n_layers - 1}; choose one of them")
     block = f"{family.layers}.{layer}"
     if kind == "resid_mid":
-        return _middle(model, block, f"{block}.{_attn_add(family)}"), "input"
+        return _middle(model, block, f"{block}.{_sides(family)['attn_add'][0]}"), "input"
     if kind == "attn_add":
         _check_sum(model, family, block)
     module, side = _sides(family)[kind]
     return f"{block}.{module}".removesuffix("."), side
 
 
-def _attn_add(family: Family) -> str:
-    return family.attn_add or family.attn_out.rpartition(".")[0]
-
-
 def _sides(family: Family) -> dict[str, tuple[str, Side]]:
     """Module within a decoder layer, empty for the layer itself, and side of the sites that a family names."""
     return {
         "resid_post": ("", "output"), "resid_pre": ("", "input"), "mlp_out": (family.mlp_out, "output"),
-        "attn_out": (family.attn_out, "input"), "attn_add": (_attn_add(family), "output"),
+        "attn_out": (family.attn_out, "input"),
+        "attn_add": (family.attn_add or family.attn_out.rpartition(".")[0], "output"),
     }  # fmt: skip
 
 
@@ -202,18 +199,15 @@ def kind_of(model: nn.Module, path: str, side: Side) -> str | None:
     """Which of `KINDS` one side of a module is in its layer; None for none, and for resid_mid."""
     family = find_family(model)
     match = family and re.fullmatch(rf"{re.escape(family.layers)}\.\d+(?:\.(.+))?", path)
-    if not family or not match:
-        return None
-    return next((kind for kind, place in _sides(family).items() if place == (match[1] or "", side)), None)
+    sides = _sides(family).items() if family and match else ()
+    return next((kind for kind, place in sides if match and place == (match[1] or "", side)), None)
 
 
 def _check_sum(model: nn.Module, family: Family, block: str) -> None:
     """Raise UserError unless a layer returns its input plus what its attention and its MLP are known to add."""
-    sides = {kind: _sides(family)[kind] for kind in ("resid_pre", "attn_add", "mlp_out", "resid_post")}
-    points = {
-        kind: (model.get_submodule(f"{block}.{name}".removesuffix(".")), side) for kind, (name, side) in sides.items()
-    }
-    seen = _probe(model, points)
+    sides = _sides(family).items()
+    seen = _probe(model, {kind: (model.get_submodule(f"{block}.{at}".removesuffix(".")), side)
+                          for kind, (at, side) in sides if kind != "attn_out"})  # fmt: skip
     total = seen["resid_pre"] + seen["attn_add"] + seen["mlp_out"]
     if not isinstance(total, FakeTensor) and not _close(total, seen["resid_post"]):
         raise UserError(f"{type(model).__name__}: {block} does not return its input plus attention plus MLP, so which "
@@ -233,17 +227,17 @@ def _middle(model: nn.Module, block: str, attn_add: str) -> str:
         # Fake tensors, as in a dry run, have no numbers to compare.
         if name in seen and (isinstance(wanted, FakeTensor) or _close(seen[name], wanted)):
             return f"{block}.{name}"
-    raise UserError(f"{type(model).__name__}: no module of {block} is given the sum of its input and its attention "
-                    "(attention and MLP may work in parallel): there is no resid_mid; choose another site")  # fmt: skip
+    raise UserError(f"{type(model).__name__}: no module of {block} is given its input plus attention, which may work "
+                    "in parallel to the MLP: there is no resid_mid; choose another site")  # fmt: skip
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool((a - b).norm() <= 8 * torch.finfo(b.dtype).eps * b.norm())
 
 
-def _probe(model: nn.Module, points: Mapping[K, tuple[nn.Module, Side]]) -> dict[K, Tensor]:
-    """What passes some points when two tokens run through the model."""
-    tokens = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
+def _probe(model: nn.Module, points: Mapping[K, tuple[nn.Module, Side]], n: int = 8) -> dict[K, Tensor]:
+    """What passes some points when a few tokens run through the model; one alone may be padding, embedded as zeros."""
+    tokens = torch.arange(n, device=next(model.parameters()).device)[None]
     with torch.no_grad():
         return run_until_seen(model, tokens, points)
 
@@ -261,7 +255,7 @@ def _check_module(model: nn.Module, kind: str, path: str) -> None:
 
 def _measure_width(model: nn.Module, kind: str, path: str, side: Side) -> int:
     """Return the width of the activations on one side of a module, as two tokens see them."""
-    seen = _probe(model, {path: (model.get_submodule(path), side)})
+    seen = _probe(model, {path: (model.get_submodule(path), side)}, n=2)
     if path not in seen:
         raise UserError(f'site "{kind}": {path} takes no part in a forward pass: name another module')
     x = seen[path]

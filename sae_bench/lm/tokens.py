@@ -258,9 +258,7 @@ class TokenStream:
             remedy = f"use {self.flag} {n_whole} or less" if n_whole else "choose a larger corpus"
             n_documents = sum(1 for _ in islice(documents(self.source, order_seed=0, column=self.column), FEW))
             if n_documents < FEW:
-                remedy += (
-                    f". It has {n_documents} documents, and whole documents are held out, one in twenty: cut it up"
-                )
+                remedy += f"; it has {n_documents} documents, and of documents one in ten is held out: cut them up"
             raise UserError(
                 f'the corpus "{self.source}" holds {n_tokens} evaluation tokens, fewer than the {self.n_tokens} asked '
                 f"for in contexts of {self.context_size}; {remedy}"

@@ -128,7 +128,7 @@ class RunConfig(JudgeConfig):
     seeds: Annotated[tuple[int, ...], Field(min_length=1), Flag(Heading.SAES, "seed")] = (0,)
     """Seeds of initial weights and data order."""
     dataset: Annotated[str, Flag(Heading.DATA)]
-    """"embedded", a local text, jsonl, csv or parquet file or folder, or a hub dataset NAME or NAME:CONFIG. Default: the
+    """"embedded", a local text, jsonl, csv, parquet file or folder, or a hub dataset NAME or NAME:CONFIG. Default: the
     Pile for models of `ls models`, else embedded."""
     text_column: Annotated[str, Flag(Heading.DATA)] = "text"
     """Column that holds the text."""

@@ -5,6 +5,7 @@ file says it is a contradiction, which is refused. Where the same command trains
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -105,7 +106,10 @@ def find(model: nn.Module, place: Place) -> Site:
         raise UserError(f"{type(model).__name__} has no module {name}: name one with --site path:MODULE")
     number = layer_of(path)
     short = kind_of(model, path, "input" if side == "input" else "output") if number is not None else None
-    return find_site(model, short or f"path:{path}" + (f"@{side}" if side else ""), number or 0)
+    if short:
+        with suppress(UserError):  # a module that is named is measured, though its short name may not be sure
+            return find_site(model, short, number or 0)
+    return find_site(model, f"path:{path}" + (f"@{side}" if side else ""), number or 0)
 
 
 def _spellings(model: nn.Module, name: str) -> Iterator[str]:
