@@ -15,6 +15,7 @@ from sae_bench.formats.foreign import ForeignSAE
 from sae_bench.formats.hook_names import PATH, Place, layer_of
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import ADDITIVE, Site, find_backbone, find_site, kind_of
+from sae_bench.records.run_folder import SAE_DESCRIPTION
 from sae_bench.runs.config import RunConfig
 
 FLAG = "a flag"
@@ -97,7 +98,7 @@ def _check_known(place: Place) -> None:
 def find(model: nn.Module, place: Place) -> Site:
     """The site of a place, by its short name where it has one; files may leave out where the model's body begins."""
     kind, layer = place.kind or "", place.layer or 0
-    if not kind.startswith("path:") or place.kind_from == FLAG:
+    if not kind.startswith("path:") or place.kind_from in (FLAG, SAE_DESCRIPTION):
         return find_site(model, kind, layer)
     name, _, side = kind.removeprefix("path:").partition("@")
     names = {name for name, _ in model.named_modules(remove_duplicate=False)}
