@@ -14,17 +14,20 @@ from sae_bench.errors import UserError
 from sae_bench.formats.foreign import ForeignSAE
 from sae_bench.formats.hook_names import PATH, Place, layer_of
 from sae_bench.lm.model import LanguageModel
-from sae_bench.lm.sites import ADDITIVE, Site, find_backbone, find_site, kind_of
+from sae_bench.lm.sites import ADDITIVE, KINDS, Site, find_backbone, find_site, kind_of
 from sae_bench.records.run_folder import SAE_DESCRIPTION
 from sae_bench.runs.config import RunConfig
 
 FLAG = "a flag"
 NO_EFFECT = {
-    "fold_ln", "center_unembed", "n_devices", "device", "device_map", "move_to_device", "default_prepend_bos",
+    "center_unembed", "n_devices", "device", "device_map", "move_to_device", "default_prepend_bos",
     "default_padding_side", "low_cpu_mem_usage", "trust_remote_code", "token", "use_auth_token", "cache_dir",
     "local_files_only", "first_n_layers", "attn_implementation",
 }  # fmt: skip
 """How TransformerLens may be told to load a model without a change in activations at the sites that there are here."""
+
+FOLDS = ("fold_value_biases", "refactor_factored_attn_matrices")
+"""What changes the outputs of attention heads, and nothing behind them."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +149,13 @@ def processed(lm: LanguageModel, site: Site, sae: ForeignSAE) -> tuple[bool, tup
         UserError: weights were changed in a way that cannot be applied here.
     """
     settings = {name: value for name, value in sae.processing.items() if name not in NO_EFFECT and value}
+    changes = [name for name in (*FOLDS, "fold_ln", "center_writing_weights") if settings.get(name)]
+    if changes and site.kind not in KINDS:
+        raise UserError(f"--sae {sae.source.name} was trained with {changes[0]}; what that does to {site.path} is not "
+                        "known: it cannot be evaluated there")  # fmt: skip
+    settings.pop("fold_ln", None)  # what norms give is at no named site
     centred = bool(settings.pop("center_writing_weights", False)) and _has_layer_norms(lm)
-    if centred and site.kind not in (*ADDITIVE, "attn_out"):
-        raise UserError(f"--sae {sae.source.name} was trained with center_writing_weights; what that does to "
-                        f"{site.path} is not known: it cannot be evaluated there")  # fmt: skip
-    for name in ("fold_value_biases", "refactor_factored_attn_matrices"):
+    for name in FOLDS:
         if settings.pop(name, False) and site.kind not in ADDITIVE and (name[0] == "r" or _has_value_biases(lm, site)):
             raise UserError(f"--sae {sae.source.name} was trained with {name}, which changes {site.path}: it cannot be "
                             "evaluated there")  # fmt: skip

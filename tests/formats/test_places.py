@@ -445,9 +445,11 @@ def test_centring_leaves_alone_what_transformer_lens_leaves_alone(models, tmp_pa
     assert not placed(models["llama"], rms)[1].site.centred
     heads = saelens(tmp_path / "b", w, hook_name="blocks.1.attn.hook_z", **more)
     assert not placed(models["gpt2"], heads)[1].site.centred
-    inner = saelens(tmp_path / "c", w, hook_name="transformer.h.1.ln_1", **more)
-    with pytest.raises(UserError, match="center_writing_weights"):
-        placed(models["gpt2"], inner)
+    for name in ("center_writing_weights", "fold_ln"):
+        more = {"model_from_pretrained_kwargs": {name: True}}
+        inner = saelens(tmp_path / name, w, hook_name="transformer.h.1.ln_1", **more)
+        with pytest.raises(UserError, match=name):
+            placed(models["gpt2"], inner)
 
 
 def test_other_settings_that_change_activations_are_refused_or_said(models, tmp_path):
