@@ -5,7 +5,7 @@ tool in the layout that says so, and reconstructed by the tool. We read the file
 and the reconstruction are ours. Both fractions of variance explained have to agree, and differ from another module's.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -21,6 +21,9 @@ from sae_bench.runs.places import locate
 
 BOUND = 1e-4
 """Largest difference of two fractions of variance explained, relative to them where they are beyond one."""
+
+WIDTH = 1024
+K = 32
 
 LAYER = "model.layers.9"
 POST_MLP, POST_ATTENTION = f"{LAYER}.post_feedforward_layernorm", f"{LAYER}.post_attention_layernorm"
@@ -43,11 +46,29 @@ PLACES: tuple[tuple[str, str, str, str, Side], ...] = (
 """Tool, its class, what it writes, and the module and side that it means, in Gemma 3."""
 
 
+def parts_of(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """An SAE of no training for these activations, with all that any architecture takes; rows of many lengths."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    rows = torch.nn.functional.normalize(draw(WIDTH, x.shape[1]), dim=1)
+    mean = x.mean(0)
+    deviation = ((x - mean) @ rows.T).std(0)
+    return {
+        "W_enc": rows.T.contiguous(), "W_dec": rows * (0.5 + draw(WIDTH, 1).abs()), "b_dec": mean,
+        "b_enc": 0.3 * deviation * draw(WIDTH), "threshold": deviation * (0.5 + draw(WIDTH).abs()),
+        "r_mag": 0.3 * draw(WIDTH), "b_mag": 0.3 * deviation * draw(WIDTH),
+        "b_gate": deviation * (draw(WIDTH) - 1), "scalar": deviation.mean(), "k": torch.tensor(K),
+    }  # fmt: skip
+
+
 @torch.no_grad()
 def compare_places(
-    lm: LanguageModel, tokens: Tensor, workers: Mapping[str, Worker], work: Path, parts: Callable[[Tensor], object]
+    lm: LanguageModel, tokens: Tensor, workers: Mapping[str, Worker], work: Path
 ) -> Iterator[tuple[str, float, float, bool]]:
-    """What is compared, our FVE and theirs, and whether they agree; `parts` makes an SAE's tensors for activations."""
+    """What is compared, our FVE and theirs, and whether they agree."""
     config = RunConfig.build({"model": "demo", "saes": [{"source": "theirs", "sha256": ""}]})
     for tool, kind, spelling, module, side in PLACES:
         found: list[Tensor] = []
@@ -55,7 +76,7 @@ def compare_places(
             lm.model(input_ids=tokens, use_cache=False)
         x = found[0][:, 1:].flatten(0, 1).contiguous()  # without the BOS
         save_file({"x": x}, work / "place.safetensors")
-        save_file(parts(x), work / "place_parts.safetensors")
+        save_file(parts_of(x), work / "place_parts.safetensors")
         folder = work / "theirs" / "places" / (spelling if tool == "sparsify" else f"{tool}.{spelling}")
         workers[tool].ask(do="make", folder=str(folder), kind=kind, x=str(work / "place.safetensors"), place=spelling,
                           out=str(work / "out"), parts=str(work / "place_parts.safetensors"))  # fmt: skip
