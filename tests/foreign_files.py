@@ -94,6 +94,8 @@ def write_dictionary_learning(folder: Path, name: str = "AutoEncoder", **changes
                                      "threshold": torch.tensor(-1.0)},
         "BatchTopKSAE": linear | {"encoder.bias": w["b_enc"], "b_dec": w["b_dec"], "k": torch.tensor(K),
                                   "threshold": scalar},
+        "MatryoshkaBatchTopKSAE": {key: w[key] for key in ("W_enc", "W_dec", "b_enc", "b_dec")} | {
+            "threshold": scalar, "k": torch.tensor(K), "group_sizes": torch.tensor([F - 8, 8])},
         "JumpReluAutoEncoder": {key: w[key] for key in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")},
     }[name] | changes  # fmt: skip
     folder.mkdir(parents=True)
@@ -108,7 +110,8 @@ def write_dictionary_learning(folder: Path, name: str = "AutoEncoder", **changes
         z = z + w["b_enc"]
         return {
             "AutoEncoder": z.relu() * w["W_dec"].norm(dim=1), "AutoEncoderNew": z.relu(), "AutoEncoderTopK": top_k(z),
-            "BatchTopKSAE": jump(z, scalar), "JumpReluAutoEncoder": jump(z, w["threshold"]),
+            "BatchTopKSAE": jump(z, scalar), "MatryoshkaBatchTopKSAE": jump(z, scalar),
+            "JumpReluAutoEncoder": jump(z, w["threshold"]),
         }[name]  # fmt: skip
 
     return folder, encode

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from dictionary_learning import dictionary  # type: ignore[import-not-found]
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE  # type: ignore[import-not-found]
+from dictionary_learning.trainers.matryoshka_batch_top_k import (  # type: ignore[import-not-found]
+    MatryoshkaBatchTopKSAE,
+)
 from dictionary_learning.trainers.top_k import AutoEncoderTopK  # type: ignore[import-not-found]
 from dictionary_learning.utils import load_dictionary  # type: ignore[import-not-found]
 from sparsify import SparseCoder, SparseCoderConfig  # type: ignore[import-not-found]
@@ -25,6 +28,10 @@ CLASSES: dict[str, tuple[Any, dict[str, str]]] = {
     ),
     "AutoEncoderTopK": (AutoEncoderTopK, LINEAR | {"encoder.bias": "b_enc", "b_dec": "b_dec"}),
     "BatchTopKSAE": (BatchTopKSAE, LINEAR | {"encoder.bias": "b_enc", "b_dec": "b_dec", "threshold": "scalar"}),
+    "MatryoshkaBatchTopKSAE": (
+        MatryoshkaBatchTopKSAE,
+        {name: name for name in ("W_enc", "W_dec", "b_enc", "b_dec")} | {"threshold": "scalar"},
+    ),
     "JumpReluAutoEncoder": (
         dictionary.JumpReluAutoEncoder,
         {name: name for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")},
@@ -40,7 +47,7 @@ def load(folder: Path, kind: str) -> Compute:
     return lambda x: (loaded.encode(x), loaded(x))
 
 
-def make(folder: Path, kind: str, parts: Mapping[str, Tensor]) -> Compute:
+def make(folder: Path, kind: str, parts: Mapping[str, Tensor], place: str | None) -> Compute:
     d_in, d_sae = parts["W_enc"].shape
     k = int(parts["k"])
     if kind == "sparsify":
@@ -50,11 +57,18 @@ def make(folder: Path, kind: str, parts: Mapping[str, Tensor]) -> Compute:
         coder.save_to_disk(folder)
         return of_coder(coder)
     own, names = CLASSES[kind]
-    made = own(d_in, d_sae, *((k,) if "TopK" in kind else ()))
+    groups = ([d_sae // 4, d_sae - d_sae // 4],) if "Matryoshka" in kind else ()
+    made = own(d_in, d_sae, *((k,) if "TopK" in kind else ()), *groups)
     set_parameters(made, {t: parts[name].T if t in LINEAR else parts[name] for t, name in names.items()})
     folder.mkdir(parents=True)
     torch.save(made.state_dict(), folder / "ae.pt")
-    trainer = {"dict_class": kind, "layer": 9, "lm_name": "demo", "submodule_name": "resid_post_layer_9", "k": k}
+    trainer = {
+        "dict_class": kind,
+        "layer": 9,
+        "lm_name": "demo",
+        "submodule_name": place or "resid_post_layer_9",
+        "k": k,
+    }
     (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {}}))
     if kind == "AutoEncoder":
         # As its loader does, whose own check of that has an absolute bound, too tight for activations as long as these.

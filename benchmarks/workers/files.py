@@ -1,7 +1,8 @@
 """What the workers that read and write SAE files share: raw activations in, latents and reconstructions out.
 
     {"do": "load", "folder": ..., "kind": ..., "x": file, "out": file}                     an SAE that we wrote
-    {"do": "make", "folder": ..., "kind": ..., "x": file, "out": file, "parts": file}      one of theirs, saved by them
+    {"do": "make", "folder": ..., "kind": ..., "x": file, "out": file, "parts": file}      one of theirs, saved by them,
+        "place": ...                                                                        as being of that place
 
 `parts` are tensors by the names of the papers, of which an SAE takes those that it has; `out` gets f [n, F] and x_hat.
 """
@@ -20,7 +21,7 @@ Compute = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Latents and reconstructions of raw activations."""
 
 Load = Callable[[Path, str], Compute]
-Make = Callable[[Path, str, Mapping[str, Tensor]], Compute]
+Make = Callable[[Path, str, Mapping[str, Tensor], str | None], Compute]
 
 
 def serve_files(load: Load, make: Make, packages: Sequence[str]) -> None:
@@ -30,7 +31,10 @@ def serve_files(load: Load, make: Make, packages: Sequence[str]) -> None:
     @torch.no_grad()
     def answer(message: Mapping[str, Any]) -> dict[str, Any]:
         folder, kind = Path(message["folder"]), message["kind"]
-        compute = load(folder, kind) if message["do"] == "load" else make(folder, kind, load_file(message["parts"]))
+        if message["do"] == "load":
+            compute = load(folder, kind)
+        else:
+            compute = make(folder, kind, load_file(message["parts"]), message.get("place"))
         f, x_hat = compute(load_file(message["x"])["x"])
         save_file({"f": f.contiguous(), "x_hat": x_hat.contiguous()}, message["out"])
         return {}

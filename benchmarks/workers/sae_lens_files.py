@@ -37,13 +37,13 @@ def load(folder: Path, kind: str) -> Compute:
     return computing(sae)
 
 
-def make(folder: Path, kind: str, parts: Mapping[str, Tensor]) -> Compute:
+def make(folder: Path, kind: str, parts: Mapping[str, Tensor], place: str | None) -> Compute:
     sae_class, config_class, own = CLASSES[kind]
     d_in, d_sae = parts["W_enc"].shape
     more = {"k": int(parts["k"]), "rescale_acts_by_decoder_norm": True} if kind == "topk" else {}
     sae = sae_class(config_class(d_in=d_in, d_sae=d_sae, **more))
     set_parameters(sae, {name: parts[name] for name in ("W_enc", "W_dec", "b_dec", *own)})
-    sae.cfg.metadata.hook_name = "blocks.9.hook_resid_post"
+    sae.cfg.metadata.hook_name = place or "blocks.9.hook_resid_post"
     sae.save_model(folder)
     return computing(sae)
 

@@ -7,6 +7,9 @@ SITES = {
     "resid_post": "output of the layer: the residual stream after it",
     "mlp_out": "what the MLP adds to the residual stream (Gemma 2, 3: after the post-MLP norm)",
     "attn_out": "concatenated head outputs, before the output projection",
+    "attn_add": "what attention adds to the residual stream: TransformerLens's hook_attn_out",
+    "resid_pre": "input of the layer: the residual stream before it",
+    "resid_mid": "the residual stream between attention and MLP, in models that do one after the other",
     "path:MODULE": "output of any module; {layer} stands for the number; path:MODULE@input for its input",
 }
 

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sae_bench.errors import UserError, did_you_mean
-from sae_bench.formats import ours
 from sae_bench.formats.foreign import About, ForeignSAE
 from sae_bench.formats.open import FORMATS, find_sources, open_sae
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.convert import to_built_in
 
-WRITERS = {module.FORMAT: module for module in FORMATS if module is not ours}
+WRITERS = {module.FORMAT: module for module in FORMATS if hasattr(module, "HOLDS")}
 
 
 def saes_of(run: Path, wanted: Sequence[str] = ()) -> list[ForeignSAE]:

@@ -8,7 +8,8 @@ Shapes: D = d_in, F = d_sae.
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,10 @@ class ForeignSAE:
     load: Callable[[], Weights]
     """Loads the tensors, folded: afterwards the SAE takes raw x and subtracts nothing from it."""
     k: int | None = None
+    processing: Mapping[str, Any] = field(default_factory=dict)
+    """How TransformerLens was told to change the model's weights, or to load them, before activations were taken."""
+    notes: tuple[str, ...] = ()
+    """What a reader has to know of the file."""
     own: Mapping[str, Any] = field(default_factory=dict)
     """Our own description of it, if it was trained here."""
 
@@ -79,15 +84,14 @@ class ForeignSAE:
         """Load it, whole and checked, as a built-in architecture that takes raw activations.
 
         Raises:
-            UserError: a number is not finite, or a threshold is below zero.
+            UserError: a number is not finite.
         """
         weights = {name: value.float() for name, value in self.load().items()}
         for name, value in weights.items():
             if not torch.isfinite(value).all():
                 raise UserError(f"{self.source.name}: {name} holds NaN or infinity: it cannot be evaluated")
-            if name == "threshold" and (value < 0).any():
-                least = f"{float(value.min()):.3g}"
-                raise UserError(f"{self.source.name}: a threshold is {least}, below 0: it cannot be evaluated")
+        if "threshold" in weights:  # relu(z) (z > threshold) is the same for all thresholds up to zero
+            weights["threshold"] = weights["threshold"].clamp(min=0)
         return assemble(self.arch, self.config, weights)
 
 
@@ -132,14 +136,21 @@ def whole_number(where: Path, name: str, value: object, most: int) -> int:
     Raises:
         UserError: it is not.
     """
-    if type(value) is not int or not 0 < value <= most:
+    if type(value) not in (int, float) or not 0 < value <= most or value != int(value):  # type: ignore[operator, call-overload]
         raise UserError(f"{where}: {name} is {value!r}: it must be a whole number from 1 to {most}")
-    return value
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def unread(where: Path, settings: Iterable[str], known: str) -> tuple[str, ...]:
+    """What to say of the settings of a file whose names do not match `known`, a regular expression."""
+    names = sorted(name for name in settings if not re.fullmatch(known, name))
+    note = f"{where.name} has settings that are not known here and were left out: {', '.join(names)}"
+    return (note,) if names else ()
 
 
 def load_checked(path: Path, wanted: Layout, *, every: bool = False) -> Weights:
     """The tensors wanted of a safetensors file, or all, in float32; checked again, for it may have changed since."""
-    shapes = safetensors_shapes(path)
+    shapes = safetensors_shapes(path, None if every else wanted)
     check_shapes(path, shapes, wanted)
     try:
         with safe_open(path, "pt") as tensors:

@@ -24,15 +24,15 @@ HOLDS = ("jumprelu",)
 def read(source: Source) -> ForeignSAE:
     """See what a params.npz holds."""
     path = source.files["params.npz"]
-    d_in, d_sae = check_shapes(path, npz_shapes(path), JUMPRELU)
+    d_in, d_sae = check_shapes(path, npz_shapes(path, JUMPRELU), JUMPRELU)
     return ForeignSAE(FORMAT, source, "jumprelu", d_in, d_sae, place_of_path(source.name), lambda: _load(path))
 
 
 def _load(path: Path) -> Weights:
-    check_shapes(path, npz_shapes(path), JUMPRELU)  # again, for the file may have changed
+    check_shapes(path, npz_shapes(path, JUMPRELU), JUMPRELU)  # again, for the file may have changed
     try:
         with regular(path) as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in JUMPRELU}
+            return {name: torch.from_numpy(arrays[name]).float() for name in JUMPRELU}
     except Exception as error:  # noqa: BLE001 (the checksum of a member, and whatever else zip and npy can have wrong)
         raise damaged(path, str(error)) from None
 

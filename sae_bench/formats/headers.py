@@ -12,7 +12,7 @@ import pickletools
 import re
 import stat
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -25,12 +25,18 @@ from sae_bench.errors import UserError
 MAX_TEXT = 4 << 20
 """Bytes of a configuration, of safetensors' header, of a pickle without its tensors: theirs have some thousands."""
 
-DTYPES = {"F32": 4, "F16": 2, "BF16": 2}
-"""Number types that float32 holds exactly, by safetensors' names, with their size in bytes."""
+DTYPES = ("F32", "F16", "BF16", "F64")
+"""Number types of weights, by safetensors' names; float64 is rounded to float32."""
+
+SIZES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+"""Bytes of a number of each type that a tensor nobody asks for may have."""
 
 PICKLED = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)"
-    r"|torch (Float|Half|BFloat16|Double|Long|Int)Storage"
+    r"|torch (Float|Half|BFloat16|Double|Long|Int|Short|Char|Byte|Bool)Storage"
 )
 """All that a pickled dictionary of tensors names. Whatever else is named could be made to run, or to take memory."""
 
@@ -81,8 +87,8 @@ def damaged(path: Path, reason: str) -> UserError:
     return UserError(f"{path} is damaged, or no file of its format: {reason}; get it again")
 
 
-def safetensors_shapes(path: Path) -> Shapes:
-    """The tensors of a safetensors file; each fills its place in the file exactly.
+def safetensors_shapes(path: Path, wanted: Container[str] | None = None) -> Shapes:
+    """The tensors of a safetensors file; each fills its place in the file exactly. Those wanted, or all, are weights.
 
     Raises:
         UserError: the header is none, or claims what the file does not hold.
@@ -100,9 +106,9 @@ def safetensors_shapes(path: Path) -> Shapes:
         for name, entry in sorted(content.items(), key=lambda item: item[1]["data_offsets"]):
             begin, end = entry["data_offsets"]
             shape, dtype = _shape(entry["shape"]), str(entry["dtype"])
-            if dtype not in DTYPES:
+            if dtype not in (DTYPES if wanted is None or name in wanted else SIZES):
                 raise UserError(f"{path}: {name} has the dtype {dtype}: give {', '.join(DTYPES)}")
-            if begin != filled or end - begin != math.prod(shape) * DTYPES[dtype]:
+            if begin != filled or end - begin != math.prod(shape) * SIZES[dtype]:
                 raise ValueError(f"{name}'s place and shape do not agree")
             shapes[name], filled = shape, end
     except UserError:
@@ -114,8 +120,8 @@ def safetensors_shapes(path: Path) -> Shapes:
     return shapes
 
 
-def npz_shapes(path: Path) -> Shapes:
-    """The arrays of an uncompressed npz file.
+def npz_shapes(path: Path, wanted: Container[str]) -> Shapes:
+    """The arrays of an uncompressed npz file. Those wanted are weights.
 
     Raises:
         UserError: an array is no plain numbers, or not all there.
@@ -130,9 +136,9 @@ def npz_shapes(path: Path) -> Shapes:
                     n_bytes = member.file_size - array.tell()
                 except Exception as error:  # noqa: BLE001 (numpy reads it as Python, and fails as Python does)
                     raise damaged(path, f"{name} has no valid header ({error})") from None
-            if dtype not in (np.float32, np.float16):
+            if name in wanted and dtype not in (np.float32, np.float16, np.float64):
                 raise UserError(f"{path}: {name} has the dtype {dtype}: save it as float32")
-            if order or n_bytes != math.prod(_shape(shape)) * dtype.itemsize:
+            if name in wanted and (order or n_bytes != math.prod(_shape(shape)) * dtype.itemsize):
                 raise damaged(path, f"{name} claims the shape {shape}, but has {n_bytes:,} bytes")
             shapes[name] = shape
     return shapes

@@ -7,11 +7,19 @@ from pathlib import Path
 from types import ModuleType
 
 from sae_bench.errors import UserError
-from sae_bench.formats import dictionary_learning, gemma_scope, hub, ours, saelens, sparsify
+from sae_bench.formats import dictionary_learning, gemma_scope, gemma_scope_2, hub, ours, saelens, sparsify
 from sae_bench.formats.foreign import ForeignSAE, Source
+from sae_bench.formats.hook_names import check_autoencoder, nearest
 
-FORMATS: tuple[ModuleType, ...] = (ours, saelens, sparsify, dictionary_learning, gemma_scope)
+FORMATS: tuple[ModuleType, ...] = (ours, saelens, sparsify, dictionary_learning, gemma_scope, gemma_scope_2)
 """Each has a name, the files that it reads, the one with the weights last, and `read`. The first that fits reads."""
+
+NOT_READ = {
+    r"layer\d+\.sae\.pt": "Qwen Scope", r"hyperparams\.json": "Llama Scope", r".*SAE.*\.pth?": "Goodfire",
+    r"conf\.yaml": "temporal SAEs", r"W_enc_\d+\.safetensors": "a cross-layer transcoder",
+    r"layer_\d+.*\.safetensors": "a transcoder or cross-layer transcoder",
+}  # fmt: skip
+"""Whose files are called so and are not read, by regular expressions."""
 
 ALL_FILES = tuple(dict.fromkeys(name for module in FORMATS for name in module.FILES))
 GEMMA_SCOPE = re.compile(r"^gemma-scope:([\w.-]+)/")
@@ -32,7 +40,8 @@ def find_sources(text: str) -> list[Source]:
         raise UserError(f'--sae "{text}" matches no SAE: check the pattern')
     if not found:
         known = ", ".join(module.FILES[-1] for module in FORMATS[1:])
-        why = f"holds no SAE: none of {known}" if Path(text).exists() else "does not exist"
+        why = _unread(Path(text)) or f"holds no SAE: none of {known}"
+        why = why if Path(text).exists() else "does not exist"
         raise UserError(f'--sae "{text}" {why}; give a file, a folder, a run, gemma-scope:... or hf:owner/repo/path')
     return found
 
@@ -48,8 +57,22 @@ def open_sae(source: Source) -> ForeignSAE:
         module = next(module for module in FORMATS[1:] if module.FILES[-1] in source.files)
         missing = next(name for name in module.FILES if name not in source.files)
         raise UserError(f"{source.name}: {missing} is missing beside {module.FILES[-1]}: {module.FORMAT} needs both")
+    if module is not ours:
+        check_autoencoder(source.name, nearest(source.name))
     sae: ForeignSAE = module.read(source)
     return sae
+
+
+def _unread(path: Path) -> str | None:
+    """What files of a layout that is not read are, if there are such."""
+    names = [path.name, *(sorted(file.name for file in path.iterdir()) if path.is_dir() else ())]
+    return next(filter(None, map(_unread_name, names)), None)
+
+
+def _unread_name(path: str) -> str | None:
+    name = path.rpartition("/")[2]
+    whose = next((whose for pattern, whose in NOT_READ.items() if re.fullmatch(pattern, name)), None)
+    return whose and f"holds {name}, the layout of {whose}, which is not read yet"
 
 
 def _on_hub(text: str) -> Source:
@@ -60,6 +83,8 @@ def _on_hub(text: str) -> Source:
             "hf:owner/repo@revision/path"
         )
     repo, revision, folder = match[1], match[2], match[3] or ""
+    if why := _unread_name(folder):
+        raise UserError(f'--sae "{text}" {why}')
     if Path(folder).name in ALL_FILES:
         folder = folder.rpartition("/")[0]
     files, commit = hub.fetch(repo, revision, folder, ALL_FILES)

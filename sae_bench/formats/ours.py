@@ -4,6 +4,7 @@ A `cfg.json` makes a folder of SAELens's of it, where the weights are such that 
 """
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,14 @@ def read(source: Source) -> ForeignSAE:
             raise ValueError("its id is no name of a folder")
         site, model = about["site"], own["metadata"].get("model_name")
         kind = f"path:{site['path']}@{site['side']}" if str(site["kind"]).startswith("path:") else str(site["kind"])
-        place = Place(kind, int(site["layer"]), model if isinstance(model, str) else None)
+        place = Place(kind, int(site["layer"]), model if isinstance(model, str) else None).read_in(description.name)
+        centred = {"center_writing_weights": True} if site.get("centred") else {}
         failure = about.get("training", {}).get("failure")
         digest = str(own["sha256"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise damaged(description, f"{type(error).__name__}: {error}") from None
-    return ForeignSAE(FORMAT, source, arch, d_in, d_sae, place, lambda: _load(path, digest, failure), own=own)
+    load = partial(_load, path, digest, failure)
+    return ForeignSAE(FORMAT, source, arch, d_in, d_sae, place, load, processing=centred, own=own)
 
 
 def _load(path: Path, digest: str, failure: str | None) -> Weights:

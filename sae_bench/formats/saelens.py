@@ -2,10 +2,11 @@
 
 b_dec is subtracted before the encoder unless `apply_b_dec_to_input` is false; our own SAEs say false. A topk that was
 trained with `rescale_acts_by_decoder_norm` chooses by z ||W_dec,i||, which becomes plain topk once norms are folded.
-Per-token normalisations cannot be folded into weights: an SAE that asks for one is refused.
+Per-token normalisations cannot be folded into weights: an SAE that asks for one is refused. How the model was loaded
+(`model_from_pretrained_kwargs`) is handed on: some of it changes activations.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from sae_bench.formats.foreign import (
     Source,
     check_shapes,
     load_checked,
+    unread,
     whole_number,
     with_norms_folded,
     without_input_bias,
 )
 from sae_bench.formats.headers import read_settings, safetensors_shapes
-from sae_bench.formats.hook_names import Place, place_of_hook, place_of_path
+from sae_bench.formats.hook_names import Place, check_autoencoder, place_of_hook, place_of_path
 from sae_bench.records.files import write_bytes, write_json
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.convert import Weights
@@ -49,25 +51,45 @@ ARCHS = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "g
 ARCHITECTURE = {nonlinearity: theirs for theirs, nonlinearity in ARCHS.items()}
 HOLDS = tuple(ARCHITECTURE)
 
+KNOWN = (
+    "architecture|d_in|d_sae|dtype|device|metadata|apply_b_dec_to_input|normalize_activations|reshape_activations|k|"
+    "rescale_acts_by_decoder_norm|finetuning_scaling_factor|activation_fn(_str|_kwargs)?|model_(name|class_name|kwargs)|"
+    "model_from_pretrained_kwargs|(hf_)?hook_(name|point)(_out)?|hook_(point_)?(layer|head_index|eval)(_out)?|prepend_bos|"
+    "context_size|seqpos_slice|exclude_special_tokens|neuronpedia_id|module_(path|side)|sae_lens_.*|unique_id|seed|verbose|"
+    # What trained it, in the configurations of all versions; it is in the weights.
+    "(l0|l1|lr|adam|train|training|store|n|b_dec_init|init|dead|wandb|log|eval|checkpoint|resume|run|autocast|compile|"
+    "dataset|streaming|cached|total|tokens|jumprelu|aux|topk)_.*|lp_norm|mse_loss_.*|is_dataset_.*|expansion_factor|"
+    "decoder_(init|orthogonal|heuristic).*|normalize_sae_decoder|scale_sparsity_.*|feature_sampling_.*|use_(ghost|cached|"
+    "sparse)_.*|from_pretrained_path|act_store_.*|output_path|autocast|streaming|lr"
+)
+"""Settings that are read here, or that change nothing; a regular expression."""
+
 
 def read(source: Source) -> ForeignSAE:
     """See what a folder of SAELens holds."""
     where, settings = source.files["cfg.json"], _settings(source.files["cfg.json"])
     architecture = settings.get("architecture", "standard")
+    check_autoencoder(where, str(architecture))
     if not isinstance(architecture, str) or architecture not in ARCHS:
         raise UserError(f"{where}: architecture {architecture!r} is none of {', '.join(ARCHS)}: it cannot be evaluated")
     path = source.files["sae_weights.safetensors"]
-    d_in, d_sae = check_shapes(path, safetensors_shapes(path), LAYOUTS[architecture])
+    layout = _layout(path, architecture)
+    d_in, d_sae = check_shapes(path, safetensors_shapes(path, layout), layout)
     hook = settings.get("hook_name")
-    place = place_of_hook(where, hook) if isinstance(hook, str) else Place()
+    if isinstance(hook, str) and (layer := settings.get("hook_layer", settings.get("hook_point_layer"))) is not None:
+        hook = hook.replace("{layer}", str(layer))  # as the first versions wrote it
+    place = Place() if hook is None else place_of_hook(str(hook)).read_in(where.name)
     if place.kind == f"path:{settings.get('module_path')}":  # an SAE of ours, at a module that has no hook
         place = replace(place, kind=f"{place.kind}@{settings.get('module_side')}")
     model = settings.get("model_name")
     place = place.or_else(place_of_path(source.name)).or_else(Place(model=model if isinstance(model, str) else None))
+    processing = settings.get("model_from_pretrained_kwargs")
+    notes = (*unread(where, settings, KNOWN), *_notes(where, settings))
     k = whole_number(where, "k", settings.get("k"), d_sae) if architecture == "topk" else None
     return ForeignSAE(
-        FORMAT, source, ARCHS[architecture], d_in, d_sae, place, lambda: _load(path, architecture, settings), k
-    )
+        FORMAT, source, ARCHS[architecture], d_in, d_sae, place, lambda: _load(path, architecture, settings), k,
+        processing if isinstance(processing, dict) else {}, notes,
+    )  # fmt: skip
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -90,11 +112,38 @@ def _settings(path: Path) -> dict[str, Any]:
             raise UserError(
                 f"{path}: {name} is {settings[name]!r}, which is not part of the weights: fold it into them first"
             )
+    for names, what in ((("hook_name_out", "hook_point_out"), "a transcoder's output"),
+                        (("hook_head_index", "hook_point_head_index"), "one attention head alone")):  # fmt: skip
+        for name in names:
+            if settings.get(name) is not None:
+                raise UserError(f"{path}: {name} is {settings[name]!r}, {what}: it cannot be evaluated")
     return settings
 
 
+def _notes(path: Path, settings: Mapping[str, Any]) -> Iterator[str]:
+    """What differs between the tokens that an SAE was trained on and ours, which all follow a BOS."""
+    if settings.get("prepend_bos") is False:
+        yield f"{path.name} has prepend_bos false: it was trained without the BOS that opens every context here"
+    if settings.get("seqpos_slice") not in (None, [None], [None, None], [None, None, None]):
+        yield f"{path.name} has seqpos_slice {settings['seqpos_slice']}: it was trained on these positions alone"
+
+
+def _layout(path: Path, architecture: str) -> Layout:
+    """The tensors of an architecture; what is trained as the logarithm of a threshold may be saved so."""
+    layout = LAYOUTS[architecture]
+    if (
+        "threshold" in layout
+        and "threshold" not in (shapes := safetensors_shapes(path, layout))
+        and ("log_threshold" in shapes)
+    ):
+        return {("log_threshold" if name == "threshold" else name): sizes for name, sizes in layout.items()}
+    return layout
+
+
 def _load(path: Path, architecture: str, settings: Mapping[str, Any]) -> Weights:
-    weights = load_checked(path, LAYOUTS[architecture])
+    weights = load_checked(path, _layout(path, architecture))
+    if "log_threshold" in weights:
+        weights["threshold"] = weights.pop("log_threshold").exp()
     if settings.get("apply_b_dec_to_input", True):
         weights = without_input_bias(weights)
     if architecture == "topk" and settings.get("rescale_acts_by_decoder_norm"):

@@ -16,12 +16,13 @@ from sae_bench.formats.foreign import (
     Source,
     check_shapes,
     load_checked,
+    unread,
     whole_number,
     with_input_bias,
     without_input_bias,
 )
 from sae_bench.formats.headers import read_settings, safetensors_shapes
-from sae_bench.formats.hook_names import Place, place_of_path
+from sae_bench.formats.hook_names import EMBEDDING, PATH, Place, place_of_module, place_of_path
 from sae_bench.records.files import write_bytes, write_json
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.convert import Weights
@@ -29,6 +30,10 @@ from sae_bench.saes.convert import Weights
 FORMAT = "sparsify"
 FILES = ("cfg.json", "sae.safetensors")
 HOLDS = ("topk",)
+KNOWN = (
+    "activation|d_in|d_out|num_latents|expansion_factor|k|normalize_decoder|multi_topk|skip_connection|transcode|signed"
+)
+"""Settings that are read here, or that change nothing once it is trained; a regular expression."""
 LAYOUT = {
     "encoder.weight": ("d_sae", "d_in"), "encoder.bias": ("d_sae",), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)
 }  # fmt: skip
@@ -45,11 +50,20 @@ def read(source: Source) -> ForeignSAE:
             raise UserError(f"{where}: {name} is {settings[name]!r}, so it is no autoencoder with latents >= 0: "
                             "it cannot be evaluated")  # fmt: skip
     path = source.files["sae.safetensors"]
-    d_in, d_sae = check_shapes(path, safetensors_shapes(path), LAYOUT)
+    d_in, d_sae = check_shapes(path, safetensors_shapes(path, LAYOUT), LAYOUT)
     k = whole_number(where, "k", settings.get("k"), d_sae)
-    residual = re.fullmatch(r"(?:layers|h)\.(\d+)", Path(source.name).name)  # else a module below the layer
-    place = Place("resid_post", int(residual[1])) if residual else place_of_path(source.name)
-    return ForeignSAE(FORMAT, source, "topk", d_in, d_sae, place, lambda: _load(path), k)
+    notes = unread(where, settings, KNOWN)
+    return ForeignSAE(FORMAT, source, "topk", d_in, d_sae, _place(source.name), lambda: _load(path), k, notes=notes)
+
+
+def _place(name: str) -> Place:
+    """The hookpoint that names the folder, a module of the model's body; below it there may be one folder a seed."""
+    parts = [part for part in name.rstrip("/").split("/") if not re.fullmatch(r"seed\d+", part)]
+    if residual := re.fullmatch(r"(?:layers|h)\.(\d+)", parts[-1]):
+        return Place("resid_post", int(residual[1])).read_in(PATH)
+    if "." in parts[-1] or EMBEDDING.search(parts[-1]):
+        return place_of_module(parts[-1]).read_in(PATH)
+    return place_of_path(name)
 
 
 def _load(path: Path) -> Weights:

@@ -4,7 +4,7 @@ One row per SAE, sorted by model, site, width, architecture and measured L0; one
 with its standard error, an arrow for the better direction, and below the table what was counted.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from sae_bench.leaderboard import render
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
 from sae_bench.leaderboard.load import differences, metrics_of
 from sae_bench.records.files import write_text
-from sae_bench.records.schema import Record, Score
+from sae_bench.records.schema import Record, SAEDescription, Score
 
 KEYS = ("model", "site", "width", "architecture", "target", "seed", "run", "origin")
 """What a row may show of its SAE."""
@@ -170,8 +170,17 @@ def few_documents(n_documents: int) -> str:
 
 
 def remarks(records: Iterable[Record]) -> list[str]:
-    """One line for everything that a record asks its reader to know."""
-    return [one_line(f"{record.sae.id}: {record.task}: {remark}") for record in records for remark in record.remarks]
+    """One line for everything that a record, or the origin of an SAE, asks its reader to know."""
+    records = list(records)
+    of_records = [f"{record.sae.id}: {record.task}: {remark}" for record in records for remark in record.remarks]
+    saes = {record.sae.id: record.sae for record in records if record.sae.origin}.values()
+    return [one_line(line) for line in (*(line for sae in saes for line in _of_origin(sae)), *of_records)]
+
+
+def _of_origin(sae: SAEDescription) -> Iterator[str]:
+    if sae.origin and sae.origin.site_from:
+        yield f"{sae.id}: measured at {sae.site.path}, by {sae.origin.site_from}"
+    yield from (f"{sae.id}: {note}" for note in (sae.origin.notes if sae.origin else ()))
 
 
 def control(records: Iterable[Record]) -> str:

@@ -1,8 +1,10 @@
 """Where text comes from: local files, data sets of the hub, and corpora that plug-ins bring."""
 
+import glob
 import hashlib
 import logging
 import random
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -17,7 +19,10 @@ from sae_bench.registry import CORPORA
 
 log = logging.getLogger(__name__)
 
-BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}  # by file suffix
+BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}  # by file suffix
+PACKED = (".gz", ".zst", ".bz2", ".xz")
+"""Suffixes of compressed files, behind the others."""
+
 SHUFFLE_BUFFER = 10_000  # documents of a stream held at once, to draw the next from
 
 
@@ -41,8 +46,9 @@ def documents(source: str, *, order_seed: int, column: str = "text") -> Iterator
     """Yield the documents of `source` in an order shuffled by `order_seed`; blank ones are left out.
 
     `source` is the name of a plug-in's corpus; or a local file or folder (.txt, where a paragraph is a document,
-    .jsonl, .json, .parquet); or a data set on the hub, as `name` or `name:config`, whose split "train" is streamed and
-    shuffled within a buffer of 10,000 documents. `column` names the text in tables.
+    .jsonl, .json, .csv, .parquet; with .gz, .zst, .bz2 or .xz behind it, too); or a data set on the hub, as `name` or
+    `name:config`, whose split "train" is streamed and shuffled within a buffer of 10,000 documents. `column` names the
+    text in tables.
 
     UserError: no such source, no such column, no text in it, or no network to reach it.
     """
@@ -65,7 +71,7 @@ def describe(source: str) -> str:
 def is_local(source: str) -> bool:
     """Say whether `source` names a file or folder rather than a data set on the hub, which has one slash at most."""
     path = Path(source).expanduser()
-    return path.exists() or path.suffix in BUILDERS or source.startswith((".", "~", "/")) or source.count("/") > 1
+    return path.exists() or _builder(path) is not None or source.startswith((".", "~", "/")) or source.count("/") > 1
 
 
 def repeated(source: str, column: str = "text") -> frozenset[int]:
@@ -131,16 +137,19 @@ def _local_texts(source: str, order_seed: int, column: str) -> Iterator[Any]:
     import datasets
 
     files = _files(source)
-    builders = {BUILDERS.get(file.suffix) for file in files}
+    builders = {_builder(file) for file in files}
     if len(builders) != 1 or None in builders:
         found = ", ".join(sorted({file.suffix or file.name for file in files})) or "none"
         raise UserError(f'"{source}" must hold files of one kind among {", ".join(BUILDERS)}; it holds: {found}')
     (builder,) = builders
     options = {"sample_by": "paragraph"} if builder == "text" else {}
+    files = [_unpacked(file) for file in files if file.stat().st_size]
+    if not files:
+        raise UserError(f'"{source}" holds no text: it is empty; choose another corpus')
     try:
         rows = datasets.load_dataset(
             builder,
-            data_files=[str(file) for file in files],
+            data_files=[glob.escape(str(file)) for file in files],
             split="train",
             cache_dir=str(cache_folder() / "datasets"),
             **options,
@@ -156,7 +165,34 @@ def _files(source: str) -> list[Path]:
     path = Path(source).expanduser()
     if not path.exists():
         raise UserError(f'no file or folder "{source}"; check the path, or use one of: {", ".join(CORPORA)}')
-    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in BUILDERS)
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if _builder(file))
+
+
+def _builder(path: Path) -> str | None:
+    """How a file is read, by its suffix; what is compressed has another suffix before."""
+    suffix = Path(path.stem).suffix if path.suffix in PACKED else path.suffix
+    return BUILDERS.get(suffix)
+
+
+def _unpacked(file: Path) -> Path:
+    """The file; of one compressed with zstd, for which `datasets` needs another package, a copy that is not."""
+    if file.suffix != ".zst":
+        return file
+    import pyarrow  # type: ignore[import-untyped]
+
+    about = f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}"
+    path = cache_folder() / f"unpacked-{hashlib.sha256(about.encode()).hexdigest()[:12]}{Path(file.stem).suffix}"
+    if not path.exists():
+        with (
+            replacing(path) as temporary,
+            pyarrow.input_stream(str(file), compression="zstd") as packed,
+            temporary.open("wb") as plain,
+        ):
+            try:
+                shutil.copyfileobj(packed, plain)
+            except OSError as error:
+                raise UserError(f'"{file}" cannot be unpacked ({_one_line(error)}): get it again') from error
+    return path
 
 
 def _hub_texts(source: str, order_seed: int, column: str) -> Iterator[Any]:

@@ -29,7 +29,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -47,7 +47,10 @@ from sae_bench.lm.tokens import opening_id, special_ids
 
 log = logging.getLogger(__name__)
 
-REMEDY = "try float32, or check the weights"
+
+def _remedy(dtype: torch.dtype) -> str:
+    return "get the model again: its weights hold NaN or infinity" if dtype == torch.float32 else "try float32"
+
 
 # What the two kinds of pass look at: a site, the input of a decoder layer (its number), or the input of the LM head.
 Key = Site | int | str
@@ -121,7 +124,7 @@ class LanguageModel:
         with self.multiplying():
             activations = run_until_seen(self.model, tokens.to(self.device), points)
         _check_activations(activations, check)
-        return activations
+        return {site: site.seen(x) for site, x in activations.items()}
 
     @torch.no_grad()
     def clean_pass(
@@ -158,7 +161,7 @@ class LanguageModel:
         for site in sites:
             if site not in self._replayable:
                 self._replayable[site] = self._is_replayable(clean, site)
-        return clean
+        return replace(clean, activations={site: site.seen(x) for site, x in activations.items()})
 
     def multiplying(self) -> AbstractContextManager[object]:
         """Return the context that every pass runs in: it says in what precision matrices are multiplied."""
@@ -226,7 +229,7 @@ class LanguageModel:
         ours = self.logits(self.clean_pass(tokens).hidden[0])
         theirs = self.model(input_ids=tokens, use_cache=False).logits[0].float()
         if not torch.isfinite(theirs).all():
-            raise UserError(f'model "{self.name}": logits in {self.dtype} are not all finite: {REMEDY}')
+            raise UserError(f'model "{self.name}": logits in {self.dtype} are not all finite: {_remedy(self.dtype)}')
         # They agree to rounding, which soft-capping in bfloat16 makes coarse; a forgotten factor is far larger.
         if not (ours - theirs).norm() <= 0.03 * theirs.norm():
             kind = type(self.model).__name__
@@ -287,8 +290,13 @@ class CleanPass:
         assert site in self.activations, f"{site.name} is no site of this pass"
         lm, x_new = self.lm, x_new.to(self.activations[site].dtype)
         start = lm._first_replayed_layer(site)
-        # A copy: a model may write over it. Of all contexts' tokens in a row, where the module has them so.
-        with intercept(*lm._point(site), lambda x: x_new.reshape(x.shape).clone()), lm.multiplying():
+        with ExitStack() as hooks:
+            # A copy: a model may write over it. Of all contexts' tokens in a row, where the module has them so.
+            hooks.enter_context(intercept(*lm._point(site), lambda x: x_new.reshape(x.shape).clone()))
+            if site.kind == "resid_mid":  # the stream goes on beside the module that is given it, to the layer's end
+                layer, change = lm.model.get_submodule(site.path.rpartition(".")[0]), x_new - self.activations[site]
+                hooks.enter_context(intercept(layer, "output", lambda x: x + change))
+            hooks.enter_context(lm.multiplying())
             if start is None:
                 head = lm.model.get_output_embeddings()
                 return run_until_seen(lm.model, self.tokens, {_HIDDEN: (head, "input")})[_HIDDEN]
@@ -319,4 +327,4 @@ def _check_activations(activations: Mapping[Site, Tensor], values: bool) -> None
 def check_finite(site: Site, finite: Bool[Tensor, ""], dtype: torch.dtype) -> None:
     """Raise UserError unless `finite`, which says whether all activations at `site` are; this waits for the device."""
     if not finite:
-        raise UserError(f"{site.name}: activations in {dtype} are not all finite: {REMEDY}")
+        raise UserError(f"{site.name}: activations in {dtype} are not all finite: {_remedy(dtype)}")

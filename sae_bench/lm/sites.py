@@ -1,9 +1,10 @@
 """Where in a language model an SAE sits: the named sites, and the modules behind them.
 
 A site is one module and one side of it: "what `model.layers.9` returns", "what goes into `self_attn.o_proj`". The
-short names `resid_post`, `mlp_out` and `attn_out` follow Gemma Scope (arXiv 2408.05147) and mean a different module in
-each family of models (`families`). What a layer returns is `resid_post` in every model; one of no known family needs a
-`register_family`, in a plugin file, for the other two, and its modules are reached with `path:MODULE` too.
+short names `resid_post`, `mlp_out` and `attn_out` follow Gemma Scope (arXiv 2408.05147), `resid_pre`, `resid_mid` and
+`attn_add` are TransformerLens's hook_resid_pre, hook_resid_mid and hook_attn_out; each means a different module in each
+family of models (`families`). What a layer is given and returns is found in every model; one of no known family needs a
+`register_family`, in a plugin file, for the others, and its modules are reached with `path:MODULE` too.
 
 The wrong module loads silently and reconstructs badly. So nothing is believed: that `mlp_out` and `attn_out` are what
 the residual stream gains is seen by arithmetic, and the width of a site is measured, not read in a configuration, by a
@@ -11,26 +12,33 @@ few tokens that run through the model as far as the site; it is checked at every
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from sae_bench.errors import UserError, did_you_mean
 from sae_bench.lm.families import adding_modules, find_backbone, find_family, modules_to_name
-from sae_bench.lm.hooks import Side, run_until_seen
+from sae_bench.lm.hooks import K, Side, run_until_seen
 from sae_bench.records.schema import SAEDescription
 
 SITE_KINDS = ("resid_post", "mlp_out", "attn_out")
+KINDS = (*SITE_KINDS, "attn_add", "resid_pre", "resid_mid")
+ADDITIVE = ("resid_post", "mlp_out", "attn_add", "resid_pre", "resid_mid")
+"""Kinds that are the residual stream, or what is added to it."""
+
+MIDDLES = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "mlp")
+"""Modules of a layer whose input may be the residual stream between attention and MLP: a probe shows whose is."""
 
 
 @dataclass(frozen=True)
 class Site:
     """One side of one module of a language model, where activations of width `d_in` are read and replaced.
 
-    `layer` counts decoder layers from 0, `kind` is one of `SITE_KINDS` or the `path:...` that the user gave, and `path`
+    `layer` counts decoder layers from 0, `kind` is one of `KINDS` or the `path:...` that the user gave, and `path`
     is the module's name in `model.named_modules()`.
     """
 
@@ -39,19 +47,27 @@ class Site:
     path: str
     side: Side
     d_in: int
+    centred: bool = False
+    """Activations less their mean over the `d_in` dimensions: what TransformerLens's `center_writing_weights` leaves of
+    the residual stream, and of what is added to it, where every LayerNorm takes that mean off anyway."""
 
     @property
     def name(self) -> str:
         """A name that is safe for folders: `layer_9.resid_post`, or `path.model.layers.9.mlp.input`."""
-        if self.kind in SITE_KINDS:
-            return f"layer_{self.layer}.{self.kind}"
-        return f"path.{self.path}" + (".input" if self.side == "input" else "")
+        centred = ".centred" if self.centred else ""
+        if self.kind in KINDS:
+            return f"layer_{self.layer}.{self.kind}{centred}"
+        return f"path.{self.path}" + (".input" if self.side == "input" else "") + centred
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What an SAE at the site is given of the activations that pass there."""
+        return x - x.mean(-1, keepdim=True) if self.centred else x
 
 
 def find_site(model: nn.Module, kind: str, layer: int) -> Site:
     """Find the site `kind` of decoder layer `layer` (from 0) and measure its width.
 
-    `kind` is `resid_post`, `mlp_out`, `attn_out`, or `path:MODULE` for the output of any module, `path:MODULE@input`
+    `kind` is one of `KINDS`, or `path:MODULE` for the output of any module, `path:MODULE@input`
     for its input. MODULE is a name in `model.named_modules()` and may contain `{layer}`; where it names a numbered
     layer of its own, that number is the site's layer and `layer` is not used.
 
@@ -83,9 +99,9 @@ def site_of(description: SAEDescription) -> Site:
 
 
 def _named_module(model: nn.Module, kind: str, layer: int) -> tuple[str, Side]:
-    """Return the module and the side that one of `SITE_KINDS` stands for."""
-    if kind not in SITE_KINDS:
-        raise UserError(f'unknown site "{kind}"{did_you_mean(kind, (*SITE_KINDS, "path:MODULE"))}')
+    """Return the module and the side that one of `KINDS` stands for."""
+    if kind not in KINDS:
+        raise UserError(f'unknown site "{kind}"{did_you_mean(kind, (*KINDS, "path:MODULE"))}')
     backbone, name = find_backbone(model), type(model).__name__
     if backbone is None:
         raise UserError(f"{name}: no known place for {kind} in this kind of model: {modules_to_name(model)}")
@@ -93,13 +109,66 @@ def _named_module(model: nn.Module, kind: str, layer: int) -> tuple[str, Side]:
     if not 0 <= layer < n_layers:
         raise UserError(f"layer {layer}: {name} has layers 0..{n_layers - 1}; choose one of them")
     block = f"{backbone.layers_path}.{layer}"
-    if kind == "resid_post":
-        return block, "output"
+    if kind in ("resid_post", "resid_pre"):
+        return block, "output" if kind == "resid_post" else "input"
     family = find_family(model, layer)
     if family is None:
         raise UserError(f"{name}: no known place for {kind} in {block}: {modules_to_name(model)}")
-    mlp_out, _ = adding_modules(model, layer, family)
-    return (f"{block}.{mlp_out}", "output") if kind == "mlp_out" else (f"{block}.{family.attn_out}", "input")
+    if kind == "attn_out":
+        return f"{block}.{family.attn_out}", "input"
+    mlp_out, attn_add = adding_modules(model, layer, family)
+    if kind == "resid_mid":
+        return _middle(model, block, f"{block}.{attn_add}"), "input"
+    return f"{block}.{mlp_out if kind == 'mlp_out' else attn_add}", "output"
+
+
+def kind_of(model: nn.Module, path: str, side: Side) -> str | None:
+    """Which of `KINDS` one side of a module is in its layer; None for none, and for resid_mid."""
+    backbone = find_backbone(model)
+    match = backbone and re.fullmatch(rf"{re.escape(backbone.layers_path)}\.(\d+)(?:\.(.+))?", path)
+    if not match:
+        return None
+    layer, module = int(match[1]), match[2] or ""
+    if not module:
+        return "resid_post" if side == "output" else "resid_pre"
+    family = find_family(model, layer)
+    if family is None or side == "input":
+        return "attn_out" if family and module == family.attn_out else None
+    try:
+        mlp_out, attn_add = adding_modules(model, layer, family)
+    except UserError:  # then it has no name, and is the module that the path says
+        return None
+    attention = family.attn_out.rpartition(".")[0]  # which returns what the last of its modules does
+    same = {mlp_out: "mlp_out", attn_add: "attn_add"}
+    return same.get(module) or ("attn_add" if module == attention and attn_add == family.attn_out else None)
+
+
+def _middle(model: nn.Module, block: str, attn_add: str) -> str:
+    """The module of a decoder layer whose input is what enters the layer plus what its attention adds."""
+    children = dict(model.get_submodule(block).named_children())
+    points: dict[str, tuple[nn.Module, Side]] = {
+        "enters": (model.get_submodule(block), "input"), "added": (model.get_submodule(attn_add), "output"),
+        **{name: (children[name], "input") for name in MIDDLES if name in children},
+    }  # fmt: skip
+    seen = _probe(model, points)
+    wanted = seen["enters"] + seen["added"]
+    for name in MIDDLES:
+        # Fake tensors, as in a dry run, have no numbers to compare.
+        if name in seen and (isinstance(wanted, FakeTensor) or _close(seen[name], wanted)):
+            return f"{block}.{name}"
+    raise UserError(f"{type(model).__name__}: no module of {block} is given its input plus attention, which may work "
+                    "in parallel to the MLP: there is no resid_mid; choose another site")  # fmt: skip
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a - b).norm() <= 8 * torch.finfo(b.dtype).eps * b.norm())
+
+
+def _probe(model: nn.Module, points: Mapping[K, tuple[nn.Module, Side]], n: int = 8) -> dict[K, Tensor]:
+    """What passes some points when a few tokens run through the model; one alone may be padding, embedded as zeros."""
+    tokens = torch.arange(n, device=next(model.parameters()).device)[None]
+    with torch.no_grad():
+        return run_until_seen(model, tokens, points)
 
 
 def _check_module(model: nn.Module, kind: str, path: str) -> None:
@@ -115,9 +184,7 @@ def _check_module(model: nn.Module, kind: str, path: str) -> None:
 
 def _measure_width(model: nn.Module, kind: str, path: str, side: Side) -> int:
     """Return the width of the activations on one side of a module, as two tokens see them."""
-    tokens = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
-    with torch.no_grad():
-        seen = run_until_seen(model, tokens, {path: (model.get_submodule(path), side)})
+    seen = _probe(model, {path: (model.get_submodule(path), side)}, n=2)
     if path not in seen:
         raise UserError(f'site "{kind}": {path} takes no part in a forward pass: name another module')
     x = seen[path]

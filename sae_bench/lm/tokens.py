@@ -39,6 +39,9 @@ EVAL_CONTEXTS = 2
 """Contexts' worth of tokens taken of an evaluation document at most: errors are by document, so many must share the
 tokens, and a few long ones would have most of them."""
 
+FEW = 10
+"""Fewer documents than these are too few to hold any out."""
+
 SEPARATOR = "\n\n"  # ends every document, so that none runs into the next
 TOKENIZER_BATCH = 256  # documents at once: enough to keep a fast tokenizer's threads busy
 
@@ -275,6 +278,9 @@ class TokenStream:
             n_tokens = max(0, n_tokens - sum(self.skips))
             n_whole = n_tokens // (self.context_size - 1) * (self.context_size - 1)
             remedy = f"use {self.flag} {n_whole} or less" if n_whole else "choose a larger corpus"
+            n_documents = sum(1 for _ in islice(documents(self.source, order_seed=0, column=self.column), FEW))
+            if n_documents < FEW:
+                remedy += f"; it has {n_documents} documents, and of documents one in ten is held out: cut them up"
             raise UserError(
                 f'the corpus "{self.source}" holds {n_tokens} evaluation tokens, fewer than the {self.n_tokens} asked '
                 f"for in contexts of {self.context_size}; {remedy}"

@@ -101,6 +101,10 @@ class Origin(_Part):
 
     source: str
     format: str
+    site_from: str = ""
+    """Where its site was read: a file, its path, a flag."""
+    notes: list[str] = []
+    """What a reader has to know of the file."""
 
 
 class SAEDescription(_Part):

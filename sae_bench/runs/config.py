@@ -104,7 +104,7 @@ class RunConfig(JudgeConfig):
     """Architectures, or all; with settings: gated:penalty=ri_l1,lr=5e-4. Default: all; none with --sae."""
     saes: Annotated[tuple[ImportedSAE, ...], Flag(Heading.WHAT, "sae")] = ()
     """SAEs from elsewhere to evaluate: files, folders, globs, runs, gemma-scope:9b-pt-res/layer_20/..., or
-    hf:owner/repo/path. Their site is read off them; where they do not say it, --layer and --site do."""
+    hf:owner/repo/path. Their site is read off them; where they do not say it, --layer and --site have to."""
     model: Annotated[str, Flag(Heading.MODEL)] = "demo"
     """Short name (see `ls models`), Hugging Face name, or folder."""
     random_lm: Annotated[bool, Flag(Heading.MODEL)] = False
@@ -112,7 +112,7 @@ class RunConfig(JudgeConfig):
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Flag(Heading.MODEL, "layer")] = ()
     """Decoder layers, from 0. Default: the middle one."""
     sites: Annotated[tuple[str, ...], Field(min_length=1), Flag(Heading.MODEL, "site")] = ("resid_post",)
-    """resid_post, mlp_out, attn_out, or path:MODULE."""
+    """resid_post, mlp_out, attn_out, another kind of `ls sites`, or path:MODULE."""
     widths: Annotated[tuple[Count, ...], Field(min_length=1), Flag(Heading.SAES, "width")]
     """Numbers of latents: 4096, 16k."""
     l0s: Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Flag(Heading.SAES, "l0")] = ()
@@ -130,7 +130,7 @@ class RunConfig(JudgeConfig):
     seeds: Annotated[tuple[int, ...], Field(min_length=1), Flag(Heading.SAES, "seed")] = (0,)
     """Seeds of initial weights and data order."""
     dataset: Annotated[str, Flag(Heading.DATA)]
-    """"embedded", a local text, jsonl or parquet file or folder, or a hub dataset NAME or NAME:CONFIG. Default: the
+    """"embedded", a local text, jsonl, csv, parquet file or folder, or a hub dataset NAME or NAME:CONFIG. Default: the
     Pile for models of `ls models`, else embedded."""
     text_column: Annotated[str, Flag(Heading.DATA)] = "text"
     """Column that holds the text."""

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 
 from sae_bench.device import has_cuda
+from sae_bench.lm.families import find_backbone
 from sae_bench.lm.model import LanguageModel
-from sae_bench.lm.sites import Site, find_backbone
+from sae_bench.lm.sites import Site
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.import_saes import Plan
 from sae_bench.runs.plan import SAEPlan

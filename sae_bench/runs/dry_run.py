@@ -57,7 +57,7 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
             config.model, dtype=dtype, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
         plans = plan_saes(config, lm)
-        imports = plan_imports(lm, opened, config.sites, config.layers)
+        imports = plan_imports(lm, opened, config)
         held_out = token_stream(lm, config, "eval", config.n_held_out)
     lm.device = device  # its fake weights are on the CPU: a torch without CUDA cannot run fake ones there
     if config.random_lm:

@@ -9,17 +9,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sae_bench.errors import UserError
 from sae_bench.formats.foreign import ForeignSAE
-from sae_bench.formats.hook_names import Place
 from sae_bench.formats.open import find_sources, open_sae
 from sae_bench.lm.model import LanguageModel
-from sae_bench.lm.sites import Site, find_site
+from sae_bench.lm.sites import Site
 from sae_bench.records.names import file_name
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import SAEDescription
 from sae_bench.registry import ARCHITECTURES
 from sae_bench.runs.config import ImportedSAE, RunConfig
+from sae_bench.runs.places import Located, locate
 from sae_bench.runs.plan import SAEPlan
 from sae_bench.runs.train import write_sae
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder
@@ -35,7 +34,12 @@ class ImportPlan:
 
     source: ImportedSAE
     sae: ForeignSAE
-    site: Site
+    located: Located
+
+    @property
+    def site(self) -> Site:
+        """Where it reads."""
+        return self.located.site
 
     @property
     def id(self) -> str:
@@ -75,6 +79,8 @@ class ImportPlan:
                 "source": self.source.source,
                 "sha256": self.source.sha256,
                 "hub_commit": self.sae.source.hub_commit,
+                "site_from": self.located.read_from,
+                "notes": list(self.located.notes),
             },
         }
         return SAEDescription.read(found, Path(self.source.source))
@@ -95,34 +101,22 @@ def open_imports(saes: Sequence[ImportedSAE]) -> list[Opened]:
     return [(imported, open_sae(source)) for imported in saes for source in find_sources(imported.source)]
 
 
-def plan_imports(
-    lm: LanguageModel, opened: Sequence[Opened], kinds: Sequence[str], layers: Sequence[int]
-) -> list[ImportPlan]:
-    """Find the site of every SAE in the model; each SAE once. What one does not say, a single kind or layer does.
+def plan_imports(lm: LanguageModel, opened: Sequence[Opened], config: RunConfig) -> list[ImportPlan]:
+    """Find the site of every SAE in the model; each SAE once. What there is to know of one is said.
 
     Raises:
         UserError: a site is not known, or it has another width than the SAE.
     """
-    said = Place(kinds[0] if len(kinds) == 1 else None, layers[0] if len(layers) == 1 else None)
-    plans = [ImportPlan(imported, sae, _site_for(lm, said, imported, sae)) for imported, sae in opened]
-    return list({plan.id: plan for plan in plans}.values())
-
-
-def _site_for(lm: LanguageModel, said: Place, imported: ImportedSAE, sae: ForeignSAE) -> Site:
-    place = sae.place.or_else(said)
-    for what, flag, value in (("layer", "--layer", place.layer), ("site", "--site", place.kind)):
-        if value is None and not (what == "layer" and place.kind and place.kind.startswith("path:")):
-            raise UserError(f"--sae {imported.source} does not say its {what}: give one with {flag}")
-    assert place.kind is not None, "checked above"
-    site = find_site(lm.model, place.kind, place.layer or 0)
-    if site.d_in != sae.d_in:
-        raise UserError(
-            f"--sae {imported.source} is for activations {sae.d_in} wide, {site.path} of {lm.name} has {site.d_in}: "
-            "is it for another model, layer or site?"
-        )
-    if place.model and Path(place.model).name.lower() != Path(lm.name).name.lower():
-        log.warning("--sae %s says that it is for %s, and is evaluated on %s", imported.source, place.model, lm.name)
-    return site
+    plans = {}
+    for imported, sae in opened:
+        plan = ImportPlan(imported, sae, locate(lm, config, sae))
+        plans[plan.id] = plan
+        for note in plan.located.notes:
+            log.warning("--sae %s: %s", imported.source, note)
+        model = sae.place.model
+        if model and Path(model).name.lower() != Path(lm.name).name.lower():
+            log.warning("--sae %s says that it is for %s, and is evaluated on %s", imported.source, model, lm.name)
+    return list(plans.values())
 
 
 def import_saes(lm: LanguageModel, config: RunConfig, plans: Sequence[ImportPlan], folder: RunFolder) -> None:

@@ -53,7 +53,7 @@ def run(config: RunConfig, folder: RunFolder, progress: Progress, log_to: str | 
         lm = load_model(config, progress)
         plans = plan_saes(config, lm)
         check_recipes(folder, plans)
-        imports = plan_imports(lm, opened, config.sites, config.layers)
+        imports = plan_imports(lm, opened, config)
         everything: list[Plan] = [*plans, *imports]
         held_out = token_stream(lm, config, "eval", config.n_held_out)
         to_import = [plan for plan in imports if not folder.has_sae(plan.id, config.hash)]

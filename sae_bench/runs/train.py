@@ -283,6 +283,7 @@ def write_sae(
         "prepend_bos": True,
         "context_size": config.context_size,
         "dataset_path": config.dataset,
+        **({"model_from_pretrained_kwargs": {"center_writing_weights": True}} if site.centred else {}),
     }
     ours.write(folder.sae_path(description.id), sae, description, metadata, log, config.hash)
     folder.drop_stale_records(description.id)

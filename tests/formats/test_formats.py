@@ -23,7 +23,7 @@ from sae_bench.formats.open import find_sources, open_sae
 
 DL_CLASSES = {
     "AutoEncoder": "relu", "AutoEncoderNew": "relu", "GatedAutoEncoder": "gated", "AutoEncoderTopK": "topk",
-    "BatchTopKSAE": "jumprelu", "JumpReluAutoEncoder": "jumprelu",
+    "BatchTopKSAE": "jumprelu", "MatryoshkaBatchTopKSAE": "jumprelu", "JumpReluAutoEncoder": "jumprelu",
 }  # fmt: skip
 WRITERS = {
     "gemma-scope": (lambda folder: write_gemma_scope(folder), "jumprelu"),
@@ -124,20 +124,22 @@ def test_files_of_saelens_before_version_6_are_read(tmp_path):
     [
         ("blocks.9.hook_resid_post", Place("resid_post", 9)),
         ("blocks.9.hook_resid_pre", Place("resid_post", 8)),
+        ("blocks.0.hook_resid_pre", Place("resid_pre", 0)),
+        ("blocks.9.hook_resid_mid", Place("resid_mid", 9)),
+        ("blocks.9.hook_attn_out", Place("attn_add", 9)),
         ("blocks.9.hook_mlp_out", Place("mlp_out", 9)),
         ("blocks.9.attn.hook_z", Place("attn_out", 9)),
         ("model.layers.3.mlp", Place("path:model.layers.3.mlp")),
     ],
 )
 def test_hooks_name_sites(name, place):
-    assert place_of_hook("cfg.json", name) == place
+    assert place_of_hook(name) == place
 
 
-def test_a_hook_that_is_no_site_is_refused():
-    with pytest.raises(UserError, match="hook_resid_pre"):
-        place_of_hook("cfg.json", "blocks.0.hook_resid_pre")
-    with pytest.raises(UserError, match="hook_q"):
-        place_of_hook("cfg.json", "blocks.3.attn.hook_q")
+def test_a_hook_that_is_no_site_is_kept_as_unclear():
+    place = place_of_hook("blocks.3.attn.hook_q")
+    assert (place.kind, place.layer) == (None, 3)
+    assert "hook_q" in place.unclear
 
 
 @pytest.mark.parametrize(
@@ -165,6 +167,9 @@ REFUSED = {
     "layer norm": (lambda t: write_saelens(t / "s", normalize_activations="layer_norm"), "layer_norm"),
     "other architecture": (lambda t: write_saelens(t / "s", **{"architecture": "temporal"}), "temporal"),
     "other activation": (lambda t: write_saelens(t / "s", activation_fn="tanh-relu"), "tanh-relu"),
+    "matryoshka": (
+        lambda t: write_dictionary_learning(t / "d", "MatryoshkaBatchTopKSAE", threshold=torch.tensor(-1.0)), "batch"
+    ),
     "batch topk": (lambda t: write_dictionary_learning(t / "d", "BatchTopKSAE", threshold=torch.tensor(-1.0)), "batch"),
 }  # fmt: skip
 
@@ -180,6 +185,76 @@ def test_what_no_built_in_architecture_computes_is_refused_by_its_name(tmp_path,
         (folder / "cfg.json").write_text(json.dumps(settings | {"architecture": "temporal"}))
     with pytest.raises(UserError, match=part):
         opened(folder)
+
+
+def test_thresholds_below_zero_behind_a_relu_are_zero(tmp_path):
+    """relu(z) (z > theta) is relu(z) for every theta <= 0."""
+    from safetensors.torch import load_file, save_file
+
+    folder, _ = write_saelens(tmp_path / "s", "jumprelu")
+    path = folder / "sae_weights.safetensors"
+    w = load_file(path)
+    save_file(w | {"threshold": -w["threshold"]}, path)
+    x, w = 3 * numbers(200, D, seed=9), parts()
+    z = (x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+    torch.testing.assert_close(opened(folder).build().encode(x).to_dense(), z.relu(), rtol=1e-4, atol=1e-4)
+
+
+def test_log_thresholds_float64_and_unused_tensors_of_other_types_are_read(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder, encode = write_saelens(tmp_path / "s", "jumprelu")
+    path = folder / "sae_weights.safetensors"
+    w = {name: value.double() for name, value in load_file(path).items()}
+    w["log_threshold"] = w.pop("threshold").log()
+    save_file(w | {"steps": torch.tensor([7]), "mask": torch.tensor([True])}, path)
+    x = 3 * numbers(200, D, seed=9)
+    torch.testing.assert_close(opened(folder).build().encode(x).to_dense(), encode(x), rtol=1e-4, atol=1e-4)
+    save_file(w | {"b_enc": torch.zeros(F, dtype=torch.int64)}, path)
+    with pytest.raises(UserError, match="b_enc has the dtype I64"):
+        opened(folder)
+
+
+def test_pickles_and_npz_files_hold_float64_and_unused_arrays_of_other_types_too(tmp_path):
+    folder, encode = write_dictionary_learning(
+        tmp_path / "d", "AutoEncoderNew", **{"encoder.bias": parts()["b_enc"].double(), "seen": torch.tensor([True])}
+    )
+    x = 3 * numbers(200, D, seed=9)
+    torch.testing.assert_close(opened(folder).build().encode(x).to_dense(), encode(x), rtol=1e-4, atol=1e-4)
+    folder, encode = write_gemma_scope(tmp_path)
+    arrays = {name: value.astype(np.float64) for name, value in np.load(folder / "params.npz").items()}
+    np.savez(folder / "params.npz", **arrays, step=np.array([3]))
+    torch.testing.assert_close(opened(folder).build().encode(x).to_dense(), encode(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("k", [5.0, 5])
+def test_a_whole_number_may_be_written_with_a_point(tmp_path, k):
+    folder, _ = write_sparsify(tmp_path, k=k)
+    assert opened(folder).k == 5
+    (folder / "cfg.json").write_text(json.dumps({"d_in": D, "num_latents": F, "k": 5.5}))
+    with pytest.raises(UserError, match=r"k is 5\.5"):
+        opened(folder)
+
+
+def test_nan_in_weights_is_said_of_the_weights(tmp_path):
+    folder, _ = write_dictionary_learning(tmp_path / "d", "AutoEncoder", bias=torch.full((D,), float("nan")))
+    with pytest.raises(UserError, match="holds NaN or infinity"):
+        opened(folder).build()
+
+
+@pytest.mark.parametrize(
+    ("name", "whose"),
+    [
+        ("layer0.sae.pt", "Qwen Scope"),
+        ("hyperparams.json", "Llama Scope"),
+        ("Llama-3.1-8B-Instruct-SAE-l19.pth", "Goodfire"),
+    ],
+)
+def test_a_layout_that_is_not_read_is_called_by_its_name(tmp_path, name, whose):
+    (tmp_path / name).write_bytes(b"x")
+    for text in (tmp_path, tmp_path / name, f"hf:owner/repo/{name}"):
+        with pytest.raises(UserError, match=f"{whose}, which is not read yet"):
+            find_sources(str(text))
 
 
 def test_globs_files_and_folders_name_the_same_sae(tmp_path):

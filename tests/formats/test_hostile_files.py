@@ -100,11 +100,9 @@ def with_value(value: float, index: int):
 CHANGES = {
     "NaN": ("W_dec", with_value(float("nan"), 3), "NaN"),
     "infinity": ("b_dec", with_value(float("inf"), -1), "infinity"),
-    "a threshold below zero": ("threshold", with_value(-1e-6, 7), "below 0"),
     "a transposed matrix": ("W_enc", lambda tensor: tensor.T.contiguous(), "W_enc"),
     "a transposed decoder": ("W_dec", lambda tensor: tensor.T.contiguous(), "W_dec"),
     "a bias too long": ("b_enc", lambda tensor: torch.cat([tensor, tensor]), "b_enc"),
-    "double precision": ("W_enc", lambda tensor: tensor.double(), "W_enc"),
     "whole numbers": ("W_enc", lambda tensor: tensor.int(), "W_enc"),
     "no dimension": ("W_dec", lambda tensor: torch.tensor(1.0), "W_dec"),
     "nothing": ("b_enc", lambda tensor: None, "b_enc is missing"),
@@ -118,8 +116,6 @@ def test_wrong_tensors_are_refused_by_their_names(tmp_path, kind, change):
     path = folder / WEIGHTS[kind]
     name, alter, part = CHANGES[change]
     if kind == "sparsify":
-        if name == "threshold":
-            pytest.skip("the format has no thresholds")
         theirs = {"W_enc": "encoder.weight", "b_enc": "encoder.bias"}
         part, name = part.replace(name, theirs.get(name, name)), theirs.get(name, name)
     tensors = tensors_of(kind, path)

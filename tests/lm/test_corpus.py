@@ -6,6 +6,7 @@ from typing import Any
 
 import datasets
 import pandas as pd
+import pyarrow
 import pytest
 
 from sae_bench.errors import UserError
@@ -40,7 +41,37 @@ def _as_folder(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("write", [_as_text, _as_jsonl, _as_parquet, _as_folder])
+def _as_csv(folder: Path) -> Path:
+    pd.DataFrame({"text": WORDS, "other": 1}).to_csv(folder / "corpus.csv", index=False)
+    return folder / "corpus.csv"
+
+
+def _with_brackets(folder: Path) -> Path:
+    """A name that is a pattern to whoever takes it for one, and matches nothing."""
+    return _as_jsonl(folder).rename(folder / "data[1]*.jsonl")
+
+
+def _packed(write: Callable[[Path], Path], suffix: str, codec: str) -> Callable[[Path], Path]:
+    def packed(folder: Path) -> Path:
+        plain = write(folder)
+        path = plain.with_name(plain.name + suffix)
+        with pyarrow.output_stream(str(path), compression=codec) as stream:
+            stream.write(plain.read_bytes())
+        plain.unlink()
+        return path
+
+    return packed
+
+
+FILES = {
+    "text": _as_text, "jsonl": _as_jsonl, "parquet": _as_parquet, "folder": _as_folder, "csv": _as_csv,
+    "brackets": _with_brackets, "txt.gz": _packed(_as_text, ".gz", "gzip"), "csv.gz": _packed(_as_csv, ".gz", "gzip"),
+    "jsonl.gz": _packed(_as_jsonl, ".gz", "gzip"), "jsonl.zst": _packed(_as_jsonl, ".zst", "zstd"),
+    "txt.zst": _packed(_as_text, ".zst", "zstd"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("write", FILES.values(), ids=FILES)
 def test_local_documents_are_all_there_in_a_seeded_order(write: Callable[[Path], Path], tmp_path: Path) -> None:
     folder = tmp_path / "local"
     folder.mkdir()
@@ -75,6 +106,18 @@ def test_a_blank_corpus_is_refused(tmp_path: Path) -> None:
     pd.DataFrame({"text": ["", " \n"]}).to_parquet(tmp_path / "blank.parquet")
     with pytest.raises(UserError, match="holds no text"):
         _first(str(tmp_path / "blank.parquet"))
+
+
+def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "zero.jsonl").touch()
+    with pytest.raises(UserError, match="holds no text: it is empty"):
+        _first(str(tmp_path / "zero.jsonl"))
+
+
+def test_a_damaged_zst_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl.zst").write_bytes(b"no such thing")
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        _first(str(tmp_path / "x.jsonl.zst"))
 
 
 def test_a_folder_of_mixed_or_unknown_files_is_refused(tmp_path: Path) -> None:

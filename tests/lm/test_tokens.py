@@ -276,6 +276,15 @@ def test_evaluation_never_repeats_a_text(tokenizer: PreTrainedTokenizerFast) -> 
         contexts(stream(tokenizer, split="eval", n_tokens=most + 1))
 
 
+def test_a_corpus_of_one_long_document_is_told_that_documents_are_held_out(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = next(str(n) for n in range(100) if split_of(str(n)) == "train")
+    monkeypatch.setattr(data, "documents", lambda source, *, order_seed, column: iter([one]))
+    with pytest.raises(UserError, match=r"0 evaluation tokens.*it has 1 documents, and of documents one in ten"):
+        contexts(stream(tokenizer, split="eval"))
+
+
 def test_a_corpus_without_training_text_is_refused(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import torch  # noqa: E402
 from common import CONTEXT_SIZE, LAYER, Worker, application, machine, scratch, table  # noqa: E402
 from evaluation import MODEL, hub_home  # noqa: E402
+from places import WIDTH, K, compare_places, parts_of  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sae_bench.formats.export import export, saes_of  # noqa: E402
@@ -41,8 +42,6 @@ from sae_bench.runs.provenance import own_version  # noqa: E402
 from sae_bench.runs.sources import token_stream  # noqa: E402
 
 N_CONTEXTS = 2
-WIDTH = 1024
-K = 32
 BOUND = 1e-5
 """Largest difference of a latent or a reconstruction, relative to the largest one."""
 
@@ -55,7 +54,10 @@ DL = {
 }
 THEIRS = (
     *(("SAELens", kind) for kind in SAELENS.values()),
-    *(("dictionary_learning", kind) for kind in ("AutoEncoder", *DL.values(), "BatchTopKSAE")),
+    *(
+        ("dictionary_learning", kind)
+        for kind in ("AutoEncoder", *DL.values(), "BatchTopKSAE", "MatryoshkaBatchTopKSAE")
+    ),
     ("sparsify", "sparsify"),
 )
 
@@ -147,24 +149,6 @@ def measure(run: Path, work: Path) -> None:
     write_json(work / "facts.json", {"ce_zero_with_bos": float(losses.ce[0].double().mean())})
 
 
-def parts_of(x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """An SAE of no training for these activations, with all that any architecture takes; rows of many lengths."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    rows = torch.nn.functional.normalize(draw(WIDTH, x.shape[1]), dim=1)
-    mean = x.mean(0)
-    deviation = ((x - mean) @ rows.T).std(0)
-    return {
-        "W_enc": rows.T.contiguous(), "W_dec": rows * (0.5 + draw(WIDTH, 1).abs()), "b_dec": mean,
-        "b_enc": 0.3 * deviation * draw(WIDTH), "threshold": deviation * (0.5 + draw(WIDTH).abs()),
-        "r_mag": 0.3 * draw(WIDTH), "b_mag": 0.3 * deviation * draw(WIDTH),
-        "b_gate": deviation * (draw(WIDTH) - 1), "scalar": deviation.mean(), "k": torch.tensor(K),
-    }  # fmt: skip
-
-
 def compare_files(run: Path, work: Path) -> tuple[list[Row], dict[str, str]]:
     """Latents and reconstructions of every SAE, ours read by them and theirs read by us."""
     rows: list[Row] = []
@@ -180,6 +164,11 @@ def compare_files(run: Path, work: Path) -> tuple[list[Row], dict[str, str]]:
                        parts=str(work / "parts.safetensors"))  # fmt: skip
             name = tool if kind == "sparsify" else f"{tool}'s {kind}"
             rows.append(compared(f"{name}, read by us", folder, work))
+        workers = {"SAELens": lens, "dictionary_learning": dl, "sparsify": dl}
+        lm = load_language_model("demo", device="cpu", dtype=torch.float32)
+        tokens = load_file(work / "contexts.safetensors")["contexts"]
+        for what, mine, theirs, holds in compare_places(lm, tokens, workers, work):
+            rows.append(Row(f"{what}: FVE", ("", f"{mine:.6f}", f"{theirs:.6f}", ""), holds))
         return rows, lens.versions | dl.versions
 
 

@@ -63,6 +63,11 @@ def test_foreign_and_own_saes_share_a_board_that_says_where_each_is_from(mixed, 
     records = records_of(mixed)
     assert {record["sae"]["origin"]["format"] for record in records} == {*foreign, "sae-arch-bench"}
     assert {record["failure"] for record in records} == {None}
+    where = {record["sae"]["origin"]["format"]: record["sae"]["origin"]["site_from"] for record in records}
+    assert where == {"gemma-scope": "its path", "saelens": "cfg.json", "dictionary_learning": "config.json",
+                     "sparsify": "its path", "sae-arch-bench": "sae_bench.json"}  # fmt: skip
+    text = (mixed / "leaderboard.md").read_text()
+    assert text.count("measured at model.layers.1, by ") == len(foreign) + 2
     assert len({record["provenance"]["eval_fingerprint"] for record in records}) == 1
     assert not (mixed / "checkpoints").exists(), "nothing is trained"
 
@@ -159,6 +164,7 @@ def test_what_does_not_fit_the_model_is_one_line_and_leaves_no_trace(settings, f
         "32 wide": (altered(foreign["saelens"], tmp_path / "a", hook_name="blocks.1.attn.hook_z"), {}),
         "layers 0..3": (altered(foreign["saelens"], tmp_path / "b", hook_name="blocks.7.hook_resid_post"), {}),
         "give one with --layer": (altered(foreign["saelens"], tmp_path / "nowhere", hook_name=None), {}),
+        "give one with --site": (altered(foreign["saelens"], tmp_path / "somewhere", hook_name=None), {"--layer": 1}),
         "does not exist": (tmp_path / "c", {}),
     }
     for part, (path, more) in cases.items():
