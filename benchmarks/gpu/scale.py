@@ -44,7 +44,7 @@ class Scale:
     n_captured: int = 500_000
     n_evaluated: int = 16_384
     n_evaluated_saes: int = 8
-    n_trained: int = 1_500_000
+    n_trained: int = 1_000_000
     reuse: int = 1
     n_texts: int = 100_000
 

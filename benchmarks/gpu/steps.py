@@ -150,13 +150,14 @@ def time_step(
 
     with torch.no_grad():
         l0 = subject.l0(batches[0])
-    times = milliseconds(step, scale.device, rounds=scale.rounds, discard=2 if variant.dense else DISCARD)
+    rounds = scale.rounds // 2 if variant.dense else scale.rounds  # long ones vary little
+    times = milliseconds(step, scale.device, rounds=rounds, discard=2 if variant.dense else DISCARD)
     medians[arch, width, variant.name] = median = statistics.median(times)
     row = {
         "ms": median, "quartiles": spread(times), "tokens/s": 1000 * scale.batch / median, "L0": l0,
         "peak GB": peak_gb(scale.device),
     }  # fmt: skip
-    if isinstance(subject, Ours):
+    if isinstance(subject, Ours) and variant.name == OURS:
         with torch.no_grad():
             pairs = as_active(subject.sae.encode(batches[0])).values.numel() / scale.batch
         row |= {"places a token": pairs, "skipped": subject.trainer.stats.n_skipped}
