@@ -150,7 +150,7 @@ def time_step(
 
     with torch.no_grad():
         l0 = subject.l0(batches[0])
-    rounds = scale.rounds // 2 if variant.dense else scale.rounds  # long ones vary little
+    rounds = max(2, scale.rounds // 2) if variant.dense else scale.rounds  # long ones vary little
     times = milliseconds(step, scale.device, rounds=rounds, discard=2 if variant.dense else DISCARD)
     medians[arch, width, variant.name] = median = statistics.median(times)
     row = {
