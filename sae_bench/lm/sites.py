@@ -114,9 +114,9 @@ def _named_module(model: nn.Module, kind: str, layer: int) -> tuple[str, Side]:
     family = find_family(model, layer)
     if family is None:
         raise UserError(f"{name}: no known place for {kind} in {block}: {modules_to_name(model)}")
+    mlp_out, attn_add = adding_modules(model, layer, family)
     if kind == "attn_out":
         return f"{block}.{family.attn_out}", "input"
-    mlp_out, attn_add = adding_modules(model, layer, family)
     if kind == "resid_mid":
         return _middle(model, block, f"{block}.{attn_add}"), "input"
     return f"{block}.{mlp_out if kind == 'mlp_out' else attn_add}", "output"

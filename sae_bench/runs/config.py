@@ -244,6 +244,7 @@ class RunConfig(JudgeConfig):
         """The settings that decide the numbers; tasks and judges only add records, so they are left out."""
         without = {"tasks", "checkpoint_every", *JudgeConfig.model_fields}
         without |= {name for name in ("saes", "split", "random_lm") if not getattr(self, name)}
+        without |= {"screening"} if self.screening == "auto" else set()
         return self.model_dump(mode="json", exclude=without)
 
     @property

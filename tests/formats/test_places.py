@@ -256,7 +256,7 @@ SPELLINGS = {  # what the tool writes: the model, its module and side, and the n
         "llama",
         "model.layers.1.self_attn.o_proj",
         "output",
-        "path.model.layers.1.self_attn.o_proj",
+        "layer_1.attn_add",
     ),
     "sparsify h.1.mlp": (sp("h.1.mlp"), "gpt2", "transformer.h.1.mlp", "output", "layer_1.mlp_out"),
     "sparsify a folder a seed": (

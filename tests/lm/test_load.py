@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import huggingface_hub.constants
@@ -18,7 +19,7 @@ from tiny import D_MODEL, FAMILIES, N_LAYERS, save_tiny, tiny_llama
 from tiny import tiny_tokenizer as tokenizer_of
 
 from sae_bench.errors import UserError
-from sae_bench.lm.load import hub_commit, load_language_model
+from sae_bench.lm.load import hub_commit, language_model_shape, load_language_model
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.model_names import HUB_MODELS, resolve_model
 from sae_bench.lm.sites import find_site
@@ -36,11 +37,11 @@ def test_a_quantised_checkpoint_that_cannot_be_run_here_is_one_line_already_in_a
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (folder / "config.json").write_text(json.dumps(config))
-    for weights in (False, True):
+    for load in (language_model_shape, partial(load_language_model, device="cpu")):
         with pytest.raises(
             UserError, match=r"cannot be loaded \(Using `bitsandbytes` 4-bit .*\): install that"
         ) as error:
-            load_language_model(str(folder), device="cpu", dtype=torch.float32, weights=weights)
+            load(str(folder), dtype=torch.float32)
         assert "\n" not in str(error.value)
 
 
@@ -64,9 +65,9 @@ def test_words_beyond_the_embedding_are_one_line_and_special_ones_that_nobody_us
     load_language_model(str(folder), device="cpu", dtype=torch.float32)
     tokenizer.add_tokens(["zebra"])
     tokenizer.save_pretrained(folder)
-    for weights in (False, True):
+    for load in (language_model_shape, partial(load_language_model, device="cpu")):
         with pytest.raises(UserError, match=f"words up to number {n_rows + 1}, the model embeds {n_rows}: choose"):
-            load_language_model(str(folder), device="cpu", dtype=torch.float32, weights=weights)
+            load(str(folder), dtype=torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

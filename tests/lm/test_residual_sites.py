@@ -7,9 +7,8 @@ import torch
 from tiny import FAMILIES, tiny_gpt_neox, tiny_llama, tiny_tokenizer
 
 from sae_bench.errors import UserError
-from sae_bench.lm import sites
 from sae_bench.lm.model import LanguageModel
-from sae_bench.lm.sites import KINDS, Family, find_site, kind_of
+from sae_bench.lm.sites import KINDS, find_site, kind_of
 
 TOKENS = torch.arange(30).reshape(2, 15) + 5
 IN_A_ROW = {**FAMILIES, "gpt_neox": lambda: tiny_gpt_neox(use_parallel_residual=False)}
@@ -53,14 +52,6 @@ def test_parallel_attention_and_mlp_have_no_middle_but_add_both():
     clean, found = pass_of(model, "gpt_neox", "resid_pre", "attn_add", "mlp_out", "resid_post")
     pre, attn, mlp, post = (clean.activations[site] for site in found.values())
     torch.testing.assert_close(post, pre + attn + mlp)
-
-
-def test_attn_add_is_refused_where_the_sum_does_not_come_out(monkeypatch):
-    """A family whose attention is said to be another module than the one that is added."""
-    wrong = Family("model.layers", "model.norm", "mlp", "self_attn.o_proj", "input_layernorm")
-    monkeypatch.setattr(sites, "FAMILIES", [wrong])
-    with pytest.raises(UserError, match="which module is attn_add is not known"):
-        find_site(tiny_llama(), "attn_add", LAYER)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "resid_mid"])
