@@ -35,7 +35,7 @@ def crossovers(d_in: int, d_sae: int, n_tokens: int, device: torch.device) -> Cr
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     shape = f"{d_in}x{d_sae}x{n_tokens}"
     key = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {shape}"
-    path = cache_folder() / "kernel_choice.json"
+    path = cache_folder() / "crossovers.json"
     known = _remembered(path)
     if key not in known:
         found = measure(d_in, d_sae, n_tokens, device)._asdict()

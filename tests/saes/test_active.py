@@ -351,10 +351,10 @@ def test_a_damaged_measurement_is_taken_again(
 ) -> None:
     monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path))
     monkeypatch.setattr("sae_bench.saes.kernel_choice.measure", lambda *shape: Crossovers(0.25, 0.01))
-    (tmp_path / "kernel_choice.json").write_text('{"cut o')
+    (tmp_path / "crossovers.json").write_text('{"cut o')
     assert crossovers(8, 64, 32, torch.device("cpu")) == (0.25, 0.01)
     assert "damaged" in caplog.text
-    assert "0.25" in (tmp_path / "kernel_choice.json").read_text()
+    assert "0.25" in (tmp_path / "crossovers.json").read_text()
 
 
 def test_gathered_products_are_the_sampled_ones(monkeypatch: pytest.MonkeyPatch) -> None:
