@@ -1,7 +1,5 @@
 """What splicing the SAE into the language model costs: the primary metric."""
 
-import torch
-
 from sae_bench import DocumentSums, EvalBatch, EvalSetting, Metric, Result, Score, Task, register_task
 
 
@@ -12,9 +10,6 @@ class DeltaLMLoss(Task):
     Special positions keep the clean activation and are not counted. `loss_recovered` compares with zero ablation,
     which costs 12-30 nats at a residual site: it stays near 1 whatever the SAE does, and is kept because others publish
     it. The difference itself leads, and of shares the one of mean ablation.
-
-    Where losses are taken in bfloat16, the record's details say by how much that can have changed the
-    mean of the spliced model's losses: its mean where losses were taken in float32, too, and two standard errors.
     """
 
     version = "1"
@@ -35,12 +30,10 @@ class DeltaLMLoss(Task):
 
     def start(self, setting: EvalSetting) -> None:
         self.sums = DocumentSums(setting.n_documents, setting.device)
-        self.rounding = [torch.empty(2, 0, device=setting.device)]
 
     def update(self, batch: EvalBatch) -> None:
         losses = batch.losses
         assert losses is not None, "needs_lm_loss"
-        self.rounding.append(losses.rounding)
         clean = losses.clean.double()
         self.sums.add_count(losses.document, "predictions")
         self.sums.add(
@@ -71,11 +64,4 @@ class DeltaLMLoss(Task):
             "ce_zero": mean("zero"),
             "ce_mean": mean("mean"),
         }
-        return Result(scores, by_document=self.sums.by_document(), details=self._rounding())
-
-    def _rounding(self) -> dict[str, float]:
-        errors = torch.cat(self.rounding, dim=1).double()
-        if not (n := errors.shape[1]):
-            return {}
-        ce, kl = (errors.mean(1).abs() + 2 * errors.std(1, correction=0) / n**0.5).tolist()
-        return {"rounding_measured_on": n, "rounding_ce_nats_below": ce, "rounding_kl_nats_below": kl}
+        return Result(scores, by_document=self.sums.by_document())

@@ -185,8 +185,8 @@ def _score(
         hidden = [reply.hidden for reply in replies if reply.hidden is not None]
         scored = token_losses(clean.lm, clean.hidden.flatten(0, 1)[contexts.predicts], hidden, contexts.targets)
         losses = [
-            LMLosses(contexts.target_document, scored.ce_clean, ce, *ablated[reply.candidate.site], kl, rounding)
-            for reply, ce, kl, rounding in zip(replies, scored.ce, scored.kl, scored.rounding.unbind(1), strict=True)
+            LMLosses(contexts.target_document, scored.ce_clean, ce, *ablated[reply.candidate.site], kl)
+            for reply, ce, kl in zip(replies, scored.ce, scored.kl, strict=True)
         ]
     for reply, loss in zip(replies, losses, strict=True):
         view = EvalBatch(x[reply.candidate.site], reply.f, reply.x_hat, contexts.document, loss)
@@ -208,10 +208,9 @@ def plan_batch(lm: LanguageModel, context_size: int, saes: Sequence[tuple[Site, 
     word = lm.dtype.itemsize
 
     def of_sae(site: Site, config: SAEConfig) -> int:
-        """Reconstruction, final hidden states and their change in two precisions, latents; for one token."""
+        """Reconstruction, final hidden states, latents; for one token."""
         l0 = START_DENSITY * config.d_sae if config.l0 is None else config.l0
-        change = 6 if lm.bfloat16_losses else 0
-        return 4 * site.d_in + (word + change) * lm.d_model + round(PAIR_BYTES * l0)
+        return 4 * site.d_in + word * lm.d_model + round(PAIR_BYTES * l0)
 
     by_sae = [of_sae(site, config) for site, config in saes]
     sites = {site for site, _ in saes}

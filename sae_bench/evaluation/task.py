@@ -65,8 +65,6 @@ class LMLosses:
     mean_ablated: Float[Tensor, " m"]
     kl: Float[Tensor, " m"]
     """KL(clean || spliced) between next-token distributions."""
-    rounding: Float[Tensor, "2 s"] = field(default_factory=lambda: torch.empty(2, 0))
-    """What bfloat16 products added to `spliced` and `kl` where that was measured; empty where all is float32."""
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_bench.device import send
-from sae_bench.lm.losses import log_normaliser, token_losses
+from sae_bench.lm.losses import log_normaliser
 from sae_bench.lm.model import CleanPass, LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.lm.tokens import special_mask
 
-SITES_AT_ONCE = 8
-"""Sites whose ablated hidden states are held, and scored against one clean pass through the vocabulary."""
 ROUNDING = 100
 """Hidden states are the same if they differ by at most so many units of rounding, and by 1% in a coarse dtype."""
 
@@ -68,17 +66,14 @@ class Ablations:
         shared = {} if opening is None else self._shared_ends(opening, clean.tokens[0])
         position = predicts % clean.tokens.shape[1]
 
-        def shared_loss(end: SharedEnd) -> Tensor:
-            return end.log_z[position] - self.lm.logit_of(end.hidden[position], targets)
+        def loss(site: Site, which: int) -> Tensor:
+            if site in shared:
+                end = shared[site][which]
+                return end.log_z[position] - self.lm.logit_of(end.hidden[position], targets)
+            hidden = _ablate(clean, site, counted, self._constants[site][which])[predicts]
+            return log_normaliser(self.lm, hidden) - self.lm.logit_of(hidden, targets)
 
-        found = {site: (shared_loss(zero), shared_loss(mean)) for site, (zero, mean) in shared.items()}
-        hidden = clean.hidden.flatten(0, 1)[predicts]
-        others = [site for site in self._constants if site not in found]
-        for sites in (others[i : i + SITES_AT_ONCE] for i in range(0, len(others), SITES_AT_ONCE)):
-            ends = [_ablate(clean, site, counted, c)[predicts] for site in sites for c in self._constants[site]]
-            ce = token_losses(self.lm, hidden, ends, targets).ce
-            found |= dict(zip(sites, zip(ce[::2], ce[1::2], strict=True), strict=True))
-        return found
+        return {site: (loss(site, 0), loss(site, 1)) for site in self._constants}
 
     def _shared_ends(self, opening: int, context: Int[Tensor, " S"]) -> dict[Site, list[SharedEnd]]:
         """For the sites behind which they are alike, the ends of all contexts as long as this one, and so opened."""

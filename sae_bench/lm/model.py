@@ -70,8 +70,6 @@ class LanguageModel:
 
     bfloat16_products = False
     """Whether the passes of a float32 model multiply in bfloat16; set before the first pass, if at all."""
-    bfloat16_losses = False
-    """Whether `token_losses` does, too. Off until it measures faster: it does with one thread, not with two."""
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None = None
@@ -180,24 +178,16 @@ class LanguageModel:
     @property
     def n_vocab(self) -> int:
         """Number of words that the LM head scores."""
-        return len(self.head_weight)
+        return len(self.model.get_output_embeddings().weight)
 
-    @property
-    def head_weight(self) -> Float[Tensor, "vocab d_model"]:
-        """The LM head's matrix."""
-        weight: Tensor = self.model.get_output_embeddings().weight
-        return weight
-
-    def logits(
-        self, hidden: Float[Tensor, "*n d_model"], words: slice = slice(None), *, capped: bool = True
-    ) -> Float[Tensor, "*n vocab"]:
+    def logits(self, hidden: Float[Tensor, "*n d_model"], words: slice = slice(None)) -> Float[Tensor, "*n vocab"]:
         """Return the logits, in float32, of final hidden states: the LM head in the model's dtype, then soft-capped.
 
-        `words` asks for a part of the vocabulary alone; without `capped` soft-capping is left to `cap`.
+        `words` asks for a part of the vocabulary alone.
         """
-        bias = getattr(self.model.get_output_embeddings(), "bias", None)
-        logits = functional.linear(hidden, self.head_weight[words], None if bias is None else bias[words]).float()
-        return self.cap(logits) if capped else logits
+        head = self.model.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        return self._cap(functional.linear(hidden, head.weight[words], None if bias is None else bias[words]).float())
 
     def logit_of(self, hidden: Float[Tensor, "n d_model"], word: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the logit of one word for each final hidden state: what `logits` has in its column."""
@@ -205,17 +195,10 @@ class LanguageModel:
         bias = getattr(head, "bias", None)
         logit = torch.linalg.vecdot(hidden.float(), head.weight[word].float())
         logit = logit if bias is None else logit + bias[word]
-        return self.cap(logit.to(self.dtype).float())  # rounded as the head rounds it
+        return self._cap(logit.to(self.dtype).float())  # rounded as the head rounds it
 
-    @property
-    def soft_cap(self) -> float | None:
-        """The bound that logits are soft-capped at, if they are."""
+    def _cap(self, logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         cap: float | None = getattr(self.config, "final_logit_softcapping", None)
-        return cap
-
-    def cap(self, logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Soft-cap logits, in place unless they require a gradient; nothing for models that do not."""
-        cap = self.soft_cap
         if cap is None:
             return logits
         if logits.requires_grad:

@@ -386,23 +386,6 @@ def lm_scores(spliced: list[float], zero: list[float] | None = None, kl: list[fl
     return run("delta_lm_loss", x, x, losses=losses, document=torch.tensor([0, 0, 1, 2, 2])).scores
 
 
-def test_the_record_says_how_far_bfloat16_can_have_moved_the_losses() -> None:
-    """Errors of 1, 3, 1, 3 hundred-thousandths: mean 2, standard error 1 / sqrt 4; and the same of KL, negative."""
-    errors = torch.tensor([1e-5, 3e-5, 1e-5, 3e-5])
-    one = torch.ones(1)
-    losses = LMLosses(torch.tensor([0]), one, one, one, one, one, rounding=torch.stack([errors, -2 * errors]))
-    details = run("delta_lm_loss", one[:, None], one[:, None], losses=losses).details
-    assert details["rounding_measured_on"] == 4
-    assert details["rounding_ce_nats_below"] == pytest.approx(3e-5)
-    assert details["rounding_kl_nats_below"] == pytest.approx(6e-5)
-
-
-def test_where_all_is_float32_the_record_says_nothing_of_bfloat16() -> None:
-    one = torch.ones(1)
-    losses = LMLosses(torch.tensor([0]), one, one, one, one, one)
-    assert run("delta_lm_loss", one[:, None], one[:, None], losses=losses).details == {}
-
-
 def test_delta_lm_loss_by_hand() -> None:
     scores = lm_scores([1.5, 2.0, 4.0], kl=[0.125, 0.25, 1.125])
     values = {name: score.value for name, score in scores.items()}
