@@ -154,8 +154,8 @@ class RunConfig(JudgeConfig):
     kernels: Annotated[Literal["auto", "dense", "sparse"], Flag(Heading.RUN)] = "auto"
     """Training on active pairs (sparse), on everything (dense), or whichever is measured to be faster (auto)."""
     screening: Annotated[Literal["auto", "on", "off"], Flag(Heading.RUN)] = "auto"
-    """Find active pairs by a bfloat16 product and exact values of few (on), by the whole float32 product (off), or
-    whichever is measured to be faster (auto); the same pairs."""
+    """In training find active pairs by a 16-bit product and exact values of few (on), by the whole float32 product
+    (off), or whichever is measured to be faster (auto); the same pairs."""
     compile: Annotated[bool, Flag(Heading.RUN)] = False
     """Compile the losses with torch.compile: slow to start, needs a C++ compiler."""
     checkpoint_every: Annotated[str, BeforeValidator(_checked_interval), Flag(Heading.RUN)] = "10m"

@@ -1,17 +1,21 @@
 """How fast stages of earlier runs went on this machine: kept in the cache folder, for the next run's plan."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sae_bench.errors import UserError
 from sae_bench.lm.model import LanguageModel
 from sae_bench.records.files import read_json, write_json
 from sae_bench.records.names import cache_folder
 from sae_bench.records.schema import SAEDescription
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.provenance import environment
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,16 @@ def known_rate(stage: str, lm: LanguageModel, config: RunConfig, saes: Sequence[
 def remember_rate(
     stage: str, lm: LanguageModel, config: RunConfig, saes: Sequence[SAEDescription], n_tokens: int, began: float
 ) -> None:
-    """Keep how fast a stage went that began at `began` (`time.monotonic`), unless a longer one is known."""
+    """Keep how fast a stage went that began at `began` (`time.monotonic`), unless a longer one is known.
+
+    Where that cannot be done a warning says so: what was made in that time is worth more than how long it took.
+    """
     seconds = time.monotonic() - began
-    known = known_rate(stage, lm, config, saes)
-    if known is None or known.seconds <= seconds:
-        found = read_json(_path()) if _path().exists() else {}
-        rate = {"tokens_per_second": n_tokens / seconds, "seconds": seconds}
-        write_json(_path(), found | {_key(stage, lm, config, saes): rate})
+    try:
+        known = known_rate(stage, lm, config, saes)
+        if known is None or known.seconds <= seconds:
+            found = read_json(_path()) if _path().exists() else {}
+            rate = {"tokens_per_second": n_tokens / seconds, "seconds": seconds}
+            write_json(_path(), found | {_key(stage, lm, config, saes): rate})
+    except UserError as error:
+        log.warning("how fast %s went is not kept: %s", stage, error)

@@ -194,10 +194,10 @@ class TrainStage:
         for shape, plan in {_shape(plan): plan for plan in self.plans}.items():
             d_in, d_sae = plan.config.d_in, plan.config.d_sae
             found[shape] = at = crossovers(d_in, d_sae, self.config.batch_size, self.lm.device)
-            screened = f"screening up to {at.screen_below:.1%} candidates" if at.screen_below else "no screening"
-            self.progress.say(
-                f"kernels: dense products above {at.dense_above:.0%} active pairs, {screened}, at {d_in} x {d_sae}"
-            )
+            above = f"dense products above {at.dense_above:.0%} active pairs"
+            below = f"screening up to {at.screen_below:.1%} candidates" if at.screen_below else "no screening"
+            ways = [above] * (self.config.kernels == "auto") + [below] * (self.config.screening == "auto")
+            self.progress.say(f"kernels: {', '.join(ways)}, at {d_in} x {d_sae}")
         return found
 
     def _take(self, n_done: int) -> tuple[Mapping[str, State], Mapping[str, Any]]:
@@ -256,7 +256,7 @@ class TrainStage:
             "seconds": round(trainer.seconds, 3),
             "kernels": self.config.kernels,
             "screening": self.config.screening,
-            **(trainer.crossovers or Crossovers())._asdict(),
+            **(trainer.crossovers._asdict() if trainer.crossovers else {}),
             "micro_batch": trainer.micro_batch,
             "steps_skipped": trainer.stats.n_skipped,
             "failure": trainer.failure,

@@ -265,9 +265,9 @@ def kernels(
     measured: Crossovers | None = None,
     screening: Screening = "auto",
 ) -> Iterator[None]:
-    """Within the block use dense products always, never, or above the density `measured` (None: the default).
+    """Within the block use dense products always, never, or above the density `measured` (None: as outside of it).
 
-    Screening is done up to the share `measured`, wherever products are sparse, or never.
+    Screening is done up to the share of candidates `measured`, wherever products are sparse, or never.
     """
     auto = _choice.get() if measured is None else measured
     dense_above = {"dense": -1.0, "sparse": 1.0, "auto": auto.dense_above}[choice]

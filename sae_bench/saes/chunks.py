@@ -10,7 +10,7 @@ CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}
 
 def chunk_size(width: int, device: torch.device) -> int:
     """Rows of a chunk, so that a float32 [chunk, width] buffer stays within CHUNK_BYTES of the device."""
-    return max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (4 * width))
+    return max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (4 * max(1, width)))
 
 
 def slices(length: int, size: int) -> Iterator[slice]:

@@ -46,12 +46,15 @@ def crossovers(d_in: int, d_sae: int, n_tokens: int, device: torch.device) -> Cr
 
 def _remembered(path: Path) -> dict[str, dict[str, float]]:
     try:
-        return dict(json.loads(path.read_text())) if path.exists() else {}
+        found = dict(json.loads(path.read_text())) if path.exists() else {}
     except json.JSONDecodeError:
         log.warning("%s is damaged: measuring again", path)
         return {}
+    # Earlier versions kept one number for each machine and shape.
+    return {key: at for key, at in found.items() if isinstance(at, dict) and set(at) == set(Crossovers._fields)}
 
 
+@torch.enable_grad()  # an evaluation asks, too
 def measure(d_in: int, d_sae: int, n_tokens: int, device: torch.device) -> Crossovers:
     """Time what a training step does with an active set, forward and backward, in every way.
 

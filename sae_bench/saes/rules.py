@@ -25,14 +25,16 @@ from sae_bench.saes.layouts import Sparse
 class Above:
     """Keep where z > threshold: one for all latents, or one for each, [F]."""
 
-    threshold: Float[Tensor, " F"] | float = 0.0
+    threshold: Float[Tensor, " F"] | Float[Tensor, ""] | float = 0.0
 
     def __call__(self, z: Float[Tensor, "b F"]) -> Bool[Tensor, "b F"]:
         return z > self.threshold
 
     def settle(self, z: Float[Tensor, " P"], pairs: Sparse) -> Bool[Tensor, " P"]:
         """Which of some pairs are kept, if no other could be."""
-        return z > (self.threshold[pairs.latent] if isinstance(self.threshold, Tensor) else self.threshold)
+        if isinstance(self.threshold, Tensor):
+            return z > self.threshold.expand(pairs.n_latents)[pairs.latent]
+        return z > self.threshold
 
 
 @dataclass(frozen=True, eq=False)

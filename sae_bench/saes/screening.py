@@ -51,6 +51,9 @@ ROWS = 512
 MULTIPLE = 32
 """What the number of input dimensions is padded to a multiple of; matrix units like it so."""
 
+ROUNDED_SUMS = ("allow_fp16_reduced_precision_reduction", "allow_fp16_accumulation")
+"""Settings of torch with which float16 products are added in float16; the first is on unless it is set."""
+
 
 @dataclass(frozen=True)
 class Bounded:
@@ -167,10 +170,13 @@ def _with_bound(
 
 
 def _fits(tokens: Bounded, latents: Bounded) -> bool:
-    """Whether no number is too large for its type, and the rows are as long as they should be, not all zero."""
+    """Whether all are numbers, none too large for its type, and the rows are as long as they should be, not all zero.
+
+    A product of two rows is no larger than that of the sums of what bounds them.
+    """
     sides = torch.stack([tokens.bound.amax(0), latents.bound.amax(0)]).tolist()
     long_enough = all(side[3] > 0.5 for side in sides)
-    return long_enough and math.prod(map(max, sides)) < torch.finfo(tokens.rows.dtype).max / 4
+    return long_enough and math.prod(map(sum, sides)) < torch.finfo(tokens.rows.dtype).max / 2
 
 
 def _rounded_up(numbers: Sequence[Float[Tensor, " N"]], dtype: torch.dtype) -> list[Float[Tensor, " N"]]:
@@ -192,13 +198,16 @@ def _products(tokens: Bounded, latents: Bounded, *, at_once: bool) -> Iterator[t
 
 @contextmanager
 def _full_sums() -> Iterator[None]:
-    """Parts of a sum are not to be rounded to bfloat16 before they are added, which CUDA's library may do."""
+    """No part of a sum is to be rounded to float16 before the whole is added, which CUDA's library may do."""
     matmul = torch.backends.cuda.matmul
-    before, matmul.allow_bf16_reduced_precision_reduction = matmul.allow_bf16_reduced_precision_reduction, False
+    before = {name: getattr(matmul, name) for name in ROUNDED_SUMS}
     try:
+        for name in ROUNDED_SUMS:
+            setattr(matmul, name, False)
         yield
     finally:
-        matmul.allow_bf16_reduced_precision_reduction = before
+        for name, value in before.items():
+            setattr(matmul, name, value)
 
 
 def _cut(

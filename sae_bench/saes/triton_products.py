@@ -152,15 +152,16 @@ def bounded_rows(
 ) -> Float[Tensor, "N 4"]:
     """Write rows, rounded, and the dimensions that hold the bound into `low`; the bound, and how large numbers are.
 
-    What `screening.bounded_rows` says, in one pass over the rows. Of tokens `bias` is not read.
+    What `screening._with_bound` says, in one pass over the rows. Of tokens `bias` is not read.
     """
     rows = rows.contiguous()
     bound = rows.new_empty(len(rows), 4)
     info = torch.finfo(low.dtype)
     n_columns = triton.next_power_of_2(low.shape[1])
     numbers = 0 if tokens else 1, sums, hidden, info.eps, info.tiny * info.eps
+    parts = bias.contiguous(), size.contiguous()
     _bounded_rows[(len(rows),)](
-        rows, low, bound, bias, size, scales, *numbers, rows.shape[1], low.stride(0), n_columns, num_warps=8
+        rows, low, bound, *parts, scales, *numbers, rows.shape[1], low.stride(0), n_columns, num_warps=8
     )
     return bound
 

@@ -32,6 +32,8 @@ State = Mapping[str, Any]
 """Nested: tensors, numbers, strings, lists of them."""
 
 KEPT = 2
+FORMAT = 2
+"""Raised when a state has other parts than before: an older checkpoint is passed over."""
 MANIFEST = "checkpoint.json"
 _SEPARATOR = "|"
 
@@ -68,7 +70,7 @@ class Checkpoints:
                 with replacing(folder / f"{name}.safetensors") as file:
                     save_file(tensors, file)
                     sums[name] = sha256(file)
-            content = {"step": step, "config_hash": self._hashes[0], "sha256": sums, "state": plain}
+            content = {"format": FORMAT, "step": step, "config_hash": self._hashes[0], "sha256": sums, "state": plain}
             write_sealed(folder / MANIFEST, content | {"facts": dict(facts)})
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -98,6 +100,8 @@ class Checkpoints:
         manifest = read_sealed(folder / MANIFEST)
         if manifest["config_hash"] not in self._hashes:
             raise UserError("it was made with other settings")
+        if manifest.get("format") != FORMAT:
+            raise UserError("it was made by another version of this program")
         parts = {}
         for name in names:
             file = folder / f"{name}.safetensors"

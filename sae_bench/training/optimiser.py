@@ -50,7 +50,7 @@ def tidy(
     more than `bound`; None without one. Where the norm is not finite the gradients are useless, even if each of their
     numbers is finite. On a GPU `descend` does the first in its one pass over the gradients, too.
     """
-    if sae.unit_norm_decoder and sae.W_dec.grad is not None and kernels_for(sae.W_dec.device) is None:
+    if sae.unit_norm_decoder and sae.W_dec.grad is not None and not _in_one_pass(sae.W_dec, sae):
         sae.project_gradient()
     if bound is None:
         return None, None
@@ -64,21 +64,18 @@ def descend(
     optimiser: torch.optim.Adam, sae: SparseAutoencoder, factor: Float[Tensor, ""] | None, usable: Bool[Tensor, ""]
 ) -> None:
     """One step with gradients that are tidy, after which W_dec's rows have norm one; none if not `usable`."""
-    renormalise = sae.unit_norm_decoder
-    if kernels_for(usable.device) is not None:
-        from sae_bench.training import triton_adam
+    for group, parameter, _ in _with_gradients(optimiser):
+        if _in_one_pass(parameter, sae):
+            from sae_bench.training import triton_adam
 
-        one = torch.ones((), device=usable.device)
-        for group, parameter, _ in _with_gradients(optimiser):
-            if parameter.ndim > 1:
-                state, unit_norm = optimiser.state[parameter], _keeps_norm(parameter, sae)
-                triton_adam.step(group, state, one if factor is None else factor, usable.float(), unit_norm=unit_norm)
-        renormalise = False
+            state, unit_norm = optimiser.state[parameter], _keeps_norm(parameter, sae)
+            times = torch.ones_like(usable, dtype=torch.float32) if factor is None else factor
+            triton_adam.step(group, state, times, usable.float(), unit_norm=unit_norm)
     # The fused optimiser looks at these two before it moves a weight; loss scaling uses it in the same way.
     optimiser.found_inf = (~usable).float()  # type: ignore[attr-defined]
     optimiser.grad_scale = None if factor is None else (1 / factor).float()  # type: ignore[attr-defined]
     optimiser.step()
-    if renormalise:
+    if sae.unit_norm_decoder and not _in_one_pass(sae.W_dec, sae):
         sae.renormalise()
 
 
@@ -91,7 +88,7 @@ def _with_gradients(optimiser: torch.optim.Optimizer) -> list[tuple[dict[str, An
 def _length(parameter: nn.Parameter, gradient: Tensor, sae: SparseAutoencoder) -> Float[Tensor, ""]:
     """The norm of a parameter's gradient once it is tidy."""
     length: Tensor
-    if parameter.ndim == 1 or kernels_for(parameter.device) is None:
+    if not _in_one_pass(parameter, sae):
         length = torch.linalg.vector_norm(gradient)
         return length
     from sae_bench.training import triton_adam
@@ -102,3 +99,10 @@ def _length(parameter: nn.Parameter, gradient: Tensor, sae: SparseAutoencoder) -
 
 def _keeps_norm(parameter: nn.Parameter, sae: SparseAutoencoder) -> bool:
     return sae.unit_norm_decoder and parameter is sae.W_dec
+
+
+def _in_one_pass(parameter: nn.Parameter, sae: SparseAutoencoder) -> bool:
+    """Whether a kernel of ours takes the whole step: a matrix's on a GPU, if what keeps its norm is rows of memory."""
+    if parameter.ndim != 2 or kernels_for(parameter.device) is None:
+        return False
+    return parameter.is_contiguous() or not _keeps_norm(parameter, sae)

@@ -1,8 +1,8 @@
 """One SAE in training: its optimiser, coefficient, dead counters, log, and one step of them.
 
-A step asks the device for one number, that of the active pairs: learning rate and warm-ups are functions of the step's
+A step waits for the device only to know which pairs are active: learning rate and warm-ups are functions of the step's
 number, L0 and the coefficient controller stay on the device, `stats` are read a few steps late. A step whose loss or
-gradient is not finite leaves the weights as they are.
+gradient is not finite leaves the weights as they are, and so does every later one.
 """
 
 import json

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae_bench.formats.open import find_sources, open_sae
+from sae_bench.lm.hooks import Side, intercept
 from sae_bench.lm.model import LanguageModel
-from sae_bench.lm.sites import Side, intercept
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.places import locate
 

@@ -117,6 +117,17 @@ def test_a_plan_states_what_an_earlier_run_measured(capsys, settings, at_work):
     assert rate["tokens_per_second"] * rate["seconds"] == pytest.approx(20 * 120)
 
 
+def test_a_damaged_file_of_rates_costs_no_run_its_results(settings, at_work, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path))
+    (tmp_path / "rates.json").write_text("{cut o")
+    settings = settings | {"--arch": "relu", "--out": tmp_path / "run", "--kernels": "sparse", "--screening": "on"}
+    assert bench(*flags(settings), "--quiet") == 0
+    assert "how fast training went is not kept" in caplog.text
+    training = records_of(tmp_path / "run")[0]["sae"]["training"]
+    assert (training["kernels"], training["screening"]) == ("sparse", "on")
+    assert not {"dense_above", "screen_below"} & set(training), "nothing was measured"
+
+
 def records_of(folder):
     return [json.loads(path.read_text()) for path in sorted((folder / "records").glob("*.json"))]
 

@@ -3,6 +3,7 @@
 Shapes: B tokens, D = d_in, F = d_sae. The twins are three lines of plain torch in float64.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -355,6 +356,22 @@ def test_a_damaged_measurement_is_taken_again(
     assert crossovers(8, 64, 32, torch.device("cpu")) == (0.25, 0.01)
     assert "damaged" in caplog.text
     assert "0.25" in (tmp_path / "crossovers.json").read_text()
+
+
+def test_a_measurement_of_an_earlier_version_is_taken_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Which was one number."""
+    monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr("sae_bench.saes.kernel_choice.measure", lambda *shape: Crossovers(0.25, 0.01))
+    assert crossovers(8, 64, 32, torch.device("cpu")) == (0.25, 0.01)
+    file = tmp_path / "kernel_choice.json"
+    file.write_text(json.dumps(dict.fromkeys(json.loads(file.read_text()), 0.5)))
+    assert crossovers(8, 64, 32, torch.device("cpu")) == (0.25, 0.01)
+
+
+@torch.no_grad()
+def test_kernels_are_measured_where_no_gradients_are_wanted() -> None:
+    """As in an evaluation."""
+    assert measure(8, 64, 32, torch.device("cpu")).dense_above > 0
 
 
 def test_gathered_products_are_the_sampled_ones(monkeypatch: pytest.MonkeyPatch) -> None:

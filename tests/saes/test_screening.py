@@ -184,3 +184,50 @@ def test_too_many_candidates_are_selected_exactly() -> None:
     assert layout_of(Crossovers(0.9, 0.1), half) == (Sparse, 1)
     assert layout_of(Crossovers(0.1, 0.0), few) == (Sparse, 0)
     assert layout_of(Crossovers(0.1, 0.1), Largest(F // 2)) == (Dense, 0)
+
+
+@pytest.mark.parametrize("threshold", [torch.tensor(2.0), torch.tensor([2.0])], ids=["no dimension", "one"])
+def test_one_threshold_may_be_a_tensor(threshold: Tensor) -> None:
+    """As where it is a parameter that all latents share."""
+    x, W, b = inputs()
+    exact, found = (kept(x, W, b, Above(threshold), way) for way in ("off", "on"))
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_of_no_latents_none_is_kept() -> None:
+    """As where none is dead."""
+    x, W, b = inputs()
+    none = Largest(4, among=torch.empty(0, dtype=torch.long))
+    for way in ("off", "on"):
+        assert kept(x, W, b, none, way).isnan().all()
+
+
+def test_products_are_added_in_float32_and_settings_are_left_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the type that is multiplied on a GPU: there torch lets sums be rounded unless it is told otherwise."""
+    matmul, seen = torch.backends.cuda.matmul, []
+
+    def settings_now() -> tuple[bool, bool]:
+        assert screening.LOW["cuda"] == torch.float16
+        return matmul.allow_fp16_reduced_precision_reduction, matmul.allow_fp16_accumulation
+
+    mm = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda *a, **k: (seen.append(settings_now()), mm(*a, **k))[1])
+    matmul.allow_fp16_accumulation = True
+    try:
+        kept(*inputs(), Above(25.0), "on")
+        assert set(seen) == {(False, False)}
+        assert settings_now() == (True, True)
+    finally:
+        matmul.allow_fp16_accumulation = False
+
+
+def test_what_is_not_a_number_does_not_fit_in_whichever_place_it_is() -> None:
+    x, W, b = inputs()
+    tokens, latents = screening._bounded(x, W.T.contiguous(), b, Largest(5), centred=False)
+    assert screening._fits(tokens, latents)
+    for side in (tokens, latents):
+        for place in range(4):
+            before = side.bound[3, place].clone()
+            side.bound[3, place] = torch.nan
+            assert not screening._fits(tokens, latents)
+            side.bound[3, place] = before

@@ -4,6 +4,8 @@ Shapes: d_in = 6, d_sae = 24, batches of 40.
 """
 
 import math
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from toy_trainer import activations, begun
 from sae_bench import ARCHITECTURES, SAEConfig
 from sae_bench.runs.config import ArchSpec
 from sae_bench.runs.plan import settle
+from sae_bench.training import optimiser as optimiser_module
 from sae_bench.training import trainer as trainer_module
 from sae_bench.training.optimiser import adam, descend, tidy
 from sae_bench.training.recipe import Recipe
@@ -147,3 +150,34 @@ def test_a_step_takes_the_gradients_times_the_factor() -> None:
         trained.append(sae)
     for one, other in zip(*(sae.parameters() for sae in trained), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("by_columns", [False, True], ids=["W_dec by rows", "W_dec by columns"])
+def test_on_a_gpu_kernels_of_ours_step_matrices_and_torch_the_rest(
+    by_columns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plugin's parameter may have three dimensions; its W_dec may be stored column by column."""
+    sae, _ = with_gradients(0.39)
+    sae.cube = torch.nn.Parameter(torch.ones(2, 3, 4))
+    sae.W_dec = torch.nn.Parameter(sae.W_dec.detach().T.contiguous().T if by_columns else sae.W_dec.detach())
+    optimiser = adam(sae, settle(ArchSpec(name="topk"), "short")[1])
+    for i, parameter in enumerate(sae.parameters()):
+        parameter.grad = torch.empty_like(parameter).copy_(torch.linspace(1, 2 + i, parameter.shape[-1]))
+    ours = []
+
+    def step(group: dict[str, Any], *_: Any, unit_norm: bool) -> None:
+        (parameter,) = group["params"]
+        parameter.grad = None
+        ours.append((next(name for name, value in sae.named_parameters() if value is parameter), unit_norm))
+
+    stand_in = SimpleNamespace(step=step)
+    monkeypatch.setitem(sys.modules, "sae_bench.training.triton_adam", stand_in)
+    monkeypatch.setattr("sae_bench.training.triton_adam", stand_in, raising=False)
+    monkeypatch.setattr(optimiser_module, "kernels_for", lambda device: stand_in)
+    before = {name: value.detach().clone() for name, value in sae.named_parameters()}
+    tidy(optimiser, sae, None)
+    descend(optimiser, sae, None, torch.tensor(True))
+    assert sorted(ours) == ([("W_enc", False)] if by_columns else [("W_dec", True), ("W_enc", False)])
+    moved = {name for name, value in sae.named_parameters() if (value != before[name]).any()}
+    assert moved == {"b_enc", "b_dec", "cube"} | ({"W_dec"} if by_columns else set())
+    torch.testing.assert_close(torch.linalg.vector_norm(sae.W_dec, dim=1), torch.ones(4))

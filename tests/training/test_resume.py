@@ -14,6 +14,7 @@ from command import bench, flags
 from test_end_to_end import ARCHS, records_of, weights_of, without_times
 
 from sae_bench.cli.main import main
+from sae_bench.records.files import read_sealed, write_sealed
 from sae_bench.runs.train import TrainStage
 from sae_bench.training import trainer as trainer_module
 from sae_bench.training.checkpoint import Checkpoints, flatten, unflatten
@@ -200,3 +201,14 @@ def test_a_checkpoint_gives_back_what_it_was_given(tmp_path):
     assert all(torch.equal(flatten(found.parts["part"])[0][name], tensor) for name, tensor in tensors.items())
     assert Checkpoints(tmp_path, ["other"]).load(["part"]) is None
     assert unflatten(*flatten({})) == {}
+
+
+def test_a_checkpoint_of_another_version_is_passed_over(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path, ["hash"])
+    checkpoints.save(3, {"part": {"a": 1}}, {})
+    manifest = tmp_path / "00000003" / "checkpoint.json"
+    content = read_sealed(manifest)
+    del content["format"]
+    write_sealed(manifest, content)
+    assert checkpoints.load(["part"]) is None
+    assert "made by another version" in caplog.text
