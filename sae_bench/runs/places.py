@@ -92,7 +92,7 @@ def settled(place: Place, said: Place, *, training: bool) -> tuple[Place, tuple[
 
 def _check_known(place: Place) -> None:
     if place.unclear:
-        raise UserError(f"{place.unclear}, which is no site known here: say which it is with --site (a kind of "
+        raise UserError(f"{place.unclear}: which site that is, is not known here: say it with --site (a kind of "
                         "`ls sites`, or path:MODULE) and --layer, if it is an SAE of one")  # fmt: skip
     for what, flag, value in (("layer", "--layer", place.layer), ("site", "--site", place.kind)):
         if value is None and not (what == "layer" and place.kind and place.kind.startswith("path:")):

@@ -507,3 +507,12 @@ def test_flags_may_say_what_enters_a_layer_where_the_file_says_so(models, tmp_pa
     for layer, site in ((1, "resid_pre"), (3, "resid_pre"), (2, "resid_post")):
         with pytest.raises(UserError, match=r"cfg\.json says"):
             placed(lm, path, sites=[site], layers=[layer])
+
+
+def test_what_is_refused_or_asked_is_said_in_a_sentence(models, tmp_path):
+    w = principal(torch.randn(60, D))
+    with pytest.raises(UserError, match=r"names a transcoder, which predicts"):
+        placed(models["neox"], saelens(tmp_path / "my-transcoders", w, hook_name="blocks.1.hook_resid_post"))
+    contradiction = dictionary_learning(tmp_path / "d", w, {"submodule_name": "attn_out_layer_1", "layer": 2})
+    with pytest.raises(UserError, match=r"'attn_out_layer_1', but layer 2: which site that is, is not known here: say"):
+        placed(models["neox"], contradiction)
