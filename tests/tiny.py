@@ -126,7 +126,7 @@ def tiny_gpt2(**options: Any) -> PreTrainedModel:
 
 
 def tiny_phi(**options: Any) -> PreTrainedModel:
-    """Of a structure that no built-in family fits."""
+    """Attention and MLP side by side, and projections of other names than Llama's."""
     return _build(PhiConfig, "gemma2", **({"intermediate_size": 56, "num_attention_heads": 2} | options))
 
 

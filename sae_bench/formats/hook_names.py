@@ -25,7 +25,7 @@ WORDS = {
 
 MODULE = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*")
 EMBEDDING = re.compile(r"(?:^|[/.])(?:embedding|embed|hook_embed|embed_tokens|embed_in|wte)(?:/|$)")
-NO_AUTOENCODER = re.compile(r"(?:^|[-_/.])(skip_transcoder|(?:transcoder|crosscoder|clt)s?)(?=$|[-_/.])")
+NO_AUTOENCODER = re.compile(r"(?:^|[-_/.])(skip_transcoder|(?:transcoder|crosscoder|clt))s?(?=$|[-_/.])")
 PATH = "its path"
 
 

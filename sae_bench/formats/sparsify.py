@@ -58,7 +58,7 @@ def read(source: Source) -> ForeignSAE:
 
 def _place(name: str) -> Place:
     """The hookpoint that names the folder, a module of the model's body; below it there may be one folder a seed."""
-    parts = [part for part in name.rstrip("/").split("/") if not re.fullmatch(r"seed\d+", part)]
+    parts = [part for part in name.rstrip("/").split("/") if not re.fullmatch(r"seed\d+", part) and part not in FILES]
     if residual := re.fullmatch(r"(?:layers|h)\.(\d+)", parts[-1]):
         return Place("resid_post", int(residual[1])).read_in(PATH)
     if "." in parts[-1] or EMBEDDING.search(parts[-1]):

@@ -5,7 +5,6 @@ line here. A name alone is never believed: where a model runs, eight tokens show
 the layer adds (`adding_modules`). Layers are found without a family, too.
 """
 
-from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -115,13 +114,16 @@ def adding_modules(model: nn.Module, layer: int, family: Family) -> tuple[str, s
     They are `family.mlp_out` and `family.attn_out`, or a module that their output is passed on to (a norm), for which
     resid_post - resid_pre = attn + mlp to the rounding of the dtype. With resid_mid = resid_pre + attn that is
     resid_post - resid_mid = mlp, and it holds where the two stand side by side, too.
-    Eight tokens run through the model as far as the layer. A dry run's tensors have no values to look at.
+    Eight tokens run through the model as far as the layer. A dry run's tensors have no values: there the last module
+    counts that the output is passed on to, as it is, and that makes something new of it.
 
     Raises UserError where it holds for none.
     """
     block = f"{family.layers}.{layer}"
-    entering, leaving = _traffic(model, model.get_submodule(block))
-    if isinstance(leaving[""], FakeTensor) or not leaving[""].isfinite().all():
+    entering, leaving = traffic(model, model.get_submodule(block))
+    if isinstance(leaving[""], FakeTensor):
+        return _last_made(family.mlp_out, entering, leaving), _last_made(family.attn_out, entering, leaving)
+    if not leaving[""].isfinite().all():
         return family.mlp_out, family.attn_out  # whoever captures what is not finite refuses it, and says so
     for mlp, attn in product(*(_passed_on(name, entering, leaving) for name in (family.mlp_out, family.attn_out))):
         if _adds_up(leaving[""], entering[""], leaving[attn], leaving[mlp]):
@@ -152,8 +154,11 @@ def _paths(model: nn.Module) -> dict[str, str]:
 Passing = dict[str, Float[Tensor, "1 n _"]]
 
 
-def _traffic(model: nn.Module, block: nn.Module) -> tuple[Passing, Passing]:
-    """Copies of what enters and what leaves each module of a layer, by name; the layer's own is ""."""
+def traffic(model: nn.Module, block: nn.Module) -> tuple[Passing, Passing]:
+    """Copies of what enters and what leaves each module of a layer, by name; the layer's own is "".
+
+    Of a dry run's tensors, themselves: which is which is all that there is to see.
+    """
     whole: Any = model
     rows = whole.get_input_embeddings().weight
     tokens = (1 + torch.arange(N_PROBED, device=rows.device)[None] * 7919) % len(rows)
@@ -161,7 +166,8 @@ def _traffic(model: nn.Module, block: nn.Module) -> tuple[Passing, Passing]:
 
     def see(name: str, side: Side, x: Any) -> None:
         if isinstance(x, Tensor):
-            found[side][name] = by_context(x, tokens).clone()
+            x = by_context(x, tokens)
+            found[side][name] = x if isinstance(x, FakeTensor) else x.clone()
         if (name, side) == ("", "output"):
             raise AllSeen
 
@@ -172,13 +178,23 @@ def _traffic(model: nn.Module, block: nn.Module) -> tuple[Passing, Passing]:
     return found["input"], found["output"]
 
 
-def _passed_on(name: str, entering: Passing, leaving: Passing) -> Iterable[str]:
+def _passed_on(name: str, entering: Passing, leaving: Passing) -> list[str]:
     """A module, and those behind it that are given its output as it is, in the order of the pass."""
     chain = [name] if name in leaving else []
     for other, x in entering.items():
-        if other in leaving and other not in chain and any(torch.equal(x, leaving[before]) for before in chain):
+        if other in leaving and other not in chain and any(_same(x, leaving[before]) for before in chain):
             chain.append(other)
     return chain
+
+
+def _last_made(name: str, entering: Passing, leaving: Passing) -> str:
+    """The first module of `_passed_on` that returns what the last one does; a dropout at rest returns its input."""
+    chain = _passed_on(name, entering, leaving)
+    return next((module for module in chain if leaving[module] is leaving[chain[-1]]), name)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a is b if isinstance(a, FakeTensor) else torch.equal(a, b)
 
 
 def _adds_up(total: Tensor, *parts: Tensor) -> bool:

@@ -55,7 +55,9 @@ def load_language_model(
         config = _config(name_or_path, source, options, published=random)
         check_quantisation(config)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    for place in [device] if random else dict.fromkeys([device, torch.device("cpu")]):  # read by way of the CPU
+    quantised = getattr(config, "quantization_config", None) is not None  # how large it is, its method alone knows
+    read = [] if quantised else dict.fromkeys([device, torch.device("cpu")])  # by way of the CPU
+    for place in [device] if random else read:
         _check_memory(name, config, place, dtype, trust_remote_code)
     with _explained(source, revision, random=random):
         if random_seed is None:
@@ -197,4 +199,6 @@ def _explanation(source: str, revision: str | None, error: Exception) -> str:
         reason = f"KeyError: {reason}"
     if isinstance(error, ImportError):
         return f'model "{source}" cannot be loaded ({reason}): install that, or choose a checkpoint without need of it'
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return f'model "{source}" has no room ({reason}): free some memory, or try another --device or a smaller model'
     return f'model "{source}" cannot be loaded ({reason}): give another folder or a causal LM from the hub'

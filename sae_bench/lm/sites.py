@@ -12,7 +12,7 @@ few tokens that run through the model as far as the site; it is checked at every
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from sae_bench.errors import UserError, did_you_mean
-from sae_bench.lm.families import adding_modules, find_backbone, find_family, modules_to_name
-from sae_bench.lm.hooks import K, Side, run_until_seen
+from sae_bench.lm.families import adding_modules, find_backbone, find_family, modules_to_name, traffic
+from sae_bench.lm.hooks import Side, run_until_seen
 from sae_bench.records.schema import SAEDescription
 
 SITE_KINDS = ("resid_post", "mlp_out", "attn_out")
@@ -30,7 +30,7 @@ KINDS = (*SITE_KINDS, "attn_add", "resid_pre", "resid_mid")
 ADDITIVE = ("resid_post", "mlp_out", "attn_add", "resid_pre", "resid_mid")
 """Kinds that are the residual stream, or what is added to it."""
 
-MIDDLES = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "mlp")
+MIDDLES = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "final_layer_norm", "mlp")
 """Modules of a layer whose input may be the residual stream between attention and MLP: a probe shows whose is."""
 
 
@@ -118,7 +118,7 @@ def _named_module(model: nn.Module, kind: str, layer: int) -> tuple[str, Side]:
     if kind == "attn_out":
         return f"{block}.{family.attn_out}", "input"
     if kind == "resid_mid":
-        return _middle(model, block, f"{block}.{attn_add}"), "input"
+        return _middle(model, block, attn_add), "input"
     return f"{block}.{mlp_out if kind == 'mlp_out' else attn_add}", "output"
 
 
@@ -145,16 +145,16 @@ def kind_of(model: nn.Module, path: str, side: Side) -> str | None:
 
 def _middle(model: nn.Module, block: str, attn_add: str) -> str:
     """The module of a decoder layer whose input is what enters the layer plus what its attention adds."""
-    children = dict(model.get_submodule(block).named_children())
-    points: dict[str, tuple[nn.Module, Side]] = {
-        "enters": (model.get_submodule(block), "input"), "added": (model.get_submodule(attn_add), "output"),
-        **{name: (children[name], "input") for name in MIDDLES if name in children},
-    }  # fmt: skip
-    seen = _probe(model, points)
-    wanted = seen["enters"] + seen["added"]
+    layer = model.get_submodule(block)
+    entering, leaving = traffic(model, layer)
+    wanted = entering[""] + leaving[attn_add]
+    no_sum = [entering[""], *(x for name, x in leaving.items() if not [*layer.get_submodule(name).children()])]
     for name in MIDDLES:
-        # Fake tensors, as in a dry run, have no numbers to compare.
-        if name in seen and (isinstance(wanted, FakeTensor) or _close(seen[name], wanted)):
+        if name not in entering:
+            continue
+        x = entering[name]
+        # A dry run's tensors have no values: it is no sum if it enters the layer, or a single module made it.
+        if not any(x is other for other in no_sum) if isinstance(x, FakeTensor) else _close(x, wanted):
             return f"{block}.{name}"
     raise UserError(f"{type(model).__name__}: no module of {block} is given its input plus attention, which may work "
                     "in parallel to the MLP: there is no resid_mid; choose another site")  # fmt: skip
@@ -162,13 +162,6 @@ def _middle(model: nn.Module, block: str, attn_add: str) -> str:
 
 def _close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool((a - b).norm() <= 8 * torch.finfo(b.dtype).eps * b.norm())
-
-
-def _probe(model: nn.Module, points: Mapping[K, tuple[nn.Module, Side]], n: int = 8) -> dict[K, Tensor]:
-    """What passes some points when a few tokens run through the model; one alone may be padding, embedded as zeros."""
-    tokens = torch.arange(n, device=next(model.parameters()).device)[None]
-    with torch.no_grad():
-        return run_until_seen(model, tokens, points)
 
 
 def _check_module(model: nn.Module, kind: str, path: str) -> None:
@@ -184,7 +177,11 @@ def _check_module(model: nn.Module, kind: str, path: str) -> None:
 
 def _measure_width(model: nn.Module, kind: str, path: str, side: Side) -> int:
     """Return the width of the activations on one side of a module, as two tokens see them."""
-    seen = _probe(model, {path: (model.get_submodule(path), side)}, n=2)
+    tokens = torch.arange(2, device=next(model.parameters()).device)[
+        None
+    ]  # one alone may be padding, embedded as zeros
+    with torch.no_grad():
+        seen = run_until_seen(model, tokens, {path: (model.get_submodule(path), side)})
     if path not in seen:
         raise UserError(f'site "{kind}": {path} takes no part in a forward pass: name another module')
     x = seen[path]

@@ -92,7 +92,7 @@ def settled(place: Place, said: Place, *, training: bool) -> tuple[Place, tuple[
 
 def _check_known(place: Place) -> None:
     if place.unclear:
-        raise UserError(f"{place.unclear}, which is no site known here: say which it is with --site (a kind of "
+        raise UserError(f"{place.unclear}: which site that is, is not known here: say it with --site (a kind of "
                         "`ls sites`, or path:MODULE) and --layer, if it is an SAE of one")  # fmt: skip
     for what, flag, value in (("layer", "--layer", place.layer), ("site", "--site", place.kind)):
         if value is None and not (what == "layer" and place.kind and place.kind.startswith("path:")):
@@ -110,7 +110,8 @@ def find(model: nn.Module, place: Place) -> Site:
     if path is None:
         raise UserError(f"{type(model).__name__} has no module {name}: name one with --site path:MODULE")
     number = layer_of(path)
-    short = kind_of(model, path, "input" if side == "input" else "output") if number is not None else None
+    known = number is not None and side in ("", "input", "output")
+    short = kind_of(model, path, "input" if side == "input" else "output") if known else None
     if short:
         with suppress(UserError):  # a module that is named is measured, though its short name may not be sure
             return find_site(model, short, number or 0)
@@ -127,6 +128,8 @@ def _spellings(model: nn.Module, name: str) -> Iterator[str]:
 
 def _check_agrees(model: nn.Module, place: Place, said: Place, site: Site) -> None:
     """Refuse a flag that says another module or layer than the file does."""
+    if site.kind == "resid_post" and (said.kind, said.layer) == ("resid_pre", site.layer + 1):
+        return  # what enters a layer has left the one before
     if said.kind and place.kind_from != FLAG:
         other = find_site(model, said.kind, site.layer)
         if (other.path, other.side) != (site.path, site.side):
@@ -135,9 +138,7 @@ def _check_agrees(model: nn.Module, place: Place, said: Place, site: Site) -> No
     by_flags = place.kind_from == FLAG and place.layer_from in (FLAG, "")
     if said.layer not in (None, layer_of(site.path), site.layer) and layer_of(site.path) is not None and not by_flags:
         where = place.layer_from or place.kind_from
-        raise UserError(
-            f"{where} says layer {site.layer}, and --layer {said.layer}: leave out --layer, or mend the file"
-        )
+        raise UserError(f"{where} says {site.name}, and --layer {said.layer}: leave out --layer, or mend the file")
 
 
 def processed(lm: LanguageModel, site: Site, sae: ForeignSAE) -> tuple[bool, tuple[str, ...]]:

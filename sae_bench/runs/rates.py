@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sae_bench.errors import UserError
 from sae_bench.lm.model import LanguageModel
-from sae_bench.records.files import read_json, write_json
+from sae_bench.records.files import Damaged, read_json, write_json
 from sae_bench.records.names import cache_folder
 from sae_bench.records.schema import SAEDescription
 from sae_bench.runs.config import RunConfig
@@ -41,14 +41,19 @@ def _path() -> Path:
     return cache_folder() / "rates.json"
 
 
-def known_rate(stage: str, lm: LanguageModel, config: RunConfig, saes: Sequence[SAEDescription]) -> Rate | None:
-    """What the longest such stage of an earlier run showed here; None if there was none.
+def _rates() -> dict[str, dict[str, float]]:
+    """All rates, by `_key`; none where the file is damaged: they are an estimate, and no run shall fail for one."""
+    try:
+        found: dict[str, dict[str, float]] = read_json(_path()) if _path().exists() else {}
+    except Damaged as damage:
+        log.warning("%s; rates are measured anew", damage)
+        return {}
+    return found
 
-    Raises:
-        UserError: the file of rates is damaged.
-    """
-    found = read_json(_path()) if _path().exists() else {}
-    key = _key(stage, lm, config, saes)
+
+def known_rate(stage: str, lm: LanguageModel, config: RunConfig, saes: Sequence[SAEDescription]) -> Rate | None:
+    """What the longest such stage of an earlier run showed here; None if there was none."""
+    found, key = _rates(), _key(stage, lm, config, saes)
     return Rate(**found[key]) if key in found else None
 
 
@@ -62,9 +67,8 @@ def remember_rate(
     seconds = time.monotonic() - began
     try:
         known = known_rate(stage, lm, config, saes)
-        if known is None or known.seconds <= seconds:
-            found = read_json(_path()) if _path().exists() else {}
+        if n_tokens and (known is None or known.seconds <= seconds):
             rate = {"tokens_per_second": n_tokens / seconds, "seconds": seconds}
-            write_json(_path(), found | {_key(stage, lm, config, saes): rate})
+            write_json(_path(), _rates() | {_key(stage, lm, config, saes): rate})
     except UserError as error:
         log.warning("how fast %s went is not kept: %s", stage, error)

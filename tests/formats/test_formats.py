@@ -313,6 +313,13 @@ def test_gemma_scope_names_and_hub_paths_are_fetched_and_placed(tmp_path, fake_h
         find_sources("hf:google/gemma-scope-2b-pt-res/layer_9")
 
 
+def test_the_name_of_a_file_on_the_hub_says_no_site(tmp_path, fake_hub):
+    write_sparsify(tmp_path / "repo")[0].rename(tmp_path / "repo" / "layers.1.mlp")
+    for text in ("hf:owner/name/layers.1.mlp", "hf:owner/name/layers.1.mlp/sae.safetensors"):
+        (source,) = find_sources(text)
+        assert open_sae(source).place == Place("path:layers.1.mlp")
+
+
 def test_what_the_hub_refuses_is_one_line_with_a_remedy(monkeypatch):
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 

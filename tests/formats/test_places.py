@@ -489,3 +489,30 @@ def test_what_tools_write_today_is_passed_without_a_word(models, tmp_path):
     }  # fmt: skip
     for name, write in writers.items():
         assert placed(models["neox"], write(tmp_path / name))[1].notes == ()
+
+
+def test_a_side_that_is_none_is_refused(models, tmp_path):
+    w = principal(torch.randn(60, D))
+    for side in ("inptu", None):
+        more = {"module_path": "gpt_neox.layers.1.mlp", "module_side": side}
+        path = saelens(tmp_path / str(side), w, hook_name="gpt_neox.layers.1.mlp", **more)
+        with pytest.raises(UserError, match=f"after @ comes input or output, not .{side}"):
+            placed(models["neox"], path)
+
+
+def test_flags_may_say_what_enters_a_layer_where_the_file_says_so(models, tmp_path):
+    lm, w = models["neox"], principal(torch.randn(60, D))
+    path = saelens(tmp_path / "s", w, hook_name="blocks.2.hook_resid_pre")
+    assert placed(lm, path, sites=["resid_pre"], layers=[2])[1].site.name == "layer_1.resid_post"
+    for layer, site in ((1, "resid_pre"), (3, "resid_pre"), (2, "resid_post")):
+        with pytest.raises(UserError, match=r"cfg\.json says"):
+            placed(lm, path, sites=[site], layers=[layer])
+
+
+def test_what_is_refused_or_asked_is_said_in_a_sentence(models, tmp_path):
+    w = principal(torch.randn(60, D))
+    with pytest.raises(UserError, match=r"names a transcoder, which predicts"):
+        placed(models["neox"], saelens(tmp_path / "my-transcoders", w, hook_name="blocks.1.hook_resid_post"))
+    contradiction = dictionary_learning(tmp_path / "d", w, {"submodule_name": "attn_out_layer_1", "layer": 2})
+    with pytest.raises(UserError, match=r"'attn_out_layer_1', but layer 2: which site that is, is not known here: say"):
+        placed(models["neox"], contradiction)

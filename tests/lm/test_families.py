@@ -1,5 +1,7 @@
 """In every family each site is what its definition says, seen by arithmetic, and the layers after it are replayed."""
 
+from itertools import product
+
 import pytest
 import torch
 import transformers as hf
@@ -12,7 +14,7 @@ from sae_bench.lm import families
 from sae_bench.lm.families import find_backbone, find_family
 from sae_bench.lm.hooks import intercept, run_until_seen
 from sae_bench.lm.model import LanguageModel
-from sae_bench.lm.sites import SITE_KINDS, find_site
+from sae_bench.lm.sites import KINDS, SITE_KINDS, find_site
 from sae_bench.lm.skeleton import build_skeleton
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.plan import plan_saes
@@ -257,3 +259,25 @@ def test_a_model_without_layers_names_its_lists_of_modules(monkeypatch):
     monkeypatch.setattr(families, "FAMILIES", [])
     with pytest.raises(UserError, match=r"lists of modules here: model\.layers\.\{layer\}$"):
         find_site(model, "resid_post", 1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_dry_run_names_the_very_modules_that_a_run_finds_and_refuses_a_middle_that_is_none(name):
+    """A norm behind attention (Gemma, GLM-4, OLMo 2) is seen without values; so is attention beside the MLP."""
+    model, mode = MODELS[name](), FakeTensorMode()
+    with mode:
+        planned = build_skeleton(model.config).eval()
+
+    def place(model, kind, layer):
+        try:
+            return find_site(model, kind, layer)
+        except UserError as error:
+            return str(error)
+
+    for kind, layer in product(KINDS, (0, 2)):
+        with mode:
+            without_values = place(planned, kind, layer)
+        assert without_values == place(model, kind, layer)
+    assert not isinstance(place(model, "attn_add", 2), str)
+    parallel = ("phi", "gptj", "falcon", "gpt_neox")
+    assert isinstance(place(model, "resid_mid", 2), str) == (name in parallel)

@@ -19,6 +19,7 @@ from tiny import D_MODEL, FAMILIES, N_LAYERS, save_tiny, tiny_llama
 from tiny import tiny_tokenizer as tokenizer_of
 
 from sae_bench.errors import UserError
+from sae_bench.lm import load
 from sae_bench.lm.load import hub_commit, language_model_shape, load_language_model
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.model_names import HUB_MODELS, resolve_model
@@ -37,11 +38,11 @@ def test_a_quantised_checkpoint_that_cannot_be_run_here_is_one_line_already_in_a
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (folder / "config.json").write_text(json.dumps(config))
-    for load in (language_model_shape, partial(load_language_model, device="cpu")):
+    for of in (language_model_shape, partial(load_language_model, device="cpu")):
         with pytest.raises(
             UserError, match=r"cannot be loaded \(Using `bitsandbytes` 4-bit .*\): install that"
         ) as error:
-            load(str(folder), dtype=torch.float32)
+            of(str(folder), dtype=torch.float32)
         assert "\n" not in str(error.value)
 
 
@@ -65,9 +66,9 @@ def test_words_beyond_the_embedding_are_one_line_and_special_ones_that_nobody_us
     load_language_model(str(folder), device="cpu", dtype=torch.float32)
     tokenizer.add_tokens(["zebra"])
     tokenizer.save_pretrained(folder)
-    for load in (language_model_shape, partial(load_language_model, device="cpu")):
+    for of in (language_model_shape, partial(load_language_model, device="cpu")):
         with pytest.raises(UserError, match=f"words up to number {n_rows + 1}, the model embeds {n_rows}: choose"):
-            load(str(folder), dtype=torch.float32)
+            of(str(folder), dtype=torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -177,3 +178,27 @@ def test_a_model_from_the_hub_is_named_by_its_commit(tmp_path, monkeypatch):
     assert hub_commit("owner/tiny", commit) == commit
     with pytest.raises(UserError, match="cannot be downloaded"):
         load_language_model("owner/absent", device="cpu", dtype=torch.float32)
+
+
+def test_what_does_not_fit_while_it_loads_is_called_so(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(
+        UserError, match=r"has no room \(CUDA out of memory.*\): free some memory, or try another --dev"
+    ):
+        load_language_model(str(save_tiny(tmp_path, "llama")), device="cpu", dtype=torch.float32)
+
+
+def test_room_for_a_quantised_checkpoint_is_not_counted_in_numbers_that_it_does_not_have(tmp_path, monkeypatch):
+    folder = save_tiny(tmp_path, "llama")
+    monkeypatch.setattr(load, "free_bytes", lambda device: 1)
+    with pytest.raises(UserError, match=r"needs 0\.00 GB in float32"):
+        load_language_model(str(folder), device="cpu", dtype=torch.float32)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(load, "check_quantisation", lambda config: None)  # the packages are there, say
+    with pytest.raises(UserError, match=r"cannot be loaded .*bitsandbytes"):  # and from_pretrained is asked
+        load_language_model(str(folder), device="cpu", dtype=torch.float32)

@@ -4,14 +4,25 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import FAMILIES, tiny_gpt_neox, tiny_llama, tiny_tokenizer
+from tiny import D_MODEL, FAMILIES, N_LAYERS, tiny_gpt_neox, tiny_llama, tiny_tokenizer
+from transformers import AutoModelForCausalLM, OPTConfig
 
 from sae_bench.errors import UserError
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import KINDS, find_site, kind_of
 
 TOKENS = torch.arange(30).reshape(2, 15) + 5
-IN_A_ROW = {**FAMILIES, "gpt_neox": lambda: tiny_gpt_neox(use_parallel_residual=False)}
+
+
+def tiny_opt():
+    sizes = {"hidden_size": D_MODEL, "word_embed_proj_dim": D_MODEL, "num_hidden_layers": N_LAYERS, "ffn_dim": 56}
+    more = {"num_attention_heads": 2, "vocab_size": len(tiny_tokenizer()), "max_position_embeddings": 128}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(OPTConfig(**sizes, **more, init_std=0.2)).eval()
+
+
+IN_A_ROW = {**FAMILIES, "gpt_neox": lambda: tiny_gpt_neox(use_parallel_residual=False), "opt": tiny_opt}
 LAYER = 2
 
 

@@ -126,6 +126,7 @@ def trained(work: Path) -> None:
         "--arch": "all", "--model": "demo", "--layer": LAYER, "--width": WIDTH, "--l0": K, "--tokens": 1024,
         "--reuse": 16, "--batch-size": 256, "--context-size": CONTEXT_SIZE, "--device": "cpu",
         "--eval-tokens": N_CONTEXTS * (CONTEXT_SIZE - 1), "--out": work / "run", "--emit": "saebench",
+        "--dtype": "float32",
     }  # fmt: skip
     arguments = [str(part) for pair in settings.items() for part in pair]
     subprocess.run([sys.executable, ROOT / "bench.py", *arguments], check=True, cwd=ROOT)

@@ -3,17 +3,21 @@
 import json
 import re
 import socket
+import time
 
 import pytest
 import torch
 from command import bench, flags
+from tiny import tiny_gemma2, tiny_tokenizer
 
+from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.model_names import HUB_MODELS
 from sae_bench.lm.sites import Site
 from sae_bench.runs import costs
 from sae_bench.runs.config import ArchSpec, RunConfig
 from sae_bench.runs.costs import CARDS, Peaks, peaks_of, step_seconds
 from sae_bench.runs.plan import SAEPlan
+from sae_bench.runs.rates import known_rate, remember_rate
 from sae_bench.saes.base import SAEConfig
 from sae_bench.training.recipe import recipe_for
 
@@ -122,10 +126,30 @@ def test_a_damaged_file_of_rates_costs_no_run_its_results(settings, at_work, mon
     (tmp_path / "rates.json").write_text("{cut o")
     settings = settings | {"--arch": "relu", "--out": tmp_path / "run", "--kernels": "sparse", "--screening": "on"}
     assert bench(*flags(settings), "--quiet") == 0
-    assert "how fast training went is not kept" in caplog.text
+    assert "rates.json is not valid JSON" in caplog.text
     training = records_of(tmp_path / "run")[0]["sae"]["training"]
     assert (training["kernels"], training["screening"]) == ("sparse", "on")
     assert not {"dense_above", "screen_below"} & set(training), "nothing was measured"
+
+
+def test_neither_a_stage_of_no_tokens_nor_a_damaged_file_of_rates_keeps_a_run_or_a_plan_from_its_end(
+    monkeypatch, tmp_path, caplog
+):
+    monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path))
+    lm = LanguageModel(tiny_gemma2(), tiny_tokenizer(), "tiny")
+    config = RunConfig.build({"archs": ["topk"]})
+    saes = [topk(32, 48, 6).describe()]
+
+    def after(n_tokens):
+        remember_rate("training", lm, config, saes, n_tokens, time.monotonic() - 10)
+        return known_rate("training", lm, config, saes)
+
+    assert after(0) is None, "as where a finished checkpoint is resumed"
+    assert after(100).tokens_per_second == pytest.approx(10, rel=0.01)
+    (tmp_path / "rates.json").write_text("{")
+    assert known_rate("training", lm, config, saes) is None
+    assert "rates.json is not valid JSON" in caplog.text
+    assert after(200).tokens_per_second == pytest.approx(20, rel=0.01)
 
 
 def records_of(folder):
