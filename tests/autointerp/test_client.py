@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import signal
 import statistics
@@ -17,11 +18,12 @@ from toy_latents import toy_latent
 from sae_bench import SCORERS
 from sae_bench.autointerp import client as client_module
 from sae_bench.autointerp.budget import Price, Spending, Tally
-from sae_bench.autointerp.calls import Endpoint
+from sae_bench.autointerp.calls import Answer, Endpoint
 from sae_bench.autointerp.client import Client, EndpointUnusable
 from sae_bench.autointerp.explainer import judge_latent, judged
 from sae_bench.autointerp.judges import Judges
 from sae_bench.autointerp.parse import Unreadable, read_boolean
+from sae_bench.autointerp.scorers.simulation import expected
 from sae_bench.autointerp.settings import Budget
 
 ALL = ("detection", "fuzzing", "simulation", "saebench_detection")
@@ -368,6 +370,12 @@ def test_an_endpoint_without_schemas_and_logprobs_is_asked_without(server, tmp_p
     (latent,) = ask(server, tmp_path, toy_latent(), concurrency=1)
     assert scores_of(latent) == pytest.approx(dict.fromkeys(ALL, 1.0))
     assert sum("response_format" in request for request in server.requests) == 1, "it is told once"
+
+
+def test_a_number_with_a_space_before_it_is_the_same_number():
+    """.5 of "3", .3 of " 3", .2 of "8": the mean is 4."""
+    likely = {"3": math.log(0.5), " 3": math.log(0.3), "8": math.log(0.2), "x": 0.0}
+    assert expected(Answer([8.0], tokens=[("8", likely)])) == [pytest.approx(4.0)]
 
 
 def test_where_there_are_logprobs_a_simulation_is_an_expected_value(server, tmp_path):

@@ -104,10 +104,12 @@ def _number_tokens(tokens: Sequence[tuple[str, Mapping[str, float]]]) -> list[Ma
 
 
 def _mean(likely: Mapping[str, float], said: float) -> float:
-    numbers = {token: int(token) for token in likely if re.fullmatch(r"\s*(?:\d|10)\s*", token)}
-    weights = {number: math.exp(likely[token]) for token, number in numbers.items()}
-    total = sum(weights.values())
-    return sum(value * weight for value, weight in weights.items()) / total if total > 0 else said
+    """The expected number: of all tokens that are one, with or without a space beside it."""
+    numbers = [token for token in likely if re.fullmatch(r"\s*(?:\d|10)\s*", token)]
+    weights = [math.exp(likely[token]) for token in numbers]
+    if not (total := sum(weights)):
+        return said
+    return sum(int(token) * weight for token, weight in zip(numbers, weights, strict=True)) / total
 
 
 def strengths(content: dict[str, Any], n: int) -> list[float]:
