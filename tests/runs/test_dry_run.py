@@ -108,13 +108,14 @@ def test_a_card_is_known_by_its_name_and_others_are_measured(monkeypatch):
     assert 1e8 < peaks.bandwidth < 1e13
 
 
-def test_a_plan_states_what_an_earlier_run_measured(capsys, settings, at_work):
+def test_a_plan_states_what_an_earlier_run_measured(capsys, settings, at_work, monkeypatch, tmp_path):
+    monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path))
     first = settings | {"--arch": "relu", "--out": at_work / "rates"}
     assert "tokens/s, computed)" in planned(capsys, *flags(first))
     assert bench(*flags(first), "--quiet") == 0
     capsys.readouterr()
     text = planned(capsys, *flags(first | {"--tokens": 6000, "--out": at_work / "more"}))
-    rates = json.loads((at_work.parent / "cache" / "rates.json").read_text())
+    rates = json.loads((tmp_path / "rates.json").read_text())
     (rate,) = (rate for key, rate in rates.items() if key.startswith("training") and "1 relu at layer_1" in key)
     assert f"({rate['tokens_per_second']:,.0f} tokens/s, measured here in" in text
     assert text.count("measured here in") == 2

@@ -363,7 +363,7 @@ def test_a_measurement_of_an_earlier_version_is_taken_again(monkeypatch: pytest.
     monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path))
     monkeypatch.setattr("sae_bench.saes.kernel_choice.measure", lambda *shape: Crossovers(0.25, 0.01))
     assert crossovers(8, 64, 32, torch.device("cpu")) == (0.25, 0.01)
-    file = tmp_path / "kernel_choice.json"
+    file = tmp_path / "crossovers.json"
     file.write_text(json.dumps(dict.fromkeys(json.loads(file.read_text()), 0.5)))
     assert crossovers(8, 64, 32, torch.device("cpu")) == (0.25, 0.01)
 
