@@ -61,7 +61,7 @@ class Lab:
         self.whole = records(folder / "whole")
 
     def command(self, name: str) -> list[str]:
-        # Which kernels are faster is measured: a clock that jumps, or other threads, would choose others and other bits.
+        # Which kernels are faster is measured: by a clock that jumps others are, and other bits come out.
         kernels = {"--kernels": "sparse", "--screening": "on"}
         return [str(part) for part in flags(self.settings | kernels | {"--out": self.folder / name})] + ["--quiet"]
 
