@@ -238,9 +238,8 @@ def _reaching(upper: Float[Tensor, "b F"], cut: Float[Tensor, "..."]) -> tuple[I
         return (upper >= cut).nonzero(as_tuple=True)  # type: ignore[return-value]
     # A CPU compares 16-bit floats slowly. From zero on they are ordered as the integers of the same bits are.
     reached = upper.view(torch.int16) >= cut.view(torch.int16)
-    token, word = (words := reached.view(torch.int64)).nonzero(
-        as_tuple=True
-    )  # eight latents at once: few words are not 0
+    words = reached.view(torch.int64)  # eight latents at once: few words are not zero
+    token, word = words.nonzero(as_tuple=True)
     which, latent = words[token, word].view(torch.bool).view(-1, 8).nonzero(as_tuple=True)
     return token[which], word[which] * 8 + latent
 

@@ -231,3 +231,17 @@ def test_what_is_not_a_number_does_not_fit_in_whichever_place_it_is() -> None:
             side.bound[3, place] = torch.nan
             assert not screening._fits(tokens, latents)
             side.bound[3, place] = before
+
+
+def test_a_bias_of_more_digits_than_two_rounded_numbers_hold_costs_no_pair() -> None:
+    """b = 1 + 2^-9 + .95 2^-17, and z is .1 2^-17 above zero: less than what rounding takes from b."""
+    x, b = torch.ones(1, 3), torch.tensor([1 + 2**-9 + 0.95 * 2**-17])
+    W = -torch.tensor([[1.0], [2**-9], [0.85 * 2**-17]]).bfloat16().float()
+    for way in ("off", "on"):
+        assert kept(x, W, b, Above(0.0), way, torch.zeros(3)).item() == pytest.approx(0.1 * 2**-17, rel=0.2)
+
+
+def test_what_is_certainly_kept_allows_for_the_rounding_of_the_product() -> None:
+    """From 256 on bfloat16 counts in twos: 258 may be 257, which less twice a bound of .4 is written 256."""
+    upper, of_tokens = torch.tensor([[258.0]]).bfloat16(), torch.tensor([[1.0, 0.0, 0.0, 1.0]])
+    assert screening._cut(Largest(1), upper, of_tokens, 0.4 * of_tokens) == 256
