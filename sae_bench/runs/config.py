@@ -226,6 +226,8 @@ class RunConfig(JudgeConfig):
         if self.tokens * self.reuse < self.batch_size:
             served = f"--tokens {self.tokens} used {self.reuse} times"
             raise UserError(f"{served} is less than one batch of {self.batch_size}: raise --tokens")
+        if self.kernels == "dense" and self.screening == "on":
+            raise UserError("--screening on finds few pairs, and --kernels dense works on all: leave out one of the two")
 
     @property
     def n_held_out(self) -> int:

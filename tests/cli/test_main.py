@@ -120,6 +120,7 @@ MISTAKES = {
     "L0 above the width": ({"--arch": "relu", "--l0": 65}, ["relu", "l0 65", "64", "lower --l0"]),
     "context": ({"--context-size": 129}, ["context size 129", "at most 128"]),
     "tokens": ({"--tokens": 127}, ["--tokens 127", "one batch of 256", "raise --tokens"]),
+    "kernels": ({"--kernels": "dense", "--screening": "on"}, ["--screening on", "--kernels dense", "leave out"]),
     "held-out tokens": ({"--eval-tokens": 50_000}, ["50000", "--eval-tokens"]),
     "no corpus": ({"--dataset": "./nothing.jsonl"}, ['"./nothing.jsonl"', "check the path"]),
     "column": ({"--text-column": "body"}, ['column "body"', "known: text"]),
