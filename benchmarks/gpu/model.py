@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from gpu.scale import Scale
 from sae_bench.lm.model import LanguageModel
@@ -100,7 +100,9 @@ def random_model(scale: Scale, *, layers: int | None = None, dtype: torch.dtype 
     """A Gemma 2 with the weights that its configuration draws, made on the device; `layers`: as many and no more."""
     ids = {f"{token.strip('<>')}_token_id": i for i, token in enumerate(SPECIAL)}
     del ids["unk_token_id"]
-    config = Gemma2Config(**(dict(scale.model) | ids | ({} if layers is None else {"num_hidden_layers": layers})))
+    config = AutoConfig.for_model(
+        **(dict(scale.model) | ids | ({} if layers is None else {"num_hidden_layers": layers}))
+    )
     torch.manual_seed(0)
     with scale.device:
         model = AutoModelForCausalLM.from_config(

@@ -7,20 +7,21 @@ from typing import Any
 
 import torch
 
-GEMMA_2_9B: Mapping[str, Any] = {
-    "vocab_size": 256_000, "hidden_size": 3584, "intermediate_size": 14_336, "num_hidden_layers": 42,
-    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 256, "sliding_window": 4096,
-    "max_position_embeddings": 8192, "query_pre_attn_scalar": 256, "attn_logit_softcapping": 50.0,
-    "final_logit_softcapping": 30.0,
-}  # fmt: skip
-"""The published configuration."""
+from sae_bench.lm.model_names import known_shape
 
 TINY: Mapping[str, Any] = {
-    "vocab_size": 8192, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5,
+    "model_type": "gemma2", "vocab_size": 8192, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5,
     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 48, "sliding_window": 16,
     "max_position_embeddings": 256, "query_pre_attn_scalar": 48, "attn_logit_softcapping": 50.0,
     "final_logit_softcapping": 30.0,
 }  # fmt: skip
+
+
+def published() -> Mapping[str, Any]:
+    """The configuration of Gemma 2 9B."""
+    shape = known_shape("gemma-2-9b")
+    assert shape is not None, "it is in `ls models`"
+    return shape["config"]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Scale:
     l0: int = 64
     n_activations: int = 32_768
     rounds: int = 10
-    model: Mapping[str, Any] = field(default_factory=lambda: GEMMA_2_9B)
+    model: Mapping[str, Any] = field(default_factory=published)
     model_dtype: torch.dtype = torch.bfloat16
     layer: int = 20
     shallow: int = 22

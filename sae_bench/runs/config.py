@@ -227,7 +227,9 @@ class RunConfig(JudgeConfig):
             served = f"--tokens {self.tokens} used {self.reuse} times"
             raise UserError(f"{served} is less than one batch of {self.batch_size}: raise --tokens")
         if self.kernels == "dense" and self.screening == "on":
-            raise UserError("--screening on finds few pairs, and --kernels dense works on all: leave out one of the two")
+            raise UserError(
+                "--screening on finds few pairs, and --kernels dense works on all: leave out one of the two"
+            )
 
     @property
     def n_held_out(self) -> int:
