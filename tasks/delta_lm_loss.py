@@ -2,6 +2,11 @@
 
 from sae_bench import DocumentSums, EvalBatch, EvalSetting, Metric, Result, Score, Task, register_task
 
+N_OCTAVES = 24
+
+FROM = [2**octave for octave in range(N_OCTAVES)]
+"""Where the octaves begin of how often the predicted word occurs in the evaluation text; the record has their sums."""
+
 
 @register_task("delta_lm_loss")
 class DeltaLMLoss(Task):
@@ -30,6 +35,7 @@ class DeltaLMLoss(Task):
 
     def start(self, setting: EvalSetting) -> None:
         self.sums = DocumentSums(setting.n_documents, setting.device)
+        self.by_frequency = DocumentSums(N_OCTAVES, setting.device)
 
     def update(self, batch: EvalBatch) -> None:
         losses = batch.losses
@@ -50,6 +56,11 @@ class DeltaLMLoss(Task):
             },
         )
 
+        if losses.frequency is not None:
+            octave = losses.frequency.clamp(min=1).double().log2().long()
+            self.by_frequency.add_count(octave, "predictions")
+            self.by_frequency.add(octave, {"clean": clean, "added": losses.spliced - clean})
+
     def finish(self) -> Result:
         def mean(name: str) -> Score:
             return self.sums.ratio(name, "predictions", "predictions")
@@ -64,4 +75,5 @@ class DeltaLMLoss(Task):
             "ce_zero": mean("zero"),
             "ce_mean": mean("mean"),
         }
-        return Result(scores, by_document=self.sums.by_document())
+        details = {"by_frequency": {"from": FROM, **self.by_frequency.by_document()}}
+        return Result(scores, by_document=self.sums.by_document(), details=details)

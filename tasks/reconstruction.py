@@ -15,6 +15,11 @@ FAR = 1 / 1000
 MOST_FAR = 1 << 14
 """So many of them are kept at most: of more than 16 million tokens it is a smaller share."""
 
+N_OCTAVES = 24
+
+FROM = [2**octave for octave in range(N_OCTAVES)]
+"""Where the octaves of positions begin, for which the record has sums: the BOS is 0, the first token of text 1."""
+
 WORTH_SAYING = 0.2
 """The share of the variance that they may hold before a table says so."""
 
@@ -50,6 +55,7 @@ class Reconstruction(Task):
     def start(self, setting: EvalSetting) -> None:
         self.mean = setting.mean
         self.sums = DocumentSums(setting.n_documents, setting.device)
+        self.by_position = DocumentSums(N_OCTAVES, setting.device)
         self.far = torch.empty(3, 0, dtype=torch.float64, device=setting.device)
 
     def update(self, batch: EvalBatch) -> None:
@@ -76,6 +82,10 @@ class Reconstruction(Task):
                 "norm_ratio": norm_hat / norm.clamp(min=1e-300),
             },
         )
+        if batch.position is not None:
+            octave = batch.position.clamp(min=1).double().log2().long()
+            self.by_position.add_count(octave, "tokens")
+            self.by_position.add(octave, {"squared_error": error, "variance": variance})
 
         self.far = torch.cat([self.far, torch.stack([variance, error, batch.document.double()])], dim=1)
         if self.far.shape[1] > 2 * MOST_FAR:
@@ -104,7 +114,8 @@ class Reconstruction(Task):
                 f"{share:.0%} of the variance is that of {FAR:.1%} of the tokens: so are fve, fvu and gamma_centred; "
                 "fve_without_far leaves them out"
             )
-        return Result(scores, by_document=self.sums.by_document(), details={"far": of_far}, caption=caption)
+        details = {"far": of_far, "by_position": {"from": FROM, **self.by_position.by_document()}}
+        return Result(scores, by_document=self.sums.by_document(), details=details, caption=caption)
 
     def _far(self) -> tuple[Score, Score, dict[str, list[float]]]:
         """FVE without the tokens furthest from the mean, what they hold of the variance, and their documents' sums.

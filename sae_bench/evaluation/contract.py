@@ -109,7 +109,9 @@ class _EvalData:
         sae = ARCHITECTURES["relu"](SAEConfig(d_in=6, d_sae=24, l0=3)).requires_grad_(False)
         sae.b_enc[:2] = -1e9  # two dead latents
         self.losses = 3 + torch.rand(5, self.n, generator=torch.Generator().manual_seed(0))
-        self.setting = EvalSetting(sae, self.x.double().mean(0), n_documents, torch.device("cpu"))
+        other = ARCHITECTURES["relu"](SAEConfig(d_in=6, d_sae=24, l0=3, seed=1)).requires_grad_(False)
+        siblings = (other,) if cls.needs_siblings else ()
+        self.setting = EvalSetting(sae, self.x.double().mean(0), n_documents, torch.device("cpu"), siblings)
 
     @torch.no_grad()
     def run(

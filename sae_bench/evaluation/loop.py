@@ -17,10 +17,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_bench.device import halved, has_cuda
+from sae_bench.device import halved, has_cuda, send
 from sae_bench.evaluation.task import EvalBatch, EvalSetting, LMLosses, Result, Task
 from sae_bench.lm.ablations import Ablations
 from sae_bench.lm.contexts import Contexts, site_means
@@ -54,6 +54,8 @@ class Candidate:
     sae: SparseAutoencoder
     site: Site
     tasks: Mapping[str, Task]
+    siblings: Sequence[SparseAutoencoder] = ()
+    """SAEs that differ from it in the seed alone."""
     results: dict[str, Result] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     """Why a task has no result."""
@@ -124,11 +126,11 @@ def _evaluate(
     progress: Progress,
 ) -> None:
     with_losses = any(task.needs_lm_loss for candidate in candidates for task in candidate.tasks.values())
-    ablations = Ablations(lm, means)
+    ablations, words = Ablations(lm, means), _word_counts(lm, stream)
     for candidate in candidates:
         candidate.failures.clear()
         candidate.results.clear()
-        setting = EvalSetting(candidate.sae, means[candidate.site], stream.n_documents, lm.device)
+        setting = EvalSetting(candidate.sae, means[candidate.site], stream.n_documents, lm.device, candidate.siblings)
         for name, task in candidate.tasks.items():
             with candidate.guarded([name]):
                 task.start(setting)
@@ -147,13 +149,23 @@ def _evaluate(
                 if candidate.running():
                     held.append(_reply(candidate, x[candidate.site], clean, contexts))
             if held and (i == len(candidates) or sum(reply.n_bytes for reply in held) > BATCH_BYTES):
-                _score(held, x, clean, ablated, contexts)
+                _score(held, x, clean, ablated, contexts, words[contexts.targets])
                 held.clear()
 
     for candidate in candidates:
         for name, task in candidate.running():
             with candidate.guarded([name]):
                 candidate.results[name] = task.finish().checked()
+
+
+def _word_counts(lm: LanguageModel, stream: TokenStream) -> Int[Tensor, " V"]:
+    """How often each word of the vocabulary occurs in the stream."""
+    if not stream.words:
+        stream.read()
+    counts = torch.zeros(lm.n_vocab, dtype=torch.long)
+    words = torch.tensor(list(stream.words))
+    counts[words] = torch.tensor(list(stream.words.values()))
+    return send(counts, lm.device)
 
 
 def _reply(candidate: Candidate, x: Float[Tensor, "c D"], clean: CleanPass | None, contexts: Contexts) -> Reply:
@@ -178,6 +190,7 @@ def _score(
     clean: CleanPass | None,
     ablated: Mapping[Site, tuple[Float[Tensor, " m"], Float[Tensor, " m"]]],
     contexts: Contexts,
+    frequency: Int[Tensor, " m"],
 ) -> None:
     """Feed the tasks of some SAEs with a batch."""
     losses: list[LMLosses | None] = [None] * len(replies)
@@ -185,11 +198,11 @@ def _score(
         hidden = [reply.hidden for reply in replies if reply.hidden is not None]
         scored = token_losses(clean.lm, clean.hidden.flatten(0, 1)[contexts.predicts], hidden, contexts.targets)
         losses = [
-            LMLosses(contexts.target_document, scored.ce_clean, ce, *ablated[reply.candidate.site], kl)
+            LMLosses(contexts.target_document, scored.ce_clean, ce, *ablated[reply.candidate.site], kl, frequency)
             for reply, ce, kl in zip(replies, scored.ce, scored.kl, strict=True)
         ]
     for reply, loss in zip(replies, losses, strict=True):
-        view = EvalBatch(x[reply.candidate.site], reply.f, reply.x_hat, contexts.document, loss)
+        view = EvalBatch(x[reply.candidate.site], reply.f, reply.x_hat, contexts.document, loss, contexts.position)
         for name, task in reply.candidate.running():
             with reply.candidate.guarded([name]):
                 task.update(view)

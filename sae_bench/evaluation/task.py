@@ -65,6 +65,8 @@ class LMLosses:
     mean_ablated: Float[Tensor, " m"]
     kl: Float[Tensor, " m"]
     """KL(clean || spliced) between next-token distributions."""
+    frequency: Int[Tensor, " m"] | None = None
+    """How often the word that is predicted occurs among the evaluation tokens; None where nobody has counted."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class EvalBatch:
     document: Int[Tensor, " n"]
     losses: LMLosses | None
     """None unless a task of the run has `needs_lm_loss`."""
+    position: Int[Tensor, " n"] | None = None
+    """Place of each token in its context, from 0 at the BOS; None where activations come from no context."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,8 @@ class EvalSetting:
     """Mean activation at the site over the whole evaluation set."""
     n_documents: int
     device: torch.device
+    siblings: Sequence[SparseAutoencoder] = ()
+    """The SAEs of the run that differ from this one in the seed alone, for tasks with `needs_siblings`."""
 
 
 class BaseTask(ABC):
@@ -122,6 +128,8 @@ class Task(BaseTask):
     """Base of all tasks about tokens."""
 
     needs_lm_loss: ClassVar[bool] = False
+    needs_siblings: ClassVar[bool] = False
+    """Whether it compares an SAE with those of other seeds: then it is due anew when another seed joins the run."""
 
     @abstractmethod
     def start(self, setting: EvalSetting) -> None:

@@ -29,6 +29,7 @@ class Contexts:
     tokens: Int[Tensor, "n S"]
     counted: Int[Tensor, " c"]
     document: Int[Tensor, " c"]
+    position: Int[Tensor, " c"]
     predicts: Int[Tensor, " m"]
     targets: Int[Tensor, " m"]
     target_document: Int[Tensor, " m"]
@@ -48,6 +49,7 @@ class Contexts:
             tokens=send(tokens, device),
             counted=send(counted, device),
             document=send(document.flatten()[counted], device),
+            position=send(counted % tokens.shape[1], device),
             predicts=send(predicting, device),
             targets=send(tokens.flatten()[predicting + 1], device),
             target_document=send(document.flatten()[predicting + 1], device),

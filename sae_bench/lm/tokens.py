@@ -92,8 +92,8 @@ class TokenStream:
     documents that hold the first `skip_tokens` are passed over: a stream of n tokens and one that skips n share none.
     Several numbers are skipped one after the other: a stream of n tokens that skips m, and one that skips (m, n).
     The state of the iteration under way, or of the last one, is in `n_delivered` (tokens of text), `n_documents`
-    (documents they are from), `sizes` (tokens of each, on the evaluation side), `passes` (times the corpus was begun)
-    and `fingerprint`.
+    (documents they are from), `sizes` (tokens of each, on the evaluation side), `words` (how often each id occurs, on
+    the evaluation side), `passes` (times the corpus was begun) and `fingerprint`.
     `watch`, if there is one, has seen all that was delivered, contexts that a resumed iteration passes over included.
 
     UserError: `context_size` is below 2 or above `max_context`, the model's limit, or there is no token to open with.
@@ -164,6 +164,7 @@ class TokenStream:
         self.n_delivered = self.n_documents = self.passes = 0
         self._clusters: dict[int, int] = {}
         self.sizes: Counter[int] = Counter()
+        self.words: Counter[int] = Counter()
         self._digest = hashlib.sha256()
         if self.watch:
             self.watch.restart()
@@ -186,6 +187,8 @@ class TokenStream:
             self._digest.update(context[0].astype("<i8").tobytes())
             self.n_delivered += text_size
             self.n_documents = max(self.n_documents, int(document.max()) + 1)
+            if self.split == "eval":
+                self.words.update(text[0].tolist())
             if self.watch:
                 self.watch.see(context[:, 1:])
             yield context

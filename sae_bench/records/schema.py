@@ -183,6 +183,8 @@ class Record(_Part):
     """Why nothing was measured, though nothing failed."""
     caption: str | None = None
     """What a table with this record must say below it."""
+    siblings: list[str] = []
+    """weights_sha256 of the SAEs of other seeds that it was compared with."""
     remarks: list[str] = []
     """What a reader has to know of this SAE alone."""
 

@@ -5,6 +5,7 @@ instead of trained, existing records are kept.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from sae_bench.runs.import_saes import Plan, import_saes, open_imports, plan_imp
 from sae_bench.runs.interpret import interpret_saes
 from sae_bench.runs.plan import check_names, plan_saes
 from sae_bench.runs.rates import remember_rate
-from sae_bench.runs.records import is_missing, make_record, provenance_of
+from sae_bench.runs.records import is_missing, make_record, provenance_of, siblings_of
 from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.runs.train import Leg, TrainStage
 from sae_bench.saes.save import description_of, load_sae
@@ -147,33 +148,41 @@ def evaluate_saes(
 ) -> None:
     """Write the records that are missing: one pass over the held-out tokens for all of them."""
     candidates, healthy = [], []
+    descriptions = {plan.id: description_of(folder.sae_path(plan.id)) for plan in plans}
+    loaded = functools.cache(lambda id: load_sae(folder.sae_path(id), lm.device))
     for plan in plans:
-        description = description_of(folder.sae_path(plan.id))
-        made = {name: folder.record(plan.id, name) for name in tasks}
-        missing = {name: tasks[name]() for name in tasks if is_missing(made[name], name, description, config.hash, lm)}
+        description = descriptions[plan.id]
+        siblings = siblings_of(description, list(descriptions.values()))
+        compared = {name: siblings if task.needs_siblings else [] for name, task in tasks.items()}
+        missing = {
+            name: task()
+            for name, task in tasks.items()
+            if is_missing(folder.record(plan.id, name), name, description, config.hash, lm, compared[name])
+        }
         if not missing:
             continue
         if description.training.failure:
             with torch.device("meta"):  # nobody will ask for its weights
                 candidate = Candidate(plan.build(), plan.site, missing)
         else:
-            candidate = Candidate(load_sae(folder.sae_path(plan.id), lm.device), plan.site, missing)
+            others = siblings if any(task.needs_siblings for task in missing.values()) else []
+            candidate = Candidate(loaded(plan.id), plan.site, missing, [loaded(other.id) for other in others])
             healthy.append(candidate)
-        candidates.append((candidate, description))
+        candidates.append((candidate, description, compared))
     if not candidates:
         return
     start = time.monotonic()
     if healthy:
         evaluate(lm, stream, healthy, progress)
-        remember_rate("evaluation", lm, config, [about for _, about in candidates], stream.n_delivered, start)
+        remember_rate("evaluation", lm, config, [about for _, about, _ in candidates], stream.n_delivered, start)
     else:
         stream.read()  # for its counts and its fingerprint
     seconds = time.monotonic() - start
     provenance = provenance_of(lm, config, stream).model_copy(update={"evaluation_seconds": round(seconds, 3)})
-    for candidate, description in candidates:
+    for candidate, description, compared in candidates:
         for name, task in candidate.tasks.items():
             result, failure = candidate.results.get(name), candidate.failures.get(name)
-            record = make_record(task, result, failure, description, provenance)
+            record = make_record(task, result, failure, description, provenance, compared[name])
             write_record(folder.record_path(description.id, name), record)
 
 

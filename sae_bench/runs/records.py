@@ -1,6 +1,7 @@
 """Records: one for every (SAE, task), with its numbers or the reason why there are none, and where they come from."""
 
 import datetime
+from collections.abc import Sequence
 
 from sae_bench.evaluation.task import BaseTask, Result
 from sae_bench.lm.corpus import describe
@@ -13,10 +14,17 @@ from sae_bench.runs.provenance import environment
 
 
 def is_missing(
-    record: Record | None, task: str, description: SAEDescription, config_hash: str, lm: LanguageModel
+    record: Record | None,
+    task: str,
+    description: SAEDescription,
+    config_hash: str,
+    lm: LanguageModel,
+    siblings: Sequence[SAEDescription] = (),
 ) -> bool:
     """Whether there is no record of this SAE, task and model as they are now; what failed in evaluation is missing."""
     if record is None:
+        return True
+    if record.siblings != hashes_of(siblings):
         return True
     made = record.provenance
     then = made.config_hash, made.model_sha256, record.task_version, record.sae.weights_sha256, record.failure
@@ -25,7 +33,12 @@ def is_missing(
 
 
 def make_record(
-    task: BaseTask, result: Result | None, failure: str | None, description: SAEDescription, provenance: Provenance
+    task: BaseTask,
+    result: Result | None,
+    failure: str | None,
+    description: SAEDescription,
+    provenance: Provenance,
+    siblings: Sequence[SAEDescription] = (),
 ) -> Record:
     """One (SAE, task): its values, or why there are none."""
     failure = description.training.failure or failure
@@ -41,8 +54,26 @@ def make_record(
         details=result.details if result else {},
         sae=description,
         provenance=provenance,
+        siblings=hashes_of(siblings),
         caption=f"{description.site.name}: {result.caption}." if result and result.caption else None,
     )
+
+
+def siblings_of(description: SAEDescription, others: Sequence[SAEDescription]) -> list[SAEDescription]:
+    """Those of some trained SAEs that differ from this one in the seed alone."""
+    if description.origin:
+        return []
+
+    def what(one: SAEDescription) -> tuple[object, ...]:
+        return one.label, one.site, one.d_sae, one.target_l0, one.coefficient, one.recipe
+
+    mine = what(description)
+    return [one for one in others if one.seed != description.seed and not one.training.failure and what(one) == mine]
+
+
+def hashes_of(siblings: Sequence[SAEDescription]) -> list[str]:
+    """The siblings as records name them."""
+    return sorted(one.weights_sha256 for one in siblings)
 
 
 def provenance_of(lm: LanguageModel, config: RunConfig, stream: TokenStream) -> Provenance:
