@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_bench.device import halved, has_cuda, send
+from sae_bench.device import halved, has_cuda
 from sae_bench.evaluation.task import EvalBatch, EvalSetting, LMLosses, Result, Task
 from sae_bench.lm.ablations import Ablations
 from sae_bench.lm.contexts import Contexts, site_means
@@ -136,7 +136,7 @@ def _evaluate(
                 task.start(setting)
 
     for batch in progress.track("evaluate", stream.batches(size), stream.n_contexts, lambda batch: len(batch.tokens)):
-        contexts = Contexts.of(batch, lm.special_ids, lm.device)
+        contexts = Contexts.of(batch, lm.special_ids, lm.device, words)
         # `site_means` has seen that the same activations are finite.
         clean = lm.clean_pass(contexts.tokens, means, check=False) if with_losses else None
         activations = clean.activations if clean else lm.capture(contexts.tokens, means, check=False)
@@ -149,7 +149,7 @@ def _evaluate(
                 if candidate.running():
                     held.append(_reply(candidate, x[candidate.site], clean, contexts))
             if held and (i == len(candidates) or sum(reply.n_bytes for reply in held) > BATCH_BYTES):
-                _score(held, x, clean, ablated, contexts, words[contexts.targets])
+                _score(held, x, clean, ablated, contexts)
                 held.clear()
 
     for candidate in candidates:
@@ -165,7 +165,7 @@ def _word_counts(lm: LanguageModel, stream: TokenStream) -> Int[Tensor, " V"]:
     counts = torch.zeros(lm.n_vocab, dtype=torch.long)
     words = torch.tensor(list(stream.words))
     counts[words] = torch.tensor(list(stream.words.values()))
-    return send(counts, lm.device)
+    return counts
 
 
 def _reply(candidate: Candidate, x: Float[Tensor, "c D"], clean: CleanPass | None, contexts: Contexts) -> Reply:
@@ -190,7 +190,6 @@ def _score(
     clean: CleanPass | None,
     ablated: Mapping[Site, tuple[Float[Tensor, " m"], Float[Tensor, " m"]]],
     contexts: Contexts,
-    frequency: Int[Tensor, " m"],
 ) -> None:
     """Feed the tasks of some SAEs with a batch."""
     losses: list[LMLosses | None] = [None] * len(replies)
@@ -198,7 +197,9 @@ def _score(
         hidden = [reply.hidden for reply in replies if reply.hidden is not None]
         scored = token_losses(clean.lm, clean.hidden.flatten(0, 1)[contexts.predicts], hidden, contexts.targets)
         losses = [
-            LMLosses(contexts.target_document, scored.ce_clean, ce, *ablated[reply.candidate.site], kl, frequency)
+            LMLosses(
+                contexts.target_document, scored.ce_clean, ce, *ablated[reply.candidate.site], kl, contexts.frequency
+            )
             for reply, ce, kl in zip(replies, scored.ce, scored.kl, strict=True)
         ]
     for reply, loss in zip(replies, losses, strict=True):

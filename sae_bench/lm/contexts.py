@@ -33,26 +33,35 @@ class Contexts:
     predicts: Int[Tensor, " m"]
     targets: Int[Tensor, " m"]
     target_document: Int[Tensor, " m"]
+    frequency: Int[Tensor, " m"] | None
+    """How often the words that are predicted occur, if somebody has counted."""
     opening: int | None
     """The token at the beginning of every context, if it alone does not count."""
 
     @staticmethod
-    def of(batch: TokenBatch, special_ids: frozenset[int], device: torch.device) -> "Contexts":
-        """Look at a batch on the CPU and send it to the device."""
+    def of(
+        batch: TokenBatch,
+        special_ids: frozenset[int],
+        device: torch.device,
+        words: Int[Tensor, " V"] | None = None,
+    ) -> "Contexts":
+        """Look at a batch on the CPU and send it to the device; `words` says how often each word occurs."""
         tokens, document = batch.tokens, batch.document
         counts = ~special_mask(tokens, special_ids)
         predicts = torch.zeros_like(counts)
         predicts[:, :-1] = counts[:, :-1] & counts[:, 1:]
         counted, predicting = (mask.flatten().nonzero().squeeze(1) for mask in (counts, predicts))
         alone = bool(counts[:, 1:].all() and not counts[:, 0].any() and (tokens[:, 0] == tokens[0, 0]).all())
+        targets = tokens.flatten()[predicting + 1]
         return Contexts(
             tokens=send(tokens, device),
             counted=send(counted, device),
             document=send(document.flatten()[counted], device),
             position=send(counted % tokens.shape[1], device),
             predicts=send(predicting, device),
-            targets=send(tokens.flatten()[predicting + 1], device),
+            targets=send(targets, device),
             target_document=send(document.flatten()[predicting + 1], device),
+            frequency=None if words is None else send(words[targets], device),
             opening=int(tokens[0, 0]) if alone else None,
         )
 
