@@ -1,9 +1,9 @@
-"""`table`, `compare`, `claims`: what runs' records say, printed; `figures`, `report`, `board`: drawn."""
+"""`table`, `compare`, `power`, `claims`: what runs' records say, printed; `figures`, `report`, `board`: drawn."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 Runs = Annotated[list[Path], Parameter(required=True, help="Folders of runs.")]
 Form = Annotated[Literal["text", "md", "tex", "csv"], Parameter(name="--format", help="text, md, tex or csv.")]
@@ -54,6 +54,31 @@ def compare(runs: Runs, /, *, metric: list[str] | None = None, at_l0: L0s = None
     metrics = compare.check_metrics(records, metric)
     compared = compare.comparisons(records, metrics)
     print(compare_table.written(form, compared, metrics, at_l0 or curves.AT_L0, tables.caption(records)))
+    return 0
+
+
+def power(
+    runs: Runs,
+    /,
+    *,
+    metric: list[str] | None = None,
+    difference: Annotated[float | None, Parameter(validator=validators.Number(gt=0))] = None,
+    at_l0: L0s = None,
+    form: Form = "text",
+) -> int:
+    """Say what a board's metrics can tell: noise floor, smallest difference, and what telling another would take.
+
+    Args:
+        metric: Metrics. Default: those of the leaderboard that have a better direction.
+        difference: How many seeds and documents it would take to tell a difference of this size, in the metric's unit.
+    """
+    from sae_bench.leaderboard import compare, curves, load
+    from sae_bench.leaderboard import power as of_board
+
+    records = load.gather(runs)
+    metrics = compare.check_metrics(records, metric)
+    compared = compare.comparisons(records, metrics)
+    print(of_board.written(form, compared, metrics, at_l0 or curves.AT_L0, difference), end="")
     return 0
 
 

@@ -13,7 +13,7 @@ from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from sae_bench._version import __version__
 from sae_bench.cli.latents import explain
-from sae_bench.cli.leaderboard import board, claims, compare, figures, report, table
+from sae_bench.cli.leaderboard import board, claims, compare, figures, power, report, table
 from sae_bench.cli.lists import ls
 from sae_bench.cli.runs import convert, export, publish, quieten_libraries, verify
 from sae_bench.cli.settings import GROUPS, Settings, configure
@@ -103,7 +103,7 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
     return 1 if tables.failed(records) else 0
 
 
-VERBS = (ls, table, compare, claims, figures, report, board, explain, verify, export, convert, publish)
+VERBS = (ls, table, compare, power, claims, figures, report, board, explain, verify, export, convert, publish)
 for verb in VERBS:
     app.command(verb)
 

@@ -25,6 +25,9 @@ from sae_bench.records.schema import Record
 
 LEVEL = 0.95
 
+POWER = 0.8
+"""How often a difference is to be told that is called tellable."""
+
 MIN_DOCUMENTS = 30
 """With fewer, an interval does not cover what it says, and none is given (docs/comparing.md has the simulation)."""
 
@@ -81,7 +84,7 @@ class Estimate:
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """The interval of that level; without bounds where the uncertainty is unknown."""
-        half = self._critical((1 - level) / 2 / self.n_hypotheses) * self.stderr
+        half = self.critical((1 - level) / 2 / self.n_hypotheses) * self.stderr
         return self.value - half, self.value + half
 
     @property
@@ -99,10 +102,10 @@ class Estimate:
         low, high = math.log(1e-300), math.log(0.5)
         for _ in range(60):
             middle = (low + high) / 2
-            low, high = (low, middle) if self._critical(math.exp(middle)) < size else (middle, high)
+            low, high = (low, middle) if self.critical(math.exp(middle)) < size else (middle, high)
         return min(1.0, 2 * math.exp(high) * self.n_hypotheses)
 
-    def _critical(self, tail: float) -> float:
+    def critical(self, tail: float) -> float:
         """The weighted mean of the sources' critical values."""
         return float(sum(weight * -special.stdtrit(degrees, tail) for weight, degrees in self.sources))
 
@@ -138,11 +141,31 @@ def _combined(
     value, over = float(replicates[0]), design.n_seeds > 1
     if design.n_documents < MIN_DOCUMENTS:
         return Estimate(value, math.inf, ((1.0, 1.0),), over, family)
-    documents, of_documents = document_variance(replicates, design)
-    total = documents + seeds
-    weight = weigh(seeds / total) if seeds > 0 else 0.0
-    sources = ((1 - weight, of_documents), (weight, degrees)) if weight else ((1.0, of_documents),)
-    return Estimate(value, total**0.5, sources, over, family)
+    return _of_sources(value, document_variance(replicates, design), (seeds, degrees), weigh, over, family)
+
+
+def _of_sources(
+    value: float,
+    documents: tuple[float, float],
+    seeds: tuple[float, float],
+    weigh: Callable[[float], float],
+    over_seeds: bool,
+    family: int,
+) -> Estimate:
+    """An estimate from the variance of each source and its degrees of freedom."""
+    total = documents[0] + seeds[0]
+    weight = weigh(seeds[0] / total) if seeds[0] > 0 else 0.0
+    sources = ((1 - weight, documents[1]), (weight, seeds[1])) if weight else ((1.0, documents[1]),)
+    return Estimate(value, total**0.5, sources, over_seeds, family)
+
+
+def smallest_difference(documents: tuple[float, float], seeds: tuple[float, float], family: int) -> float:
+    """The difference that such an experiment tells from zero four times in five, one of a family of that size.
+
+    Both sources as in `difference`: the variance that each gives a difference, and its degrees of freedom.
+    """
+    found = _of_sources(0.0, documents, seeds, lambda share: _weight_of_pooled(share, seeds[1]), True, family)
+    return found.stderr * (found.critical((1 - LEVEL) / 2 / family) + found.critical(1 - POWER))
 
 
 def seed_variance(replicates: Float[ndarray, " R"], design: Design) -> float:
