@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
 from command import bench
+from scipy import stats
 from synthetic import records, typed, write_run
 
 from sae_bench.leaderboard import bootstrap, power
