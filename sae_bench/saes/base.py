@@ -31,13 +31,16 @@ START_DENSITY = 0.02
 SparsityControl = Literal["k", "target", "coefficient"]
 """How an architecture reaches a wanted L0: by construction, by a penalty on the distance to it, by its coefficient."""
 
-Nonlinearity = Literal["relu", "jumprelu", "topk", "gated"]
+Nonlinearity = Literal["relu", "jumprelu", "topk", "gated", "abs_topk", "matching_pursuit"]
 """What makes f of z = x W_enc + b_enc, in terms that the field shares; each is also a built-in architecture.
 
     relu        f = ReLU(z)
     jumprelu    f = z H(z - threshold), threshold [F] >= 0
     topk        f = ReLU(z) on the `config.sparsity` largest z of a token
     gated       f = H(x W_enc + b_gate) ReLU(exp(r_mag) x W_enc + b_mag), without b_enc
+    abs_topk    f = z on the `config.sparsity` largest |z| of a token: f < 0 is active too
+    matching_pursuit    tied: W_dec, of rows d_j of norm one, and b_dec alone. r = x - b_dec, f = 0, and `config.sparsity`
+                times: j = argmax_i ReLU(r . d_i), v = ReLU(r . d_j), f_j += v, r -= v d_j
 """
 
 
