@@ -42,3 +42,5 @@ from .saes.pursuit import pursue as pursue
 from .saes.rules import Above as Above
 from .saes.rules import Largest as Largest
 from .saes.rules import LargestOfBatch as LargestOfBatch
+from .saes.straight_through import heaviside as heaviside
+from .saes.straight_through import jump_relu as jump_relu

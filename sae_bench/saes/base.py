@@ -78,8 +78,9 @@ class Step:
     """Sparsity coefficient lambda, warm-up and control included."""
     dead: Int[Tensor, " n_dead"]
     """Indices of the latents that have not fired for the recipe's number of tokens."""
-    batch_l0: Float[Tensor, ""] | None = None
-    """L0 of the whole batch, for a loss with `needs_batch_l0` that is shown a part of it; None: it sees all."""
+    batch_frequency: Float[Tensor, " F"] | None = None
+    """On which share of the whole batch each latent is active, for a loss with `needs_batch_frequency` that is shown a
+    part of it; None: it sees all."""
 
 
 @dataclass(frozen=True)
@@ -167,10 +168,10 @@ class SparseAutoencoder(nn.Module, ABC):
         return True
 
     @property
-    def needs_batch_l0(self) -> bool:
-        """Whether the loss is no mean over tokens but also a function of the L0 of the whole batch.
+    def needs_batch_frequency(self) -> bool:
+        """Whether the loss is no mean over tokens, but a function of how often latents are active in the batch.
 
-        Where memory forces a batch into parts, the losses of whose tokens are added up, it is then told that L0.
+        Where memory forces a batch into parts, the losses of whose tokens are added up, it is then told that.
         """
         return False
 
