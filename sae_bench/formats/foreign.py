@@ -72,6 +72,8 @@ class ForeignSAE:
     load: Callable[[], Weights]
     """Loads the tensors, folded: afterwards the SAE takes raw x and subtracts nothing from it."""
     k: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The architecture's, where the file says them."""
     processing: Mapping[str, Any] = field(default_factory=dict)
     """How TransformerLens was told to change the model's weights, or to load them, before activations were taken."""
     notes: tuple[str, ...] = ()
@@ -84,7 +86,7 @@ class ForeignSAE:
         """What the architecture is made from."""
         if self.own:
             return SAEConfig(**self.own["config"])
-        return SAEConfig(d_in=self.d_in, d_sae=self.d_sae, coefficient=self.k)
+        return SAEConfig(d_in=self.d_in, d_sae=self.d_sae, coefficient=self.k, options=dict(self.options))
 
     def build(self) -> SparseAutoencoder:
         """Load it, whole and checked, as a built-in architecture that takes raw activations.

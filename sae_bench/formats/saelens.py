@@ -3,8 +3,9 @@
 b_dec is subtracted before the encoder unless `apply_b_dec_to_input` is false; our own SAEs say false. A topk that was
 trained with `rescale_acts_by_decoder_norm` chooses by z ||W_dec,i||, which becomes plain topk once norms are folded. A
 BatchTopK and its Matryoshka form are saved as jumprelu; a checkpoint of their training has one threshold for all
-latents, which means latents times norms where these are folded. Matching pursuit is read if it always takes
-`max_iterations` steps: SAELens by default stops a token sooner, when little of it is left or a latent comes twice.
+latents, which means latents times norms where these are folded. Matching pursuit is tied, and stops a token early where
+`residual_threshold` or `stop_on_duplicate_support` says so: by default both do.
+
 Per-token normalisations cannot be folded into weights: an SAE that asks for one is refused. How the model was loaded
 (`model_from_pretrained_kwargs`) is handed on: some of it changes activations.
 """
@@ -25,6 +26,7 @@ from sae_bench.formats.foreign import (
     Source,
     check_shapes,
     load_checked,
+    positive,
     unread,
     whole_number,
     with_norms_folded,
@@ -41,6 +43,7 @@ CONFIG = "cfg.json"
 FILES = (CONFIG, "sae_weights.safetensors")
 THRESHOLD = "topk_threshold"
 """A BatchTopK's in a checkpoint of training; zero until it has been updated."""
+TIED: Layout = {"W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
 COMMON = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
 LAYOUTS: dict[str, Layout] = {
     "standard": COMMON | {"b_enc": ("d_sae",)},
@@ -48,7 +51,7 @@ LAYOUTS: dict[str, Layout] = {
     "jumprelu": JUMPRELU,
     "gated": COMMON | {"b_gate": ("d_sae",), "b_mag": ("d_sae",), "r_mag": ("d_sae",)},
     "abstopk": COMMON | {"b_enc": ("d_sae",)},
-    "matching_pursuit": {"W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)},
+    "matching_pursuit": TIED,
     **dict.fromkeys(("batchtopk", "matryoshka_batchtopk"), COMMON | {"b_enc": ("d_sae",), THRESHOLD: ()}),
 }
 """The tensors of each of their architectures; files of ours use the same names."""
@@ -101,10 +104,10 @@ def read(source: Source) -> ForeignSAE:
     place = place.or_else(place_of_path(source.name)).or_else(Place(model=model if isinstance(model, str) else None))
     processing = settings.get("model_from_pretrained_kwargs")
     notes = (*unread(where, settings, KNOWN), *_notes(where, settings))
-    k = _k(where, architecture, settings, d_sae)
+    k, options = _latents(where, architecture, settings, d_in, d_sae)
     return ForeignSAE(
         FORMAT, source, ARCHS[architecture], d_in, d_sae, place, lambda: _load(path, architecture, settings), k,
-        processing if isinstance(processing, dict) else {}, notes,
+        options, processing if isinstance(processing, dict) else {}, notes,
     )  # fmt: skip
 
 
@@ -136,20 +139,23 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _k(where: Path, architecture: str, settings: Mapping[str, Any], d_sae: int) -> int | None:
-    """How many latents are on, where that is a number."""
+def _latents(
+    where: Path, architecture: str, settings: Mapping[str, Any], d_in: int, d_sae: int
+) -> tuple[int | None, dict[str, Any]]:
+    """How many latents are on, where that is a number, and what else decides it."""
     if architecture in ("topk", "abstopk"):
-        return whole_number(where, "k", settings.get("k"), d_sae)
+        return whole_number(where, "k", settings.get("k"), d_sae), {}
     if architecture != "matching_pursuit":
-        return None
-    for name, never, default in (("residual_threshold", 0, 1e-2), ("stop_on_duplicate_support", False, True)):
-        if settings.get(name, default) != never:
-            raise UserError(f"{where}: {name} is {settings.get(name, default)!r}, so the number of steps differs from "
-                            f"token to token: only {never!r} can be evaluated")  # fmt: skip
+        return None, {}
     if settings.get("apply_b_dec_to_input", True) is not True:
         raise UserError(f"{where}: apply_b_dec_to_input is {settings['apply_b_dec_to_input']!r}: matching pursuit "
                         "without b_dec cannot be evaluated")  # fmt: skip
-    return whole_number(where, "max_iterations", settings.get("max_iterations"), d_sae)
+    threshold, stop = settings.get("residual_threshold", 1e-2), settings.get("stop_on_duplicate_support", True)
+    if threshold != 0:
+        threshold = positive(where, "residual_threshold", threshold)
+    steps = settings.get("max_iterations")
+    k = whole_number(where, "max_iterations", d_in if steps is None else steps, d_sae)
+    return k, {"residual_threshold": float(threshold), "stop_on_duplicate_support": bool(stop)}
 
 
 def _notes(path: Path, settings: Mapping[str, Any]) -> Iterator[str]:
@@ -217,8 +223,8 @@ def _settings_of(sae: SparseAutoencoder) -> dict[str, Any]:
     if sae.nonlinearity in ("topk", "abs_topk"):
         return {"k": int(sae.config.sparsity)}
     if sae.nonlinearity == "matching_pursuit":
-        steps = int(sae.config.sparsity)
-        return {"max_iterations": steps, "residual_threshold": 0.0, "stop_on_duplicate_support": False}
+        stops = {"residual_threshold": 0.0, "stop_on_duplicate_support": False} | sae.config.options
+        return {"max_iterations": int(sae.config.sparsity), **stops}
     return {}
 
 
