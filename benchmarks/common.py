@@ -52,6 +52,7 @@ ENVIRONMENTS = {
     "sae_bench": "sae_bench",
     "sae_lens_files": "sae_bench",  # which has SAELens in it
     "dictionary_learning_files": "dictionary_learning",
+    "llamascopium_files": "llamascopium",
 }
 
 

@@ -38,6 +38,9 @@ from .saes.base import Step as Step
 from .saes.base import active_per_token as active_per_token
 from .saes.base import reconstruction_loss as reconstruction_loss
 from .saes.base import upper_quantile as upper_quantile
+from .saes.pursuit import pursue as pursue
 from .saes.rules import Above as Above
 from .saes.rules import Largest as Largest
 from .saes.rules import LargestOfBatch as LargestOfBatch
+from .saes.straight_through import heaviside as heaviside
+from .saes.straight_through import jump_relu as jump_relu

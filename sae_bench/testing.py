@@ -63,7 +63,6 @@ def check_architecture(name: str, **options: Any) -> None:
 
 
 def _check_declarations(cls: type[SparseAutoencoder]) -> None:
-    require(cls.control in ("k", "target", "coefficient"), f"control = {cls.control!r}; see SparsityControl")
     require(set(cls.recipes) <= set(PRESETS), f"recipes for {sorted(cls.recipes)}; the presets are {PRESETS}")
     for preset in PRESETS:
         settle(ArchSpec(name=cls.name), preset)  # refuses what is neither an option nor a field of a recipe
@@ -81,8 +80,11 @@ def _check_life(cls: type[SparseAutoencoder], config: SAEConfig, x: Float[Tensor
         _require_unit_rows(sae, "after training; set unit_norm_decoder = False if they are free")
     silent = cls(config)
     with torch.no_grad():
-        silent.W_enc.zero_()
-        silent.b_enc.fill_(-1.0)
+        if silent.tied:
+            silent.W_dec.zero_()
+        else:
+            silent.W_enc.zero_()
+            silent.b_enc.fill_(-1.0)
     every = torch.arange(config.d_sae)
     for stage in (cls(config), sae, silent):
         for tokens in (x, x[:1]):
@@ -99,6 +101,7 @@ def _check_construction(cls: type[SparseAutoencoder], config: SAEConfig) -> None
         torch.rand(1)
         other = cls(config)
     require(_same(one, other), "one seed gives two different SAEs; draw from a generator seeded with config.seed")
+    require(one.control in ("k", "target", "coefficient"), f"control = {one.control!r}; see SparsityControl")
     require(_all_float32(one), "a parameter is not float32; thresholds in bfloat16 stop learning")
     memory = {parameter.untyped_storage().data_ptr() for parameter in one.parameters()}
     require(len(memory) == len([*one.parameters()]), "two parameters share memory; make the second a clone")
@@ -112,7 +115,9 @@ def _check_encode(sae: SparseAutoencoder, x: Float[Tensor, "B D"]) -> None:
     f = sae.encode(x)
     dense = _dense(f)
     require(dense.shape == (len(x), sae.config.d_sae), f"encode returns shape {tuple(dense.shape)}, not [B, F]")
-    require(bool(((dense >= 0) & dense.isfinite()).all()), "encode returns negative latents, or infinite ones")
+    require(bool(dense.isfinite().all()), "encode returns infinite latents")
+    if not sae.signed:
+        require(bool((dense >= 0).all()), "encode returns negative latents; set signed = True if they mean something")
     _require_close(sae(x), sae.decode(f), "forward(x) is not decode(encode(x)); leave `forward` to the base class")
     order = torch.arange(len(x)).flip(0)
     _require_close(_dense(sae.encode(x[order])), dense[order], "permuting the tokens does not permute the latents")
@@ -131,8 +136,8 @@ def _check_loss(sae: SparseAutoencoder, x: Float[Tensor, "B D"], dead: Int[Tenso
     gradients = {name: value.grad for name, value in sae.named_parameters() if value.grad is not None}
     for name, gradient in gradients.items():
         require(bool(gradient.isfinite().all()), f"the gradient of {name} is not finite")
-    if bool((_dense(loss.latents) > 0).any()):
-        for name in ("W_enc", "W_dec"):
+    if bool((_dense(loss.latents) != 0).any()):
+        for name in ("W_dec",) if sae.tied else ("W_enc", "W_dec"):
             reached = name in gradients and bool(gradients[name].any())
             require(reached, f"no gradient reaches {name}; a detach or a step function cuts it off")
     # As pairs, as the whole matrix, and as pairs with padding, as on a GPU.

@@ -58,8 +58,11 @@ def write_saelens(folder: Path, architecture: str = "standard", **settings: obje
     w = parts()
     own = {"jumprelu": ["b_enc", "threshold"], "gated": ["b_gate", "b_mag", "r_mag"]}
     names = own.get(architecture, ["b_enc"])
+    tensors = {name: w[name] for name in ("W_enc", "W_dec", "b_dec", *names)}
+    if architecture.endswith("batchtopk"):  # a checkpoint of training
+        tensors["topk_threshold"] = torch.tensor(0.7, dtype=torch.float64)
     folder.mkdir(parents=True)
-    save_file({name: w[name] for name in ("W_enc", "W_dec", "b_dec", *names)}, folder / "sae_weights.safetensors")
+    save_file(tensors, folder / "sae_weights.safetensors")
     config = {
         "architecture": architecture, "d_in": D, "d_sae": F, "dtype": "float32", "device": "cpu",
         "apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none",
@@ -76,6 +79,8 @@ def write_saelens(folder: Path, architecture: str = "standard", **settings: obje
         z = z + w["b_enc"]
         if config.get("rescale_acts_by_decoder_norm"):
             z = z * w["W_dec"].norm(dim=1)
+        if architecture.endswith("batchtopk"):
+            return jump(z, torch.tensor(0.7))
         return {"standard": z.relu(), "topk": top_k(z), "jumprelu": jump(z, w["threshold"])}[architecture]
 
     return folder, encode
@@ -113,6 +118,100 @@ def write_dictionary_learning(folder: Path, name: str = "AutoEncoder", **changes
             "BatchTopKSAE": jump(z, scalar), "MatryoshkaBatchTopKSAE": jump(z, scalar),
             "JumpReluAutoEncoder": jump(z, w["threshold"]),
         }[name]  # fmt: skip
+
+    return folder, encode
+
+
+def linear(w: dict[str, Tensor], encoder: str = "encoder", decoder: str = "decoder") -> dict[str, Tensor]:
+    """Matrices and biases as two of torch's Linear layers have them."""
+    return {
+        f"{encoder}.weight": w["W_enc"].T.contiguous(), f"{encoder}.bias": w["b_enc"],
+        f"{decoder}.weight": w["W_dec"].T.contiguous(), f"{decoder}.bias": w["b_dec"],
+    }  # fmt: skip
+
+
+def write_gemma_scope_2(folder: Path, config: dict[str, object] | None = None, **more: Tensor) -> tuple[Path, Encode]:
+    w = parts()
+    below = folder / "gemma-scope-2-270m-pt" / "resid_post" / "layer_1_width_56_l0_small"
+    below.mkdir(parents=True)
+    named = {"w_enc": w["W_enc"], "w_dec": w["W_dec"], "b_enc": w["b_enc"], "b_dec": w["b_dec"]}
+    save_file(named | {"threshold": w["threshold"]} | more, below / "params.safetensors")
+    if config is not None:
+        (below / "config.json").write_text(json.dumps(config))
+    return below, lambda x: jump(x @ w["W_enc"] + w["b_enc"], w["threshold"])
+
+
+def write_qwen_scope(folder: Path, repository: str = f"SAE-Res-Qwen3-8B-Base-W64K-L0_{K}") -> tuple[Path, Encode]:
+    w = parts()
+    (folder / repository).mkdir(parents=True)
+    turned = {"W_enc": w["W_enc"].T.contiguous(), "W_dec": w["W_dec"].T.contiguous()}
+    torch.save(turned | {name: w[name] for name in ("b_enc", "b_dec")}, folder / repository / "layer1.sae.pt")
+    return folder / repository, lambda x: top_k(x @ w["W_enc"] + w["b_enc"])
+
+
+def write_goodfire(folder: Path, name: str = "Llama-3.1-8B-Instruct-SAE-l1.pth") -> tuple[Path, Encode]:
+    w = parts()
+    folder = folder / "goodfire"
+    folder.mkdir(parents=True)
+    torch.save(linear(w, "encoder_linear", "decoder_linear"), folder / name)
+    return folder, lambda x: (x @ w["W_enc"] + w["b_enc"]).relu()
+
+
+MEAN_NORM = 9.0
+
+
+def write_llama_scope(folder: Path, **settings: object) -> tuple[Path, Encode]:
+    """As lm-saes of 2024 loads it: scale and norms are folded first, one threshold applies to what comes out."""
+    w = parts()
+    folder = folder / "Llama3_1-8B-Base-L1R-8x"
+    (folder / "checkpoints").mkdir(parents=True)
+    config = {
+        "hook_point_in": "blocks.1.hook_resid_post", "hook_point_out": "blocks.1.hook_resid_post", "d_model": D,
+        "d_sae": F, "dtype": "torch.bfloat16", "use_decoder_bias": True, "apply_decoder_bias_to_pre_encoder": False,
+        "act_fn": "jumprelu", "jump_relu_threshold": 0.7, "norm_activation": "dataset-wise", "top_k": K,
+        "dataset_average_activation_norm": {"in": MEAN_NORM, "out": MEAN_NORM}, "sparsity_include_decoder_norm": True,
+        "use_glu_encoder": False, **settings,
+    }  # fmt: skip
+    tensors = linear(w)
+    if not config["use_decoder_bias"]:
+        del tensors["decoder.bias"]
+    save_file(tensors, folder / "checkpoints" / "final.safetensors")
+    (folder / "hyperparams.json").write_text(json.dumps(config))
+
+    def encode(x: Tensor) -> Tensor:
+        scale = D**0.5 / MEAN_NORM
+        x = scale * x - config["apply_decoder_bias_to_pre_encoder"] * w["b_dec"]
+        z = (x @ w["W_enc"] + w["b_enc"]) / scale * w["W_dec"].norm(dim=1)
+        return {"jumprelu": jump(z, torch.tensor(0.7)), "topk": top_k(z), "relu": z.relu()}[str(config["act_fn"])]
+
+    return folder, encode
+
+
+def write_llamascopium(folder: Path, act_fn: str = "jumprelu", **settings: object) -> tuple[Path, Encode]:
+    """As llamascopium computes, on activations times c; what comes out is divided by it."""
+    w = parts()
+    folder = folder / "llamascopium"
+    folder.mkdir(parents=True)
+    hook = "blocks.1.hook_resid_post"
+    config = {
+        "sae_type": "sae", "d_model": D, "expansion_factor": F / D, "hook_point_in": hook, "hook_point_out": hook,
+        "act_fn": act_fn, "norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True, "top_k": K,
+        "use_decoder_bias": True, "use_glu_encoder": False, **settings,
+    }  # fmt: skip
+    tensors = {"W_E": w["W_enc"], "b_E": w["b_enc"], "W_D": w["W_dec"], "b_D": w["b_dec"]}
+    if act_fn == "jumprelu":
+        tensors["activation_function.log_jumprelu_threshold"] = w["threshold"].log()
+    tensors[f"dataset_average_activation_norm.{hook}"] = torch.tensor(MEAN_NORM)
+    save_file(tensors, folder / "sae_weights.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+
+    def encode(x: Tensor) -> Tensor:
+        """Latents times the norms that they pass with."""
+        c = D**0.5 / MEAN_NORM if config["norm_activation"] == "dataset-wise" else 1.0
+        s = c * x @ w["W_enc"] + w["b_enc"]
+        if config["sparsity_include_decoder_norm"]:
+            s = s * w["W_dec"].norm(dim=1)
+        return {"jumprelu": jump(s, w["threshold"]), "topk": top_k(s), "relu": s.relu()}[act_fn] / c
 
     return folder, encode
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted([ROOT / "bench.py", *(path for name in ("sae_bench", "architectures", "tasks")
                                        for path in (ROOT / name).rglob("*.py"))])  # fmt: skip
 READERS = {
-    "sae_bench/formats/dictionary_learning.py": "torch.load(path, map_location='cpu', weights_only=True, mmap=True)",
+    "sae_bench/formats/foreign.py": "torch.load(path, map_location='cpu', weights_only=True, mmap=True)",
     "sae_bench/formats/gemma_scope.py": "np.load(file, allow_pickle=False)",
 }
 """The two calls that read strangers' pickles and arrays, each in the one file that has checked the headers before."""

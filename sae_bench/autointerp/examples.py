@@ -64,12 +64,13 @@ class Example:
 
     @property
     def peak(self) -> float:
-        return max(self.activations)
+        """Its largest activation, by size: of latents of two signs the sign does not count."""
+        return max(map(abs, self.activations))
 
 
 @dataclass(frozen=True)
 class LatentExamples:
-    """A latent by its examples, numbered as in its file, and its highest activation anywhere."""
+    """A latent by its examples, numbered as in its file, and its largest activation anywhere, by size."""
 
     sae: str
     latent: int

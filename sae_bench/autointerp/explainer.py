@@ -31,12 +31,15 @@ PLACEHOLDER = "words that have to do with something of about this length, a sent
 
 
 def explain_question(latent: LatentExamples) -> Question:
-    """What the explainer is asked: examples with their active tokens, strengths floored to whole numbers of 10."""
+    """What the explainer is asked: examples with their active tokens, strengths cut to whole numbers up to 10.
+
+    Of a latent of two signs the strengths below zero stay so.
+    """
     numbers = [i for i, example in enumerate(latent.examples) if example.use == "explain"]
     excerpts = []
     for example in (latent.examples[i] for i in numbers):
         pairs = zip(example.tokens, example.activations, strict=True)
-        active = [[token, int(MAX_STRENGTH * value / latent.maximum)] for token, value in pairs if value > 0]
+        active = [[token, int(MAX_STRENGTH * value / latent.maximum)] for token, value in pairs if value != 0]
         excerpts.append({"text": example.text, "active": active})
     return Question(
         messages=EXPLAIN_PROMPT.messages({"excerpts": excerpts}),

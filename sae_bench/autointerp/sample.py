@@ -150,7 +150,7 @@ def _passes(
         for subject, fired, most in zip(subjects, n_fired, maximum, strict=True):
             _, latent, value = pairs_of(as_active(subject.sae.encode(x[subject.site])))
             fired += torch.bincount(latent, minlength=len(fired))
-            most.scatter_reduce_(0, latent, value, "amax")
+            most.scatter_reduce_(0, latent, value.abs(), "amax")
     collectors = [
         Collector(subject, fired, most, n_latents, stream.context_size, hard=hard)
         for subject, fired, most in zip(subjects, n_fired, maximum, strict=True)
@@ -162,9 +162,9 @@ def _passes(
 
 
 def pairs_of(f: Active) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Float[Tensor, " P"]]:
-    """Token, latent and value wherever a latent fires, which is where its value is above zero."""
+    """Token, latent and value wherever a latent fires, which is where its value is not zero."""
     token, latent, value = f.pairs()
-    fires = value > 0
+    fires = value != 0
     return token[fires], latent[fires], value[fires]
 
 
@@ -219,7 +219,7 @@ class Collector:
         mine = inside & (row >= 0)
         dense = value.new_zeros(len(self.latent), n_excerpts, self.length)
         dense[row[mine], excerpt[mine], place[mine] % self.length] = value[mine]
-        peak = dense.amax(2)
+        peak = dense.abs().amax(2)
         fires = peak > 0
         number = first * self.per_context + torch.arange(n_excerpts, device=value.device)
         never = torch.tensor(torch.inf, device=value.device)
@@ -231,20 +231,20 @@ class Collector:
             self.kept["hard"].add(torch.where(~fires & (near > 0), -near, never), number)
 
     def _bin(self, row: Int[Tensor, " p"], value: Float[Tensor, " p"]) -> None:
-        at = (value / self.maximum[self.latent[row]] * N_BINS).long().clamp(max=N_BINS - 1)
+        at = (value.abs() / self.maximum[self.latent[row]] * N_BINS).long().clamp(max=N_BINS - 1)
         self.histogram.view(-1).index_add_(0, row * N_BINS + at, torch.ones_like(at))
 
     def _neighbours_peak(
         self, latent: Int[Tensor, " p"], excerpt: Int[Tensor, " p"], value: Float[Tensor, " p"], n_excerpts: int
     ) -> Float[Tensor, "N W"]:
-        """The highest activation of a neighbour in every excerpt, as a share of that neighbour's maximum."""
+        """The largest activation of a neighbour in every excerpt, as a share of that neighbour's maximum."""
         assert self.neighbours is not None
         near, inverse = self.neighbours.unique(return_inverse=True)
         row = torch.full_like(self._row, -1)
         row[near] = torch.arange(len(near), device=near.device)
         mine = row[latent] >= 0
         peak = value.new_zeros(len(near) * n_excerpts)
-        share = (value / self.maximum[latent])[mine]
+        share = (value.abs() / self.maximum[latent])[mine]
         peak.scatter_reduce_(0, row[latent][mine] * n_excerpts + excerpt[mine], share, "amax")
         return peak.view(len(near), n_excerpts)[inverse].amax(1)
 
@@ -276,7 +276,7 @@ class Text:
         context, place = divmod(number, collector.per_context)
         span = slice(1 + place * collector.length, 1 + (place + 1) * collector.length)
         values = activations or [0.0] * collector.length
-        peak = max(range(len(values)), key=values.__getitem__)
+        peak = max(range(len(values)), key=lambda i: abs(values[i]))
         return Example(
             kind=kind,
             use="score",

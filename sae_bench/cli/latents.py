@@ -11,6 +11,8 @@ from sae_bench.records.run_folder import RunFolder
 
 SHADES = (195, 159, 123, 87, 51)
 """Backgrounds from weak to strong, of the terminal's 256 colours."""
+BELOW_ZERO = (230, 229, 228, 227, 226)
+"""Those of activations below zero."""
 
 PER_KIND = 4
 
@@ -74,14 +76,15 @@ def lines_of(latent: Mapping[str, Any], *, colour: bool, every: bool = False) ->
 
 
 def highlighted(tokens: Sequence[str], activations: Sequence[float], maximum: float, *, colour: bool) -> str:
-    """The text with its active tokens on a background, or in brackets with their strength from 0 to 10."""
+    """The text with its active tokens on a background, or in brackets with their strength, up to 10 by size."""
     parts = []
     for token, value in zip(tokens, activations, strict=True):
         text = "".join(char if char.isprintable() else " " if char.isspace() else "\ufffd" for char in token)
-        if value <= 0 or maximum <= 0:
+        if value == 0 or maximum <= 0:
             parts.append(text)
         elif colour:
-            shade = SHADES[min(len(SHADES) - 1, int(len(SHADES) * value / maximum))]
+            shades = SHADES if value > 0 else BELOW_ZERO
+            shade = shades[min(len(shades) - 1, int(len(shades) * abs(value) / maximum))]
             parts.append(f"\x1b[30;48;5;{shade}m{text}\x1b[0m")
         else:
             parts.append(f"[{text}|{int(10 * value / maximum)}]")

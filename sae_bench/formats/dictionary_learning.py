@@ -8,11 +8,9 @@
     MatryoshkaBatchTopKSAE   the same, whatever its groups
     JumpReluAutoEncoder  jumprelu of x itself
 
-`ae.pt` is a pickle. It is opened only after its list of names has been found to hold tensors alone, and then by torch's
-reader that builds nothing else; its tensors stay in the file until they have been checked.
+`ae.pt` is a pickle; its tensors stay in the file until they have been checked.
 """
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,13 +27,16 @@ from sae_bench.formats.foreign import (
     Layout,
     Source,
     check_shapes,
+    load_pickle,
+    open_pickle,
+    shapes_of,
     unread,
     whole_number,
     with_input_bias,
     with_norms_folded,
     without_input_bias,
 )
-from sae_bench.formats.headers import check_pickle, damaged, read_settings
+from sae_bench.formats.headers import read_settings
 from sae_bench.formats.hook_names import EMBEDDING, WORDS, Place, layer_of, place_of_module, place_of_path
 from sae_bench.records.files import replacing, write_json
 from sae_bench.saes.base import SparseAutoencoder
@@ -63,7 +64,6 @@ OURS = {
     "encoder.weight": "W_enc", "decoder.weight": "W_dec", "encoder.bias": "b_enc", "bias": "b_dec",
     "decoder.bias": "b_dec", "decoder_bias": "b_dec", "gate_bias": "b_gate", "mag_bias": "b_mag",
 }  # fmt: skip
-DTYPES = ("float32", "float16", "bfloat16", "float64")
 KNOWN = (
     "trainer_class|dict_class|activation_dim|dict_size|k|layer|lm_name|submodule_name|device|seed|steps|wandb_name|"
     "l1_.*|l0_.*|lr|sparsity_.*|initial_.*|.*_(start|end|steps|alpha|beta|aux|fractions|weights|sizes|coeff|frac)|next_p|p|"
@@ -96,10 +96,11 @@ def read(source: Source) -> ForeignSAE:
         raise UserError(f"{where}: dict_class {name!r} is none of {', '.join(CLASSES)}: it cannot be evaluated")
     path = source.files["ae.pt"]
     arch, layout = CLASSES[name]
-    tensors, d_in, d_sae = _open(path, layout)
+    tensors = open_pickle(path, layout)
+    d_in, d_sae = check_shapes(path, shapes_of(tensors), layout)
     if "BatchTopK" in name and float(tensors["threshold"]) == UNSET:
         raise UserError(f"{path}: its threshold was never set, so what it selects depends on the batch: "
-                        "it cannot be evaluated")  # fmt: skip
+                        "it cannot be evaluated; training sets it from threshold_start_step on")  # fmt: skip
     stored = tensors.get("k", torch.empty(0))
     said = stored.item() if stored.numel() == 1 else trainer.get("k")
     k = whole_number(where, "k", said, d_sae) if arch == "topk" else None
@@ -136,39 +137,11 @@ def _named(module: object, side: str) -> Place:
     return Place(unclear=f"submodule_name is {module!r}" + ("" if side == "output" else ', and io "in"'))
 
 
-def _open(path: Path, layout: Layout) -> tuple[Weights, int, int]:
-    """The tensors of the pickle, checked and still in the file; d_in and d_sae."""
-    check_pickle(path)
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # noqa: BLE001 (an unpickler raises anything)
-        raise damaged(path, " ".join(str(error).split())[:200]) from None
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise damaged(path, "it is no dictionary of tensors")
-    size = os.path.getsize(path)
-    tensors: Weights = {str(name): value for name, value in found.items()}
-    # A view may show the same number as often as it likes, and would be written out in full once it is used.
-    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > size:
-        raise damaged(path, "its tensors claim more than the file holds")
-    for name, tensor in tensors.items():
-        if name in layout:
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            if dtype not in DTYPES:
-                raise UserError(f"{path}: {name} has the dtype {dtype}: give {', '.join(DTYPES)}")
-            if tensor.layout != torch.strided:
-                raise damaged(path, f"{name} is no plain tensor")
-    return tensors, *check_shapes(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, layout)
-
-
 def _load(path: Path, name: str) -> Weights:
-    _, layout = CLASSES[name]
-    tensors, _, d_sae = _open(path, layout)  # and checked again, for it may have changed since
-    weights = {}
-    for theirs, sizes in layout.items():
-        tensor = tensors[theirs].float().clone()  # out of the file
-        weights[OURS.get(theirs, theirs)] = tensor.T if theirs in LINEAR else tensor
-        if theirs == "threshold" and not sizes:
-            weights["threshold"] = tensor.expand(d_sae).clone()
+    found = load_pickle(path, CLASSES[name][1])
+    weights = {OURS.get(theirs, theirs): value.T if theirs in LINEAR else value for theirs, value in found.items()}
+    if "BatchTopK" in name:
+        weights["threshold"] = weights["threshold"].expand_as(weights["b_enc"]).clone()
     if name not in SEES_X_ITSELF:
         weights = without_input_bias(weights)
     return with_norms_folded(weights) if name == "AutoEncoder" else weights

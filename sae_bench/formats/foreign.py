@@ -8,6 +8,7 @@ Shapes: D = d_in, F = d_sae.
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +17,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from sae_bench.errors import UserError
-from sae_bench.formats.headers import Shapes, damaged, regular, safetensors_shapes
+from sae_bench.formats.headers import Shapes, check_pickle, damaged, regular, safetensors_shapes
 from sae_bench.formats.hook_names import Place
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder
 from sae_bench.saes.convert import Weights, assemble
@@ -31,6 +33,10 @@ JUMPRELU: Layout = {
     "threshold": ("d_sae",),
 }  # fmt: skip
 """A jumprelu SAE, as it is laid out in most formats and here."""
+
+
+PICKLED_DTYPES = ("float32", "float16", "bfloat16", "float64")
+"""Number types of weights in a pickle; float64 is rounded to float32."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,8 @@ class ForeignSAE:
     load: Callable[[], Weights]
     """Loads the tensors, folded: afterwards the SAE takes raw x and subtracts nothing from it."""
     k: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The architecture's, where the file says them."""
     processing: Mapping[str, Any] = field(default_factory=dict)
     """How TransformerLens was told to change the model's weights, or to load them, before activations were taken."""
     notes: tuple[str, ...] = ()
@@ -78,7 +86,7 @@ class ForeignSAE:
         """What the architecture is made from."""
         if self.own:
             return SAEConfig(**self.own["config"])
-        return SAEConfig(d_in=self.d_in, d_sae=self.d_sae, coefficient=self.k)
+        return SAEConfig(d_in=self.d_in, d_sae=self.d_sae, coefficient=self.k, options=dict(self.options))
 
     def build(self) -> SparseAutoencoder:
         """Load it, whole and checked, as a built-in architecture that takes raw activations.
@@ -141,6 +149,17 @@ def whole_number(where: Path, name: str, value: object, most: int) -> int:
     return int(value)  # type: ignore[call-overload, no-any-return]
 
 
+def positive(where: Path, name: str, value: object) -> float:
+    """A setting that has to be a number above zero.
+
+    Raises:
+        UserError: it is not.
+    """
+    if type(value) not in (int, float) or not 0 < value < math.inf:  # type: ignore[operator]
+        raise UserError(f"{where}: {name} is {value!r}: it must be a number above zero")
+    return float(value)  # type: ignore[arg-type]
+
+
 def unread(where: Path, settings: Iterable[str], known: str) -> tuple[str, ...]:
     """What to say of the settings of a file whose names do not match `known`, a regular expression."""
     names = sorted(name for name in settings if not re.fullmatch(known, name))
@@ -157,6 +176,47 @@ def load_checked(path: Path, wanted: Layout, *, every: bool = False) -> Weights:
             return {name: tensors.get_tensor(name).float() for name in (shapes if every else wanted)}
     except SafetensorError as error:
         raise damaged(path, str(error)) from None
+
+
+def open_pickle(path: Path, wanted: Layout) -> Weights:
+    """The tensors of a pickle, still in the file and in its types; those wanted, if they are there, are weights.
+
+    It is opened only after its list of names has been found to hold tensors alone, and then by torch's reader that
+    builds nothing else.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    check_pickle(path)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # noqa: BLE001 (an unpickler raises anything)
+        raise damaged(path, " ".join(str(error).split())[:200]) from None
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise damaged(path, "it is no dictionary of tensors")
+    tensors: Weights = {str(name): value for name, value in found.items()}
+    # A view may show the same number as often as it likes, and would be written out in full once it is used.
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > os.path.getsize(path):
+        raise damaged(path, "its tensors claim more than the file holds")
+    for name in filter(tensors.__contains__, wanted):
+        dtype = str(tensors[name].dtype).removeprefix("torch.")
+        if dtype not in PICKLED_DTYPES:
+            raise UserError(f"{path}: {name} has the dtype {dtype}: give {', '.join(PICKLED_DTYPES)}")
+        if tensors[name].layout != torch.strided:
+            raise damaged(path, f"{name} is no plain tensor")
+    return tensors
+
+
+def shapes_of(tensors: Weights) -> Shapes:
+    """Their shapes."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def load_pickle(path: Path, wanted: Layout) -> Weights:
+    """The tensors wanted of a pickle, in float32 and out of the file; checked again, for it may have changed since."""
+    tensors = open_pickle(path, wanted)
+    check_shapes(path, shapes_of(tensors), wanted)
+    return {name: tensors[name].float().clone() for name in wanted}
 
 
 def with_norms_folded(weights: Weights) -> Weights:

@@ -39,10 +39,16 @@ def _load(path: Path) -> Weights:
 
 def write(folder: Path, sae: SparseAutoencoder, about: About) -> Path:
     """Write params.npz where Gemma Scope has it: layer_L/width_W/average_l0_N."""
-    width = f"{sae.config.d_sae // 1024}k" if sae.config.d_sae % 1024 == 0 else str(sae.config.d_sae)
-    below = folder / f"layer_{about.site['layer']}" / f"width_{width}" / f"average_l0_{round(about.l0 or 0)}"
+    layer, l0 = about.site["layer"], round(about.l0 or 0)
+    below = folder / f"layer_{layer}" / f"width_{width_name(sae)}" / f"average_l0_{l0}"
     weights: dict[str, Any] = {name: value.cpu().contiguous().numpy() for name, value in sae.stored().items()}
     path = below / "params.npz"
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **weights)
     return path
+
+
+def width_name(sae: SparseAutoencoder) -> str:
+    """How folders call a width: 16k for 16,384."""
+    width = sae.config.d_sae
+    return f"{width // 1024}k" if width % 1024 == 0 else str(width)

@@ -10,8 +10,8 @@ from typing import Any
 
 from sae_bench.errors import UserError
 from sae_bench.formats import saelens
-from sae_bench.formats.foreign import ForeignSAE, Source, check_shapes, load_checked
-from sae_bench.formats.headers import damaged, regular, safetensors_shapes
+from sae_bench.formats.foreign import ForeignSAE, Layout, Source, check_shapes, load_checked
+from sae_bench.formats.headers import Shapes, damaged, regular, safetensors_shapes
 from sae_bench.formats.hook_names import Place
 from sae_bench.records.files import read_sealed, sha256, write_json
 from sae_bench.records.names import file_name
@@ -30,7 +30,7 @@ def read(source: Source) -> ForeignSAE:
     description, path = source.files[SAE_DESCRIPTION], source.files[WEIGHTS]
     with regular(description):  # no link
         own = read_sealed(description)
-    d_in, d_sae = check_shapes(path, safetensors_shapes(path), saelens.COMMON)
+    d_in, d_sae = check_shapes(path, shapes := safetensors_shapes(path), _layout(shapes))
     try:
         # A seal shows damage, not forgery: anybody can write one.
         config, arch, about = SAEConfig(**own["config"]), str(own["arch"]), own["description"]
@@ -55,7 +55,12 @@ def _load(path: Path, digest: str, failure: str | None) -> Weights:
         raise UserError(f"{path} failed in training and has no weights worth evaluating: {failure}")
     if sha256(path) != digest:
         raise UserError(f"{path} is not what was saved (its checksum differs): get it again")
-    return load_checked(path, saelens.COMMON, every=True)
+    return load_checked(path, _layout(safetensors_shapes(path)), every=True)
+
+
+def _layout(shapes: Shapes) -> Layout:
+    """What every SAE has: both matrices, or a decoder that is the encoder too."""
+    return saelens.COMMON if "W_enc" in shapes else saelens.TIED
 
 
 def write(

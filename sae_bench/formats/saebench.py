@@ -150,11 +150,13 @@ def metrics(
 @torch.no_grad()
 def weight_metrics(sae: SparseAutoencoder) -> dict[str, list[float]]:
     """SAEBench's metrics of weights alone, for each latent."""
-    encoder, decoder = (normalize(W, dim=1, eps=1e-30) for W in (sae.W_enc.T, sae.W_dec))
-    bias = dict(sae.named_parameters()).get("b_mag", sae.b_enc)  # they take a gated SAE's magnitudes'
+    own = dict(sae.named_parameters())
+    rows = own["W_enc"].T if "W_enc" in own else sae.W_dec  # tied
+    encoder, decoder = (normalize(W, dim=1, eps=1e-30) for W in (rows, sae.W_dec))
+    bias = own.get("b_mag", own.get("b_enc", torch.zeros(len(rows))))  # they take a gated SAE's magnitudes'
     return {
         "encoder_bias": bias.tolist(),
-        "encoder_norm": torch.linalg.vector_norm(sae.W_enc, dim=0).tolist(),
+        "encoder_norm": torch.linalg.vector_norm(rows, dim=1).tolist(),
         "encoder_decoder_cosine_sim": (encoder * decoder).sum(1).tolist(),
         "max_decoder_cosine_sim": largest_cosines(decoder),
         "max_encoder_cosine_sim": largest_cosines(encoder),

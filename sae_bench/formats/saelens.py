@@ -1,7 +1,11 @@
 """SAELens's folder, `cfg.json` and `sae_weights.safetensors`: version 6, and the older ones that hubs are full of.
 
 b_dec is subtracted before the encoder unless `apply_b_dec_to_input` is false; our own SAEs say false. A topk that was
-trained with `rescale_acts_by_decoder_norm` chooses by z ||W_dec,i||, which becomes plain topk once norms are folded.
+trained with `rescale_acts_by_decoder_norm` chooses by z ||W_dec,i||, which becomes plain topk once norms are folded. A
+BatchTopK and its Matryoshka form are saved as jumprelu; a checkpoint of their training has one threshold for all
+latents, which means latents times norms where these are folded. Matching pursuit is tied, and stops a token early where
+`residual_threshold` or `stop_on_duplicate_support` says so: by default both do.
+
 Per-token normalisations cannot be folded into weights: an SAE that asks for one is refused. How the model was loaded
 (`model_from_pretrained_kwargs`) is handed on: some of it changes activations.
 """
@@ -22,6 +26,7 @@ from sae_bench.formats.foreign import (
     Source,
     check_shapes,
     load_checked,
+    positive,
     unread,
     whole_number,
     with_norms_folded,
@@ -36,24 +41,38 @@ from sae_bench.saes.convert import Weights
 FORMAT = "saelens"
 CONFIG = "cfg.json"
 FILES = (CONFIG, "sae_weights.safetensors")
+THRESHOLD = "topk_threshold"
+"""A BatchTopK's in a checkpoint of training; zero until it has been updated."""
+TIED: Layout = {"W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
 COMMON = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
 LAYOUTS: dict[str, Layout] = {
     "standard": COMMON | {"b_enc": ("d_sae",)},
     "topk": COMMON | {"b_enc": ("d_sae",)},
     "jumprelu": JUMPRELU,
     "gated": COMMON | {"b_gate": ("d_sae",), "b_mag": ("d_sae",), "r_mag": ("d_sae",)},
+    "abstopk": COMMON | {"b_enc": ("d_sae",)},
+    "matching_pursuit": TIED,
+    **dict.fromkeys(("batchtopk", "matryoshka_batchtopk"), COMMON | {"b_enc": ("d_sae",), THRESHOLD: ()}),
 }
 """The tensors of each of their architectures; files of ours use the same names."""
 
-ARCHS = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
-"""Our architecture for each of theirs, named as its nonlinearity."""
+ARCHITECTURE = {
+    "relu": "standard", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated", "abs_topk": "abstopk",
+    "matching_pursuit": "matching_pursuit",
+}  # fmt: skip
+"""What they call each nonlinearity."""
 
-ARCHITECTURE = {nonlinearity: theirs for theirs, nonlinearity in ARCHS.items()}
+ARCHS = {theirs: ours for ours, theirs in ARCHITECTURE.items()} | {
+    "batchtopk": "jumprelu", "matryoshka_batchtopk": "jumprelu"
+}  # fmt: skip
+"""Our architecture for each of theirs."""
+
 HOLDS = tuple(ARCHITECTURE)
 
 KNOWN = (
     "architecture|d_in|d_sae|dtype|device|metadata|apply_b_dec_to_input|normalize_activations|reshape_activations|k|"
-    "rescale_acts_by_decoder_norm|finetuning_scaling_factor|activation_fn(_str|_kwargs)?|model_(name|class_name|kwargs)|"
+    "rescale_acts_by_decoder_norm|residual_threshold|max_iterations|stop_on_duplicate_support|matryoshka_widths|"
+    "use_matryoshka_aux_loss|finetuning_scaling_factor|activation_fn(_str|_kwargs)?|model_(name|class_name|kwargs)|"
     "model_from_pretrained_kwargs|(hf_)?hook_(name|point)(_out)?|hook_(point_)?(layer|head_index|eval)(_out)?|prepend_bos|"
     "context_size|seqpos_slice|exclude_special_tokens|neuronpedia_id|module_(path|side)|sae_lens_.*|unique_id|seed|verbose|"
     # What trained it, in the configurations of all versions; it is in the weights.
@@ -85,10 +104,10 @@ def read(source: Source) -> ForeignSAE:
     place = place.or_else(place_of_path(source.name)).or_else(Place(model=model if isinstance(model, str) else None))
     processing = settings.get("model_from_pretrained_kwargs")
     notes = (*unread(where, settings, KNOWN), *_notes(where, settings))
-    k = whole_number(where, "k", settings.get("k"), d_sae) if architecture == "topk" else None
+    k, options = _latents(where, architecture, settings, d_in, d_sae)
     return ForeignSAE(
         FORMAT, source, ARCHS[architecture], d_in, d_sae, place, lambda: _load(path, architecture, settings), k,
-        processing if isinstance(processing, dict) else {}, notes,
+        options, processing if isinstance(processing, dict) else {}, notes,
     )  # fmt: skip
 
 
@@ -120,6 +139,25 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings
 
 
+def _latents(
+    where: Path, architecture: str, settings: Mapping[str, Any], d_in: int, d_sae: int
+) -> tuple[int | None, dict[str, Any]]:
+    """How many latents are on, where that is a number, and what else decides it."""
+    if architecture in ("topk", "abstopk"):
+        return whole_number(where, "k", settings.get("k"), d_sae), {}
+    if architecture != "matching_pursuit":
+        return None, {}
+    if settings.get("apply_b_dec_to_input", True) is not True:
+        raise UserError(f"{where}: apply_b_dec_to_input is {settings['apply_b_dec_to_input']!r}: matching pursuit "
+                        "without b_dec cannot be evaluated")  # fmt: skip
+    threshold, stop = settings.get("residual_threshold", 1e-2), settings.get("stop_on_duplicate_support", True)
+    if threshold != 0:
+        threshold = positive(where, "residual_threshold", threshold)
+    steps = settings.get("max_iterations")
+    k = whole_number(where, "max_iterations", d_in if steps is None else steps, d_sae)
+    return k, {"residual_threshold": float(threshold), "stop_on_duplicate_support": bool(stop)}
+
+
 def _notes(path: Path, settings: Mapping[str, Any]) -> Iterator[str]:
     """What differs between the tokens that an SAE was trained on and ours, which all follow a BOS."""
     if settings.get("prepend_bos") is False:
@@ -144,11 +182,19 @@ def _load(path: Path, architecture: str, settings: Mapping[str, Any]) -> Weights
     weights = load_checked(path, _layout(path, architecture))
     if "log_threshold" in weights:
         weights["threshold"] = weights.pop("log_threshold").exp()
+    if architecture == "matching_pursuit":
+        return weights
+    threshold = weights.pop(THRESHOLD, None)
     if settings.get("apply_b_dec_to_input", True):
         weights = without_input_bias(weights)
-    if architecture == "topk" and settings.get("rescale_acts_by_decoder_norm"):
+    if architecture != "jumprelu" and settings.get("rescale_acts_by_decoder_norm"):
         weights = with_norms_folded(weights)
-    return weights
+    if threshold is None:
+        return weights
+    if not threshold:
+        raise UserError(f"{path}: its {THRESHOLD} was never set, so what it selects depends on the batch: it cannot be "
+                        "evaluated; train it for a step")  # fmt: skip
+    return weights | {"threshold": threshold.expand_as(weights["b_enc"]).clone()}
 
 
 def holds(sae: SparseAutoencoder) -> bool:
@@ -164,12 +210,22 @@ def config_of(sae: SparseAutoencoder, metadata: Mapping[str, Any]) -> dict[str, 
         "d_sae": sae.config.d_sae,
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": False,
+        "apply_b_dec_to_input": sae.nonlinearity == "matching_pursuit",
         "normalize_activations": "none",
         "reshape_activations": "hook_z" if metadata.get("hook_name", "").endswith("hook_z") else "none",
-        **({"k": int(sae.config.sparsity)} if sae.nonlinearity == "topk" else {}),
+        **_settings_of(sae),
         "metadata": {"sae_lens_version": "6.0.0", "sae_lens_training_version": None, **metadata},
     }
+
+
+def _settings_of(sae: SparseAutoencoder) -> dict[str, Any]:
+    """How many latents are on, in the words of an architecture that says so."""
+    if sae.nonlinearity in ("topk", "abs_topk"):
+        return {"k": int(sae.config.sparsity)}
+    if sae.nonlinearity == "matching_pursuit":
+        stops = {"residual_threshold": 0.0, "stop_on_duplicate_support": False} | sae.config.options
+        return {"max_iterations": int(sae.config.sparsity), **stops}
+    return {}
 
 
 def write(folder: Path, sae: SparseAutoencoder, about: About) -> Path:

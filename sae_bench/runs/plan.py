@@ -135,7 +135,7 @@ def settle(arch: ArchSpec, preset: Preset) -> tuple[dict[str, Any], Recipe]:
     """
     cls = ARCHITECTURES[arch.name]
     of_options, of_recipe = set(cls.options_type.model_fields), set(Recipe.model_fields)
-    settings = {**cls.recipes.get(preset, {}), **arch.settings}
+    settings = {**cls.departures(preset, arch.settings), **arch.settings}
     for key in settings:
         if key not in of_options | of_recipe:
             meant = did_you_mean(key, of_options | of_recipe)

@@ -33,7 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_bench.saes.chunks import chunk_size, slices
-from sae_bench.saes.layouts import Dense, Layout
+from sae_bench.saes.layouts import Dense, Layout, Sparse
 from sae_bench.saes.rules import Largest, LargestOfBatch, Rule
 from sae_bench.saes.screening import screened
 from sae_bench.saes.selection import Found
@@ -104,14 +104,14 @@ class Active:
         return self.layout.total_per_latent(self.values, clean=self.clean) / self.n_tokens
 
     def active_per_token(self) -> Int[Tensor, " B"]:
-        """Number of values above zero on each token."""
-        return self.layout.per_token(self.values.detach() > 0)
+        """Number of values on each token that are not zero."""
+        return self.layout.per_token(self.values.detach() != 0)
 
     def count_per_latent(
         self, group: Int[Tensor, " B"] | None = None, n_groups: int = 1
     ) -> Float[Tensor, "n_groups F"]:
-        """On how many tokens of each group (default: one group) each latent's value is above zero."""
-        return self.layout.by_group(self.values.detach() > 0, group, n_groups)
+        """On how many tokens of each group (default: one group) each latent's value is not zero."""
+        return self.layout.by_group(self.values.detach() != 0, group, n_groups)
 
     def pairs(self) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Float[Tensor, " P"]]:
         """Token, latent and value of every active pair, sorted by token; no padding among them."""
@@ -125,7 +125,10 @@ class Active:
 
 
 Latents = Active | Tensor
-"""Latents' activations f >= 0: an active set, or a plain [B, F] tensor from an architecture written densely."""
+"""Latents' activations f: an active set, or a plain [B, F] tensor from an architecture written densely.
+
+A latent is active where f is not zero; most architectures have f >= 0.
+"""
 
 
 def as_active(f: Latents) -> Active:
@@ -173,6 +176,18 @@ def decode(f: Active, W_dec: Float[Tensor, "F D"], b_dec: Float[Tensor, " D"] | 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # shapes here depend on the data
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     return function.apply(*arguments)
+
+
+def summed(latents: Int[Tensor, "B k"], values: Float[Tensor, "B k"], n_latents: int) -> Active:
+    """Each token's values on its latents, of which one that comes more than once gets their sum; differentiable."""
+    n_tokens, k = latents.shape
+    if k > _choice.get().dense_above * n_latents:
+        mask = torch.zeros(n_tokens, n_latents, dtype=torch.bool, device=values.device).scatter_(1, latents, True)
+        return Active(Dense(mask), values.new_zeros(mask.shape).scatter_add(1, latents, values), clean=True)
+    place = latents + n_latents * torch.arange(n_tokens, device=latents.device)[:, None]
+    pair, index = place.flatten().unique(return_inverse=True)
+    layout = Sparse(pair // n_latents, pair % n_latents, n_tokens, n_latents)
+    return Active(layout, values.new_zeros(len(pair)).index_add(0, index, values.flatten()), clean=True)
 
 
 class _Select(torch.autograd.Function):

@@ -31,13 +31,16 @@ START_DENSITY = 0.02
 SparsityControl = Literal["k", "target", "coefficient"]
 """How an architecture reaches a wanted L0: by construction, by a penalty on the distance to it, by its coefficient."""
 
-Nonlinearity = Literal["relu", "jumprelu", "topk", "gated"]
+Nonlinearity = Literal["relu", "jumprelu", "topk", "gated", "abs_topk", "matching_pursuit"]
 """What makes f of z = x W_enc + b_enc, in terms that the field shares; each is also a built-in architecture.
 
     relu        f = ReLU(z)
     jumprelu    f = z H(z - threshold), threshold [F] >= 0
     topk        f = ReLU(z) on the `config.sparsity` largest z of a token
     gated       f = H(x W_enc + b_gate) ReLU(exp(r_mag) x W_enc + b_mag), without b_enc
+    abs_topk    f = z on the `config.sparsity` largest |z| of a token: f < 0 is active too
+    matching_pursuit    W_dec, of rows d_j of norm one, and b_dec alone: r = x - b_dec, f = 0, and `config.sparsity`
+                times: j = argmax_i ReLU(r . d_i), v = ReLU(r . d_j), f_j += v, r -= v d_j
 """
 
 
@@ -75,8 +78,9 @@ class Step:
     """Sparsity coefficient lambda, warm-up and control included."""
     dead: Int[Tensor, " n_dead"]
     """Indices of the latents that have not fired for the recipe's number of tokens."""
-    batch_l0: Float[Tensor, ""] | None = None
-    """L0 of the whole batch, for a loss with `needs_batch_l0` that is shown a part of it; None: it sees all."""
+    batch_frequency: Float[Tensor, " F"] | None = None
+    """On which share of the whole batch each latent is active, for a loss with `needs_batch_frequency` that is shown a
+    part of it; None: it sees all."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +104,16 @@ class SparseAutoencoder(nn.Module, ABC):
     """Short name, set by registration."""
     version: ClassVar[str] = "1"
     """Raised when a change alters what the architecture learns."""
-    control: ClassVar[SparsityControl] = "coefficient"
     options_type: ClassVar[type[Options]] = Options
     options: Options
     nonlinearity: ClassVar[Nonlinearity | None] = None
     """What f is of x once folded, if it is one of these; inherited unless a class has its own `encode` or `decode`."""
     stored_names: ClassVar[dict[str, str]] = {}
     """What files call a parameter, where it is not the attribute's name: the names of `Nonlinearity`."""
+    signed: ClassVar[bool] = False
+    """Whether f may be below zero, which is active as well."""
+    tied: ClassVar[bool] = False
+    """Whether W_dec is all that it encodes with, and there are no W_enc and b_enc; it then always sees x - b_dec."""
     recipes: ClassVar[dict[str, dict[str, Any]]] = {}
     """Per preset, the recipe fields in which this architecture departs from the shared ones."""
 
@@ -121,14 +128,20 @@ class SparseAutoencoder(nn.Module, ABC):
         self.options = self.options_type(**config.options)
         W_dec = initial_decoder(config.d_in, config.d_sae, config.seed)
         self.W_dec = nn.Parameter(W_dec)
-        self.W_enc = nn.Parameter(latent_major(W_dec.T))
-        self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
+        if not self.tied:
+            self.W_enc = nn.Parameter(latent_major(W_dec.T))
+            self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(config.d_in))
         self.folded = False
 
     @classmethod
     def check(cls, config: SAEConfig) -> None:
         """Raise ValueError, with the remedy, for a configuration that this architecture cannot be built from."""
+
+    @classmethod
+    def departures(cls, preset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What a preset's shared recipe is changed in, and the options, where a user's own `settings` leave it open."""
+        return cls.recipes.get(preset, {})
 
     # --- what an architecture says -----------------------------------------------------------------------------
 
@@ -141,6 +154,11 @@ class SparseAutoencoder(nn.Module, ABC):
         """The training loss, summed over dimensions and averaged over tokens."""
 
     @property
+    def control(self) -> SparsityControl:
+        """How it reaches the wanted L0."""
+        return "coefficient"
+
+    @property
     def pre_encoder_bias(self) -> bool:
         """Whether the encoder sees x - b_dec; never once folded."""
         return not self.folded
@@ -150,10 +168,10 @@ class SparseAutoencoder(nn.Module, ABC):
         return True
 
     @property
-    def needs_batch_l0(self) -> bool:
-        """Whether the loss is no mean over tokens but also a function of the L0 of the whole batch.
+    def needs_batch_frequency(self) -> bool:
+        """Whether the loss is no mean over tokens, but a function of how often latents are active in the batch.
 
-        Where memory forces a batch into parts, the losses of whose tokens are added up, it is then told that L0.
+        Where memory forces a batch into parts, the losses of whose tokens are added up, it is then told that.
         """
         return False
 
@@ -165,7 +183,7 @@ class SparseAutoencoder(nn.Module, ABC):
 
     def biases(self) -> list[Float[Tensor, " F"]]:
         """The per-latent parameters on the scale of the pre-activations: b_enc, and thresholds where there are any."""
-        return [self.b_enc]
+        return [] if self.tied else [self.b_enc]
 
     def shift_biases(self, shift: Float[Tensor, " F"]) -> None:
         """Take the pre-encoder bias's contribution, shift = b_dec W_enc, out of the encoder's biases; for `fold`."""
@@ -237,7 +255,7 @@ class SparseAutoencoder(nn.Module, ABC):
         f' = C ||W_dec,i|| f and x_hat' = C x_hat on raw x.
         """
         assert not self.folded, "an SAE is folded once"
-        if self.pre_encoder_bias:
+        if self.pre_encoder_bias and not self.tied:
             self.shift_biases(self.b_dec @ self.W_enc)
         self.folded = True
         for bias in (self.b_dec, *self.biases()):

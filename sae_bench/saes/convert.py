@@ -35,7 +35,8 @@ def assemble(arch: str, config: SAEConfig, weights: Weights) -> SparseAutoencode
     """
     with torch.device("meta"):
         sae = ARCHITECTURES[arch](config)
-    weights = weights | {"W_enc": latent_major(weights["W_enc"])}
+    if not sae.tied:
+        weights = weights | {"W_enc": latent_major(weights["W_enc"])}
     shapes = {name: weight.shape for name, weight in sae.stored().items()}
     if shapes != {name: weight.shape for name, weight in weights.items()}:
         found = ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in weights.items())

@@ -4,7 +4,7 @@ Any function of pre-activations may select pairs; these three also say which pai
 the pre-activations are known, and choose among those once their values are. That is what `screening` needs.
 
     Above(threshold)          z > threshold
-    Largest(k)                the k largest of each token; `among` some latents, if they are given
+    Largest(k)                the k largest of each token; `among` some latents, if they are given; by |z| if `signed`
     LargestOfBatch(n)         the n largest of the whole batch
 
 Of equal values the first is kept: the one of the earlier token, then of the lower latent.
@@ -43,21 +43,27 @@ class Largest:
 
     k: int
     among: Int[Tensor, " n"] | None = None
+    signed: bool = False
+    """Whether it is |z| that has to be large, of either sign."""
 
     def __call__(self, z: Float[Tensor, "b F"]) -> Tensor:
         if self.among is None:
-            return largest(z, self.k)
+            return largest(self.size(z), self.k)
         if len(self.among) <= self.k:
             return self.among.expand(len(z), -1)
-        kept = largest(z[:, self.among], self.k)
+        kept = largest(self.size(z[:, self.among]), self.k)
         if kept.dtype != torch.bool:
             return self.among[kept]
         return torch.zeros_like(z, dtype=torch.bool).index_copy_(1, self.among, kept)
 
+    def size(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """What has to be large."""
+        return z.abs() if self.signed else z
+
     def settle(self, z: Float[Tensor, " P"], pairs: Sparse) -> Bool[Tensor, " P"]:
         place = torch.arange(len(z), device=z.device) - pairs.offsets[pairs.token]
         matrix = z.new_full((pairs.n_tokens, int(place.max()) + 1 if len(place) else 1), -torch.inf)
-        matrix[pairs.token, place] = z
+        matrix[pairs.token, place] = self.size(z)
         return largest_mask(matrix, min(self.k, matrix.shape[1]))[pairs.token, place]
 
 

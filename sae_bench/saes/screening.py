@@ -11,6 +11,9 @@ rank, so it is a few more input dimensions of the same product, rounded upwards:
 z, and costs one pass. Pairs whose upper bound could pass are candidates; the exact float32 values of the candidates
 alone are worked out, and the rule chooses among those. No pair is lost that float32 would have kept.
 
+A rule about |z| keeps pairs of either sign. The product U is at least z and at most z + 2 e, e being the bound: so |U|
+is at least |z| - 2 e, and |z| at least |U| - 2 e. |U| then takes the part of U, and what it has to reach is 2 e lower.
+
 x is centred first, at b_dec or else at its mean: what all tokens share needs no room in the bound.
 
 Shapes: B tokens, b of them in a chunk, D = d_in, F = d_sae, P pairs, K = D and the dimensions that hold the bound.
@@ -76,15 +79,16 @@ def screened(
     """For each rule the pairs that it keeps and their pre-activations z = x W^T + b_enc in float32.
 
     `centred`: x is so already. `limit` is the share of candidates above which exact selection is faster: then None.
-    None also where numbers are too large, or where two rules need products of their own.
+    None also where numbers are too large, or where two rules need products of their own, or one its absolute value.
     """
     whole = [rule for rule in rules if not (isinstance(rule, Largest) and rule.among is not None)]
-    if len(whole) > 1 and any(isinstance(rule, Above) for rule in whole):
+    if len(whole) > 1 and any(isinstance(rule, Above) or _signed(rule) for rule in whole):
         return None
     found: list[list[tuple[Tensor, ...]]] = [[] for _ in whole]
     if whole:
         tokens, latents = _bounded(x, W, b_enc, whole[0], centred)
         for chunk, upper in _products(tokens, latents, at_once=any(isinstance(r, LargestOfBatch) for r in whole)):
+            upper = upper.abs_() if _signed(whole[0]) else upper
             for rule, pairs in zip(whole, found, strict=True):
                 token, latent = _reaching(upper, _cut(rule, upper, tokens.bound[chunk], latents.bound))
                 if chunk.start == 0 and (len(token) > limit * upper.numel() or not _fits(tokens, latents)):
@@ -210,6 +214,10 @@ def _full_sums() -> Iterator[None]:
             setattr(matmul, name, value)
 
 
+def _signed(rule: Rule) -> bool:
+    return isinstance(rule, Largest) and rule.signed
+
+
 def _cut(
     rule: Rule, upper: Float[Tensor, "b F"], of_tokens: Float[Tensor, "b 4"], of_latents: Float[Tensor, "F 4"]
 ) -> Float[Tensor, "..."]:
@@ -227,6 +235,8 @@ def _cut(
     lower = torch.addmm(largest - info.eps / 2 * largest.abs(), of_tokens[:, :3], width.T, alpha=-2)
     if isinstance(rule, Largest):
         least = lower.topk(rule.k, dim=1, sorted=False).values.amin(1, keepdim=True)
+        if rule.signed:
+            least -= 2 * of_tokens[:, :3] @ of_latents[:, :3].amax(0)[:, None]
     else:
         least = lower.flatten().topk(rule.n, sorted=False).values.amin()
     return least.to(upper.dtype)  # what is no less is not rounded to less
@@ -253,7 +263,7 @@ def _settled(rule: Rule, pairs: Sparse, x: Tensor, W: Tensor, b_enc: Tensor) -> 
     """The candidates that the rule keeps, with their exact values."""
     z = pairs.inner_products(x, W) + b_enc[pairs.latent]
     if isinstance(rule, Largest) and (gpu := kernels_for(x.device)) is not None:
-        kept = gpu.largest_of_each(z, pairs.offsets, rule.k)
+        kept = gpu.largest_of_each(rule.size(z), pairs.offsets, rule.k)
     else:
         kept = rule.settle(z, pairs).nonzero().squeeze(1)
     return Sparse(pairs.token[kept], pairs.latent[kept], pairs.n_tokens, pairs.n_latents), z[kept]
@@ -264,7 +274,7 @@ def _among(rule: Rule, x: Tensor, W: Tensor, b_enc: Tensor) -> tuple[Sparse, Ten
     assert isinstance(rule, Largest)
     assert rule.among is not None
     rows, bias = W[rule.among], b_enc[rule.among]
-    of_these = Largest(rule.k, torch.arange(len(rows), device=x.device))
+    of_these = Largest(rule.k, torch.arange(len(rows), device=x.device), rule.signed)
     found = Found(len(x), len(rows), dense_above=1.0)
     for tokens in slices(len(x), chunk_size(len(rows), x.device)):
         z = torch.addmm(bias, x[tokens], rows.T)

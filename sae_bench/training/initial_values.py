@@ -22,7 +22,7 @@ def initialise(sae: SparseAutoencoder, recipe: Recipe, mean: Float[Tensor, " D"]
     elif recipe.b_dec_init == "geometric_median":
         sae.b_dec.copy_(geometric_median(sample))
     sae.initialise(sample)
-    if recipe.b_enc_init == "quantile":
+    if recipe.b_enc_init == "quantile" and not sae.tied:
         sae.b_enc.sub_(upper_quantile(sample - sae.b_dec, sae.W_enc, sae.starting_density))
 
 

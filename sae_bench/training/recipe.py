@@ -15,11 +15,12 @@ Preset = Literal["paper", "short"]
 
 
 class Recipe(BaseModel):
-    """How one SAE is optimised. Warm-ups and `dead_after` below 1 are fractions of the run, else steps and tokens.
+    """How one SAE is optimised. Warm-ups up to 1, and `dead_after` below 1, are fractions of the run.
 
     SAEs are trained on data with E||x||^2 = 1. `data_norm` says which data the recipe is written for; those of its
     constants that depend on it (`adam_eps`, `grad_clip`, the learning rate of biases and thresholds) are converted to
-    ours. Sparsity coefficients are not, nor an architecture's options: they are for E||x||^2 = 1 always.
+    ours. Sparsity coefficients are not, nor an architecture's options: they are for E||x||^2 = 1
+    unless `data_norm` is one of them, as jumprelu's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 def n_warmup_steps(warmup: float, n_steps: int) -> int:
-    """Length of a warm-up given as a number of steps, or, below 1, as a fraction of the run."""
-    return round(warmup * n_steps) if warmup < 1 else int(warmup)
+    """Length of a warm-up given as a number of steps, or, up to 1, as a fraction of the run."""
+    return round(warmup * n_steps) if warmup <= 1 else int(warmup)
 
 
 def lr_factor(step: int, n_steps: int, *, warmup: float, shape: Literal["cosine", "linear"], decay: float) -> float:

@@ -163,8 +163,8 @@ class SAETrainer:
             try:
                 self.optimiser.zero_grad(set_to_none=True)
                 parts = x.split(self.micro_batch or len(x))
-                if len(parts) > 1 and self.sae.needs_batch_l0:
-                    at = replace(at, batch_l0=self._batch_l0(parts))
+                if len(parts) > 1 and self.sae.needs_batch_frequency:
+                    at = replace(at, batch_frequency=self._batch_frequency(parts))
                 return BatchLoss.joined([self._part(part, at, len(part) / len(x)) for part in parts])
             except torch.OutOfMemoryError:
                 self.micro_batch = halved(self.micro_batch or len(x), f"tokens in a step of {self.id}")
@@ -176,10 +176,11 @@ class SAETrainer:
         return BatchLoss.of(loss)
 
     @torch.no_grad()
-    def _batch_l0(self, parts: Sequence[Tensor]) -> Float[Tensor, ""]:
-        """L0 of a batch from its parts, each [b, D]."""
+    def _batch_frequency(self, parts: Sequence[Tensor]) -> Float[Tensor, " F"]:
+        """On which share of a batch each latent is active, from its parts, each [b, D]."""
         with self._kernels():
-            return torch.cat([as_active(self.sae.encode(part)).active_per_token() for part in parts]).float().mean()
+            counts = [as_active(self.sae.encode(part)).count_per_latent()[0] for part in parts]
+        return torch.stack(counts).sum(0) / sum(map(len, parts))
 
     def _kernels(self) -> AbstractContextManager[None]:
         return kernels(self.kernels, self.crossovers, self.screening)

@@ -27,8 +27,9 @@ D, F, K = 24, 64, 6
 
 # What is stored as we have it comes back to the bit; b_dec, where it is taken out of a bias and put back, to rounding.
 HOLDS = {
-    "saelens": dict.fromkeys(ARCHS, "exactly"),
+    "saelens": dict.fromkeys((*ARCHS, "abs_topk", "matching_pursuit"), "exactly"),
     "gemma-scope": {"jumprelu": "exactly"},
+    "gemma-scope-2": {"jumprelu": "exactly"},
     "dictionary_learning": {"relu": "exactly", "jumprelu": "exactly", "gated": "rounded", "topk": "rounded"},
     "sparsify": {"topk": "rounded"},
 }
@@ -79,7 +80,9 @@ def test_ours_to_another_format_and_back_is_what_it_was(tmp_path, form, arch):
     foreign = opened(written if written.is_dir() else written.parent)
     back = foreign.build()
     assert back.name == arch
-    assert (foreign.place.kind, foreign.place.layer) == ("resid_post", 3)
+    module = form == "gemma-scope-2"  # it names the module itself
+    said = ("path:model.layers.3", None) if module else ("resid_post", 3)
+    assert (foreign.place.kind, foreign.place.layer) == said
     for name, weight in sae.named_parameters():
         other = dict(back.named_parameters())[name]
         if HOLDS[form][arch] == "exactly" or name in ("W_enc", "W_dec", "b_dec", "r_mag"):
@@ -102,7 +105,7 @@ def test_an_sae_of_ours_is_itself_again(tmp_path, arch):
     ("form", "arch"), [("gemma-scope", "gated"), ("gemma-scope", "relu"), ("sparsify", "jumprelu")]
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, form, arch):
-    fitting = make("jumprelu" if form == "gemma-scope" else "topk")
+    fitting = make("topk" if form == "sparsify" else "jumprelu")
     with pytest.raises(UserError, match=f"a {arch} SAE does not fit"):
         export(make_run(tmp_path / "run", fitting, make(arch)), form, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -216,7 +219,7 @@ def run(gemma2_folder, corpus, at_work) -> Path:
     out = at_work / "run"
     settings = {
         "--model": gemma2_folder, "--layer": 1, "--dataset": corpus, "--width": 64, "--tokens": 1000, "--reuse": 2,
-        "--batch-size": 200, "--eval-tokens": 400, "--context-size": 32, "--arch": "all", "--l0": 6, "--out": out,
+        "--batch-size": 200, "--eval-tokens": 400, "--context-size": 32, "--arch": ARCHS, "--l0": 6, "--out": out,
         "--emit": "saebench",
     }  # fmt: skip
     assert bench(*flags(settings), "--quiet") == 0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from foreign_files import (
+    MEAN_NORM,
     D,
     F,
     K,
@@ -13,6 +14,11 @@ from foreign_files import (
     parts,
     write_dictionary_learning,
     write_gemma_scope,
+    write_gemma_scope_2,
+    write_goodfire,
+    write_llama_scope,
+    write_llamascopium,
+    write_qwen_scope,
     write_saelens,
     write_sparsify,
 )
@@ -36,6 +42,23 @@ WRITERS = {
     ),
     **{f"dictionary_learning {name}": (lambda folder, name=name: write_dictionary_learning(folder / "d", name), ours)
        for name, ours in DL_CLASSES.items()},
+    **{f"saelens {theirs} checkpoint": (lambda folder, theirs=theirs: write_saelens(folder / "s", theirs), "jumprelu")
+       for theirs in ("batchtopk", "matryoshka_batchtopk")},
+    "saelens batchtopk checkpoint, norms": (
+        lambda folder: write_saelens(folder / "s", "batchtopk", rescale_acts_by_decoder_norm=True), "jumprelu"
+    ),
+    "gemma-scope-2": (lambda folder: write_gemma_scope_2(folder), "jumprelu"),
+    "qwen-scope": (lambda folder: write_qwen_scope(folder), "topk"),
+    "goodfire": (lambda folder: write_goodfire(folder), "relu"),
+    **{f"llama-scope {act_fn}": (lambda folder, act_fn=act_fn: write_llama_scope(
+           folder, act_fn=act_fn, jump_relu_threshold=0.7 if act_fn == "jumprelu" else 0.0), act_fn)
+       for act_fn in ("relu", "topk", "jumprelu")},
+    **{f"llamascopium {act_fn}": (lambda folder, act_fn=act_fn: write_llamascopium(folder, act_fn), act_fn)
+       for act_fn in ("relu", "topk", "jumprelu")},
+    "llamascopium jumprelu, norms left out": (
+        lambda folder: write_llamascopium(folder, sparsity_include_decoder_norm=False), "jumprelu"
+    ),
+    "llamascopium inference": (lambda folder: write_llamascopium(folder, norm_activation="inference"), "jumprelu"),
 }  # fmt: skip
 
 
@@ -56,11 +79,14 @@ def test_a_foreign_sae_gives_its_authors_latents_and_reconstructions(tmp_path, k
     x = 3 * numbers(200, D, seed=9)
     f, w = encode(x), parts()
     assert 0.01 < float((f > 0).float().mean()) < 0.9
-    W_dec = w["W_dec"]
-    if kind in ("dictionary_learning AutoEncoder", "saelens topk, norms"):  # latents times norms, rows of norm one
+    W_dec, b_dec = w["W_dec"], w["b_dec"]
+    normed = kind == "dictionary_learning AutoEncoder" or kind.endswith(", norms") or kind.startswith("llama")
+    if normed and not kind.endswith("left out"):  # latents times norms, rows of norm one
         W_dec = W_dec / W_dec.norm(dim=1, keepdim=True)
+    if kind.startswith("llama") and not kind.endswith("inference"):
+        b_dec = b_dec * MEAN_NORM / D**0.5
     torch.testing.assert_close(sae.encode(x).to_dense(), f, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(sae(x), f @ W_dec + w["b_dec"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sae(x), f @ W_dec + b_dec, rtol=1e-4, atol=1e-4)
 
 
 def test_gemma_scope_by_hand_at_just_above_and_just_below_the_threshold(tmp_path):
@@ -245,15 +271,16 @@ def test_nan_in_weights_is_said_of_the_weights(tmp_path):
 @pytest.mark.parametrize(
     ("name", "whose"),
     [
-        ("layer0.sae.pt", "Qwen Scope"),
-        ("hyperparams.json", "Llama Scope"),
-        ("Llama-3.1-8B-Instruct-SAE-l19.pth", "Goodfire"),
+        ("conf.yaml", "a temporal SAE, which looks at other tokens too"),
+        ("W_enc_3.safetensors", "a cross-layer transcoder"),
+        ("layer_3.safetensors", "a transcoder, cross-layer transcoder or crosscoder"),
+        ("params_layer_3.safetensors", "a transcoder, cross-layer transcoder or crosscoder"),
     ],
 )
 def test_a_layout_that_is_not_read_is_called_by_its_name(tmp_path, name, whose):
     (tmp_path / name).write_bytes(b"x")
     for text in (tmp_path, tmp_path / name, f"hf:owner/repo/{name}"):
-        with pytest.raises(UserError, match=f"{whose}, which is not read yet"):
+        with pytest.raises(UserError, match=f"the layout of {whose}, which is not evaluated"):
             find_sources(str(text))
 
 

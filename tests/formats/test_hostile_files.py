@@ -14,7 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from foreign_files import D, F, write_dictionary_learning, write_gemma_scope, write_saelens, write_sparsify
+from foreign_files import (
+    D,
+    F,
+    write_dictionary_learning,
+    write_gemma_scope,
+    write_gemma_scope_2,
+    write_goodfire,
+    write_llama_scope,
+    write_llamascopium,
+    write_qwen_scope,
+    write_saelens,
+    write_sparsify,
+)
 from safetensors.torch import load_file, save_file
 
 from sae_bench import ARCHITECTURES, SAEConfig
@@ -30,9 +42,35 @@ MAKERS = {
     "saelens": lambda folder: write_saelens(folder / "s", "jumprelu")[0],
     "sparsify": lambda folder: write_sparsify(folder)[0],
     "dictionary_learning": lambda folder: write_dictionary_learning(folder / "d", "JumpReluAutoEncoder")[0],
+    "gemma-scope-2": lambda folder: write_gemma_scope_2(folder)[0],
+    "qwen-scope": lambda folder: write_qwen_scope(folder)[0],
+    "goodfire": lambda folder: write_goodfire(folder)[0],
+    "llama-scope": lambda folder: write_llama_scope(folder)[0],
+    "llamascopium": lambda folder: write_llamascopium(folder)[0],
 }
-WEIGHTS = {"gemma-scope": "params.npz", "saelens": "sae_weights.safetensors", "sparsify": "sae.safetensors",
-           "dictionary_learning": "ae.pt"}  # fmt: skip
+PICKLES = {"dictionary_learning": "ae.pt", "qwen-scope": "layer1.sae.pt",
+           "goodfire": "Llama-3.1-8B-Instruct-SAE-l1.pth"}  # fmt: skip
+WEIGHTS = PICKLES | {
+    "gemma-scope": "params.npz", "saelens": "sae_weights.safetensors", "sparsify": "sae.safetensors",
+    "gemma-scope-2": "params.safetensors", "llama-scope": "checkpoints/final.safetensors",
+    "llamascopium": "sae_weights.safetensors",
+}  # fmt: skip
+LINEAR = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight", "b_dec": "decoder.bias"}
+THEIRS = {
+    "sparsify": {"W_enc": "encoder.weight", "b_enc": "encoder.bias"},
+    "gemma-scope-2": {"W_enc": "w_enc", "W_dec": "w_dec"},
+    "goodfire": {ours: theirs.replace(".", "_linear.") for ours, theirs in LINEAR.items()},
+    "llama-scope": LINEAR,
+    "llamascopium": {"W_enc": "W_E", "b_enc": "b_E", "W_dec": "W_D", "b_dec": "b_D"},
+}
+"""What a format calls a tensor, where it is not our name."""
+
+GEMMA_SCOPE_2 = {
+    "hf_hook_point_in": "model.layers.1.output", "hf_hook_point_out": "model.layers.1.output", "width": F,
+    "model_name": "google/gemma-3-4b-pt", "architecture": "jump_relu", "l0": 60, "affine_connection": False,
+    "type": "sae",
+}  # fmt: skip
+"""A configuration as it is published."""
 
 
 def load(folder: Path):
@@ -76,13 +114,13 @@ def refused(folder: Path) -> str:
 def tensors_of(kind: str, path: Path) -> dict[str, torch.Tensor]:
     if kind == "gemma-scope":
         return {name: torch.from_numpy(value) for name, value in np.load(path).items()}
-    return torch.load(path, weights_only=True) if kind == "dictionary_learning" else load_file(path)
+    return torch.load(path, weights_only=True) if kind in PICKLES else load_file(path)
 
 
 def save_tensors(kind: str, path: Path, tensors: dict[str, torch.Tensor]) -> None:
     if kind == "gemma-scope":
         np.savez(path, **{name: value.numpy() for name, value in tensors.items()})
-    elif kind == "dictionary_learning":
+    elif kind in PICKLES:
         torch.save(tensors, path)
     else:
         save_file({name: value.contiguous() for name, value in tensors.items()}, path)
@@ -115,9 +153,8 @@ def test_wrong_tensors_are_refused_by_their_names(tmp_path, kind, change):
     folder = MAKERS[kind](tmp_path)
     path = folder / WEIGHTS[kind]
     name, alter, part = CHANGES[change]
-    if kind == "sparsify":
-        theirs = {"W_enc": "encoder.weight", "b_enc": "encoder.bias"}
-        part, name = part.replace(name, theirs.get(name, name)), theirs.get(name, name)
+    theirs = THEIRS.get(kind, {}).get(name, name)
+    part, name = part.replace(name, theirs), theirs
     tensors = tensors_of(kind, path)
     altered = alter(tensors[name])
     tensors |= {} if altered is None else {name: altered}
@@ -192,13 +229,14 @@ class Code:
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path, protocol):
-    folder = MAKERS["dictionary_learning"](tmp_path)
-    tensors = tensors_of("dictionary_learning", folder / "ae.pt")
-    torch.save(tensors | {"more": Code()}, folder / "ae.pt", pickle_protocol=protocol)
+@pytest.mark.parametrize("kind", PICKLES)
+def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path, kind, protocol):
+    folder = MAKERS[kind](tmp_path)
+    path = folder / PICKLES[kind]
+    torch.save(tensors_of(kind, path) | {"more": Code()}, path, pickle_protocol=protocol)
     line = refused(folder)
     assert "nothing in it was run" in line
-    (folder / "ae.pt").write_bytes(pickle.dumps(Code()))
+    path.write_bytes(pickle.dumps(Code()))
     refused(folder)
 
 
@@ -214,18 +252,20 @@ def test_a_pickle_that_asks_for_memory_is_refused(tmp_path):
     assert "bytearray" in refused(folder)
 
 
-def test_a_tensor_that_repeats_one_number_a_billion_times_is_refused(tmp_path):
-    folder = MAKERS["dictionary_learning"](tmp_path)
-    tensors = tensors_of("dictionary_learning", folder / "ae.pt")
-    huge = {"W_enc": torch.zeros(1).expand(1 << 15, 1 << 20), "W_dec": torch.zeros(1).expand(1 << 20, 1 << 15)}
-    torch.save(tensors | huge, folder / "ae.pt")
+@pytest.mark.parametrize("kind", PICKLES)
+def test_a_tensor_that_repeats_one_number_a_billion_times_is_refused(tmp_path, kind):
+    folder = MAKERS[kind](tmp_path)
+    path, theirs = folder / PICKLES[kind], THEIRS.get(kind, {})
+    sizes = {"W_enc": (1 << 15, 1 << 20), "W_dec": (1 << 20, 1 << 15)}
+    huge = {theirs.get(name, name): torch.zeros(1).expand(shape) for name, shape in sizes.items()}
+    torch.save(tensors_of(kind, path) | huge, path)
     assert "more than the file holds" in refused(folder)
 
 
 HUGE = 100 << 30
 
 
-@pytest.mark.parametrize("kind", ["saelens", "sparsify"])
+@pytest.mark.parametrize("kind", ["saelens", "sparsify", "gemma-scope-2", "llama-scope", "llamascopium"])
 def test_a_header_that_claims_100_gb_is_refused(tmp_path, kind):
     folder = MAKERS[kind](tmp_path)
     path = folder / WEIGHTS[kind]
@@ -336,7 +376,10 @@ def test_a_configuration_that_is_no_json_object_is_refused(tmp_path, text):
     refused(folder)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("saelens", "cfg.json"), ("dictionary_learning", "config.json")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("saelens", "cfg.json"), ("dictionary_learning", "config.json"), ("llama-scope", "hyperparams.json")],
+)
 def test_a_missing_configuration_is_named(tmp_path, kind, name):
     folder = MAKERS[kind](tmp_path)
     (folder / name).unlink()
@@ -353,3 +396,24 @@ def test_a_setting_of_any_other_kind_is_refused_or_harmless(tmp_path, key, value
     (folder / "cfg.json").write_text(json.dumps(settings | {key: value}))
     with suppress(UserError):
         load(folder)
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [1], 7, None, "x", 1e400, -3, True])
+@pytest.mark.parametrize("kind", ["llama-scope", "llamascopium", "gemma-scope-2"])
+def test_settings_of_published_saes_of_any_other_kind_are_refused_or_harmless(tmp_path, kind, value):
+    folder = MAKERS[kind](tmp_path)
+    path = folder / {"llama-scope": "hyperparams.json"}.get(kind, "config.json")
+    settings = json.loads(path.read_text()) if path.exists() else GEMMA_SCOPE_2
+    for key in settings:
+        path.write_text(json.dumps(settings | {key: value}))
+        with suppress(UserError):
+            assert all(torch.isfinite(weight).all() for weight in load(folder).parameters())
+
+
+@pytest.mark.parametrize("norm", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_mean_norm_that_is_none_is_refused(tmp_path, norm):
+    folder = MAKERS["llamascopium"](tmp_path)
+    path = folder / WEIGHTS["llamascopium"]
+    (name,) = (name for name in load_file(path) if name.startswith("dataset"))
+    save_file(load_file(path) | {name: torch.tensor(norm)}, path)
+    assert f"{name} is {norm}: it must be a number above zero" in refused(folder)

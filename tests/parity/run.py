@@ -40,12 +40,19 @@ from sae_bench.records.run_folder import RunFolder  # noqa: E402
 from sae_bench.runs.config import RunConfig  # noqa: E402
 from sae_bench.runs.provenance import own_version  # noqa: E402
 from sae_bench.runs.sources import token_stream  # noqa: E402
+from sae_bench.saes.convert import to_built_in  # noqa: E402
 
 N_CONTEXTS = 2
 BOUND = 1e-5
 """Largest difference of a latent or a reconstruction, relative to the largest one."""
 
-SAELENS = {"relu": "standard", "gated": "gated", "topk": "topk", "jumprelu": "jumprelu"}
+SCORED = ("relu", "gated", "topk", "jumprelu")
+"""Architectures whose records are compared with SAEBench's."""
+
+SAELENS = {
+    "relu": "standard", "gated": "gated", "topk": "topk", "jumprelu": "jumprelu", "abs_topk": "abstopk",
+    "matching_pursuit": "matching_pursuit",
+}  # fmt: skip
 DL = {
     "relu": "AutoEncoderNew",
     "gated": "GatedAutoEncoder",
@@ -53,13 +60,23 @@ DL = {
     "jumprelu": "JumpReluAutoEncoder",
 }
 THEIRS = (
-    *(("SAELens", kind) for kind in SAELENS.values()),
+    *(("SAELens", kind) for kind in (*SAELENS.values(), "batchtopk", "matryoshka_batchtopk")),
     *(
         ("dictionary_learning", kind)
         for kind in ("AutoEncoder", *DL.values(), "BatchTopKSAE", "MatryoshkaBatchTopKSAE")
     ),
     ("sparsify", "sparsify"),
+    *(("llamascopium", kind) for kind in ("relu", "topk", "jumprelu")),
+    *(("SAELens", kind) for kind in ("gemma_scope_2", "qwen_scope", "goodfire", "llama_scope")),
 )
+NAMES = {
+    ("sparsify", "sparsify"): "sparsify", ("SAELens", "batchtopk"): "SAELens's batchtopk, a checkpoint of training",
+    ("SAELens", "gemma_scope_2"): "Gemma Scope 2, as SAELens reads it",
+    ("SAELens", "qwen_scope"): "Qwen Scope, as SAELens reads it",
+    ("SAELens", "goodfire"): "Goodfire, as SAELens reads it",
+    ("SAELens", "llama_scope"): "Llama Scope, as SAELens reads it",
+}  # fmt: skip
+"""What a row is called that is not "TOOL's CLASS"."""
 
 FILES_SAY = (
     f"Largest difference relative to the largest value, which has to stay below {BOUND:g}. Flips are latents within "
@@ -96,7 +113,8 @@ def main(*, write: bool = False, again: bool = False) -> int:
         Compare the SAEs that were trained the last time.
     """
     subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "setup_peers.py", "sae_bench", "dictionary_learning"], check=True
+        [sys.executable, ROOT / "benchmarks" / "setup_peers.py", "sae_bench", "dictionary_learning", "llamascopium"],
+        check=True,
     )
     work = scratch() / "parity"
     if not again:
@@ -106,7 +124,7 @@ def main(*, write: bool = False, again: bool = False) -> int:
         trained(work)
         measure(work / "run", work)
     run = work / "run"
-    for folder in ("theirs", "dictionary_learning", "sparsify"):
+    for folder in ("theirs", "saelens", "dictionary_learning", "sparsify", "gemma-scope-2"):
         shutil.rmtree(work / folder, ignore_errors=True)
     facts = read_json(work / "facts.json")
     say("reading each other's files")
@@ -153,35 +171,48 @@ def measure(run: Path, work: Path) -> None:
 def compare_files(run: Path, work: Path) -> tuple[list[Row], dict[str, str]]:
     """Latents and reconstructions of every SAE, ours read by them and theirs read by us."""
     rows: list[Row] = []
-    with Worker("sae_lens_files", {}) as lens, Worker("dictionary_learning_files", {}) as dl:
-        for tool, kind, folder, ours in written_by_us(run, work):
-            worker = lens if tool == "SAELens" else dl
-            worker.ask(do="load", folder=str(folder), kind=kind, x=str(work / "x.safetensors"), out=str(work / "out"))
-            rows.append(compared(f"our {ours}, read by {tool}", run / "saes" / folder_of(run, ours), work))
+    with (
+        Worker("sae_lens_files", {}) as lens, Worker("dictionary_learning_files", {}) as dl,
+        Worker("llamascopium_files", {}) as scope,
+    ):  # fmt: skip
+        workers = {"SAELens": lens, "dictionary_learning": dl, "sparsify": dl, "llamascopium": scope}
+        for tool, kind, folder, ours, name in written_by_us(run, work):
+            workers[tool].ask(
+                do="load", folder=str(folder), kind=kind, x=str(work / "x.safetensors"), out=str(work / "out")
+            )
+            rows.append(compared(f"our {name}, read by {tool}", run / "saes" / ours, work))
         for tool, kind in THEIRS:
-            worker = lens if tool == "SAELens" else dl
-            folder = work / "theirs" / f"{tool}.{kind}" / "layers.9"
-            worker.ask(do="make", folder=str(folder), kind=kind, x=str(work / "x.safetensors"), out=str(work / "out"),
-                       parts=str(work / "parts.safetensors"))  # fmt: skip
-            name = tool if kind == "sparsify" else f"{tool}'s {kind}"
+            leaf = "SAE-Res-Qwen3-1.7B-Base-W1K-L0_32" if kind == "qwen_scope" else "layers.9"
+            folder = work / "theirs" / f"{tool}.{kind}" / leaf
+            workers[tool].ask(do="make", folder=str(folder), kind=kind, x=str(work / "x.safetensors"),
+                              out=str(work / "out"), parts=str(work / "parts.safetensors"))  # fmt: skip
+            name = NAMES.get((tool, kind), f"{tool}'s {kind}")
             rows.append(compared(f"{name}, read by us", folder, work))
-        workers = {"SAELens": lens, "dictionary_learning": dl, "sparsify": dl}
         lm = load_language_model("demo", device="cpu", dtype=torch.float32)
         tokens = load_file(work / "contexts.safetensors")["contexts"]
         for what, mine, theirs, holds in compare_places(lm, tokens, workers, work):
             rows.append(Row(f"{what}: FVE", ("", f"{mine:.6f}", f"{theirs:.6f}", ""), holds))
-        return rows, lens.versions | dl.versions
+        return rows, lens.versions | dl.versions | scope.versions
 
 
-def written_by_us(run: Path, work: Path) -> Iterator[tuple[str, str, Path, str]]:
-    """Tool, its name for the class, folder and architecture of everything that others shall read."""
-    for arch in SAELENS:
-        sae_id = folder_of(run, arch)
-        yield "SAELens", SAELENS[arch], run / "saes" / sae_id, arch
-        (folder,) = export(run, "dictionary_learning", work / "dictionary_learning", [sae_id])
-        yield "dictionary_learning", DL[arch], folder, arch
-    (folder,) = export(run, "sparsify", work / "sparsify", [folder_of(run, "topk")])
-    yield "sparsify", "sparsify", folder, "topk"
+def written_by_us(run: Path, work: Path) -> Iterator[tuple[str, str, Path, str, str]]:
+    """Tool, its name for the class, folder, the SAE's id and what to call it, of everything that others shall read."""
+    for sae in saes_of(run):
+        sae_id, built = str(sae.own["description"]["id"]), to_built_in(sae.build())
+        f, name = built.nonlinearity or "", sae.arch if sae.arch == built.name else f"{sae.arch}, as {built.name}"
+        folder = run / "saes" / sae_id
+        if not (folder / "cfg.json").exists():
+            (folder,) = export(run, "saelens", work / "saelens", [sae_id])
+        yield "SAELens", SAELENS[f], folder, sae_id, name
+        if f in DL:
+            (folder,) = export(run, "dictionary_learning", work / "dictionary_learning", [sae_id])
+            yield "dictionary_learning", DL[f], folder, sae_id, name
+        if f == "topk":
+            (folder,) = export(run, "sparsify", work / "sparsify", [sae_id])
+            yield "sparsify", "sparsify", folder, sae_id, name
+        if f == "jumprelu":
+            (folder,) = export(run, "gemma-scope-2", work / "gemma-scope-2", [sae_id])
+            yield "SAELens", "gemma_scope_2", folder, sae_id, f"{name}, in Gemma Scope 2's layout"
 
 
 def folder_of(run: Path, arch: str) -> str:
@@ -196,14 +227,14 @@ def compared(what: str, folder: Path, work: Path) -> Row:
     sae = open_sae(source).build()
     x, theirs = load_file(work / "x.safetensors")["x"], load_file(work / "out")
     f, x_hat = sae.encode(x).to_dense(), sae(x)  # type: ignore[operator]
-    flipped = (f > 0) != (theirs["f"] > 0)
+    flipped = (f != 0) != (theirs["f"] != 0)
     same = ~flipped.any(1)
     latents, reconstruction = (
         float((a[same] - b[same]).abs().max() / b.abs().max()) for a, b in ((f, theirs["f"]), (x_hat, theirs["x_hat"]))
     )
     share = float(flipped.float().mean())
     holds = latents < BOUND and reconstruction < BOUND and share <= 1e-5
-    l0 = float((f > 0).sum(1).float().mean())
+    l0 = float((f != 0).sum(1).float().mean())
     say(f"{what}: L0 {l0:.1f}, latents {latents:.1e}, reconstruction {reconstruction:.1e}, {int(flipped.sum())} flips")
     return Row(what, (f"{l0:.1f}", f"{latents:.1e}", f"{reconstruction:.1e}", str(int(flipped.sum()))), holds)
 
@@ -230,7 +261,7 @@ def compare_scores(run: Path, work: Path, facts: dict[str, float]) -> tuple[list
     rows = []
     setting = {"model": MODEL, "threads": os.cpu_count() or 1}
     with Worker("sae_bench", setting, {"HF_HOME": str(hub_home())}) as worker:
-        for arch in SAELENS:
+        for arch in SCORED:
             say(f"SAEBench on {arch}")
             sae_id = folder_of(run, arch)
             result = run / "saebench" / f"{sae_id}_custom_sae_eval_results.json"

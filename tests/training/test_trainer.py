@@ -79,11 +79,11 @@ def test_a_batch_in_parts_has_the_loss_and_the_gradients_of_the_whole(arch: str)
 def test_without_the_batch_s_l0_the_penalty_on_its_mean_is_another_in_parts() -> None:
     """Which is why it is told: the mean of the parts' squares is no square of their mean."""
     trainer, x = started("jumprelu:l0_penalty_per=batch"), activations(1) * torch.linspace(0.5, 1.5, 40)[:, None]
-    assert trainer.sae.needs_batch_l0
+    assert trainer.sae.needs_batch_frequency
     at = Step(torch.tensor(1.0), torch.tensor([], dtype=torch.long))
     parts: list[Any] = list(x.split(20))
     alone = torch.stack([trainer.sae.loss(part, at).total for part in parts]).mean()
-    told = replace(at, batch_l0=trainer._batch_l0(parts))
+    told = replace(at, batch_frequency=trainer._batch_frequency(parts))
     whole = trainer.sae.loss(x, at).total
     torch.testing.assert_close(torch.stack([trainer.sae.loss(part, told).total for part in parts]).mean(), whole)
     assert alone > whole + 1e-3

@@ -73,13 +73,13 @@ class Fuzzing(Scorer):
 
 def active_tokens(example: Example) -> list[int]:
     """Places of the tokens that the latent fires on and that can be seen."""
-    active = [i for i, value in enumerate(example.activations) if value > 0]
+    active = [i for i, value in enumerate(example.activations) if value != 0]
     return [i for i in active if example.tokens[i].strip()] or active
 
 
 def silent_tokens(example: Example) -> list[int]:
     """Places of the tokens that the latent does not fire on, white space apart: marking it would show the lie."""
-    return [i for i, value in enumerate(example.activations) if not value > 0 and example.tokens[i].strip()]
+    return [i for i, value in enumerate(example.activations) if value == 0 and example.tokens[i].strip()]
 
 
 def mark_tokens(example: Example, places: set[int]) -> list[Part]:

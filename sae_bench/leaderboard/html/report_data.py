@@ -174,7 +174,7 @@ def _answers(answers: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _example(example: Mapping[str, Any], words: Words) -> list[Any]:
     kind = example["kind"] + ("" if example["decile"] is None else f" {example['decile'] + 1}")
-    active = [[i, _digits(value)] for i, value in enumerate(example["activations"]) if value > 0]
+    active = [[i, _digits(value)] for i, value in enumerate(example["activations"]) if value != 0]
     return [one_line(kind), example["use"], [_place(token, words) for token in example["tokens"]], active]
 
 

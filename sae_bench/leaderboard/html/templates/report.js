@@ -235,8 +235,8 @@ function context([kind, use, places, active], most) {
   places.forEach((place, i) => {
     const text = el("bdi", {}, data.words[place]);
     if (!at.has(i)) { item.append(text); return; }
-    const marked = el("mark", { title: `activation ${number(at.get(i))}` }, text);
-    marked.style.setProperty("--a", Math.min(1, at.get(i) / (most || 1)));
+    const value = at.get(i), marked = el("mark", { title: `activation ${number(value)}`, class: value < 0 ? "below" : "above" }, text);
+    marked.style.setProperty("--a", Math.min(1, Math.abs(value) / (most || 1)));
     item.append(marked);
   });
   return item;

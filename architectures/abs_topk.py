@@ -1,0 +1,77 @@
+"""AbsTopK SAE (Zhu et al. 2025, arXiv 2510.00404): a token's k largest pre-activations by size, with their signs.
+
+    f = z on the k largest |z|, z = (x - b_dec) W_enc + b_enc       f < 0 is as active as f > 0, so L0 = k
+    loss = mean||x - x_hat||^2 + aux_coeff * mean||e - e_hat||^2
+
+One latent stands for a concept and its opposite, where the others need two: it is the proximal step for an L0
+constraint without f >= 0. The second term is TopK's AuxK with signs, as SAELens has it: the error e = x - x_hat (no
+gradient) is reconstructed, without b_dec, from the k_aux dead latents of largest |z|.
+
+SAELens departs from this in its AuxK, with k_aux = d_in / 2, and a weaker weight where fewer are dead; in decoder rows
+that are free, z being scaled by their norms; and in steps that do not take the gradient along a row out.
+"""
+
+import math
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from sae_bench import (
+    Active,
+    Largest,
+    Loss,
+    Options,
+    SAEConfig,
+    SparseAutoencoder,
+    Step,
+    decode,
+    reconstruction_loss,
+    register_architecture,
+)
+
+
+class AbsTopKOptions(Options):
+    aux_coeff: float = Field(default=1 / 32, ge=0)
+    k_aux: int | None = Field(default=None, gt=0)
+    """Dead latents a token may use; None: the power of two nearest d_in / 2."""
+
+
+@register_architecture("abs_topk")
+class AbsTopK(SparseAutoencoder):
+    control = "k"
+    signed = True
+    options_type = AbsTopKOptions
+    options: AbsTopKOptions
+    nonlinearity = "abs_topk"
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        # TopK's (Gao et al. 2024), of which it is the variant.
+        "paper": {"b_dec_init": "geometric_median", "dead_after": 10_000_000},
+        "short": {"b_enc_init": "zeros"},
+    }
+
+    def __init__(self, config: SAEConfig) -> None:
+        super().__init__(config)
+        self.k = int(config.sparsity)
+        self.k_aux = self.options.k_aux or 2 ** round(math.log2(config.d_in / 2))
+
+    @classmethod
+    def check(cls, config: SAEConfig) -> None:
+        if config.sparsity != int(config.sparsity) or not 0 < config.sparsity <= config.d_sae:
+            raise ValueError(f"k = {config.sparsity:g}: give a whole number from 1 to the width, {config.d_sae}")
+
+    def encode(self, x: Float[Tensor, "B D"]) -> Active:
+        return self.select(x, Largest(self.k, signed=True))
+
+    def loss(self, x: Float[Tensor, "B D"], step: Step) -> Loss:
+        if not len(step.dead) or self.options.aux_coeff == 0:
+            f = self.encode(x)
+            x_hat, auxiliary = self.decode(f), x.new_zeros(())
+        else:
+            rules = Largest(self.k, signed=True), Largest(self.k_aux, among=step.dead, signed=True)
+            f, f_dead = self.select_all(x, rules)
+            x_hat = self.decode(f)
+            auxiliary = reconstruction_loss((x - x_hat).detach(), decode(f_dead, self.W_dec))
+        error = reconstruction_loss(x, x_hat)
+        return Loss(error + self.options.aux_coeff * auxiliary, x_hat, f, {"reconstruction": error, "aux_k": auxiliary})
