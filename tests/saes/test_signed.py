@@ -12,7 +12,7 @@ from test_architectures import assert_twins_agree, build, randomise
 from torch import Tensor
 from twins import abs_topk_twin, step
 
-from sae_bench import ARCHITECTURES, TASKS, EvalBatch, EvalSetting, SAEConfig
+from sae_bench import ARCHITECTURES, SCORERS, TASKS, EvalBatch, EvalSetting, SAEConfig
 from sae_bench.autointerp.examples import Example, LatentExamples
 from sae_bench.autointerp.explainer import explain_question
 from sae_bench.autointerp.sample import pairs_of
@@ -137,6 +137,7 @@ def test_the_explainer_reads_signs_and_fuzzing_marks_both() -> None:
     question = explain_question(LatentExamples("sae", 0, 4.0, [example]))
     assert '["b", -7], ["d", 3]' in str(question.messages)
     assert active_tokens(example) == [1, 3]
+    assert SCORERS["simulation"]()._question(example, "", 0).truth == [0, 3, 0, 1.5]
     assert silent_tokens(example) == [0, 2]
 
 
