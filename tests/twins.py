@@ -150,7 +150,8 @@ def quadratic_twin(eps: float, target: float, frequency_scale: float | None) -> 
         f, gate = DenseJump.apply(z, p["theta_parameter"], eps)
         penalty = (2 / target) * ((gate.sum(1) - target) ** 2).mean()
         if frequency_scale is not None:
-            penalty = penalty + (gate.mean(0) ** 2).sum() / frequency_scale
+            frequency = gate.mean(0)
+            penalty = penalty + (frequency**2).sum() / frequency_scale * (target / frequency.sum()) ** 2
         return error(x, f @ p["W_dec"] + p["b_dec"]) + LAMBDA * penalty
 
     return twin

@@ -51,9 +51,21 @@ def test_the_quadratic_penalty_by_hand() -> None:
 
 
 def test_the_penalty_on_frequent_latents_by_hand() -> None:
-    """On L0s of 1, 3, 0 and 6, latents fire on 3, 2, 2, 1, 1 and 1 of 4 tokens: squares add up to 20 / 16."""
+    """On L0s of 1, 3, 0 and 6, latents fire on 3, 2, 2, 1, 1 and 1 of 4 tokens: squares add up to 20 / 16.
+
+    The mean L0 is 2.5 and the target 2: times (2 / 2.5)^2. Twice as many tokens without a latent change nothing in it.
+    """
     sae, x = sae_with_l0s(1, 3, 0, 6, penalty="quadratic", frequency_scale=0.5)
-    assert sae.loss(x, step(0.3)).total.item() == pytest.approx(0.3 * (22 / 4 + 20 / 16 / 0.5))
+    assert sae.loss(x, step(0.3)).total.item() == pytest.approx(0.3 * (22 / 4 + 20 / 16 / 0.5 * 0.64))
+    sae, x = sae_with_l0s(1, 3, 0, 6, 0, 0, 0, 0, penalty="quadratic", frequency_scale=0.5)
+    assert sae.loss(x, step(0.3)).total.item() == pytest.approx(0.3 * ((22 + 16) / 8 + 20 / 16 / 0.5 * 0.64))
+
+
+def test_without_a_target_frequent_latents_cost_what_the_progress_update_says() -> None:
+    """L0 and the mean squared frequency: sum_i w_i (1 + w_i / w_0)."""
+    sae, x = sae_with_l0s(1, 3, 0, 6, frequency_scale=0.5)
+    sae.config = sae.config.model_copy(update={"l0": None, "coefficient": 0.3})
+    assert sae.loss(x, step(0.3)).total.item() == pytest.approx(0.3 * (10 / 4 + 20 / 16 / 0.5))
 
 
 def test_the_frequency_of_a_batch_is_known_to_its_parts() -> None:
