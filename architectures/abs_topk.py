@@ -48,7 +48,7 @@ class AbsTopK(SparseAutoencoder):
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         # TopK's (Gao et al. 2024), of which it is the variant.
         "paper": {"b_dec_init": "geometric_median", "dead_after": 10_000_000},
-        "short": {"b_enc_init": "zeros"},
+        "short": {"b_enc_init": "zeros", "lr": 8e-3},
     }
 
     def __init__(self, config: SAEConfig) -> None:

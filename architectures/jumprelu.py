@@ -7,15 +7,16 @@
     penalty = "l0"           S = L0(x) with `--sparsity lambda`, sum_i H(z_i - theta_i);
                              (L0(x) / T - 1)^2 with `--l0 T`; (mean L0 / T - 1)^2 with l0_penalty_per = "batch" besides
     penalty = "quadratic"    S = (2 / T) (L0(x) - T)^2, as in Gemma Scope 2 and SAELens
-    frequency_scale = w_0    S has sum_i w_i^2 / w_0 more
+    frequency_scale = w_0    S has sum_i w_i^2 / w_0 more; with `--l0 T`, at the T latents that it is to have
     penalty = "tanh"         S = sum_i tanh(c f_i ||W_dec,i||), and l_P sum_i ReLU(theta_i - z_i) ||W_dec,i|| more
 
 Per token is how the paper writes the target-L0 penalty (Eq. 13 of its ICLR version): inside the loss of one token. It
 also holds the spread of L0 over tokens down, which the penalty on the batch's mean leaves free; dictionary_learning
 (trainers/jumprelu.py) takes that mean. For one token, or tokens that are all equally sparse, the two are the same.
 
-Gemma Scope 2 says that it penalises frequent latents, but no public source has the formula: w_i^2 / w_0 is that of the
-same team's progress update of March 2025, which switches from linear to quadratic at the frequency w_0.
+Gemma Scope 2 says that it penalises frequent latents, but we know no public source of the formula: w_i^2 / w_0 is that
+of the same team's progress update of March 2025, which switches from linear to quadratic at the frequency w_0. As it
+stands it pulls L0 below T; so where there is a T it is multiplied by (T / mean L0)^2, and only says which latents fire.
 
 "tanh" is Anthropic's (Circuits Updates, January 2025): z without ReLU and pre-encoder bias, decoder rows free, and the
 pseudo-derivative passes to z. l_P brings the dead back. Its term lives where z < theta, on nearly all pairs, yet costs
@@ -230,7 +231,11 @@ class JumpReLU(SparseAutoencoder):
             whole = None if batch_frequency is None else batch_frequency.sum()
             penalty = (_of_batch(mean, whole) / target - 1).square()
         if scale is not None:
-            penalty = penalty + _of_batch(gate.mean_per_latent(), batch_frequency).square().sum() / scale
+            frequency = _of_batch(gate.mean_per_latent(), batch_frequency)
+            spread = frequency.square().sum() / scale
+            if target is not None:
+                spread = spread * (target / frequency.sum().clamp(min=target / 100)).square()
+            penalty = penalty + spread
         return penalty
 
     def _tanh_loss(self, x: Float[Tensor, "B D"], z: Active, theta: Float[Tensor, " F"], f: Active, step: Step) -> Loss:

@@ -23,7 +23,7 @@ HISTOGRAM_EDGES = np.arange(-7.0, 0.25, 0.25)
 
 @register_task("feature_density")
 class FeatureDensity(Task):
-    """Per-latent frequency, the share of counted tokens with f_i > 0 (docs/formulas.md)."""
+    """Per-latent frequency, the share of counted tokens with f_i != 0 (docs/formulas.md)."""
 
     version = "1"
     metrics = (

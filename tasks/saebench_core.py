@@ -37,7 +37,7 @@ class SAEBenchCore(Task):
                 "norm": x.norm(dim=1),
                 "norm_hat": x_hat.norm(dim=1),
                 "norm_squared": x.square().sum(1),
-                "l1": f.sum_of_each_token(f.values),
+                "l1": f.sum_of_each_token(f.values.abs()),
             },
         )
 

@@ -88,6 +88,27 @@ def topk_twin(p: Parameters, x: Tensor, k: int, dead: tuple[int, ...] = (), k_au
     return error(x, x_hat) + error((x - x_hat).detach(), f_dead @ p["W_dec"]) / 32
 
 
+def abs_topk_twin(p: Parameters, x: Tensor, k: int, dead: tuple[int, ...] = (), k_aux: int = 0) -> Tensor:
+    z = (x - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
+    x_hat = (z * torch.zeros_like(z).scatter(1, z.abs().topk(k).indices, 1.0)) @ p["W_dec"] + p["b_dec"]
+    if not dead:
+        return error(x, x_hat)
+    z_dead = z[:, list(dead)]
+    chosen = z_dead.abs().topk(min(k_aux, len(dead))).indices
+    f_dead = torch.zeros_like(z).scatter(1, torch.tensor(dead)[chosen], z_dead.gather(1, chosen))
+    return error(x, x_hat) + error((x - x_hat).detach(), f_dead @ p["W_dec"]) / 32
+
+
+def pursuit_twin(p: Parameters, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(loss, f): every step a whole product, one-hot matrices, and autograd through all of it."""
+    r, f = x - p["b_dec"], 0.0
+    for _ in range(k):
+        z = torch.relu(r @ p["W_dec"].T)
+        taken = z * torch.nn.functional.one_hot(z.argmax(1), z.shape[1])
+        f, r = f + taken, r - taken @ p["W_dec"]
+    return error(x, f @ p["W_dec"] + p["b_dec"]), f
+
+
 class DenseJump(torch.autograd.Function):
     """(z H(z - theta), H(z - theta)) on a [B, F] matrix of z = ReLU(pre), with the paper's pseudo-derivatives."""
 
@@ -119,5 +140,47 @@ def jumprelu_twin(
         else:
             penalty = (l0.mean() / target - 1) ** 2
         return error(x, f @ p["W_dec"] + p["b_dec"]) + LAMBDA * penalty
+
+    return twin
+
+
+def quadratic_twin(eps: float, target: float, frequency_scale: float | None) -> Twin:
+    def twin(p: Parameters, x: Tensor) -> Tensor:
+        z = torch.relu((x - p["b_dec"]) @ p["W_enc"] + p["b_enc"])
+        f, gate = DenseJump.apply(z, p["theta_parameter"], eps)
+        penalty = (2 / target) * ((gate.sum(1) - target) ** 2).mean()
+        if frequency_scale is not None:
+            frequency = gate.mean(0)
+            penalty = penalty + (frequency**2).sum() / frequency_scale * (target / frequency.sum()) ** 2
+        return error(x, f @ p["W_dec"] + p["b_dec"]) + LAMBDA * penalty
+
+    return twin
+
+
+class DenseJumpToBoth(torch.autograd.Function):
+    """z H(z - theta) of any z, with the pseudo-derivative for theta, and its negative for z besides H."""
+
+    @staticmethod
+    def forward(ctx, z, theta, eps):
+        ctx.save_for_backward(z, theta)
+        ctx.eps = eps
+        return z * (z > theta)
+
+    @staticmethod
+    def backward(ctx, df):
+        z, theta = ctx.saved_tensors
+        jump = theta / ctx.eps * (((z - theta) / ctx.eps).abs() < 0.5) * df
+        return df * (z > theta) + jump, -jump.sum(0), None
+
+
+def tanh_twin(eps: float, c: float, l_P: float, *, log: bool, dead: tuple[int, ...] | None = None) -> Twin:
+    def twin(p: Parameters, x: Tensor) -> Tensor:
+        z = x @ p["W_enc"] + p["b_enc"]
+        theta = p["theta_parameter"].exp() if log else p["theta_parameter"]
+        f, norms = DenseJumpToBoth.apply(z, theta, eps), p["W_dec"].norm(dim=1)
+        below = torch.relu(theta - z) * norms
+        below = below if dead is None else below[:, list(dead)]
+        sparsity = torch.tanh(c * f * norms).sum(1).mean()
+        return error(x, f @ p["W_dec"] + p["b_dec"]) + LAMBDA * sparsity + l_P * below.sum(1).mean()
 
     return twin

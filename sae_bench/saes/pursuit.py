@@ -62,7 +62,7 @@ class Steps:
         going = torch.ones(len(r), dtype=torch.bool, device=r.device)
         for step in range(self.k):
             atom = chooser.best(r)
-            rows = atoms[atom]
+            rows = atoms.index_select(0, atom)
             value = torch.linalg.vecdot(r, rows).relu_().mul_(going)
             r.addcmul_(rows, value[:, None], value=-1.0)
             chooser.took(atom, value)
@@ -105,7 +105,7 @@ class GramChooser(Chooser):
         return best
 
     def took(self, atom: Int[Tensor, " b"], value: Float[Tensor, " b"]) -> None:
-        self.z.addcmul_(self.gram[atom], value[:, None], value=-1.0)
+        self.z.addcmul_(self.gram.index_select(0, atom), value[:, None], value=-1.0)
 
 
 def pays(n_tokens: int, n_atoms: int, k: int, itemsize: int) -> bool:
@@ -135,7 +135,7 @@ class _Pursuit(torch.autograd.Function):
         r, g, of_atoms = left.clone(), torch.zeros_like(left), torch.zeros_like(atoms)
         for step in reversed(range(taken.shape[1])):
             atom, v = taken[:, step], values[:, step, None]
-            rows = atoms[atom]
+            rows = atoms.index_select(0, atom)
             a = (of_values[:, step] - torch.linalg.vecdot(g, rows)).mul_(v[:, 0] > 0)[:, None]
             r.addcmul_(rows, v)  # what was left before the step
             of_atoms.index_add_(0, atom, a * r - v * g)

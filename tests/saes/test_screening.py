@@ -21,6 +21,8 @@ RULES = {
     "above, one for each": lambda z: Above(z.quantile(0.9, dim=0)),
     "largest": lambda z: Largest(5),
     "largest of some": lambda z: Largest(4, among=torch.arange(0, F, 3)),
+    "largest by size": lambda z: Largest(5, signed=True),
+    "largest by size of some": lambda z: Largest(4, among=torch.arange(0, F, 3), signed=True),
     "all of some": lambda z: Largest(4, among=torch.tensor([2, 50])),
     "largest of the batch": lambda z: LargestOfBatch(5 * B),
 }
@@ -72,15 +74,17 @@ def test_no_pair_is_missed(factors: tuple[Tensor, Tensor, Tensor], name: str, ce
     if isinstance(rule, Above):
         border = torch.as_tensor(rule.threshold).expand_as(z)
     elif isinstance(rule, Largest) and rule.among is None:
-        border = z.topk(rule.k, dim=1).values[:, -1:].expand_as(z)
+        border = rule.size(z).topk(rule.k, dim=1).values[:, -1:].expand_as(z)
     elif isinstance(rule, LargestOfBatch):
         border = z.flatten().topk(rule.n).values[-1].expand_as(z)
     else:
-        border = (exact.nan_to_num(nan=torch.inf)).amin(1, keepdim=True).expand_as(z)
+        sizes = rule.size(exact) if isinstance(rule, Largest) else exact
+        border = (sizes.nan_to_num(nan=torch.inf)).amin(1, keepdim=True).expand_as(z)
     rounding = (
         D * 2.0**-22 * (torch.linalg.vector_norm(centred.double(), dim=1)[:, None] * W.double().norm(dim=0) + b.abs())
     )
-    clear = (z.double() - border.double()).abs() > rounding + border.abs().double() * 2**-22 + 1e-37
+    size = rule.size(z) if isinstance(rule, Largest) else z
+    clear = (size.double() - border.double()).abs() > rounding + border.abs().double() * 2**-22 + 1e-37
     assert torch.equal(exact.isnan()[clear], found.isnan()[clear])
     both = ~exact.isnan() & ~found.isnan()
     assert ((exact - found).abs().double() <= rounding + 1e-37)[both].all()

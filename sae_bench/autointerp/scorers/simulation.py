@@ -59,7 +59,7 @@ class Simulation(Scorer):
             max_tokens=32 + 4 * n,
             read=lambda text: read_json(text, strengths, n),
             examples=[number],
-            truth=list(example.activations),
+            truth=[abs(value) for value in example.activations],  # predictions are not below zero
             logprobs=True,
         )
 
