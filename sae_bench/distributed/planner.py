@@ -28,7 +28,7 @@ from sae_bench.errors import UserError
 from sae_bench.records.files import digest_of
 from sae_bench.records.names import file_name
 
-MORE_ROUNDS = 4
+MORE_ROUNDS = 3
 """How many numbers of cells a device are tried, from what memory asks for."""
 
 
@@ -112,15 +112,14 @@ def plan_cells(works: Sequence[SAEWork], shared: SharedWork, fleet: Sequence[Dev
     fullest = line.cut(smallest.n_bytes)
     n_devices = sum(devices.count for devices in fleet)
     rounds = ceil(len(fullest) / n_devices)
-    cuts = [fullest]
-    for n in range(rounds, rounds + MORE_ROUNDS):
-        cuts.append(line.cut_into(n * n_devices, smallest.n_bytes))
-    return min((_assigned(line, cut, fleet) for cut in cuts), key=lambda plan: plan.makespan)
+    cuts = [line.cut_into(n * n_devices, smallest.n_bytes) for n in range(rounds, rounds + MORE_ROUNDS)]
+    return min((_assigned(line, cut, fleet) for cut in (fullest, *cuts)), key=lambda plan: plan.makespan)
 
 
 def _assigned(line: Line, cuts: Sequence[tuple[int, int]], fleet: Sequence[Devices]) -> CellPlan:
     """The cells given to devices: the longest first, each to the device that has done with it earliest."""
-    free, n = [], 0
+    free: list[list[tuple[float, int]]] = []
+    n = 0
     for devices in fleet:
         free.append([(0.0, n + i) for i in range(devices.count)])
         n += devices.count

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from sae_bench.distributed.planner import CellPlan, plan_cells
 from sae_bench.distributed.work import Devices, SAEWork, SharedWork
 
-NODE = 8
-"""Devices that share a host, and so its memory: a capture serves those of its own host."""
+TRAINERS = (1, 3, 7)
+"""How many devices a capture may serve: with it they are a quarter of a host of eight, half of it, or all of it."""
 
 LINK_BYTES = 5e9
-"""Bytes of batches that a capture serves in a second through the host's memory: an assumption."""
+"""Bytes of batches that a capture serves in a second through its host's memory: an assumption."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def share_captures(works: Sequence[SAEWork], shared: SharedWork, fleet: Sequence
     """
     if len(fleet) != 1 or fleet[0].count < 2 or not works:
         return None
-    found = [_shared(n, works, shared, fleet[0]) for n in range(1, min(NODE, fleet[0].count))]
+    found = [_shared(n, works, shared, fleet[0]) for n in TRAINERS]
     return min((plan for plan in found if plan), key=lambda plan: plan.makespan, default=None)
 
 

@@ -12,7 +12,8 @@ Seconds = tuple[float, ...]
 Room = tuple[int, int, int]
 """Bytes in training, in evaluation, and while latents are collected: the stages come one after the other."""
 
-BISECTIONS = 16
+PRECISION = 1e-3
+"""Of the bound on a cell's seconds."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Line:
         self._site_seconds = _sums([site.seconds[0] for site in sites])
         self._bytes = [_sums(stage) for stage in zip(*(work.n_bytes for work in self.works), strict=True)]
         self._site_bytes = [_sums(stage) for stage in zip(*(site.n_bytes for site in sites), strict=True)]
+        self._least = max(1, min(max(work.n_bytes) for work in self.works))
         self._reach: dict[tuple[int, int], int] = {}
 
     def seconds(self, first: int, last: int) -> float:
@@ -115,7 +117,8 @@ class Line:
         cuts, first = [], 0
         while first < len(self.works):
             if (first, n_bytes) not in self._reach:
-                self._reach[first, n_bytes] = self._furthest(first, len(self.works), self.n_bytes, n_bytes)
+                end = min(len(self.works), first + n_bytes // self._least + 1)
+                self._reach[first, n_bytes] = self._furthest(first, end, self.n_bytes, n_bytes)
             last = self._furthest(first, self._reach[first, n_bytes], self.seconds, seconds)
             cuts.append((first, last))
             first = last
@@ -127,10 +130,10 @@ class Line:
         return max(first + bisect_right(ends, bound, key=lambda last: measure(first, last)), first + 1)
 
     def cut_into(self, n_cells: int, n_bytes: int) -> list[tuple[int, int]]:
-        """Stretches whose longest is as short as can be, about `n_cells` of them at most."""
-        high = self.seconds(0, len(self.works))
-        low = high / n_cells / 2
-        for _ in range(BISECTIONS):
+        """Stretches whose longest is about as short as can be, of which there are at most `n_cells`, if bytes allow."""
+        high = max(self.seconds(*cut) for cut in self.cut(n_bytes))
+        low = self._seconds[-1] / n_cells
+        while high - low > PRECISION * high:
             middle = (low + high) / 2
             if len(self.cut(n_bytes, middle)) <= n_cells:
                 high = middle
