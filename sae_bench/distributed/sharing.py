@@ -41,7 +41,7 @@ def share_captures(works: Sequence[SAEWork], shared: SharedWork, fleet: Sequence
     if len(fleet) != 1 or fleet[0].count < 2 or not works:
         return None
     found = [_shared(n, works, shared, fleet[0]) for n in TRAINERS]
-    return min((plan for plan in found if plan), key=lambda plan: plan.makespan, default=None)
+    return min((plan for plan in found if plan), key=lambda plan: (plan.makespan, plan.lm_seconds), default=None)
 
 
 def _shared(n_trainers: int, works: Sequence[SAEWork], shared: SharedWork, devices: Devices) -> SharedPlan | None:
