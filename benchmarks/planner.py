@@ -53,7 +53,7 @@ def main(out: Path = RESULTS) -> None:
     config = RunConfig.build(
         {
             "archs": ["topk", "jumprelu"], "model": "demo", "layers": (FIRST, *LAYERS), "widths": (256,),
-            "tokens": 8192, "l0s": (8, 16), "reuse": 2, "eval_tokens": 508, "batch_size": 512, "buffer_tokens": 8192,
+            "tokens": 4096, "l0s": (16,), "reuse": 4, "eval_tokens": 254, "batch_size": 512, "buffer_tokens": 4096,
         }
     )  # fmt: skip
     lm = load_model(config, Progress(quiet=True))
@@ -75,7 +75,7 @@ def main(out: Path = RESULTS) -> None:
     rows.append(["all", f"{predicted_all:.1f}", f"{measured_all:.1f}", f"{predicted_all / measured_all:.2f}"])
     drawn = tabulate(rows, ["layer", "predicted, s", "measured, s", "ratio"], tablefmt="pipe", disable_numparse=True)
     about = (
-        f"Each cell has four SAEs (topk and jumprelu at two L0s, width 256) at one layer of the demo model.\n"
+        f"Each cell has two SAEs (topk and jumprelu, width 256) at one layer of the demo model.\n"
         f"The first, at layer {FIRST}: {first}."
     )
     text = f"# The planner against the clock, on one core\n\n    python benchmarks/planner.py\n\n{about}\n\n{drawn}\n"

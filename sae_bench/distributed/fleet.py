@@ -33,7 +33,7 @@ def parse_devices(text: str) -> list[tuple[int, str]]:
             raise UserError(f'--devices "{text}": "{part.strip()}" is not a number and a kind: write 64xH100 or 2xcpu')
         kind = kinds.get(_plain(match[2]))
         if kind is None:
-            meant = did_you_mean(match[2], kinds.values()) or f"; known are {', '.join(kinds.values())}"
+            meant = did_you_mean(_plain(match[2]), kinds)
             raise UserError(f'--devices "{text}": unknown kind "{match[2].strip()}"{meant}')
         found[kind] = found.get(kind, 0) + count
     if CPU in found and len(found) > 1:
