@@ -47,9 +47,9 @@ def test_layers_built_alike_are_looked_into_once_and_each_site_is_found_as_alone
         passes = []
         model.register_forward_pre_hook(lambda *_: passes.append(1))
         assert find_sites(model, SITE_KINDS, layers) == alone
+        assert len(passes) < len(alone) / 2, "one for each kind, and one more for its module"
         assert (
             find_sites(model, ["path:" + alone[1].path.replace(".0.", ".{layer}.")], layers)[-1].path == alone[-2].path
         )
-        assert len(passes) < len(alone) / 2
         with pytest.raises(UserError, match="layer 99"):
             find_sites(model, ["resid_post"], [99])
