@@ -28,10 +28,11 @@ from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Record, write_record
 from sae_bench.registry import TASKS
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.costs import LMWork
 from sae_bench.runs.import_saes import Plan, import_saes, open_imports, plan_imports
 from sae_bench.runs.interpret import interpret_saes
 from sae_bench.runs.plan import check_names, plan_saes
-from sae_bench.runs.rates import remember_rate
+from sae_bench.runs.rates import remember_parts, remember_rate
 from sae_bench.runs.records import is_missing, make_record, provenance_of, siblings_of
 from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.runs.train import Leg, TrainStage
@@ -175,6 +176,9 @@ def evaluate_saes(
     if healthy:
         evaluate(lm, stream, healthy, progress)
         remember_rate("evaluation", lm, config, [about for _, about, _ in candidates], stream.n_delivered, start)
+        work = LMWork(lm, config.context_size)
+        through = stream.n_delivered * work.evaluation([candidate.site for candidate in healthy]) / work.layer
+        remember_parts(lm, config, {"evaluation": (through, time.monotonic() - start)})
     else:
         stream.read()  # for its counts and its fingerprint
     seconds = time.monotonic() - start

@@ -22,7 +22,7 @@ from sae_bench.records.schema import SAEDescription, Training
 from sae_bench.runs.config import RunConfig, parse_interval
 from sae_bench.runs.plan import SAEPlan, training_bytes, training_disk_bytes
 from sae_bench.runs.provenance import environment
-from sae_bench.runs.rates import remember_rate
+from sae_bench.runs.rates import remember_parts, remember_rate, step_part
 from sae_bench.runs.sources import token_stream
 from sae_bench.saes.active import Crossovers
 from sae_bench.saes.base import SparseAutoencoder
@@ -233,13 +233,24 @@ class TrainStage:
             saver = CheckpointSaver(self._checkpoints, self._take, **parse_interval(self.config.checkpoint_every))  # type: ignore[arg-type]
             train(self.trainers, self.buffer, self.progress, sink, n_done=self._n_done, saver=saver)
             self._facts = self._facts_now()
-            n_tokens = (self.n_steps - self._n_done) * self.config.batch_size
-            saes = [plan.describe() for plan in self.plans]
+            n_tokens, saes = (self.n_steps - self._n_done) * self.config.batch_size, [p.describe() for p in self.plans]
             remember_rate("training", self.lm, self.config, saes, n_tokens, self._started)
+            if self.lm.device.type == "cpu" and not self._n_done:  # the host waited for all that it timed
+                self._remember_parts(self.buffer)
         overlap = self._facts["eval_overlap"]
         self.progress.say(f"{overlap:.1%} of the held-out tokens lie in runs of 13 that were trained on")
         for plan, trainer in zip(self.plans, self.trainers, strict=True):
             self._save(plan, trainer)
+
+    def _remember_parts(self, buffer: ActivationBuffer) -> None:
+        n_layers = min(max(plan.site.layer for plan in self.plans) + 1, self.lm.n_layers)
+        rest = time.monotonic() - self._started - buffer.capture_seconds - sum(one.seconds for one in self.trainers)
+        parts = {"capture": (float(buffer.n_captured * n_layers), buffer.capture_seconds), "start": (1.0, rest)}
+        for plan, trainer in zip(self.plans, self.trainers, strict=True):
+            part = step_part(plan.arch.label, plan.config.d_in, plan.config.d_sae)
+            n_steps, seconds = parts.get(part, (0.0, 0.0))
+            parts[part] = n_steps + self.n_steps * (trainer.failure is None), seconds + trainer.seconds
+        remember_parts(self.lm, self.config, parts)
 
     def _save(self, plan: SAEPlan, trainer: SAETrainer) -> None:
         scale = self._scaling.scale[plan.site]

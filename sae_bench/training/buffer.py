@@ -103,6 +103,11 @@ class ActivationBuffer:
         return self._capture.n_captured
 
     @property
+    def capture_seconds(self) -> float:
+        """What the language model's passes took so far; see `Capture`."""
+        return self._capture.seconds
+
+    @property
     def n_left(self) -> int:
         """Batches that `batches` will serve."""
         return self.n_steps - self._n_before - self._skip

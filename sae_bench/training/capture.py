@@ -6,6 +6,7 @@ begins, so that it gives the same bits. On a CUDA device the model has a stream 
 Shapes: P positions of a pass, n of them counted, D width of a site.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -46,6 +47,8 @@ class Capture:
         start = row // of_text // contexts_per_pass * contexts_per_pass
         self.n_captured = start * of_text
         self._side, self._row = side, row
+        self.seconds = 0.0
+        """That passes took, as the host sees it: on a CUDA device, which it does not wait for, next to nothing."""
         self._batches = tokens.batches(contexts_per_pass, start)
         self._at_once: int | None = None  # contexts in a pass, where memory was too small for all
         self._finite: dict[Site, Bool[Tensor, ""]] = {}  # whether all is that was captured since it was last asked
@@ -82,8 +85,10 @@ class Capture:
         n_left = self.tokens.n_tokens - self.n_captured
         counted = positions[max(0, self._row - self.n_captured) : n_left]
         self.n_captured += len(positions[:n_left])
+        started = time.perf_counter()
         with self._side.work():
             activations = self._activations(batch.tokens)
+            self.seconds += time.perf_counter() - started
             for site, x in activations.items():
                 self._finite[site] = torch.isfinite(x).all() & self._finite.get(site, True)
             rows = {site: x.flatten(0, 1).to(self.lm.dtype) for site, x in activations.items()}

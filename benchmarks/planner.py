@@ -1,0 +1,87 @@
+"""What the planner predicts for cells against what they take, one after the other on one core.
+
+    python benchmarks/planner.py
+
+A first cell shows how fast the parts of the work go here. From that the planner predicts eight others, at other layers
+of the demo model and so of other depth, and they are run: training and evaluation, language model loaded before.
+"""
+
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from common import RESULTS, application, scratch
+from tabulate import tabulate
+
+from sae_bench.distributed.fleet import fleet_of
+from sae_bench.distributed.planner import plan_cells
+from sae_bench.distributed.sweep import sweep_work
+from sae_bench.evaluation.task import token_tasks
+from sae_bench.lm.model import LanguageModel
+from sae_bench.progress import Progress
+from sae_bench.records.run_folder import RunFolder
+from sae_bench.registry import TASKS
+from sae_bench.runs import rates
+from sae_bench.runs.config import RunConfig
+from sae_bench.runs.pipeline import evaluate_saes
+from sae_bench.runs.plan import SAEPlan, plan_saes
+from sae_bench.runs.sources import load_model, token_stream
+from sae_bench.runs.train import TrainStage
+
+FIRST, LAYERS = 8, (0, 2, 4, 6, 10, 12, 14, 16)
+
+app = application(__doc__)
+
+
+def measured(lm: LanguageModel, config: RunConfig, plans: list[SAEPlan], folder: RunFolder) -> float:
+    """Seconds that a cell takes."""
+    held_out = token_stream(lm, config, "eval", config.n_held_out)
+    began = time.perf_counter()
+    TrainStage(lm, config, plans, folder, Progress(quiet=True)).run(lambda sae, row: None)
+    evaluate_saes(lm, config, plans, token_tasks(tuple(TASKS)), held_out, folder, Progress(quiet=True))
+    return time.perf_counter() - began
+
+
+@app.default
+def main(out: Path = RESULTS) -> None:
+    torch.set_num_threads(1)
+    kept = scratch() / "planner"
+    kept.mkdir(exist_ok=True)
+    rates.cache_folder = lambda: kept  # type: ignore[attr-defined]
+    (kept / "rates.json").unlink(missing_ok=True)
+    config = RunConfig.build(
+        {
+            "archs": ["topk", "jumprelu"], "model": "demo", "layers": (FIRST, *LAYERS), "widths": (256,),
+            "tokens": 4096, "l0s": (16,), "reuse": 4, "eval_tokens": 254, "batch_size": 512, "buffer_tokens": 4096,
+        }
+    )  # fmt: skip
+    lm = load_model(config, Progress(quiet=True))
+    plans, fleet = plan_saes(config, lm), fleet_of([(1, "cpu")])
+    rows, predicted_all, measured_all = [], 0.0, 0.0
+    with TemporaryDirectory() as temporary:
+        for layer in (FIRST, *LAYERS):
+            of_layer = [plan for plan in plans if plan.site.layer == layer]
+            (cell,) = plan_cells(*sweep_work(config, lm, of_layer, fleet), fleet).cells
+            seconds = measured(lm, config, of_layer, RunFolder(Path(temporary) / str(layer)))
+            print(layer, f"{cell.seconds:.1f} predicted, {seconds:.1f} measured", flush=True)
+            if layer == FIRST:
+                first = f"{cell.seconds:.1f} s predicted from rooflines alone, {seconds:.1f} s measured"
+                kept_rates = (kept / "rates.json").read_bytes()
+                continue
+            (kept / "rates.json").write_bytes(kept_rates)  # nothing is learned from those that are predicted
+            rows.append([layer, f"{cell.seconds:.1f}", f"{seconds:.1f}", f"{cell.seconds / seconds:.2f}"])
+            predicted_all, measured_all = predicted_all + cell.seconds, measured_all + seconds
+    rows.append(["all", f"{predicted_all:.1f}", f"{measured_all:.1f}", f"{predicted_all / measured_all:.2f}"])
+    drawn = tabulate(rows, ["layer", "predicted, s", "measured, s", "ratio"], tablefmt="pipe", disable_numparse=True)
+    about = (
+        f"Each cell has two SAEs (topk and jumprelu, width 256) at one layer of the demo model.\n"
+        f"The first, at layer {FIRST}: {first}."
+    )
+    text = f"# The planner against the clock, on one core\n\n    python benchmarks/planner.py\n\n{about}\n\n{drawn}\n"
+    (out / "planner.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    app()

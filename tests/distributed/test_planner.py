@@ -1,0 +1,299 @@
+"""A sweep is cut into cells that fit, every SAE in one of them, and the devices have done about when they can have."""
+
+import re
+import time
+import tracemalloc
+from dataclasses import replace
+
+import pytest
+from command import bench
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sae_bench.distributed.describe import shape_of
+from sae_bench.distributed.fleet import fleet_of, parse_devices
+from sae_bench.distributed.planner import CellPlan, least_makespan, plan_cells
+from sae_bench.distributed.sharing import LINK_BYTES, pays, share_captures
+from sae_bench.distributed.sweep import sweep_work
+from sae_bench.distributed.work import Devices, SAEWork, SharedWork, SiteWork
+from sae_bench.errors import UserError
+from sae_bench.runs.config import RunConfig
+from sae_bench.runs.costs import evaluation_seconds, peaks_of, training_seconds
+from sae_bench.runs.dry_run import memory_bytes
+
+SHARED = SharedWork((5.0,), (3.0,), (10.0,), (9.0,), (100, 0, 0), lm_bytes=60)
+"""A cell costs 5 s to start, 3 s for a clean pass, and 10 s a layer, 9 of them to capture; it holds 100 bytes."""
+
+
+def site(depth: int, kind: str = "resid_post", n_bytes: int = 50, seconds: float = 0.0) -> SiteWork:
+    return SiteWork(f"layer_{depth - 1}.{kind}", depth, (seconds,), (n_bytes, 0, 0), stream_bytes=int(LINK_BYTES))
+
+
+def sae(at: SiteWork, name: str, seconds: float = 20.0, n_bytes: int = 30, seed: int = 0) -> SAEWork:
+    return SAEWork(f"{name}.{at.name}", at, seed, (seconds,), (seconds / 10,), (n_bytes, 0, 0))
+
+
+def fleet(count: int, n_bytes: int = 10_000) -> list[Devices]:
+    return [Devices("toy", count, n_bytes)]
+
+
+def seconds_by_hand(plan: CellPlan, works: list[SAEWork], shared: SharedWork = SHARED) -> list[float]:
+    by_id = {work.id: work for work in works}
+    found = []
+    for cell in plan.cells:
+        inside = [by_id[name] for name in cell.saes]
+        depth = max(work.site.depth for work in inside)
+        sites = {work.site.name: work.site.seconds[0] for work in inside}
+        lm = shared.pass_seconds[0] + depth * shared.layer_seconds[0] + sum(sites.values())
+        found.append(shared.start_seconds[0] + lm + sum(work.seconds[0] for work in inside))
+    return found
+
+
+def test_one_device_with_room_has_one_cell_and_one_pass_to_the_deepest_site():
+    """By hand: 5 + 3 + 4 x 10 for the model, two SAEs of 20 s; 100 bytes, two buffers of 50, two SAEs of 30."""
+    works = [sae(site(2), "a"), sae(site(4), "b")]
+    plan = plan_cells(works, SHARED, fleet(1))
+    (cell,) = plan.cells
+    assert (cell.seconds, cell.n_bytes, cell.depth) == (5 + 3 + 40 + 40, 100 + 100 + 60, 4)
+    assert cell.lm_seconds == 3 + 40 + 2 + 2, "a tenth of an SAE's seconds are its replays'"
+    assert cell.capture_seconds == 4 * 9
+    assert plan.lm_share == 47 / 88
+    assert plan.makespan == least_makespan(works, SHARED, fleet(1)) == 88
+
+
+def test_sites_of_one_depth_share_a_cell_and_deep_ones_do_not_drag_shallow_ones_down():
+    """Two cells of four SAEs: depths (1, 1, 9, 9) are cut between 1 and 9, not across."""
+    works = [sae(site(depth, kind), kind) for depth in (9, 1) for kind in ("attn_out", "mlp_out")]
+    room = 100 + 2 * 50 + 2 * 30
+    plan = plan_cells(works, SHARED, fleet(2, room))
+    assert sorted(cell.depth for cell in plan.cells) == [1, 9]
+    assert all(len(cell.saes) == 2 for cell in plan.cells)
+    assert sorted(plan.busy) == [5 + 3 + 10 + 40, 5 + 3 + 90 + 40]
+
+
+def test_saes_of_one_site_share_its_buffer():
+    """Room for two SAEs and one buffer: three sites of two SAEs are three cells, whatever order they come in."""
+    works = [sae(site(3, kind), name) for name in "ab" for kind in ("attn_out", "mlp_out", "resid_post")]
+    plan = plan_cells(works, SHARED, fleet(3, 100 + 50 + 60))
+    assert sorted(len(cell.sites) for cell in plan.cells) == [1, 1, 1]
+
+
+def test_a_site_costs_a_cell_once():
+    works = [sae(site(2, seconds=7.0), name) for name in "ab"]
+    (cell,) = plan_cells(works, SHARED, fleet(1)).cells
+    assert cell.seconds == 5 + 3 + 20 + 7 + 40
+
+
+def test_two_devices_halve_what_one_does_if_the_language_model_is_cheap():
+    cheap = replace(SHARED, start_seconds=(0.0,), pass_seconds=(0.0,), layer_seconds=(0.1,))
+    works = [sae(site(1), f"s{i}") for i in range(10)]
+    assert plan_cells(works, cheap, fleet(2)).makespan == pytest.approx(100.1)
+
+
+def test_a_cell_goes_to_the_kind_of_device_that_has_done_with_it_earliest():
+    """A kind three times as fast gets three cells of four, alike."""
+    at = SiteWork("layer_0.resid_post", 1, (0.0, 0.0), (0, 0, 0), 1)
+    works = [SAEWork(f"s{i}", at, 0, (30.0, 10.0), (0.0, 0.0), (1, 0, 0)) for i in range(4)]
+    free = SharedWork((0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (0, 0, 0), 0)
+    plan = plan_cells(works, free, [Devices("slow", 1, 1), Devices("fast", 1, 1)])
+    assert [plan.device_of.count(device) for device in (0, 1)] == [1, 3]
+    assert plan.makespan == 30
+
+
+def test_the_smallest_device_decides_what_fits_for_a_cell_may_go_on_anywhere():
+    at = SiteWork("layer_0.resid_post", 1, (0.0, 0.0), (50, 0, 0), 1)
+    works = [SAEWork(f"s{i}", at, 0, (20.0, 20.0), (2.0, 2.0), (30, 0, 0)) for i in range(6)]
+    shared = SharedWork((5.0, 5.0), (3.0, 3.0), (10.0, 10.0), (9.0, 9.0), (100, 0, 0), 0)
+    large, small = Devices("large", 1, 10_000), Devices("small", 1, 100 + 50 + 60)
+    assert max(cell.n_bytes for cell in plan_cells(works, shared, [large]).cells) == 100 + 50 + 6 * 30
+    assert max(cell.n_bytes for cell in plan_cells(works, shared, [large, small]).cells) <= 100 + 50 + 60
+
+
+def test_an_sae_that_fits_nowhere_is_named():
+    with pytest.raises(UserError, match=r"b\.layer_0\.resid_post alone needs 0\.0 GB, and one toy has 0\.0 GB"):
+        plan_cells([sae(site(1), "a"), sae(site(1), "b", n_bytes=900)], SHARED, fleet(2, 1000))
+
+
+def test_a_cell_is_called_the_same_wherever_it_is_planned():
+    works = [sae(site(depth), name) for depth in (1, 2) for name in "ab"]
+    one, again = plan_cells(works, SHARED, fleet(1)), plan_cells(works, SHARED, fleet(1, 1000))
+    (cell,) = one.cells
+    assert again.cells == one.cells
+    parts = plan_cells(works, SHARED, fleet(4)).cells
+    assert len({part.id for part in parts} - {cell.id}) == len(parts) > 1
+
+
+kinds = st.sampled_from(["attn_out", "mlp_out", "resid_post"])
+sweeps = st.lists(
+    st.tuples(st.integers(1, 12), kinds, st.floats(0.1, 500), st.integers(1, 80), st.integers(0, 2)),
+    min_size=1, max_size=40,
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(sweeps, st.integers(1, 9), st.integers(230, 900))
+def test_every_sae_is_in_one_cell_none_is_too_large_and_no_plan_beats_the_bound(described, n_devices, room):
+    works = [
+        sae(site(depth, kind), f"s{i}", seconds, n_bytes, seed)
+        for i, (depth, kind, seconds, n_bytes, seed) in enumerate(described)
+    ]
+    plan = plan_cells(works, SHARED, fleet(n_devices, room))
+    assert sorted(name for cell in plan.cells for name in cell.saes) == sorted(work.id for work in works)
+    by_id = {work.id: work for work in works}
+    for cell in plan.cells:
+        inside = [by_id[name] for name in cell.saes]
+        buffers = sum({work.site.name: work.site.n_bytes[0] for work in inside}.values())
+        assert cell.n_bytes == 100 + buffers + sum(work.n_bytes[0] for work in inside) <= room
+    assert [cell.seconds for cell in plan.cells] == pytest.approx(seconds_by_hand(plan, works))
+    assert all(0 <= device < n_devices for device in plan.device_of)
+    bound = least_makespan(works, SHARED, fleet(n_devices, room))
+    assert plan.makespan >= bound * (1 - 1e-9)
+    longest = max(cell.seconds for cell in plan.cells)
+    mean = plan.seconds / n_devices
+    assert plan.makespan <= (mean + longest * (1 - 1 / n_devices)) * (1 + 1e-9), "no device idles while a cell waits"
+
+
+def test_shared_captures_pay_where_the_language_model_is_the_work_and_not_where_it_is_not():
+    """By hand, one host of 8, seven SAEs of one stream at depth 10: capture takes 90 s, a trainer 5 + 3 + 10 + 20 s.
+
+    So each of 7 trainers has one, and the wave lasts as long as the capture; each trainer's batches are a second's work
+    of the link. Steps of 5,000 s are another matter: then the eighth device had better train.
+    """
+    works = [sae(site(10), f"s{i}", n_bytes=100) for i in range(7)]
+    room = 100 + 50 + 100
+    shared = share_captures(works, SHARED, fleet(8, room))
+    assert shared is not None
+    assert (shared.n_trainers, shared.makespan) == (7, 90)
+    assert shared.n_bytes == 7 * int(LINK_BYTES)
+    assert shared.lm_seconds == pytest.approx(90 + 7 * (3 + 10 + 2))
+    assert plan_cells(works, SHARED, fleet(8, room)).makespan == 5 + 3 + 100 + 20
+    long = [replace(work, seconds=(5000.0,)) for work in [*works, sae(site(10), "s7", n_bytes=100)]]
+    own = plan_cells(long, SHARED, fleet(8, room))
+    assert own.makespan == 5 + 3 + 100 + 5000
+    assert not pays(own, share_captures(long, SHARED, fleet(8, room)))
+    assert share_captures(works, SHARED, fleet(1)) is None
+
+
+# --- devices ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("64xH100", [(64, "H100")]),
+        ("8xh100, 4 x A100", [(8, "H100"), (4, "A100")]),
+        ("H200", [(1, "H200")]),
+        ("2xH100PCIe,2xh100-pcie", [(4, "H100 PCIe")]),
+        ("2xcpu", [(2, "cpu")]),
+    ],
+)  # fmt: skip
+def test_devices_are_read_as_people_write_them(text, found):
+    assert parse_devices(text) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is not a number and a kind"),
+        ("64", "is not a number and a kind"),
+        ("0xH100", "is not a number and a kind"),
+        ("-1xH100", "is not a number and a kind"),
+        ("8xH1000", 'unknown kind "H1000" (did you mean "h100"?'),
+        ("8xH100,2xcpu", "plan for one or the other"),
+        ("1000001xH100", "is not a number and a kind"),
+    ],
+)  # fmt: skip
+def test_devices_that_are_none_are_named(text, said):
+    with pytest.raises(UserError) as error:
+        parse_devices(text)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# --- a run's SAEs ----------------------------------------------------------------------------------------------------
+
+
+def configured(**settings: object) -> RunConfig:
+    return RunConfig.build(
+        {
+            "archs": ["topk", "jumprelu"], "model": "gemma-2-2b", "layers": (3, 12), "widths": ("16k",),
+            "seeds": (0, 1), "sites": ("resid_post", "attn_out"), "l0s": (32,), "preset": "paper",
+            "tokens": 1_000_000, "reuse": 1, "eval_tokens": 20_000, "buffer_tokens": 100_000, "n_latents": 50,
+            **settings,
+        }
+    )  # fmt: skip
+
+
+def test_a_cell_takes_what_the_dry_run_says_of_the_same_saes():
+    """Seconds to the digit, starting apart; bytes no fewer, and no more than a batch of evaluation more."""
+    config, devices = configured(), fleet_of([(1, "H100")])
+    lm, plans = shape_of(config, devices)
+    works, shared = sweep_work(config, lm, plans, devices)
+    (cell,) = plan_cells(works, shared, devices).cells
+    (peaks,) = (one for one in peaks_of(lm.device, lm.dtype, here=False) if one.name == "H100")
+    computed = training_seconds(lm, config, plans, peaks) + evaluation_seconds(lm, config, plans, peaks)
+    assert cell.seconds - shared.start_seconds[0] == pytest.approx(computed)
+    dry = memory_bytes(config, plans, [*plans], lm)
+    assert dry <= cell.n_bytes <= dry + 2e9
+
+
+@pytest.mark.slow
+def test_all_of_gemma_2_9b_is_planned_in_little_memory():
+    """126 sites x 10 architectures x 5 L0s x 3 seeds: 18,900 SAEs."""
+    archs = [f"{arch}:lr={lr}" for arch in ("relu", "gated", "topk", "jumprelu") for lr in ("1e-4", "2e-4", "3e-4")]
+    config = configured(
+        archs=archs[:10], model="gemma-2-9b", layers=tuple(range(42)), seeds=(0, 1, 2), tokens=100_000_000,
+        sites=("resid_post", "mlp_out", "attn_out"), l0s=(16, 32, 64, 128, 256),
+    )  # fmt: skip
+    devices = fleet_of([(64, "H100")])
+    lm, plans = shape_of(config, devices)
+    tracemalloc.start()
+    began = time.perf_counter()
+    works, shared = sweep_work(config, lm, plans, devices)
+    plan = plan_cells(works, shared, devices)
+    seconds, (_, peak) = time.perf_counter() - began, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(plans) == 126 * 10 * 5 * 3 == sum(len(cell.saes) for cell in plan.cells)
+    assert peak < 200e6, f"{peak / 1e6:.0f} MB, in {seconds:.1f} s"
+    assert max(cell.n_bytes for cell in plan.cells) <= devices[0].n_bytes
+    assert plan.utilisation > 0.95
+    assert plan.makespan < 1.1 * least_makespan(works, shared, devices)
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def planned(capsys, *arguments: object) -> tuple[int, str, str]:
+    code = bench(*arguments)
+    text = capsys.readouterr()
+    return code, text.out, text.err
+
+
+@pytest.mark.slow
+def test_a_sweep_is_planned_for_devices_that_are_not_here(capsys, at_work):
+    code, text, _ = planned(
+        capsys, "--config", "gemma-2-2b-all", "--dry-run", "--devices", "8xH100,4xA100", "--dollars-per-hour", 2.5
+    )
+    assert code == 0
+    assert "devices    8 H100 + 4 A100; a cell may take 72.0 GB" in text
+    assert f"sweep      {26 * 3 * 4 * 3:,} SAEs at 78 sites" in text
+    hours = float(re.search(r"wall time  ([\d.,]+) hours", text)[1])
+    dollars = float(re.search(r"dollars    ([\d.,]+), at 2.50", text)[1].replace(",", ""))
+    assert dollars == pytest.approx(2.5 * 12 * hours, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--devices", "64xH100"], "add --dry-run"),
+        (["--dry-run", "--dollars-per-hour", "2.5"], "name the devices with --devices"),
+        (["--dry-run", "--devices", "64xB9000"], 'unknown kind "B9000"'),
+        (["--dry-run", "--devices", "2xcpu", "--dollars-per-hour", "-1"], "write a price above 0"),
+        (["--dry-run", "--devices", "2xcpu", "--dollars-per-hour", "nan"], "write a price above 0"),
+    ],
+)  # fmt: skip
+def test_flags_without_meaning_are_refused_in_one_line(capsys, at_work, flags, said):
+    code, _, err = planned(capsys, "--arch", "topk", *flags)
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
