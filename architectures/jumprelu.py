@@ -17,6 +17,7 @@ projection: below it the window would contain z = 0, that is every inactive late
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -81,10 +82,6 @@ class JumpReLU(SparseAutoencoder):
         return self.options.train_log_theta and not self.folded
 
     @property
-    def needs_batch_l0(self) -> bool:
-        return self.config.l0 is not None and self.options.l0_penalty_per == "batch"
-
-    @property
     def least_theta(self) -> float:
         return self.options.bandwidth / 2
 
@@ -120,8 +117,14 @@ class JumpReLU(SparseAutoencoder):
         x_hat = self.decode(f)
         error = reconstruction_loss(x, x_hat)
         l0 = z.sum_of_each_token(heaviside(z.values, theta_of_pair, eps))
-        total = error + step.coefficient * self._sparsity(l0, step.batch_l0)
+        total = error + step.coefficient * self._sparsity(l0, step.survey)
         return Loss(total, x_hat, f, {"reconstruction": error, "l0": l0.mean()})
+
+    def survey(self, parts: Sequence[Float[Tensor, "b D"]]) -> Sequence[Float[Tensor, ""]] | None:
+        if self.config.l0 is None or self.options.l0_penalty_per == "token":
+            return None
+        l0 = torch.cat([self.encode(part).active_per_token() for part in parts]).float().mean()
+        return [l0] * len(parts)
 
     def _sparsity(self, l0: Float[Tensor, " B"], batch_l0: Float[Tensor, ""] | None) -> Float[Tensor, ""]:
         target, mean = self.config.l0, l0.mean()

@@ -3,6 +3,8 @@
 An architecture subclasses `SparseAutoencoder`, writes `encode` and `loss` (and `initialise`, `after_step`, `fold` where
 it has more than the four weights) and registers itself. It never sees the language model, the trainer or a task.
 
+What an average over batches or the like needs is a buffer: it is in checkpoints and in no file of a finished SAE.
+
 Life of an SAE: built from an `SAEConfig` -> `initialise` on a sample of scaled activations -> trained on scaled
 activations, E||x||^2 = 1 -> `fold(scale)` once, after which it takes raw activations -> saved, loaded, evaluated.
 
@@ -20,7 +22,9 @@ from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from sae_bench.parsing import n_steps_in
 from sae_bench.saes.active import Active, KeepRule, Latents, as_active, decode, latent_major, select_all
+from sae_bench.saes.rules import LargestOfBatch
 
 START_OVER = 1.5
 """L0, as a multiple of the wanted one, that an SAE starts at where initial values are quantiles of the data."""
@@ -75,8 +79,18 @@ class Step:
     """Sparsity coefficient lambda, warm-up and control included."""
     dead: Int[Tensor, " n_dead"]
     """Indices of the latents that have not fired for the recipe's number of tokens."""
-    batch_l0: Float[Tensor, ""] | None = None
-    """L0 of the whole batch, for a loss with `needs_batch_l0` that is shown a part of it; None: it sees all."""
+    survey: Any = None
+    """What `survey` has found of the whole batch for the part of it that the loss is shown; None: it sees all."""
+    number: int = 0
+    """Steps before this one."""
+    n_steps: int = 1
+    """Steps of the run."""
+    seen: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+    """In `after_step`: what the loss gave of the whole batch as `terms` and as `minima`."""
+
+    def is_past(self, warmup: float) -> bool:
+        """Whether a warm-up is over that is given as a number of steps or, below 1, as a share of the run."""
+        return self.number >= n_steps_in(warmup, self.n_steps)
 
 
 @dataclass(frozen=True)
@@ -87,7 +101,9 @@ class Loss:
     x_hat: Float[Tensor, "B D"]
     latents: Latents
     terms: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
-    """The parts of `total`, before their coefficients; logged."""
+    """The parts of `total`, before their coefficients, each a mean over tokens; logged."""
+    minima: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    """For `after_step`: numbers of which a batch's is the least of its parts'."""
 
 
 class SparseAutoencoder(nn.Module, ABC):
@@ -107,6 +123,8 @@ class SparseAutoencoder(nn.Module, ABC):
     """What f is of x once folded, if it is one of these; inherited unless a class has its own `encode` or `decode`."""
     stored_names: ClassVar[dict[str, str]] = {}
     """What files call a parameter, where it is not the attribute's name: the names of `Nonlinearity`."""
+    selects_by_batch: ClassVar[bool] = False
+    """Whether training keeps latents by a rule over the batch, so that a loss's are not those of `encode`."""
     recipes: ClassVar[dict[str, dict[str, Any]]] = {}
     """Per preset, the recipe fields in which this architecture departs from the shared ones."""
 
@@ -149,13 +167,13 @@ class SparseAutoencoder(nn.Module, ABC):
     def unit_norm_decoder(self) -> bool:
         return True
 
-    @property
-    def needs_batch_l0(self) -> bool:
-        """Whether the loss is no mean over tokens but also a function of the L0 of the whole batch.
+    def survey(self, parts: Sequence[Float[Tensor, "b D"]]) -> Sequence[Any] | None:
+        """What the loss of each part must know of the whole batch, where memory forces a batch into parts.
 
-        Where memory forces a batch into parts, the losses of whose tokens are added up, it is then told that L0.
+        The parts' losses are averaged over their tokens. That is the loss of the whole where it is a mean over tokens,
+        each looked at alone: then None. Otherwise each part's loss finds what is said here in `Step.survey`.
         """
-        return False
+        return None
 
     def initialise(self, x: Float[Tensor, "B D"]) -> None:
         """Set data-dependent starting values from a sample of scaled activations; b_dec is set already."""
@@ -198,6 +216,10 @@ class SparseAutoencoder(nn.Module, ABC):
         """One active set for each rule, from one encoder product."""
         return select_all(x, self.W_enc, self.b_enc, keeps, self.b_dec if self.pre_encoder_bias else None)
 
+    def split(self, rule: LargestOfBatch, parts: Sequence[Float[Tensor, "b D"]]) -> list[LargestOfBatch]:
+        """What a rule over a whole batch is for each of its parts, for `survey`."""
+        return rule.split([self.select(part, rule).pairs()[2] for part in parts])
+
     def decode(self, f: Latents) -> Float[Tensor, "B D"]:
         """x_hat = f W_dec + b_dec."""
         return decode(as_active(f), self.W_dec, self.b_dec)
@@ -213,9 +235,15 @@ class SparseAutoencoder(nn.Module, ABC):
             RuntimeError: names or shapes differ.
         """
         names = {stored: name for name, stored in self.stored_names.items()}
+        self._end_training()
         self.load_state_dict({names.get(name, name): value for name, value in tensors.items()}, assign=assign)
-        self.folded = True
         return self.requires_grad_(False)
+
+    def _end_training(self) -> None:
+        """From now on it is folded, and its parameters are all that it is: buffers are training's."""
+        self.folded = True
+        for name, _ in list(self.named_buffers()):
+            setattr(self, name, None)
 
     @torch.no_grad()
     def project_gradient(self) -> None:
@@ -239,7 +267,7 @@ class SparseAutoencoder(nn.Module, ABC):
         assert not self.folded, "an SAE is folded once"
         if self.pre_encoder_bias:
             self.shift_biases(self.b_dec @ self.W_enc)
-        self.folded = True
+        self._end_training()
         for bias in (self.b_dec, *self.biases()):
             bias.mul_(scale)
         if not self.unit_norm_decoder:
