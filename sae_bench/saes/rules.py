@@ -75,7 +75,7 @@ class LargestOfBatch:
         flat, mask = z.reshape(-1), torch.zeros_like(z, dtype=torch.bool)
         if 0 < self.n < len(flat):
             places = (flat >= self.lower_bound(z)).nonzero().squeeze(1)
-            places = places[largest_mask(flat[places][None], self.n)[0]]
+            places = places[self._largest(flat[places])]
             return mask.view(-1).index_fill_(0, places, True).view_as(z)
         return mask.fill_(self.n > 0)
 
@@ -87,18 +87,21 @@ class LargestOfBatch:
         return largest.topk(self.n, sorted=False).values.amin() if self.n <= len(largest) else z.amin()
 
     def settle(self, z: Float[Tensor, " P"], pairs: Sparse) -> Bool[Tensor, " P"]:
-        if not 0 < self.n < len(z):
-            return torch.full_like(z, self.n > 0, dtype=torch.bool)
-        return largest_mask(z[None], self.n)[0]
+        return self._largest(z)
 
     def split(self, kept: Sequence[Float[Tensor, " p"]]) -> list["LargestOfBatch"]:
         """The same rule for each part of a batch, from the values that it keeps of each part if that is all it sees.
 
         The n largest of a batch are the n_i largest of each part, for some n_i. Of equal values the earlier part's.
         """
-        part = torch.arange(len(kept)).repeat_interleave(torch.tensor([len(values) for values in kept]))
-        mask = self.settle(values := torch.cat(list(kept)), Sparse(values, values, 0, 0))
-        return [LargestOfBatch(n) for n in part[mask.cpu()].bincount(minlength=len(kept)).tolist()]
+        sizes = torch.tensor([len(values) for values in kept])
+        part = torch.arange(len(kept)).repeat_interleave(sizes)[self._largest(torch.cat(list(kept))).cpu()]
+        return [LargestOfBatch(n) for n in part.bincount(minlength=len(kept)).tolist()]
+
+    def _largest(self, z: Float[Tensor, " P"]) -> Bool[Tensor, " P"]:
+        if not 0 < self.n < len(z):
+            return torch.full_like(z, self.n > 0, dtype=torch.bool)
+        return largest_mask(z[None], self.n)[0]
 
 
 Rule = Above | Largest | LargestOfBatch
