@@ -120,7 +120,7 @@ class JumpReLU(SparseAutoencoder):
         total = error + step.coefficient * self._sparsity(l0, step.survey)
         return Loss(total, x_hat, f, {"reconstruction": error, "l0": l0.mean()})
 
-    def survey(self, parts: Sequence[Float[Tensor, "b D"]]) -> Sequence[Float[Tensor, ""]] | None:
+    def survey(self, parts: Sequence[Tensor]) -> Sequence[Float[Tensor, ""]] | None:
         if self.config.l0 is None or self.options.l0_penalty_per == "token":
             return None
         l0 = torch.cat([self.encode(part).active_per_token() for part in parts]).float().mean()

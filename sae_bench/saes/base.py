@@ -167,8 +167,8 @@ class SparseAutoencoder(nn.Module, ABC):
     def unit_norm_decoder(self) -> bool:
         return True
 
-    def survey(self, parts: Sequence[Float[Tensor, "b D"]]) -> Sequence[Any] | None:
-        """What the loss of each part must know of the whole batch, where memory forces a batch into parts.
+    def survey(self, parts: Sequence[Tensor]) -> Sequence[Any] | None:
+        """What the loss of each part, [b, D], must know of the whole batch, where memory forces a batch into parts.
 
         The parts' losses are averaged over their tokens. That is the loss of the whole where it is a mean over tokens,
         each looked at alone: then None. Otherwise each part's loss finds what is said here in `Step.survey`.
@@ -216,8 +216,8 @@ class SparseAutoencoder(nn.Module, ABC):
         """One active set for each rule, from one encoder product."""
         return select_all(x, self.W_enc, self.b_enc, keeps, self.b_dec if self.pre_encoder_bias else None)
 
-    def split(self, rule: LargestOfBatch, parts: Sequence[Float[Tensor, "b D"]]) -> list[LargestOfBatch]:
-        """What a rule over a whole batch is for each of its parts, for `survey`."""
+    def split(self, rule: LargestOfBatch, parts: Sequence[Tensor]) -> list[LargestOfBatch]:
+        """What a rule over a whole batch is for each of its parts, [b, D]; for `survey`."""
         return rule.split([self.select(part, rule).pairs()[2] for part in parts])
 
     def decode(self, f: Latents) -> Float[Tensor, "B D"]:

@@ -89,8 +89,8 @@ class LargestOfBatch:
     def settle(self, z: Float[Tensor, " P"], pairs: Sparse) -> Bool[Tensor, " P"]:
         return self._largest(z)
 
-    def split(self, kept: Sequence[Float[Tensor, " p"]]) -> list["LargestOfBatch"]:
-        """The same rule for each part of a batch, from the values that it keeps of each part if that is all it sees.
+    def split(self, kept: Sequence[Tensor]) -> list["LargestOfBatch"]:
+        """The same rule for each part of a batch, from the values that it keeps of each part alone, [p].
 
         The n largest of a batch are the n_i largest of each part, for some n_i. Of equal values the earlier part's.
         """

@@ -97,7 +97,7 @@ class BatchTopKAutoencoder(AuxKAutoencoder):
     def biases(self) -> list[Float[Tensor, " F"]]:
         return [self.b_enc, self.theta]
 
-    def survey(self, parts: Sequence[Float[Tensor, "b D"]]) -> list[LargestOfBatch]:
+    def survey(self, parts: Sequence[Tensor]) -> list[LargestOfBatch]:
         return self.split(self._largest(sum(map(len, parts))), parts)
 
     def select_largest(self, x: Float[Tensor, "B D"], step: Step) -> tuple[Active, Active | None]:

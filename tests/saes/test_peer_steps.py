@@ -42,7 +42,7 @@ def ours(arch: str) -> tuple[Any, Tensor]:
 
 def assert_is(loss: Tensor, parameters: dict[str, Tensor], found: Any, times: float = 1.0) -> None:
     """The loss and its gradients, theirs being so many times as large."""
-    assert found["loss"] == pytest.approx(times * loss.item(), rel=1e-10)
+    assert found["loss"] == pytest.approx(times * loss.item(), rel=1e-8)  # one peer has AuxK in float32
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     for name, gradient in zip(parameters, gradients, strict=True):
         expected = torch.tensor(found["gradients"][name], dtype=torch.float64)
