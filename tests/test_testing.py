@@ -30,6 +30,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("jumprelu", {"train_log_theta": False}),
     ("jumprelu", {"theta_init": "quantile", "train_log_theta": False, "bandwidth": 0.1}),
     ("topk", {"k_aux": 2}),
+    ("batchtopk", {"threshold_start": 0.0}),
+    ("matryoshka", {"group_shares": (0.5,)}),
+    ("p_anneal", {"anneal_start": 0.0, "n_levels": 3}),
 ]
 
 

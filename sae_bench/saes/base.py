@@ -14,7 +14,6 @@ Shapes: B tokens, D = d_in, F = d_sae.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,9 +21,9 @@ from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from sae_bench.parsing import n_steps_in
 from sae_bench.saes.active import Active, KeepRule, Latents, as_active, decode, latent_major, select_all
 from sae_bench.saes.rules import LargestOfBatch
+from sae_bench.saes.step import Loss, Step
 
 START_OVER = 1.5
 """L0, as a multiple of the wanted one, that an SAE starts at where initial values are quantiles of the data."""
@@ -69,41 +68,6 @@ class SAEConfig(BaseModel):
         wanted = self.l0 if self.l0 is not None else self.coefficient
         assert wanted is not None, "an SAEConfig has l0 or coefficient"
         return wanted
-
-
-@dataclass(frozen=True)
-class Step:
-    """What the trainer tells a loss about the moment, as tensors on the SAE's device."""
-
-    coefficient: Float[Tensor, ""]
-    """Sparsity coefficient lambda, warm-up and control included."""
-    dead: Int[Tensor, " n_dead"]
-    """Indices of the latents that have not fired for the recipe's number of tokens."""
-    survey: Any = None
-    """What `survey` has found of the whole batch for the part of it that the loss is shown; None: it sees all."""
-    number: int = 0
-    """Steps before this one."""
-    n_steps: int = 1
-    """Steps of the run."""
-    seen: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
-    """In `after_step`: what the loss gave of the whole batch as `terms` and as `minima`."""
-
-    def is_past(self, warmup: float) -> bool:
-        """Whether a warm-up is over that is given as a number of steps or, below 1, as a share of the run."""
-        return self.number >= n_steps_in(warmup, self.n_steps)
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What a loss returns: the scalar to descend, and what the trainer takes its statistics from."""
-
-    total: Float[Tensor, ""]
-    x_hat: Float[Tensor, "B D"]
-    latents: Latents
-    terms: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
-    """The parts of `total`, before their coefficients, each a mean over tokens; logged."""
-    minima: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
-    """For `after_step`: numbers of which a batch's is the least of its parts'."""
 
 
 class SparseAutoencoder(nn.Module, ABC):

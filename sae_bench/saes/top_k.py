@@ -21,8 +21,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sae_bench.saes.active import Active, KeepRule, decode
-from sae_bench.saes.base import Nonlinearity, Options, SAEConfig, SparseAutoencoder, Step, reconstruction_loss
+from sae_bench.saes.base import Nonlinearity, Options, SAEConfig, SparseAutoencoder, reconstruction_loss
 from sae_bench.saes.rules import Above, Largest, LargestOfBatch
+from sae_bench.saes.step import Step
 
 
 class AuxKOptions(Options):

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_bench.saes.active import as_active
-from sae_bench.saes.base import Loss
+from sae_bench.saes.step import Loss
 
 
 @dataclass(frozen=True)
