@@ -97,7 +97,7 @@ class PAnneal(SparseAutoencoder):
         now = torch.stack([step.seen["penalty"], step.seen["penalty_next"]])
         self.recent[step.number % len(self.recent)] = now.double()
         if self.level(step.number + 1, step.n_steps) > self.level(step.number, step.n_steps):
-            under_p, under_next = self.recent[self.recent[:, 0] != UNSEEN].sum(0)
+            under_p, under_next = self.recent.clamp(min=0).sum(0)  # what is unseen adds nothing
             self.alpha.mul_((under_p / under_next).nan_to_num(1.0))  # 0 / 0 where nothing was active
             self.recent.fill_(UNSEEN)
 

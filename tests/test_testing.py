@@ -55,6 +55,7 @@ def _classes_under_test_are_forgotten() -> Iterator[None]:
 
 ReLU: Any = ARCHITECTURES["relu"]
 JumpReLU: Any = ARCHITECTURES["jumprelu"]
+ByBatch: Any = ARCHITECTURES["batchtopk"]
 Reconstruction: Any = TASKS["reconstruction"]
 
 
@@ -164,6 +165,19 @@ class ForgottenState(ReLU):
         return f.with_values(self.gain * f.values)
 
 
+class UntoldParts(ByBatch):
+    """Its rule over a batch is one over a part where memory is short."""
+
+    def survey(self, parts):
+        return None
+
+
+class UnsaidRule(ByBatch):
+    """Does not say that training keeps others than `encode`."""
+
+    selects_by_batch = False
+
+
 class OtherExport(ReLU):
     """Goes into other tools' files as something else."""
 
@@ -211,6 +225,8 @@ BROKEN_ARCHITECTURES = {
     DriftingDecoder: "not of norm one after training",
     UnfoldedThreshold: "after fold.C., x_hat",
     ForgottenState: "a loaded SAE is not the saved one",
+    UntoldParts: "the loss of a batch is not the mean of its parts'",
+    UnsaidRule: "set selects_by_batch = True",
     OtherExport: "as_built_in gives an SAE that computes something else",
     OtherNonlinearity: "or nonlinearity is not what it computes",
     UnknownRecipe: "learning_rate",
