@@ -76,6 +76,7 @@ class BatchTopKAutoencoder(AuxKAutoencoder):
     selects_by_batch = True
     options_type: ClassVar[type[Options]] = BatchTopKOptions
     options: BatchTopKOptions
+    nonlinearity: ClassVar[Nonlinearity | None] = "jumprelu"
     stored_names: ClassVar[dict[str, str]] = {"theta": "threshold"}
 
     def __init__(self, config: SAEConfig) -> None:
@@ -89,8 +90,6 @@ class BatchTopKAutoencoder(AuxKAutoencoder):
     def check(cls, config: SAEConfig) -> None:
         if not 0 < config.sparsity <= config.d_sae:
             raise ValueError(f"k = {config.sparsity:g}: give a number above 0, at most the width, {config.d_sae}")
-
-    nonlinearity: ClassVar[Nonlinearity | None] = "jumprelu"
 
     def encode(self, x: Float[Tensor, "B D"]) -> Active:
         return self.select(x, Above(self.theta))  # theta >= 0, so what passes is above zero too

@@ -225,3 +225,21 @@ def test_a_checkpoint_carries_the_averages_bit_for_bit(arch: str) -> None:
     buffers = dict(whole.sae.named_buffers())
     assert buffers
     assert all(buffer.dtype == torch.float64 and buffer.isfinite().all() for buffer in buffers.values())
+
+
+def test_its_k_is_no_coefficient_of_a_jumprelu() -> None:
+    sae = ARCHITECTURES["batchtopk"](SAEConfig(d_in=D, d_sae=F, coefficient=3)).fold(1.0)
+    assert to_built_in(sae).config.coefficient is None
+
+
+def test_a_step_in_micro_batches_learns_the_same() -> None:
+    """Thirty steps whole and in parts of 7: the same threshold and the same weights, up to rounding."""
+    trainers = started("matryoshka"), started("matryoshka")
+    trainers[1].micro_batch = 7
+    for trainer in trainers:
+        trainer.sae.double()
+        for i in range(30):
+            trainer.step(toy_activations(i).double(), i, logged=True)
+    whole, parts = (trainer.sae.state_dict() for trainer in trainers)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, msg=name)
