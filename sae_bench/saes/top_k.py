@@ -61,7 +61,7 @@ class AuxKAutoencoder(SparseAutoencoder):
 
 class BatchTopKOptions(AuxKOptions):
     threshold_start: float = Field(default=1000, ge=0)
-    """Steps, or share of the run, before theta is first estimated."""
+    """Steps, or share of the run, before theta is first estimated; by the last step at the latest."""
     threshold_rate: float = Field(default=1e-3, gt=0, le=1)
     """Weight of the newest batch in theta."""
 
@@ -108,7 +108,8 @@ class BatchTopKAutoencoder(AuxKAutoencoder):
         return LargestOfBatch(int(self.config.sparsity * n_tokens))
 
     def after_step(self, step: Step) -> None:
-        if not step.is_past(self.options.threshold_start):
+        is_last = step.number + 1 >= step.n_steps
+        if not (is_last or step.is_past(self.options.threshold_start)):
             return
         least, before, rate = step.seen["least_kept"].double(), self.mean_least_kept, self.options.threshold_rate
         mean = torch.where(before.isinf(), least, (1 - rate) * before + rate * least)

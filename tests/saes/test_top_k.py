@@ -168,6 +168,12 @@ def test_the_threshold_by_hand() -> None:
     assert after(sae, 4.0, 8.0, torch.inf, 1.0) == [4.0, 5.0, 5.0, 4.0]
 
 
+def test_a_run_shorter_than_the_warm_up_has_the_last_batch_s_threshold() -> None:
+    sae = ARCHITECTURES["batchtopk"](SAEConfig(d_in=D, d_sae=F, l0=3))
+    assert sae.options.threshold_start == 1000
+    assert after(sae, 9.0, 4.0, number=98) == [0.0, 4.0]
+
+
 def test_the_average_is_in_float64() -> None:
     """Steps of 2^-30 of the value are lost in float32."""
     sae = ARCHITECTURES["batchtopk"](
