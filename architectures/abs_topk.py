@@ -11,39 +11,26 @@ SAELens departs from this in its AuxK, with k_aux = d_in / 2, and a weaker weigh
 that are free, z being scaled by their norms; and in steps that do not take the gradient along a row out.
 """
 
-import math
 from typing import Any, ClassVar
 
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
 from sae_bench import (
     Active,
+    AuxKAutoencoder,
     Largest,
     Loss,
-    Options,
     SAEConfig,
-    SparseAutoencoder,
     Step,
-    decode,
     reconstruction_loss,
     register_architecture,
 )
 
 
-class AbsTopKOptions(Options):
-    aux_coeff: float = Field(default=1 / 32, ge=0)
-    k_aux: int | None = Field(default=None, gt=0)
-    """Dead latents a token may use; None: the power of two nearest d_in / 2."""
-
-
 @register_architecture("abs_topk")
-class AbsTopK(SparseAutoencoder):
-    control = "k"
+class AbsTopK(AuxKAutoencoder):
     signed = True
-    options_type = AbsTopKOptions
-    options: AbsTopKOptions
     nonlinearity = "abs_topk"
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         # TopK's (Gao et al. 2024), of which it is the variant.
@@ -54,7 +41,6 @@ class AbsTopK(SparseAutoencoder):
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)
         self.k = int(config.sparsity)
-        self.k_aux = self.options.k_aux or 2 ** round(math.log2(config.d_in / 2))
 
     @classmethod
     def check(cls, config: SAEConfig) -> None:
@@ -65,13 +51,7 @@ class AbsTopK(SparseAutoencoder):
         return self.select(x, Largest(self.k, signed=True))
 
     def loss(self, x: Float[Tensor, "B D"], step: Step) -> Loss:
-        if not len(step.dead) or self.options.aux_coeff == 0:
-            f = self.encode(x)
-            x_hat, auxiliary = self.decode(f), x.new_zeros(())
-        else:
-            rules = Largest(self.k, signed=True), Largest(self.k_aux, among=step.dead, signed=True)
-            f, f_dead = self.select_all(x, rules)
-            x_hat = self.decode(f)
-            auxiliary = reconstruction_loss((x - x_hat).detach(), decode(f_dead, self.W_dec))
-        error = reconstruction_loss(x, x_hat)
+        f, f_dead = self.select_with_dead(x, Largest(self.k, signed=True), step.dead)
+        x_hat = self.decode(f)
+        error, auxiliary = reconstruction_loss(x, x_hat), self.aux_k(x, x_hat, f_dead)
         return Loss(error + self.options.aux_coeff * auxiliary, x_hat, f, {"reconstruction": error, "aux_k": auxiliary})

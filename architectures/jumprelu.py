@@ -31,7 +31,7 @@ that gathers them there, and theta >= 0 alone; at its own bandwidth the window h
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -162,11 +162,6 @@ class JumpReLU(SparseAutoencoder):
         return self.options.train_log_theta and not self.folded
 
     @property
-    def needs_batch_frequency(self) -> bool:
-        per_batch = self.options.penalty == "l0" and self.options.l0_penalty_per == "batch"
-        return (per_batch and self.config.l0 is not None) or self.options.frequency_scale is not None
-
-    @property
     def starting_density(self) -> float:
         if self.options.init == "anthropic":
             return min(10_000 / self.config.d_sae, 0.5)
@@ -214,8 +209,16 @@ class JumpReLU(SparseAutoencoder):
         error = reconstruction_loss(x, x_hat)
         gate = z.with_values(heaviside(z.values, theta_of_pair, eps), zero_at_zero=True)
         l0 = gate.sum_of_each_token(gate.values)
-        total = error + step.coefficient * self._sparsity(l0, gate, step.batch_frequency)
+        total = error + step.coefficient * self._sparsity(l0, gate, step.survey)
         return Loss(total, x_hat, f, {"reconstruction": error, "l0": l0.mean()})
+
+    def survey(self, parts: Sequence[Tensor]) -> Sequence[Float[Tensor, " F"]] | None:
+        """On which share of a batch each latent is active."""
+        per_batch = self.options.penalty == "l0" and self.options.l0_penalty_per == "batch"
+        if not (per_batch and self.config.l0 is not None) and self.options.frequency_scale is None:
+            return None
+        counts = torch.stack([self.encode(part).count_per_latent()[0] for part in parts])
+        return [counts.sum(0) / sum(map(len, parts))] * len(parts)
 
     def _sparsity(
         self, l0: Float[Tensor, " B"], gate: Active, batch_frequency: Float[Tensor, " F"] | None

@@ -16,7 +16,7 @@ from pathlib import Path
 from common import RESULTS, application, interleave, metadata, ms, ratio, start_workers, table, turn, write_result
 from workers.protocol import Spec
 
-ARCHS = ("relu", "gated", "topk", "jumprelu")
+ARCHS = ("relu", "gated", "topk", "jumprelu", "batchtopk", "matryoshka")
 TRAINERS = {
     "ours": ("ours", "auto"),
     "dense twin": ("dense", "auto"),

@@ -15,6 +15,7 @@ from .evaluation.task import Task as Task
 from .lm.corpus import Corpus as Corpus
 from .lm.families import Family as Family
 from .lm.families import register_family as register_family
+from .parsing import n_steps_in as n_steps_in
 from .records.schema import Metric as Metric
 from .records.schema import Score as Score
 from .registry import ARCHITECTURES as ARCHITECTURES
@@ -28,13 +29,12 @@ from .registry import register_task as register_task
 from .saes.active import Active as Active
 from .saes.active import Latents as Latents
 from .saes.active import decode as decode
+from .saes.active import decode_groups as decode_groups
 from .saes.active import select as select
 from .saes.active import select_all as select_all
-from .saes.base import Loss as Loss
 from .saes.base import Options as Options
 from .saes.base import SAEConfig as SAEConfig
 from .saes.base import SparseAutoencoder as SparseAutoencoder
-from .saes.base import Step as Step
 from .saes.base import active_per_token as active_per_token
 from .saes.base import reconstruction_loss as reconstruction_loss
 from .saes.base import upper_quantile as upper_quantile
@@ -42,5 +42,12 @@ from .saes.pursuit import pursue as pursue
 from .saes.rules import Above as Above
 from .saes.rules import Largest as Largest
 from .saes.rules import LargestOfBatch as LargestOfBatch
+from .saes.step import Loss as Loss
+from .saes.step import Step as Step
 from .saes.straight_through import heaviside as heaviside
 from .saes.straight_through import jump_relu as jump_relu
+from .saes.top_k import AuxKAutoencoder as AuxKAutoencoder
+from .saes.top_k import AuxKOptions as AuxKOptions
+from .saes.top_k import BatchTopKAutoencoder as BatchTopKAutoencoder
+from .saes.top_k import BatchTopKOptions as BatchTopKOptions
+from .saes.top_k import rectified as rectified

@@ -22,6 +22,11 @@ def parse_count(text: object) -> int:
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
 
 
+def n_steps_in(duration: float, n_steps: int) -> int:
+    """A number of steps that is given as such or, up to 1, as a share of the run."""
+    return round(duration * n_steps) if duration <= 1 else int(duration)
+
+
 class Heading(StrEnum):
     """What flags stand under in `--help`, in this order."""
 

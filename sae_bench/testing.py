@@ -26,9 +26,10 @@ from sae_bench.registry import ARCHITECTURES
 from sae_bench.runs.config import ArchSpec
 from sae_bench.runs.plan import settle
 from sae_bench.saes.active import Latents, as_active, kernels
-from sae_bench.saes.base import SAEConfig, SparseAutoencoder, Step, initial_decoder
+from sae_bench.saes.base import SAEConfig, SparseAutoencoder, initial_decoder
 from sae_bench.saes.convert import to_built_in
 from sae_bench.saes.save import load_sae, save_sae
+from sae_bench.saes.step import Step
 from sae_bench.training.recipe import Preset
 from sae_bench.training.trainer import SAETrainer, StepSettings
 
@@ -91,6 +92,7 @@ def _check_life(cls: type[SparseAutoencoder], config: SAEConfig, x: Float[Tensor
             _check_encode(stage, tokens)
             for dead in (every[:0], every[1:3], every):
                 _check_loss(stage, tokens, dead)
+    _check_parts(sae, x)
     for scale in SCALES:
         _check_release(sae, x, scale)
 
@@ -130,8 +132,13 @@ def _check_loss(sae: SparseAutoencoder, x: Float[Tensor, "B D"], dead: Int[Tenso
     loss = sae.loss(x, Step(torch.tensor(0.05), dead))
     for name, value in {"total": loss.total, **loss.terms}.items():
         require(value.ndim == 0 and bool(value.isfinite()), f"the loss's {name} is {value}, not a finite scalar")
-    _require_close(_dense(loss.latents), _dense(sae.encode(x)), "Loss.latents are not what encode returns")
-    _require_close(loss.x_hat, sae(x), "Loss.x_hat is not the reconstruction of inference")
+    if not sae.selects_by_batch:
+        advice = "set selects_by_batch = True if training keeps latents by a rule over the batch"
+        _require_close(
+            _dense(loss.latents), _dense(sae.encode(x)), f"Loss.latents are not what encode returns; {advice}"
+        )
+        _require_close(loss.x_hat, sae(x), "Loss.x_hat is not the reconstruction of inference")
+    _require_close(loss.x_hat, sae.decode(loss.latents), "Loss.x_hat is not what decode makes of Loss.latents")
     loss.total.backward()
     gradients = {name: value.grad for name, value in sae.named_parameters() if value.grad is not None}
     for name, gradient in gradients.items():
@@ -150,6 +157,22 @@ def _check_loss(sae: SparseAutoencoder, x: Float[Tensor, "B D"], dead: Int[Tenso
         for (name, expected), gradient in zip(gradients.items(), found, strict=True):
             complaint = f"the gradient of {name} depends on how the active set is stored; {advice}"
             _require_close(gradient, expected, complaint)
+
+
+@torch.no_grad()
+def _check_parts(sae: SparseAutoencoder, x: Float[Tensor, "B D"]) -> None:
+    """A batch has the same loss in parts, which is what becomes of it where memory is short."""
+    parts = (x * torch.linspace(0.5, 1.5, len(x))[:, None]).split(7)
+    told = sae.survey(parts) or [None] * len(parts)
+    dead = torch.arange(1, 3)
+    whole = sae.loss(torch.cat(parts), Step(torch.tensor(0.05), dead))
+    losses = [sae.loss(part, Step(torch.tensor(0.05), dead, found)) for part, found in zip(parts, told, strict=True)]
+    total = torch.stack([loss.total * len(loss.x_hat) for loss in losses]).sum() / len(x)
+    advice = "say in `survey` what a part must know of the batch"
+    _require_close(total, whole.total, f"the loss of a batch is not the mean of its parts'; {advice}")
+    for name, least in whole.minima.items():
+        found = torch.stack([loss.minima[name] for loss in losses]).amin()
+        _require_close(found, least, f'"{name}" of a batch is not the least of its parts\'')
 
 
 @torch.no_grad()

@@ -30,6 +30,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("jumprelu", {"train_log_theta": False}),
     ("jumprelu", {"theta_init": "quantile", "train_log_theta": False, "bandwidth": 0.1}),
     ("topk", {"k_aux": 2}),
+    ("batchtopk", {"threshold_start": 0.0}),
+    ("matryoshka", {"group_shares": (0.5,)}),
+    ("p_anneal", {"anneal_start": 0.0, "n_levels": 3}),
 ]
 
 
@@ -52,6 +55,7 @@ def _classes_under_test_are_forgotten() -> Iterator[None]:
 
 ReLU: Any = ARCHITECTURES["relu"]
 JumpReLU: Any = ARCHITECTURES["jumprelu"]
+ByBatch: Any = ARCHITECTURES["batchtopk"]
 Reconstruction: Any = TASKS["reconstruction"]
 
 
@@ -161,6 +165,19 @@ class ForgottenState(ReLU):
         return f.with_values(self.gain * f.values)
 
 
+class UntoldParts(ByBatch):
+    """Its rule over a batch is one over a part where memory is short."""
+
+    def survey(self, parts):
+        return None
+
+
+class UnsaidRule(ByBatch):
+    """Does not say that training keeps others than `encode`."""
+
+    selects_by_batch = False
+
+
 class OtherExport(ReLU):
     """Goes into other tools' files as something else."""
 
@@ -208,6 +225,8 @@ BROKEN_ARCHITECTURES = {
     DriftingDecoder: "not of norm one after training",
     UnfoldedThreshold: "after fold.C., x_hat",
     ForgottenState: "a loaded SAE is not the saved one",
+    UntoldParts: "the loss of a batch is not the mean of its parts'",
+    UnsaidRule: "set selects_by_batch = True",
     OtherExport: "as_built_in gives an SAE that computes something else",
     OtherNonlinearity: "or nonlinearity is not what it computes",
     UnknownRecipe: "learning_rate",

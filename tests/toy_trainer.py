@@ -13,7 +13,7 @@ from sae_bench.training.recipe import Recipe
 from sae_bench.training.trainer import SAETrainer, StepSettings
 
 SITE = Site(0, "resid_post", "layers.0", "output", 6)
-BUILT_IN = ("relu", "gated", "topk", "jumprelu")
+BUILT_IN = ("relu", "gated", "topk", "jumprelu", "batchtopk", "matryoshka", "p_anneal")
 
 
 def activations(seed: int, device: str = "cpu") -> Tensor:

@@ -4,7 +4,7 @@ Shapes: B tokens, D = d_in, F = d_sae. A twin takes an SAE's parameters by name 
 have the same loss and the same gradient for every parameter, however its active set is stored.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -36,7 +36,9 @@ def layouts() -> dict[str, AbstractContextManager[None]]:
     }
 
 
-def assert_twins_agree_on(x: Tensor, sae: SparseAutoencoder, twin: Twin, when: Step) -> None:
+def assert_twins_agree_on(
+    x: Tensor, sae: SparseAutoencoder, twin: Twin, when: Step, untrained: Collection[str] = ()
+) -> None:
     parameters = {name: value.detach().clone().requires_grad_() for name, value in sae.named_parameters()}
     theirs = twin(parameters, x)
     theirs.backward()
@@ -47,6 +49,9 @@ def assert_twins_agree_on(x: Tensor, sae: SparseAutoencoder, twin: Twin, when: S
         ours.backward()
         torch.testing.assert_close(ours, theirs, msg=f"{layout}: loss")
         for name, value in sae.named_parameters():
+            if name in untrained:
+                assert value.grad is None, f"{name} has a gradient"
+                continue
             expected = parameters[name].grad
             assert expected.abs().max() > 1e-6, f"{name}: the twin's gradient is zero, which shows nothing"
             torch.testing.assert_close(value.grad, expected, msg=f"{layout}: gradient of {name}")
@@ -77,15 +82,64 @@ def gated_ri_l1_twin(p: Parameters, x: Tensor) -> Tensor:
     return error(x, x_hat) + LAMBDA * penalty + error(x, x_gate)
 
 
+def _pre_activations(p: Parameters, x: Tensor) -> Tensor:
+    return (x - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
+
+
 def topk_twin(p: Parameters, x: Tensor, k: int, dead: tuple[int, ...] = (), k_aux: int = 0) -> Tensor:
-    z = (x - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
+    z = _pre_activations(p, x)
     kept = torch.zeros_like(z).scatter(1, z.topk(k).indices, 1.0)
     x_hat = torch.relu(z * kept) @ p["W_dec"] + p["b_dec"]
+    return error(x, x_hat) + aux_k_twin(p, x - x_hat, z, dead, k_aux) / 32
+
+
+def aux_k_twin(
+    p: Parameters,
+    e: Tensor,
+    z: Tensor,
+    dead: tuple[int, ...],
+    k_aux: int,
+    rectify: Callable[[Tensor], Tensor] = torch.relu,
+) -> Tensor:
     if not dead:
-        return error(x, x_hat)
+        return z.new_zeros(())
     z_dead, chosen = z[:, list(dead)].topk(min(k_aux, len(dead)))
-    f_dead = torch.zeros_like(z).scatter(1, torch.tensor(dead)[chosen], torch.relu(z_dead))
-    return error(x, x_hat) + error((x - x_hat).detach(), f_dead @ p["W_dec"]) / 32
+    f_dead = torch.zeros_like(z).scatter(1, torch.tensor(dead)[chosen], rectify(z_dead))
+    return error(e.detach(), f_dead @ p["W_dec"])
+
+
+def batchtopk_latents(p: Parameters, x: Tensor, k: float) -> tuple[Tensor, Tensor]:
+    """(f, z)."""
+    z = _pre_activations(p, x)
+    kept = torch.zeros(z.numel(), dtype=z.dtype).scatter(0, z.flatten().topk(int(k * len(x))).indices, 1.0)
+    return torch.relu(z * kept.view_as(z)), z
+
+
+def batchtopk_twin(p: Parameters, x: Tensor, k: float, dead: tuple[int, ...] = (), k_aux: int = 0) -> Tensor:
+    f, z = batchtopk_latents(p, x, k)
+    x_hat = f @ p["W_dec"] + p["b_dec"]
+    return error(x, x_hat) + aux_k_twin(p, x - x_hat, z, dead, k_aux) / 32
+
+
+def nested(p: Parameters, f: Tensor, widths: Sequence[int]) -> list[Tensor]:
+    """The reconstruction from the first latents, for each number of them."""
+    return [f[:, :width] @ p["W_dec"][:width] + p["b_dec"] for width in widths]
+
+
+def matryoshka_twin(
+    p: Parameters, x: Tensor, k: float, widths: Sequence[int], dead: tuple[int, ...] = (), k_aux: int = 0
+) -> Tensor:
+    f, z = batchtopk_latents(p, x, k)
+    x_hats = nested(p, f, widths)
+    errors = torch.stack([error(x, x_hat) for x_hat in x_hats])
+    return errors.mean() + aux_k_twin(p, x - x_hats[-1], z, dead, k_aux) / 32
+
+
+def p_anneal_twin(p: Parameters, x: Tensor, power: float, coefficient: float = LAMBDA) -> Tensor:
+    f = torch.relu(_pre_activations(p, x))
+    on = f > 0
+    penalty = torch.where(on, f, 1.0).pow(power).mul(on).sum(1).mean()
+    return error(x, f @ p["W_dec"] + p["b_dec"]) + coefficient * penalty
 
 
 def abs_topk_twin(p: Parameters, x: Tensor, k: int, dead: tuple[int, ...] = (), k_aux: int = 0) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.ours import Ours
-from workers.protocol import Spec, serve_steps
+from workers.protocol import Spec, group_sizes, serve_steps
 
 COEFFICIENT = 1e-3
 
@@ -76,6 +76,25 @@ class Dense:
         largest = z.topk(round(self.spec.l0), dim=1, sorted=False)
         f = torch.zeros_like(z).scatter(1, largest.indices, torch.relu(largest.values))
         return error(x, torch.addmm(p.b_dec, f, p.W_dec)), f
+
+    def batchtopk(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        f = self._batch_top_k(x)
+        return error(x, torch.addmm(self.p.b_dec, f, self.p.W_dec)), f
+
+    def matryoshka(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        f, x_hat, errors = self._batch_top_k(x), self.p.b_dec, []
+        sizes = group_sizes(self.spec.d_sae)
+        for some, W in zip(f.split(sizes, dim=1), self.p.W_dec.split(sizes), strict=True):
+            x_hat = x_hat + some @ W
+            errors.append(error(x, x_hat))
+        return torch.stack(errors).mean(), f
+
+    def _batch_top_k(self, x: Tensor) -> Tensor:
+        p = self.p
+        z = torch.addmm(p.b_enc, x - p.b_dec, p.W_enc)
+        largest = z.flatten().topk(round(self.spec.l0) * len(x), sorted=False)
+        f = torch.zeros_like(z).flatten().scatter(0, largest.indices, torch.relu(largest.values))
+        return f.view_as(z)
 
     def jumprelu(self, x: Tensor) -> tuple[Tensor, Tensor]:
         p = self.p

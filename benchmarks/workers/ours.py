@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from sae_bench import ARCHITECTURES, SAEConfig, SparseAutoencoder, active_per_token
+from sae_bench import ARCHITECTURES, SAEConfig, SparseAutoencoder, Step, active_per_token
 from sae_bench.lm.sites import Site
 from sae_bench.runs.config import ArchSpec
 from sae_bench.runs.plan import settle
@@ -44,7 +44,9 @@ class Ours:
         self.n_done += 1
 
     def l0(self, x: Tensor) -> float:
-        return float(active_per_token(self.sae.encode(x)).float().mean())
+        at = Step(torch.zeros(()), torch.empty(0, dtype=torch.long))
+        kept = self.sae.loss(x, at).latents if self.sae.selects_by_batch else self.sae.encode(x)
+        return float(active_per_token(kept).float().mean())
 
 
 class EncoderProduct:

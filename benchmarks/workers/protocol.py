@@ -35,9 +35,19 @@ QUANTILE_TOKENS = 4096
 """Tokens that quantiles are taken over."""
 
 
+BY_K = ("topk", "batchtopk", "matryoshka")
+"""Architectures that have their L0 by construction."""
+
+
+def group_sizes(d_sae: int) -> list[int]:
+    """Latents of each group of a Matryoshka SAE: F/32, F/16, F/8, F/4, and the rest."""
+    sizes = [d_sae // part for part in (32, 16, 8, 4)]
+    return [*sizes, d_sae - sum(sizes)]
+
+
 @dataclass(frozen=True)
 class Spec:
-    """What is stepped: an architecture at a shape, made to have this L0 from its first step (for topk, k = l0)."""
+    """What is stepped: an architecture at a shape, made to have this L0 from its first step (k, for those `BY_K`)."""
 
     arch: str
     d_sae: int

@@ -5,14 +5,19 @@ cost of a dense step as it is. Its topk is dense by default; `kernels="sparse"` 
 which on a CPU fails in the backward pass unless the rescaling by decoder norms, on by default, is off.
 """
 
+from itertools import accumulate
 from typing import Any
 
 import torch
 from sae_lens import (  # type: ignore[import-not-found]
+    BatchTopKTrainingSAE,
+    BatchTopKTrainingSAEConfig,
     GatedTrainingSAE,
     GatedTrainingSAEConfig,
     JumpReLUTrainingSAE,
     JumpReLUTrainingSAEConfig,
+    MatryoshkaBatchTopKTrainingSAE,
+    MatryoshkaBatchTopKTrainingSAEConfig,
     StandardTrainingSAE,
     StandardTrainingSAEConfig,
     TopKTrainingSAE,
@@ -22,13 +27,15 @@ from sae_lens.config import SAETrainerConfig  # type: ignore[import-not-found]
 from sae_lens.training.sae_trainer import SAETrainer  # type: ignore[import-not-found]
 from torch import Tensor
 
-from workers.protocol import LR, N_STEPS, Spec, serve_steps, upper_quantile
+from workers.protocol import BY_K, LR, N_STEPS, Spec, group_sizes, serve_steps, upper_quantile
 
 CLASSES: dict[str, tuple[Any, Any]] = {
     "relu": (StandardTrainingSAE, StandardTrainingSAEConfig),
     "gated": (GatedTrainingSAE, GatedTrainingSAEConfig),
     "topk": (TopKTrainingSAE, TopKTrainingSAEConfig),
     "jumprelu": (JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig),
+    "batchtopk": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig),
+    "matryoshka": (MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig),
 }
 
 
@@ -37,11 +44,13 @@ class SAELens:
 
     def __init__(self, x: Tensor, spec: Spec) -> None:
         sae_class, config_class = CLASSES[spec.arch]
-        own: dict[str, Any] = {"k": round(spec.l0)} if spec.arch == "topk" else {}
+        own: dict[str, Any] = {"k": round(spec.l0)} if spec.arch in BY_K else {}
+        if spec.arch == "matryoshka":
+            own["matryoshka_widths"] = [*accumulate(group_sizes(spec.d_sae))]
         if spec.kernels == "sparse":
             own |= {"use_sparse_activations": True, "rescale_acts_by_decoder_norm": False}
         self.sae = sae_class(config_class(d_in=x.shape[1], d_sae=spec.d_sae, **own))
-        if spec.arch != "topk":
+        if spec.arch not in BY_K:
             threshold = self.sae.threshold.detach() if spec.arch == "jumprelu" else 0.0
             for bias in (self.sae.b_gate, self.sae.b_mag) if spec.arch == "gated" else (self.sae.b_enc,):
                 bias.data.copy_(threshold - upper_quantile(x, self.sae.W_enc, spec.share))

@@ -16,7 +16,8 @@ from sae_bench.lm.sites import Site
 from sae_bench.records.files import digest_of
 from sae_bench.records.schema import SAEDescription, SiteDescription, Training
 from sae_bench.saes.active import Active
-from sae_bench.saes.base import START_DENSITY, Loss, SAEConfig, SparseAutoencoder, Step
+from sae_bench.saes.base import START_DENSITY, SAEConfig, SparseAutoencoder
+from sae_bench.saes.step import Loss, Step
 
 LABEL = "random (chance)"
 

@@ -107,6 +107,12 @@ class Active:
         """Number of values on each token that are not zero."""
         return self.layout.per_token(self.values.detach() != 0)
 
+    def least_positive(self) -> Float[Tensor, ""]:
+        """The smallest value above zero; infinite where there is none."""
+        values = (self.values if self.clean else self.pairs()[2]).detach()
+        positive = torch.where(values > 0, values, torch.inf)
+        return positive.amin() if positive.numel() else positive.new_full((), torch.inf)
+
     def count_per_latent(
         self, group: Int[Tensor, " B"] | None = None, n_groups: int = 1
     ) -> Float[Tensor, "n_groups F"]:
@@ -171,6 +177,19 @@ def decode(f: Active, W_dec: Float[Tensor, "F D"], b_dec: Float[Tensor, " D"] | 
     """Return x_hat = f W_dec + b_dec (without b_dec when None), with gradients to f, W_dec and b_dec."""
     product: Tensor = _apply(_Decode, f.values, W_dec, f.layout, f.clean)
     return product if b_dec is None else product + b_dec
+
+
+def decode_groups(f: Active, W_dec: Float[Tensor, "F D"], sizes: Sequence[int]) -> Float[Tensor, "B G D"]:
+    """What each of G groups of latents adds to f W_dec, at the cost of one product; gradients to f and W_dec.
+
+    A group is a run of so many latents; together they are all. Sums over the first groups are
+    `decode_groups(...).cumsum(1)`.
+    """
+    if isinstance(f.layout, Dense):
+        groups = zip(f.layout.mask.split(sizes, 1), f.values.split(sizes, 1), W_dec.split(sizes), strict=True)
+        return torch.stack([decode(Active(Dense(mask), values, f.clean), W) for mask, values, W in groups], 1)
+    layout, order = f.layout.grouped(sizes)
+    return decode(Active(layout, f.values[order], f.clean), W_dec).view(f.n_tokens, len(sizes), -1)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # shapes here depend on the data

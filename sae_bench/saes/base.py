@@ -3,6 +3,8 @@
 An architecture subclasses `SparseAutoencoder`, writes `encode` and `loss` (and `initialise`, `after_step`, `fold` where
 it has more than the four weights) and registers itself. It never sees the language model, the trainer or a task.
 
+What an average over batches or the like needs is a buffer: it is in checkpoints and in no file of a finished SAE.
+
 Life of an SAE: built from an `SAEConfig` -> `initialise` on a sample of scaled activations -> trained on scaled
 activations, E||x||^2 = 1 -> `fold(scale)` once, after which it takes raw activations -> saved, loaded, evaluated.
 
@@ -12,7 +14,6 @@ Shapes: B tokens, D = d_in, F = d_sae.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from sae_bench.saes.active import Active, KeepRule, Latents, as_active, decode, latent_major, select_all
+from sae_bench.saes.rules import LargestOfBatch
+from sae_bench.saes.step import Loss, Step
 
 START_OVER = 1.5
 """L0, as a multiple of the wanted one, that an SAE starts at where initial values are quantiles of the data."""
@@ -70,30 +73,6 @@ class SAEConfig(BaseModel):
         return wanted
 
 
-@dataclass(frozen=True)
-class Step:
-    """What the trainer tells a loss about the moment, as tensors on the SAE's device."""
-
-    coefficient: Float[Tensor, ""]
-    """Sparsity coefficient lambda, warm-up and control included."""
-    dead: Int[Tensor, " n_dead"]
-    """Indices of the latents that have not fired for the recipe's number of tokens."""
-    batch_frequency: Float[Tensor, " F"] | None = None
-    """On which share of the whole batch each latent is active, for a loss with `needs_batch_frequency` that is shown a
-    part of it; None: it sees all."""
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What a loss returns: the scalar to descend, and what the trainer takes its statistics from."""
-
-    total: Float[Tensor, ""]
-    x_hat: Float[Tensor, "B D"]
-    latents: Latents
-    terms: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
-    """The parts of `total`, before their coefficients; logged."""
-
-
 class SparseAutoencoder(nn.Module, ABC):
     """Base of all architectures: x_hat = f W_dec + b_dec, float32 always.
 
@@ -114,6 +93,8 @@ class SparseAutoencoder(nn.Module, ABC):
     """Whether f may be below zero, which is active as well."""
     tied: ClassVar[bool] = False
     """Whether W_dec is all that it encodes with, and there are no W_enc and b_enc; it then always sees x - b_dec."""
+    selects_by_batch: ClassVar[bool] = False
+    """Whether training keeps latents by a rule over the batch, so that a loss's are not those of `encode`."""
     recipes: ClassVar[dict[str, dict[str, Any]]] = {}
     """Per preset, the recipe fields in which this architecture departs from the shared ones."""
 
@@ -167,13 +148,13 @@ class SparseAutoencoder(nn.Module, ABC):
     def unit_norm_decoder(self) -> bool:
         return True
 
-    @property
-    def needs_batch_frequency(self) -> bool:
-        """Whether the loss is no mean over tokens, but a function of how often latents are active in the batch.
+    def survey(self, parts: Sequence[Tensor]) -> Sequence[Any] | None:
+        """What the loss of each part, [b, D], must know of the whole batch, where memory forces a batch into parts.
 
-        Where memory forces a batch into parts, the losses of whose tokens are added up, it is then told that.
+        The parts' losses are averaged over their tokens. That is the loss of the whole where it is a mean over tokens,
+        each looked at alone: then None. Otherwise each part's loss finds what is said here in `Step.survey`.
         """
-        return False
+        return None
 
     def initialise(self, x: Float[Tensor, "B D"]) -> None:
         """Set data-dependent starting values from a sample of scaled activations; b_dec is set already."""
@@ -216,6 +197,10 @@ class SparseAutoencoder(nn.Module, ABC):
         """One active set for each rule, from one encoder product."""
         return select_all(x, self.W_enc, self.b_enc, keeps, self.b_dec if self.pre_encoder_bias else None)
 
+    def split(self, rule: LargestOfBatch, parts: Sequence[Tensor]) -> list[LargestOfBatch]:
+        """What a rule over a whole batch is for each of its parts, [b, D]; for `survey`."""
+        return rule.split([self.select(part, rule).pairs()[2] for part in parts])
+
     def decode(self, f: Latents) -> Float[Tensor, "B D"]:
         """x_hat = f W_dec + b_dec."""
         return decode(as_active(f), self.W_dec, self.b_dec)
@@ -231,9 +216,15 @@ class SparseAutoencoder(nn.Module, ABC):
             RuntimeError: names or shapes differ.
         """
         names = {stored: name for name, stored in self.stored_names.items()}
+        self._end_training()
         self.load_state_dict({names.get(name, name): value for name, value in tensors.items()}, assign=assign)
-        self.folded = True
         return self.requires_grad_(False)
+
+    def _end_training(self) -> None:
+        """From now on it is folded, and its parameters are all that it is: buffers are training's."""
+        self.folded = True
+        for name, _ in list(self.named_buffers()):
+            setattr(self, name, None)
 
     @torch.no_grad()
     def project_gradient(self) -> None:
@@ -257,7 +248,7 @@ class SparseAutoencoder(nn.Module, ABC):
         assert not self.folded, "an SAE is folded once"
         if self.pre_encoder_bias and not self.tied:
             self.shift_biases(self.b_dec @ self.W_enc)
-        self.folded = True
+        self._end_training()
         for bias in (self.b_dec, *self.biases()):
             bias.mul_(scale)
         if not self.unit_norm_decoder:

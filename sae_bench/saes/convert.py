@@ -102,7 +102,8 @@ def _to_gated(sae: SparseAutoencoder) -> SparseAutoencoder:
 
 def _around(arch: str, sae: SparseAutoencoder, weights: Weights) -> SparseAutoencoder:
     """An SAE of the same shape around copies of other weights; a raw coefficient means nothing to another kind."""
-    coefficient = sae.config.coefficient if arch == sae.nonlinearity else None
+    same_kind = arch == sae.nonlinearity and (arch == "topk") == (sae.control == "k")  # a batchtopk's is its k
+    coefficient = sae.config.coefficient if same_kind else None
     config = sae.config.model_copy(update={"options": {}, "coefficient": coefficient})
     return assemble(arch, config, {name: weight.clone() for name, weight in weights.items()})
 

@@ -13,7 +13,7 @@ import functools
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -85,6 +85,13 @@ class Sparse:
     def pairs(self) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"], Any]:
         """Token and latent of every active place, sorted by token, and the index that takes them out of values."""
         return self.token, self.latent, slice(None)
+
+    def grouped(self, sizes: Sequence[int]) -> tuple["Sparse", Int[Tensor, " P"]]:
+        """Each token as G, one for each group of latents, [B * G], and the order of its values."""
+        ends = torch.tensor(sizes, device=self.latent.device).cumsum(0)
+        group = torch.bucketize(self.latent, ends, right=True)
+        token, order = (self.token * len(sizes) + group).sort(stable=True)
+        return Sparse(token, self.latent[order], self.n_tokens * len(sizes), self.n_latents), order
 
     # --- products: `clean` values are zero already where they are padding; others count as zero there -------------
 

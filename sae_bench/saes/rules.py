@@ -12,6 +12,7 @@ Of equal values the first is kept: the one of the earlier token, then of the low
 Shapes: b tokens, B tokens of the batch, F = d_sae, P pairs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_bench.saes.layouts import Sparse
+
+GROUPS = (16, 8, 4, 2, 1)
+"""Values that share one place when a k-th largest is looked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,16 +73,41 @@ class Largest:
 
 @dataclass(frozen=True, eq=False)
 class LargestOfBatch:
-    """Keep the n largest z of a batch."""
+    """Keep the n largest z of a batch, all of them if there are no more."""
 
     n: int
 
     def __call__(self, z: Float[Tensor, "B F"]) -> Bool[Tensor, "B F"]:
-        return largest_mask(z.reshape(1, -1), self.n).view_as(z)
+        flat = z.reshape(-1)
+        if z.device.type != "cpu" or not 0 < self.n < len(flat):
+            return self._largest(flat).view_as(z)
+        places = (flat >= self.lower_bound(z)).nonzero().squeeze(1)  # a CPU sorts slowly, and tells fast how many
+        kept = places[self._largest(flat[places])]
+        return torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, kept, True).view_as(z)
+
+    def lower_bound(self, z: Float[Tensor, "B F"]) -> Float[Tensor, ""]:
+        """A number that n of the values reach, close to the n-th largest: that of the largest of groups of values."""
+        size = group_size(-(-self.n // len(z)), z.shape[1])
+        n_groups = z.shape[1] // size
+        largest = z[:, : size * n_groups].unflatten(1, (size, n_groups)).amax(1).flatten()
+        return largest.topk(self.n, sorted=False).values.amin() if self.n <= len(largest) else z.amin()
 
     def settle(self, z: Float[Tensor, " P"], pairs: Sparse) -> Bool[Tensor, " P"]:
-        order = z.sort(descending=True, stable=True).indices
-        return torch.zeros_like(z, dtype=torch.bool).index_fill_(0, order[: self.n], True)
+        return self._largest(z)
+
+    def split(self, kept: Sequence[Tensor]) -> list["LargestOfBatch"]:
+        """The same rule for each part of a batch, from the values that it keeps of each part alone, [p].
+
+        The n largest of a batch are the n_i largest of each part, for some n_i. Of equal values the earlier part's.
+        """
+        sizes = torch.tensor([len(values) for values in kept])
+        part = torch.arange(len(kept)).repeat_interleave(sizes)[self._largest(torch.cat(list(kept))).cpu()]
+        return [LargestOfBatch(n) for n in part.bincount(minlength=len(kept)).tolist()]
+
+    def _largest(self, z: Float[Tensor, " P"]) -> Bool[Tensor, " P"]:
+        if not 0 < self.n < len(z):
+            return torch.full_like(z, self.n > 0, dtype=torch.bool)
+        return largest_mask(z[None], self.n)[0]
 
 
 Rule = Above | Largest | LargestOfBatch
@@ -90,6 +119,11 @@ def largest(z: Float[Tensor, "b F"], k: int) -> Tensor:
     if k < z.shape[1] and bool((values[:, k - 1] == values[:, k]).any()):
         return largest_mask(z, k)
     return indices[:, :k]
+
+
+def group_size(k: int, n: int) -> int:
+    """How many of n values share one place when the k-th largest is looked for, so that enough places are left."""
+    return next(size for size in GROUPS if size == 1 or n // size >= 4 * k)
 
 
 def largest_mask(z: Float[Tensor, "b F"], k: int) -> Bool[Tensor, "b F"]:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from sae_bench.saes.chunks import chunk_size, slices
 from sae_bench.saes.layouts import Sparse, kernels_for
-from sae_bench.saes.rules import Above, Largest, LargestOfBatch, Rule
+from sae_bench.saes.rules import Above, Largest, LargestOfBatch, Rule, group_size
 from sae_bench.saes.selection import Found
 
 HIDDEN = 2.0**-62
@@ -41,9 +41,6 @@ LOW = {"cpu": torch.bfloat16, "cuda": torch.float16}
 
 CONFIDENCE = 8
 """Standard deviations that the rounding of float32 sums is given: less than one sum in 10^13 is rounded more."""
-
-GROUPS = (16, 8, 4, 2, 1)
-"""Latents that share one place when the k-th largest bound is looked for."""
 
 SAMPLE = 1024
 """Rows that say how long rows are on average."""
@@ -224,10 +221,12 @@ def _cut(
     """What the upper bound of a pair that the rule keeps reaches at least: for all tokens, or for each, [b, 1]."""
     if isinstance(rule, Above):
         return upper.new_zeros(())
+    if isinstance(rule, LargestOfBatch) and not 0 < rule.n < upper.numel():
+        return upper.new_full((), -torch.inf if rule.n else torch.inf)
     info = torch.finfo(upper.dtype)
     per_token = rule.k if isinstance(rule, Largest) else -(-rule.n // len(upper))
     n = upper.shape[1]
-    size = next(size for size in GROUPS if size == 1 or n // size >= 4 * per_token)
+    size = group_size(per_token, n)
     shape = (size, n // size)
     grouped = slice(0, shape[0] * shape[1])  # the k largest of some latents are no larger than those of all
     largest = upper[:, grouped].unflatten(1, shape).amax(1).float()

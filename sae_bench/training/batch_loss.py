@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_bench.saes.active import as_active
-from sae_bench.saes.base import Loss
+from sae_bench.saes.step import Loss
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,14 @@ class BatchLoss:
     counts: Float[Tensor, " F"]
     """On how many tokens each latent fired."""
     dense: bool
+    minima: dict[str, Float[Tensor, ""]]
 
     @staticmethod
     @torch.no_grad()
     def of(loss: Loss) -> "BatchLoss":
-        terms = {name: term.detach() for name, term in loss.terms.items()}
+        terms, minima = ({name: value.detach() for name, value in each.items()} for each in (loss.terms, loss.minima))
         f = as_active(loss.latents)
-        return BatchLoss(loss.total.detach(), terms, loss.x_hat.detach(), f.count_per_latent()[0], f.is_dense)
+        return BatchLoss(loss.total.detach(), terms, loss.x_hat.detach(), f.count_per_latent()[0], f.is_dense, minima)
 
     @staticmethod
     def joined(parts: Sequence["BatchLoss"]) -> "BatchLoss":
@@ -49,7 +50,12 @@ class BatchLoss:
             x_hat,
             torch.stack([part.counts for part in parts]).sum(0),
             parts[0].dense,
+            {name: torch.stack([part.minima[name] for part in parts]).amin() for name in parts[0].minima},
         )
+
+    @property
+    def seen(self) -> dict[str, Float[Tensor, ""]]:
+        return self.terms | self.minima
 
     @property
     def l0(self) -> Float[Tensor, ""]:

@@ -8,10 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-
-def n_warmup_steps(warmup: float, n_steps: int) -> int:
-    """Length of a warm-up given as a number of steps, or, up to 1, as a fraction of the run."""
-    return round(warmup * n_steps) if warmup <= 1 else int(warmup)
+from sae_bench.parsing import n_steps_in
 
 
 def lr_factor(step: int, n_steps: int, *, warmup: float, shape: Literal["cosine", "linear"], decay: float) -> float:
@@ -20,7 +17,7 @@ def lr_factor(step: int, n_steps: int, *, warmup: float, shape: Literal["cosine"
     Warm-up: cosine from 0.1 (the JumpReLU paper) or linear from 0, over `warmup` steps or fraction of the run. Then
     constant, then linear to zero over the last `decay` of the run.
     """
-    n_warmup, n_decay = n_warmup_steps(warmup, n_steps), round(decay * n_steps)
+    n_warmup, n_decay = n_steps_in(warmup, n_steps), round(decay * n_steps)
     factor = 1.0
     if step < n_warmup:
         done = step / n_warmup
@@ -32,7 +29,7 @@ def lr_factor(step: int, n_steps: int, *, warmup: float, shape: Literal["cosine"
 
 def sparsity_factor(step: int, n_steps: int, warmup: float) -> float:
     """Linear from 0 to 1 over the warm-up."""
-    n_warmup = n_warmup_steps(warmup, n_steps)
+    n_warmup = n_steps_in(warmup, n_steps)
     return min(1.0, step / n_warmup) if n_warmup else 1.0
 
 

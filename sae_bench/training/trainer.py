@@ -18,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_bench.device import halved
-from sae_bench.saes.active import Crossovers, Kernels, Screening, as_active, kernels
-from sae_bench.saes.base import Loss, SparseAutoencoder, Step
+from sae_bench.saes.active import Crossovers, Kernels, Screening, kernels
+from sae_bench.saes.base import SparseAutoencoder
+from sae_bench.saes.step import Loss, Step
 from sae_bench.training.batch_loss import BatchLoss
 from sae_bench.training.device_stats import DeviceStats
 from sae_bench.training.initial_values import initialise
@@ -138,13 +139,13 @@ class SAETrainer:
             step, self.n_steps, warmup=recipe.lr_warmup, shape=recipe.lr_warmup_shape, decay=recipe.lr_decay
         )
         set_lr(self.optimiser, lr)
-        at = Step(self._coefficient(step, x.device), self.stats.dead)
+        at = Step(self._coefficient(step, x.device), self.stats.dead, number=step, n_steps=self.n_steps)
         loss = self._loss_with_gradients(x, at)
         norm, factor = tidy(self.optimiser, sae, recipe.grad_clip)
         usable = self.stats.usable(_check_sum(loss, sae, norm), step)
         descend(self.optimiser, sae, factor, usable)
         with torch.no_grad():
-            sae.after_step(at)
+            sae.after_step(replace(at, seen=loss.seen))
         if self._controller is not None:
             self._controller.update(step, loss.l0)
         self.stats.note(loss.counts > 0, self.batch_size, step)
@@ -163,9 +164,10 @@ class SAETrainer:
             try:
                 self.optimiser.zero_grad(set_to_none=True)
                 parts = x.split(self.micro_batch or len(x))
-                if len(parts) > 1 and self.sae.needs_batch_frequency:
-                    at = replace(at, batch_frequency=self._batch_frequency(parts))
-                return BatchLoss.joined([self._part(part, at, len(part) / len(x)) for part in parts])
+                told = [replace(at, survey=found) for found in self._survey(parts)]
+                return BatchLoss.joined(
+                    [self._part(part, one, len(part) / len(x)) for part, one in zip(parts, told, strict=True)]
+                )
             except torch.OutOfMemoryError:
                 self.micro_batch = halved(self.micro_batch or len(x), f"tokens in a step of {self.id}")
 
@@ -176,11 +178,11 @@ class SAETrainer:
         return BatchLoss.of(loss)
 
     @torch.no_grad()
-    def _batch_frequency(self, parts: Sequence[Tensor]) -> Float[Tensor, " F"]:
-        """On which share of a batch each latent is active, from its parts, each [b, D]."""
+    def _survey(self, parts: Sequence[Tensor]) -> Sequence[Any]:
+        """What the SAE wants to know of a batch that is in parts, each [b, D], for each of them."""
         with self._kernels():
-            counts = [as_active(self.sae.encode(part)).count_per_latent()[0] for part in parts]
-        return torch.stack(counts).sum(0) / sum(map(len, parts))
+            found = self.sae.survey(parts) if len(parts) > 1 else None
+        return [None] * len(parts) if found is None else found
 
     def _kernels(self) -> AbstractContextManager[None]:
         return kernels(self.kernels, self.crossovers, self.screening)

@@ -4,6 +4,7 @@ Shapes: B tokens, D = d_in, F = d_sae.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -72,11 +73,10 @@ def test_the_frequency_of_a_batch_is_known_to_its_parts() -> None:
     """Losses and gradients of two parts, each told the whole batch's frequencies, make those of the batch."""
     sae = build_jumprelu(0.8, penalty="quadratic", frequency_scale=0.2, bandwidth=0.4, train_log_theta=False)
     x = activations(30)
-    assert sae.needs_batch_frequency
     whole = torch.autograd.grad(sae.loss(x, step()).total, sae.theta_parameter)[0]
     with torch.no_grad():
-        told = step().__class__(step().coefficient, step().dead, sae.encode(x).count_per_latent()[0].double() / 30)
-    parts = [sae.loss(part, told).total / 3 for part in x.split(10)]
+        told = [replace(step(), survey=found) for found in sae.survey(x.split(10))]
+    parts = [sae.loss(part, at).total / 3 for part, at in zip(x.split(10), told, strict=True)]
     torch.testing.assert_close(torch.autograd.grad(sum(parts), sae.theta_parameter)[0], whole)
     untold = [sae.loss(part, step()).total / 3 for part in x.split(10)]
     assert not torch.allclose(torch.autograd.grad(sum(untold), sae.theta_parameter)[0], whole)

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
+from sae_bench.parsing import n_steps_in
 from sae_bench.training.recipe import recipe_for
 from sae_bench.training.schedules import (
     PROPORTIONAL_GAIN,
     CoefficientController,
     lr_factor,
-    n_warmup_steps,
     sparsity_factor,
 )
 
@@ -27,8 +27,8 @@ def paper(step: int) -> float:
     return lr_factor(step, 5000, warmup=recipe.lr_warmup, shape=recipe.lr_warmup_shape, decay=recipe.lr_decay)
 
 
-def test_a_warmup_below_one_is_a_fraction_of_the_run() -> None:
-    assert [n_warmup_steps(warmup, 200) for warmup in (0, 0.05, 0.5, 1, 1000)] == [0, 10, 100, 1, 1000]
+def test_a_warmup_up_to_one_is_a_fraction_of_the_run() -> None:
+    assert [n_steps_in(warmup, 200) for warmup in (0, 0.05, 0.5, 1, 1000)] == [0, 10, 100, 200, 1000]
 
 
 @pytest.mark.parametrize(

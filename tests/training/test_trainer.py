@@ -16,7 +16,8 @@ from sae_bench import Step
 from sae_bench.training.trainer import SAETrainer
 
 EVERY_RECIPE = [
-    (arch, preset) for arch in ("relu", "gated", "gated:penalty=ri_l1", "topk", "jumprelu")
+    (arch, preset)
+    for arch in ("relu", "gated", "gated:penalty=ri_l1", "topk", "jumprelu", "batchtopk", "matryoshka", "p_anneal")
     for preset in ("paper", "short")
 ]  # fmt: skip
 
@@ -27,7 +28,8 @@ LAYOUTS = {
 
 def gradients(trainer: SAETrainer, x: Tensor, at: Step) -> dict[str, Tensor]:
     trainer._loss_with_gradients(x, at)
-    return {name: parameter.grad.clone() for name, parameter in trainer.sae.named_parameters()}
+    parameters = trainer.sae.named_parameters()
+    return {name: parameter.grad.clone() for name, parameter in parameters if parameter.requires_grad}
 
 
 def assert_close_in_norm(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
@@ -60,6 +62,7 @@ def test_screened_steps_have_the_gradients_of_exact_ones(arch: str, preset: str,
 
 @pytest.mark.parametrize("arch", [
     "relu", "gated", "topk", "jumprelu:l0_penalty_per=token", "jumprelu:l0_penalty_per=batch",
+    "batchtopk", "matryoshka", "p_anneal",
 ])  # fmt: skip
 def test_a_batch_in_parts_has_the_loss_and_the_gradients_of_the_whole(arch: str) -> None:
     """40 tokens in parts of 7; the parts' L0s differ from the batch's, which the penalty on the batch's mean needs."""
@@ -69,8 +72,10 @@ def test_a_batch_in_parts_has_the_loss_and_the_gradients_of_the_whole(arch: str)
     for trainer.micro_batch in (None, 7):
         trainer.optimiser.zero_grad()
         losses.append(trainer._loss_with_gradients(x.double(), at))
-        found.append({name: parameter.grad.clone() for name, parameter in trainer.sae.named_parameters()})
+        trained = {name: parameter for name, parameter in trainer.sae.named_parameters() if parameter.requires_grad}
+        found.append({name: parameter.grad.clone() for name, parameter in trained.items()})
     torch.testing.assert_close(losses[0].total, losses[1].total)
+    torch.testing.assert_close(losses[0].seen, losses[1].seen)
     assert losses[0].l0 == losses[1].l0
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, msg=name)
@@ -79,11 +84,13 @@ def test_a_batch_in_parts_has_the_loss_and_the_gradients_of_the_whole(arch: str)
 def test_without_the_batch_s_l0_the_penalty_on_its_mean_is_another_in_parts() -> None:
     """Which is why it is told: the mean of the parts' squares is no square of their mean."""
     trainer, x = started("jumprelu:l0_penalty_per=batch"), activations(1) * torch.linspace(0.5, 1.5, 40)[:, None]
-    assert trainer.sae.needs_batch_frequency
     at = Step(torch.tensor(1.0), torch.tensor([], dtype=torch.long))
     parts: list[Any] = list(x.split(20))
     alone = torch.stack([trainer.sae.loss(part, at).total for part in parts]).mean()
-    told = replace(at, batch_frequency=trainer._batch_frequency(parts))
-    whole = trainer.sae.loss(x, at).total
-    torch.testing.assert_close(torch.stack([trainer.sae.loss(part, told).total for part in parts]).mean(), whole)
+    told = [replace(at, survey=found) for found in trainer._survey(parts)]
+    whole, losses = (
+        trainer.sae.loss(x, at).total,
+        [trainer.sae.loss(*each).total for each in zip(parts, told, strict=True)],
+    )
+    torch.testing.assert_close(torch.stack(losses).mean(), whole)
     assert alone > whole + 1e-3
