@@ -5,7 +5,8 @@
     aux = mean||e - e_hat||^2,  e = x - x_hat (no gradient),  e_hat = f_dead W_dec, without b_dec
 
 f_dead is ReLU(z) on the k_aux largest z of a token among the dead latents, all of them where they are fewer, and z on
-the largest |z| where f has a sign: that brings them back to life. Dead is for the trainer to say: no activation for the recipe's number of tokens.
+the largest |z| where f has a sign: that brings them back to life. Dead is for the trainer to say: no activation for the
+recipe's number of tokens.
 
 **BatchTopK** (Bussmann et al. 2024, arXiv 2412.06410): training keeps the k B largest z of a batch of B tokens,
 inference what exceeds theta, the mean over batches of the smallest positive value that a batch keeps.
