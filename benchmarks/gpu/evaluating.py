@@ -37,7 +37,7 @@ PARTS: tuple[tuple[object, str, str], ...] = (
     (CleanPass, "splice", "replays"),
     (loop, "token_losses", "vocabulary"),
     *((task, "update", f"task {name}") for name, task in token_tasks(TASKS).items()),
-    *((ARCHITECTURES[arch], "encode", "encode") for arch in ARCHITECTURES),
+    *((ARCHITECTURES[arch], "encode", "encode") for arch in known_architectures(False)),
 )
 """Who has it, its name, the part that it is."""
 
@@ -63,7 +63,7 @@ def some_saes(lm: LanguageModel, text: Text, scale: Scale) -> list[SparseAutoenc
     x = lm.capture(tokens, [site])[site][:, 1:].flatten(0, 1).float()
     size = float(x.square().sum(1).mean().sqrt())
     x = x / size
-    names, saes = list(ARCHITECTURES), []
+    names, saes = known_architectures(False), []
     for i in range(scale.n_evaluated_saes):
         arch = names[i % len(names)]
         options, _ = settle(ArchSpec(name=arch), "short")
