@@ -1,7 +1,7 @@
 """Control: topk whose decoder directions stay random (Korznikov et al. 2026, arXiv 2602.14111, "Frozen Decoder").
 
-W_dec keeps the random unit rows that every architecture starts from; encoder, b_enc and b_dec are trained by topk's loss
-and recipe. What it scores needed no learned direction: an encoder that chooses well among random ones is enough. Its
+W_dec keeps the random unit rows that every architecture starts from; W_enc, b_enc and b_dec learn by topk's loss and
+recipe. What it scores needed no learned direction: an encoder that chooses well among random ones is enough. Its
 base here is `topk`, as that of all controls, whose L0 is k without a threshold or a coefficient to tune.
 """
 

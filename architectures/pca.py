@@ -2,10 +2,10 @@
 
     x_hat = b_dec + sum over the k largest |c_i| of c_i u_i,    c_i = u_i . (x - b_dec)
 
-u_1, u_2, ... are the leading eigenvectors of the second moments about b_dec, the data's mean. Each is a pair of latents,
-u_i and -u_i, of which one is active at most, so f >= 0 as everywhere and L0 = k. A width F holds min(F / 2, d_in)
-pairs; the latents beyond them are dead. No choice of k columns of this basis reconstructs a token better; what it
-scores is what a basis that is not overcomplete, and that no gradient has seen, already explains.
+u_1, u_2, ... are the leading eigenvectors of the second moments about b_dec, the data's mean. Each is a pair of
+latents, u_i and -u_i, one of which is active at most, so f >= 0 as everywhere and L0 = k. A width F holds min(F / 2, D)
+pairs; latents beyond them are dead. No choice of k columns of this basis reconstructs a token better; what it scores is
+what a basis that is not overcomplete, and that no gradient has seen, already explains.
 """
 
 from typing import Any, ClassVar

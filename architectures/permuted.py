@@ -1,9 +1,9 @@
-"""Control: a trained topk SAE whose decoder rows are shuffled in the end, so that latents write each other's directions.
+"""Control: a trained topk SAE whose decoder rows are shuffled in the end: latents write each other's directions.
 
 It is trained exactly as `topk` is; then one permutation, drawn from its seed, moves the rows of W_dec. Latents, their
-frequencies and the decoder's directions are those of the trained SAE, only which belongs to which is lost. A metric that
-it does as well in as `topk` does not look at what a latent writes: scores of single latents by their activations are
-such.
+frequencies and the decoder's directions are those of the trained SAE, only which belongs to which is lost. A metric
+that it does as well in as `topk` does not look at what a latent writes, as scores of single latents by their
+activations do not.
 """
 
 import torch

@@ -19,6 +19,7 @@ from sae_bench.evaluation.task import token_tasks
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site, find_site
 from sae_bench.progress import Progress
+from sae_bench.registry import known_architectures
 from sae_bench.runs.config import ArchSpec
 from sae_bench.runs.plan import settle
 from sae_bench.saes.active import kernels
@@ -265,7 +266,7 @@ def check_evaluation(lm: LanguageModel, on_host: LanguageModel, text: Text, scal
             for candidate in candidates
         ])  # fmt: skip
     rows = []
-    for arch, found, expected in zip(ARCHITECTURES, *scores, strict=True):
+    for arch, found, expected in zip(known_architectures(False), *scores, strict=True):
         apart = {
             name: abs(value - other) / max(abs(other), 1e-2)
             for name, value in found.items()

@@ -16,8 +16,8 @@ import torch
 from gpu.model import Text, make_text, random_model
 from gpu.report import Report, UtilisationSampler, release
 from gpu.scale import Scale
-from sae_bench import ARCHITECTURES
 from sae_bench.records.run_folder import RunFolder
+from sae_bench.registry import known_architectures
 
 ABOUT = "(d) The main job"
 HERE = Path(__file__).parents[1]

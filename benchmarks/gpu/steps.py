@@ -29,7 +29,7 @@ from gpu.parts import timed_parts
 from gpu.primitives import measure_ceilings, screen_checks, selection_checks
 from gpu.report import Report, milliseconds, peak_gb, spread
 from gpu.scale import Scale
-from sae_bench import ARCHITECTURES
+from sae_bench.registry import known_architectures
 from sae_bench.saes import base
 from sae_bench.saes.active import Crossovers, as_active
 from sae_bench.saes.kernel_choice import crossovers

@@ -225,7 +225,7 @@ class SAETrainer:
         self.log.append(row)
 
     def finish(self, scale: float) -> None:
-        """After the last step: read the statistics to the end, let the SAE end its training, fold the input scale in."""
+        """After the last step: read the statistics to the end, let the SAE do what it has left, fold the scale in."""
         self.stats.close()
         self.sae.requires_grad_(False)
         self.sae.after_training()
