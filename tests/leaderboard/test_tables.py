@@ -70,14 +70,17 @@ def test_a_value_has_the_places_that_its_error_leaves_it(value, stderr, text):
     assert with_error(value, stderr) == text
 
 
-def test_rows_are_sorted_by_architecture_and_measured_l0():
-    records = [record("topk", 64, target=64), record("jumprelu", 33), record("topk", 8.5, target=8)]
+def test_the_front_comes_first_and_then_rows_by_architecture_and_measured_l0():
+    records = [record("topk", 64, target=64, value=0.95), record("relu", 70, target=64), record("jumprelu", 33)]
+    records += [record("jumprelu", 40, target=40), record("topk", 8.5, target=8)]
     header, _, *body = cells(leaderboard.markdown(typed(records)))
-    assert header == ["architecture", "target", "l0", "fve ↑"]
+    assert header == ["architecture", "target", "front", "l0", "fve ↑"]
     assert body == [
-        ["jumprelu", "32", "33.00 ± 0.25", "0.9123 ± 0.0057"],
-        ["topk", "8", "8.50 ± 0.25", "0.9123 ± 0.0057"],
-        ["topk", "64", "64.00 ± 0.25", "0.9123 ± 0.0057"],
+        ["topk", "8", "&#42;", "8.50 ± 0.25", "0.9123 ± 0.0057"],
+        ["topk", "64", "&#42;", "64.00 ± 0.25", "0.9500 ± 0.0057"],
+        ["jumprelu", "32", "", "33.00 ± 0.25", "0.9123 ± 0.0057"],
+        ["jumprelu", "40", "", "40.00 ± 0.25", "0.9123 ± 0.0057"],
+        ["relu", "64", "", "70.00 ± 0.25", "0.9123 ± 0.0057"],
     ]
 
 

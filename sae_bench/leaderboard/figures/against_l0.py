@@ -88,4 +88,4 @@ def _keep_controls_off_the_scale(axes: Axes, heights: Mapping[str, list[float]],
     beyond = [label for label in controls if label in heights and not {*heights[label]} & {*near}]
     if beyond:
         text = f"off the scale: {one_line(', '.join(beyond))}"
-        axes.annotate(text, (0.02, 0.02), xycoords="axes fraction", fontsize=7, color="#555555")
+        axes.set_title(text, loc="left", fontsize=7, color="#555555")

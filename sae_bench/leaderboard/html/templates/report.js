@@ -36,9 +36,10 @@ function shape(look, x, y, r, full) {
 const ink = (look) => (look.colour === "#000000" ? "var(--ink)" : look.colour);
 
 function archBoxes(place, changed, controls) {
-  for (const [label, look] of Object.entries(data.looks)) {
+  const isControl = ([label]) => data.controls.includes(label);
+  for (const [label, look] of Object.entries(data.looks).sort((a, b) => isControl(a) - isControl(b))) {
     const box = el("input", { type: "checkbox" });
-    const control = data.controls.includes(label);
+    const control = isControl([label]);
     box.checked = controls || !control;
     box.dataset.label = label;
     box.addEventListener("change", changed);
