@@ -10,8 +10,8 @@ from sae_bench.leaderboard.load import differences
 from sae_bench.records.schema import Record, SAEDescription
 
 MARGIN = (
-    "Controls are topk that learns less, or nothing. A margin is by how much a value is better than the best control's "
-    "of the same target and seed, paired by document."
+    "Controls learn less than architectures do, or nothing. A margin is by how much a value is better than the best "
+    "control's of the same target and seed, paired by document."
 )
 
 

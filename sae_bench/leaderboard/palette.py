@@ -8,7 +8,6 @@ have its colour, with markers and lines of their own; controls are grey and dott
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
-from itertools import count
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ KEPT = {
 
 GREYS = ("#6E6E6E", "#9A9A9A")
 DOTS = (1.0, 3.0)
+MORE_DOTS = (DOTS, (1.0, 5.0), (2.0, 5.0))
 KEPT_CONTROLS = {name: Look(GREYS[i % 2], marker, DOTS) for i, (name, marker) in enumerate(
     {"random": "X", "pca": "s", "frozen_decoder": "v", "frozen_encoder": "^", "permuted": "D"}.items()
 )}  # fmt: skip
@@ -56,24 +56,25 @@ def looks(labels: Iterable[str], controls: Collection[str] = ()) -> dict[str, Lo
     """A look for each label, no two alike: by its name, its architecture's, or what is left; `controls` are grey."""
     found: dict[str, Look] = {}
     for label in sorted(set(labels), key=lambda label: (label not in {*KEPT, *KEPT_CONTROLS}, ":" in label, label)):
-        found[label] = next(look for look in _wanted(label, label in controls) if look not in found.values())
+        wanted = _wanted(label, label in controls)
+        taken = {(look.marker, look.dashes) for look in found.values()}
+        found[label] = next((look for look in wanted if (look.marker, look.dashes) not in taken), wanted[-1])
     return {label: found[label] for label in sorted(found, key=lambda label: (label in controls, label))}
 
 
-def _wanted(label: str, control: bool) -> Iterable[Look]:
+def _wanted(label: str, control: bool) -> list[Look]:
     """The looks that a label may have, the best first."""
-    kept = (KEPT_CONTROLS if control else KEPT).get(label)
-    if kept is not None:
-        yield kept
+    if control:
+        kept = [KEPT_CONTROLS[label]] if label in KEPT_CONTROLS else []
+        return [*kept, *(Look(GREYS[i % 2], _look(i).marker, dots) for dots in MORE_DOTS for i in range(len(LOOKS)))]
     base = KEPT.get(label.partition(":")[0])
-    for i in count():
-        if control:
-            yield replace(_look(i), colour=GREYS[i % 2], dashes=DOTS)
-        else:
-            yield _look(i) if base is None else replace(_look(i), colour=base.colour)
+    if base is None:
+        return [_look(i) for i in range(len(LOOKS) ** 2)]
+    return [base, *(replace(_look(i), colour=base.colour) for i in range(len(LOOKS), len(LOOKS) ** 2))]
 
 
 def _look(i: int) -> Look:
-    """Look number i: after the first ones come their colours with other markers and lines, alike only 64 later."""
-    others = LOOKS[(i + i // len(LOOKS)) % len(LOOKS)]
-    return replace(others, colour=LOOKS[i % len(LOOKS)].colour)
+    """Look number i: after the first ones come their colours, with markers and lines that are in no other look."""
+    n = len(LOOKS)
+    marker, line = LOOKS[(i + i // n) % n], LOOKS[(i + 2 * (i // n)) % n]
+    return Look(LOOKS[i % n].colour, marker.marker, line.dashes)

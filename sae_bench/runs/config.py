@@ -102,7 +102,7 @@ class RunConfig(JudgeConfig):
 
     archs: Annotated[tuple[Annotated[ArchSpec, BeforeValidator(ArchSpec.parse)], ...], Flag(Heading.WHAT, "arch")]
     """Architectures, or all; with settings: gated:penalty=ri_l1,lr=5e-4. Default: all; none with --sae."""
-    controls: Annotated[bool, Flag(Heading.WHAT)] = False
+    controls: Annotated[bool, Field(strict=True), Flag(Heading.WHAT)] = False
     """Add all controls: what no learning, or less of it, reaches. They may be named with --arch, too."""
     saes: Annotated[tuple[ImportedSAE, ...], Flag(Heading.WHAT, "sae")] = ()
     """SAEs from elsewhere to evaluate: files, folders, globs, runs, gemma-scope:9b-pt-res/layer_20/..., or

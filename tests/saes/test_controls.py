@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sae_bench import ARCHITECTURES, SAEConfig, SparseAutoencoder
+from sae_bench.errors import UserError
 from sae_bench.lm.sites import Site
 from sae_bench.registry import known_architectures
 from sae_bench.runs.config import ArchSpec, RunConfig
@@ -59,6 +60,11 @@ def test_all_leaves_controls_out_and_the_flag_adds_them() -> None:
     assert not set(archs(archs=["all"])) & set(CONTROLS)
     assert archs(archs=["topk"], controls=True) == ["topk", *CONTROLS]
     assert archs(archs=["random", "topk"], controls=True) == ["random", "topk", *sorted({*CONTROLS} - {"random"})]
+
+
+def test_the_flag_is_true_or_false() -> None:
+    with pytest.raises(UserError, match=r"--controls: .*boolean \(given: 'yes'\)"):
+        RunConfig.build({"model": "demo", "sites": ["resid_post"], "controls": "yes"}, known=known_architectures)
 
 
 def test_a_run_with_the_flag_is_the_run_that_names_the_controls() -> None:
