@@ -151,3 +151,8 @@ register_task = TASKS.register
 register_scorer = SCORERS.register
 register_model = MODELS.register
 register_corpus = CORPORA.register
+
+
+def known_architectures(controls: bool) -> list[str]:
+    """The names of all controls, or of all architectures that are none; to tell them apart, every one is loaded."""
+    return [name for name in ARCHITECTURES if ARCHITECTURES[name].is_control == controls]

@@ -145,7 +145,8 @@ def _check_loss(sae: SparseAutoencoder, x: Float[Tensor, "B D"], dead: Int[Tenso
         require(bool(gradient.isfinite().all()), f"the gradient of {name} is not finite")
     if bool((_dense(loss.latents) != 0).any()):
         for name in ("W_dec",) if sae.tied else ("W_enc", "W_dec"):
-            reached = name in gradients and bool(gradients[name].any())
+            frozen = not sae.get_parameter(name).requires_grad
+            reached = frozen or (name in gradients and bool(gradients[name].any()))
             require(reached, f"no gradient reaches {name}; a detach or a step function cuts it off")
     # As pairs, as the whole matrix, and as pairs with padding, as on a GPU.
     for layout in (kernels("sparse"), kernels("dense")):

@@ -19,6 +19,7 @@ from sae_bench.evaluation.task import token_tasks
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site, find_site
 from sae_bench.progress import Progress
+from sae_bench.registry import known_architectures
 from sae_bench.runs.config import ArchSpec
 from sae_bench.runs.plan import settle
 from sae_bench.saes.active import kernels
@@ -47,7 +48,7 @@ SELECTIONS: Mapping[str, Mapping[str, Any]] = {
 def run(report: Report, scale: Scale) -> None:
     """Every row."""
     report.facts |= {"about": ABOUT, "tolerance": FULL}
-    for arch in ARCHITECTURES:
+    for arch in known_architectures(False):
         for name, how in SELECTIONS.items():
             report.run("loss and gradients", f"{arch}, {name}", partial(check_gradients, scale.device, arch, how))
     for name in RULES:
@@ -60,9 +61,9 @@ def run(report: Report, scale: Scale) -> None:
     on_host.model.load_state_dict(lm.model.state_dict())
     report.run("capture", "activations", partial(check_capture, lm, on_host, text, tiny))
     report.run("capture", "overlap", partial(check_overlap, lm, text, tiny))
-    for arch in ARCHITECTURES:
+    for arch in known_architectures(False):
         report.run("training", arch, partial(check_training, lm, on_host, text, tiny, arch), seconds=5)
-    for arch in ARCHITECTURES:
+    for arch in known_architectures(False):
         report.run("repeatability", arch, partial(check_repeats, lm, text, tiny, arch), seconds=3)
     report.run("evaluation", "metrics", partial(check_evaluation, lm, on_host, text, tiny), seconds=5)
     report.run("command line", "stopped and resumed", partial(resume.check, lm, text, tiny), seconds=20)
@@ -254,7 +255,7 @@ def check_evaluation(lm: LanguageModel, on_host: LanguageModel, text: Text, scal
         x = on_host.capture(tokens, [find_site(on_host.model, "resid_post", scale.layer)])
         sample = next(iter(x.values())).flatten(0, 1).float()
         candidates = []
-        for arch in ARCHITECTURES:
+        for arch in known_architectures(False):
             sae = made(arch, sample, 256).requires_grad_(False).fold(1.0).to(model.device)
             candidates.append(Candidate(sae, site, {name: task() for name, task in token_tasks(TASKS).items()}))
         evaluate(model, stream(model, text, scale, "eval", 1000), candidates, QUIET)
@@ -265,7 +266,7 @@ def check_evaluation(lm: LanguageModel, on_host: LanguageModel, text: Text, scal
             for candidate in candidates
         ])  # fmt: skip
     rows = []
-    for arch, found, expected in zip(ARCHITECTURES, *scores, strict=True):
+    for arch, found, expected in zip(known_architectures(False), *scores, strict=True):
         apart = {
             name: abs(value - other) / max(abs(other), 1e-2)
             for name, value in found.items()

@@ -23,6 +23,7 @@ from sae_bench.lm.ablations import Ablations
 from sae_bench.lm.model import CleanPass, LanguageModel
 from sae_bench.lm.sites import find_site
 from sae_bench.progress import Progress
+from sae_bench.registry import known_architectures
 from sae_bench.runs.config import ArchSpec
 from sae_bench.runs.plan import settle
 
@@ -37,7 +38,7 @@ PARTS: tuple[tuple[object, str, str], ...] = (
     (CleanPass, "splice", "replays"),
     (loop, "token_losses", "vocabulary"),
     *((task, "update", f"task {name}") for name, task in token_tasks(TASKS).items()),
-    *((ARCHITECTURES[arch], "encode", "encode") for arch in ARCHITECTURES),
+    *((ARCHITECTURES[arch], "encode", "encode") for arch in known_architectures(False)),
 )
 """Who has it, its name, the part that it is."""
 
@@ -63,7 +64,7 @@ def some_saes(lm: LanguageModel, text: Text, scale: Scale) -> list[SparseAutoenc
     x = lm.capture(tokens, [site])[site][:, 1:].flatten(0, 1).float()
     size = float(x.square().sum(1).mean().sqrt())
     x = x / size
-    names, saes = list(ARCHITECTURES), []
+    names, saes = known_architectures(False), []
     for i in range(scale.n_evaluated_saes):
         arch = names[i % len(names)]
         options, _ = settle(ArchSpec(name=arch), "short")

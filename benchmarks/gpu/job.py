@@ -16,8 +16,8 @@ import torch
 from gpu.model import Text, make_text, random_model
 from gpu.report import Report, UtilisationSampler, release
 from gpu.scale import Scale
-from sae_bench import ARCHITECTURES
 from sae_bench.records.run_folder import RunFolder
+from sae_bench.registry import known_architectures
 
 ABOUT = "(d) The main job"
 HERE = Path(__file__).parents[1]
@@ -127,8 +127,8 @@ def main_job(
     if "train" in found["spans"]:
         start, end = found["spans"]["train"]
         n_tokens = steps_done(scale, said, finished) * scale.batch
-        rate = n_tokens * len(list(ARCHITECTURES)) / (end - start)
-        row |= {"SAEs": len(list(ARCHITECTURES)), "tokens": n_tokens, "SAE-tokens/s": rate}
+        rate = n_tokens * len(known_architectures(False)) / (end - start)
+        row |= {"SAEs": len(known_architectures(False)), "tokens": n_tokens, "SAE-tokens/s": rate}
     used = max((sample[2] for sample in sampler.samples), default=0.0)
     row |= {
         "allocated GB": found.get("allocated GB", 0.0), "reserved GB": found.get("reserved GB", 0.0),

@@ -29,7 +29,7 @@ from gpu.parts import timed_parts
 from gpu.primitives import measure_ceilings, screen_checks, selection_checks
 from gpu.report import Report, milliseconds, peak_gb, spread
 from gpu.scale import Scale
-from sae_bench import ARCHITECTURES
+from sae_bench.registry import known_architectures
 from sae_bench.saes import base
 from sae_bench.saes.active import Crossovers, as_active
 from sae_bench.saes.kernel_choice import crossovers
@@ -76,7 +76,7 @@ def run(report: Report, scale: Scale) -> None:
         x = activations(scale, width)
         at = {width: Crossovers()}
         report.run("crossover", f"width {width}", partial(crossover, scale, width, at), seconds=15)
-        for arch in ARCHITECTURES:
+        for arch in known_architectures(False):
             for variant in (variant for variant in VARIANTS if trains(variant, arch)):
                 name = f"{arch}, {width}, {variant.name}"
                 step = partial(time_step, report, scale, ceilings, x, arch, width, variant, medians, at[width])
@@ -206,7 +206,7 @@ def kernel_rows(step: Any, most: int = 10) -> list[dict[str, Any]]:
 def compare(medians: Mapping[tuple[str, int, str], float], width: int) -> list[dict[str, Any]]:
     """Every trainer's step in units of ours."""
     rows = []
-    for arch in ARCHITECTURES:
+    for arch in known_architectures(False):
         own = medians.get((arch, width, OURS))
         others = {v.name: medians.get((arch, width, v.name)) for v in VARIANTS if v.name != OURS}
         topk = medians.get(("topk", width, OURS))

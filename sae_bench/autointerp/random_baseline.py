@@ -62,6 +62,7 @@ def random_baselines(shapes: Iterable[tuple[SAEConfig, Site]]) -> list[tuple[SAE
             target_l0=config.l0,
             coefficient=None,
             seed=config.seed,
+            control=True,
             options={},
             recipe={},
             training=Training(failure=None),

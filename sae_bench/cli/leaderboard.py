@@ -3,12 +3,17 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter, validators
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
 Runs = Annotated[list[Path], Parameter(required=True, help="Folders of runs.")]
 Form = Annotated[Literal["text", "md", "tex", "csv"], Parameter(name="--format", help="text, md, tex or csv.")]
 L0s = Annotated[
     list[float] | None, Parameter(help="L0s to compare at, where they were measured. Default: 20 50 100 150.")
+]
+
+Top = Annotated[
+    int | None, Parameter(validator=Number(gte=1), help="Show the best N architectures alone; of controls, the best.")
 ]
 
 
@@ -19,6 +24,7 @@ def table(
     columns: list[str] | None = None,
     group_by: list[str] | None = None,
     over_seeds: bool = False,
+    top: Top = None,
     mix: bool = False,
     form: Form = "text",
 ) -> int:
@@ -27,7 +33,8 @@ def table(
     As text, without a choice of rows and columns, failures are listed too.
 
     Args:
-        columns: Metrics to show, in this order. Default: L0 and the headline ones.
+        columns: Metrics to show, in this order; margin:METRIC is what a value is better by than the best control's.
+            Default: L0 and the headline ones.
         group_by: Group rows by model, site, layer, width, architecture, target or seed.
         over_seeds: One row for each architecture and target: the mean over seeds, with its 95% interval.
         mix: Tabulate runs that measured on different tokens, or with different versions of a task, and say so.
@@ -35,25 +42,35 @@ def table(
     from sae_bench.leaderboard import board_table, load, tables
 
     records = load.gather(runs, mix=mix)
-    if columns is None and group_by is None and not over_seeds and form == "text":
+    if columns is None and group_by is None and not over_seeds and top is None and form == "text":
         print(tables.terminal(records))
     else:
-        print(board_table.table(records, form, columns, group_by, over_seeds=over_seeds), end="")
+        print(board_table.table(records, form, columns, group_by, over_seeds=over_seeds, top=top), end="")
     return 0
 
 
-def compare(runs: Runs, /, *, metric: list[str] | None = None, at_l0: L0s = None, form: Form = "text") -> int:
+def compare(
+    runs: Runs,
+    /,
+    *,
+    metric: list[str] | None = None,
+    at_l0: L0s = None,
+    controls: bool = False,
+    top: Top = None,
+    form: Form = "text",
+) -> int:
     """Compare architectures at matched L0, with intervals, over the seeds and documents of one or more runs.
 
     Args:
         metric: Metrics to compare. Default: those of the leaderboard that have a better direction.
+        controls: Compare with controls, too, and show the margins over the best of them.
     """
-    from sae_bench.leaderboard import compare, compare_table, curves, load, tables
+    from sae_bench.leaderboard import captions, compare, compare_table, curves, load
 
     records = load.gather(runs)
     metrics = compare.check_metrics(records, metric)
-    compared = compare.comparisons(records, metrics)
-    print(compare_table.written(form, compared, metrics, at_l0 or curves.AT_L0, tables.caption(records)))
+    compared, facts = compare.comparisons(records, metrics, controls=controls), captions.caption(records)
+    print(compare_table.written(form, compared, metrics, at_l0 or curves.AT_L0, facts, top))
     return 0
 
 
@@ -62,7 +79,7 @@ def power(
     /,
     *,
     metric: list[str] | None = None,
-    difference: Annotated[float | None, Parameter(validator=validators.Number(gt=0))] = None,
+    difference: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
     at_l0: L0s = None,
     form: Form = "text",
 ) -> int:

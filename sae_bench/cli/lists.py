@@ -23,13 +23,20 @@ def ls(
         plugin: Python files with architectures, tasks, scorers or models of your own.
     """
     from sae_bench.lm.model_names import HUB_MODELS
-    from sae_bench.registry import ARCHITECTURES, MODELS, SCORERS, TASKS, Registry, load_plugin
+    from sae_bench.registry import ARCHITECTURES, MODELS, SCORERS, TASKS, Registry, known_architectures, load_plugin
     from sae_bench.runs.suite import load_suite, suite_files
 
     load_plugin(*plugin or ())
     registries: dict[str, Registry[Any]] = {"archs": ARCHITECTURES, "tasks": TASKS, "scorers": SCORERS}
     if registry := registries.get(what):
         rows = [(name, _first_line(registry[name])) for name in registry]
+        if what == "archs":  # controls below, and called so
+            controls = known_architectures(True)
+            rows = [
+                (name, f"Control: {text.removeprefix('Control: ')}" if name in controls else text)
+                for name, text in rows
+            ]
+            rows.sort(key=lambda row: row[0] in controls)
     elif what == "models":
         rows = sorted([*HUB_MODELS.items(), *((name, _first_line(MODELS[name])) for name in MODELS)])
     elif what == "sites":

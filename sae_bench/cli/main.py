@@ -80,7 +80,7 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
     quieten_libraries()
     if not command.quiet:  # what is done once, and under which licence, is news
         logging.getLogger("sae_bench").setLevel(logging.INFO)
-    from sae_bench.leaderboard import tables
+    from sae_bench.leaderboard import captions, tables
     from sae_bench.records.run_folder import RunFolder
     from sae_bench.runs.pipeline import run
 
@@ -109,7 +109,7 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
             emit(folder, records)
     print(tables.terminal(records))
     progress.say(f"records and tables: {folder.path}")
-    return 1 if tables.failed(records) else 0
+    return 1 if captions.failed(records) else 0
 
 
 VERBS = (ls, table, compare, power, claims, figures, report, board, explain, verify, export, convert, publish)

@@ -57,7 +57,7 @@ def _listed(value: Any) -> Sequence[Any]:
 def configure(suite_name: str | None, flags: Mapping[str, Any]) -> RunConfig:
     """A run's configuration: flags over the suite over defaults. Loads plugins, for their names to be known."""
     from sae_bench.lm.model_names import HUB_MODELS
-    from sae_bench.registry import ARCHITECTURES, load_plugin
+    from sae_bench.registry import known_architectures, load_plugin
     from sae_bench.runs.suite import load_suite
 
     suite = load_suite(suite_name) if suite_name else {}
@@ -76,4 +76,4 @@ def configure(suite_name: str | None, flags: Mapping[str, Any]) -> RunConfig:
 
         sources |= resolve_all(given)
     on_hub = {*HUB_MODELS, *HUB_MODELS.values()}
-    return RunConfig.build(suite, flags, sources, every_arch=tuple(ARCHITECTURES), hub_models=on_hub)
+    return RunConfig.build(suite, flags, sources, known=known_architectures, hub_models=on_hub)

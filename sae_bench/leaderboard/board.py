@@ -16,6 +16,7 @@ from typing import Any
 
 from sae_bench.leaderboard.compare import Setting
 from sae_bench.leaderboard.load import check_comparable, gather
+from sae_bench.leaderboard.palette import Look, looks
 from sae_bench.records.files import read_sealed
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Record, SAEDescription
@@ -115,6 +116,16 @@ class Board:
     @property
     def labels(self) -> list[str]:
         return sorted({sae.label for sae in self.saes})
+
+    @property
+    def controls(self) -> set[str]:
+        """Labels of controls."""
+        return {sae.label for sae in self.saes if sae.about.control}
+
+    @property
+    def looks(self) -> dict[str, Look]:
+        """How each architecture looks, controls last."""
+        return looks(self.labels, self.controls)
 
     @property
     def settings(self) -> list[Setting]:

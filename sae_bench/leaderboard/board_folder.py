@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sae_bench.errors import UserError
-from sae_bench.leaderboard import compare_table, tables
+from sae_bench.leaderboard import captions, compare_table, tables
 from sae_bench.leaderboard.board import TRAINING_LOG, Board
 from sae_bench.leaderboard.claims import METRICS, as_markdown, check_claims
 from sae_bench.leaderboard.compare import check_metrics, comparisons
@@ -44,7 +44,7 @@ def outputs(folders: Sequence[Path], l0s: Sequence[float] = AT_L0) -> Iterator[t
     """Name and content of everything that is drawn: tables, claims, figures, report."""
     board = Board.read(folders)
     metrics = check_metrics(board.records, None)
-    compared, facts = comparisons(board.records, metrics), tables.caption(board.records)
+    compared, facts = comparisons(board.records, metrics), captions.caption(board.records)
     texts = tables.board_files(board.records) | {
         "compare.md": compare_table.written("md", compared, metrics, l0s, facts) + "\n",
         "compare.tex": compare_table.written("tex", compared, metrics, l0s, facts),

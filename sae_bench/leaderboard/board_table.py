@@ -11,11 +11,12 @@ from typing import Any
 import pandas as pd
 
 from sae_bench.errors import UserError, did_you_mean, one_line
-from sae_bench.leaderboard import render, tables
+from sae_bench.leaderboard import captions, order, render, tables
 from sae_bench.leaderboard.bootstrap import estimate
-from sae_bench.leaderboard.compare import Comparison, comparisons
-from sae_bench.leaderboard.compare_table import note, with_interval
+from sae_bench.leaderboard.compare import Comparison, Setting, comparisons
+from sae_bench.leaderboard.compare_table import note, on_front, with_interval
 from sae_bench.leaderboard.load import metrics_of
+from sae_bench.leaderboard.margins import PREFIX, Margins, controls_of
 from sae_bench.records.schema import Record
 
 GROUPS = ("model", "site", "layer", "width", "architecture", "target", "seed")
@@ -36,8 +37,9 @@ def table(
     group_by: Sequence[str] | None = None,
     *,
     over_seeds: bool = False,
+    top: int | None = None,
 ) -> str:
-    """The table as text, md, tex or csv.
+    """The table as text, md, tex or csv; `top`: of that many architectures at each target, and the best control.
 
     Raises:
         UserError: a column or a group does not exist.
@@ -46,36 +48,61 @@ def table(
     for name in groups:
         if name not in GROUPS:
             raise UserError(f'--group-by: unknown key "{name}"{did_you_mean(name, GROUPS)}')
-    metrics_of(records, columns or ())  # or its error
+    metrics_of(records, _plain(columns or ()))  # or its error
     metrics = tables.headline(records) if columns is None else columns
     rows = _means(records, metrics) if over_seeds else tables.lines(records, metrics)
+    if top is not None:
+        kept = order.top(records, top)
+        rows = [row for row in rows if (Setting(*_setting(row)), row.of["target"], row.of["architecture"]) in kept]
     rows.sort(key=lambda line: tuple(_sortable(line.of.get(name)) for name in groups))
     fixed = [key for key in tables.told_apart(rows) if key not in groups]
     if form == "csv":
-        return render.csv_table(
-            pd.DataFrame([{name: line.name(name) for name in (*groups, *fixed)} | line.cells for line in rows])
-        )
-    parts: dict[str, list[list[str]]] = {}
+        named = [*groups, *fixed, *(["control"] if any(line.of["control"] for line in rows) else [])]
+        return render.csv_table(pd.DataFrame([{name: line.name(name) for name in named} | line.cells for line in rows]))
+    groups_of: dict[str, list[tables.Line]] = {}
     for line in rows:
         title = ", ".join(f"{name} {line.name(name)}" for name in groups)
-        parts.setdefault(title, []).append(line.row(fixed, metrics))
+        groups_of.setdefault(title, []).append(line)
+    parts = {title: tables.body(of, fixed, metrics) for title, of in groups_of.items()}
     header = tables.header(records, fixed, metrics)
-    facts = tables.caption(records, error="" if over_seeds else tables.ERROR)
+    facts = captions.caption(records, error=captions.of_front(records) if over_seeds else captions.of_rows(records))
     if over_seeds:
-        facts = f"{facts} {note(comparisons(records, metrics))}"
+        facts = f"{facts} {note(comparisons(records, _plain(metrics)))}"
     return _latex(parts, header, len(fixed), facts) if form == "tex" else _text(parts, header, facts, *STYLES[form])
+
+
+def _plain(columns: Sequence[str]) -> list[str]:
+    """The metrics that columns are of, margins being of one, too."""
+    return list(dict.fromkeys(name.removeprefix(PREFIX) for name in columns))
 
 
 def _means(records: Sequence[Record], columns: Sequence[str]) -> list[tables.Line]:
     """A row for each architecture and target: the mean over seeds, with its interval."""
-    found = []
-    for comparison in comparisons(records, columns):
+    found, main = [], order.primary(records)
+    margin_of = {
+        name: Margins.of(records, name.removeprefix(PREFIX), over_seeds=True)
+        for name in columns
+        if name.startswith(PREFIX)
+    }
+    for comparison in comparisons(records, [*_plain(columns), *([main] if main else [])], controls=True):
         of = {**asdict(comparison.setting), "layer": comparison.records[0].sae.site.layer}
+        front = on_front(comparison, main) if main else {}
         for label, points in comparison.points("l0").items():
+            about = of | {"architecture": label, "control": label in controls_of(comparison)}
             for target in points.targets:
-                cells = {metric: _mean(comparison, metric, label, target) for metric in columns}
-                found.append(tables.Line(of | {"architecture": label, "target": target}, cells))
-    return found
+                cells = {
+                    name: margin_of[name].cell(comparison.setting, label, target, None, with_interval)
+                    if name in margin_of
+                    else _mean(comparison, name, label, target)
+                    for name in columns
+                }
+                mark = "*" if target in front.get(label, ()) else ""
+                found.append(tables.Line(about | {"target": target, "front": mark}, cells))
+    return sorted(found, key=lambda line: (line.of["control"], _setting(line), not line.of["front"]))
+
+
+def _setting(line: tables.Line) -> tuple[Any, ...]:
+    return tuple(line.of[name] for name in ("model", "site", "width"))
 
 
 def _mean(comparison: Comparison, metric: str, label: str, target: float) -> str:

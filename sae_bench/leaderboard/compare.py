@@ -8,7 +8,7 @@ most 5%, and its intervals cover together.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -61,6 +61,7 @@ class Architecture:
     """Those that every seed has at one target at least."""
     missing: tuple[str, ...]
     """SAEs that have no value, and why."""
+    control: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,39 +145,45 @@ def check_metrics(records: Sequence[Record], wanted: Sequence[str] | None) -> li
     return list(wanted or (name for name in headline if name in shown))
 
 
-def comparisons(records: Sequence[Record], metrics: Sequence[str]) -> list[Comparison]:
+def comparisons(records: Sequence[Record], metrics: Sequence[str], *, controls: bool = False) -> list[Comparison]:
     """Sort records into comparisons.
 
     Only seeds that every architecture has are compared, so that seeds are paired. SAEs from elsewhere stay out: what
-    they were trained on is not what the others were trained on.
+    they were trained on is not what the others were trained on. Controls come last if they are asked for, those that
+    have these seeds.
 
     Raises:
         UserError: the architectures of a setting have no seed in common.
     """
     settings: dict[Setting, list[Record]] = {}
     for record in records:
-        if not record.sae.origin:
+        if not record.sae.origin and (controls or not record.sae.control):
             settings.setdefault(Setting.of(record), []).append(record)
     found = (_comparison_of(setting, settings[setting], metrics) for setting in sorted(settings))
     return [comparison for comparison in found if comparison.architectures]
 
 
 def _comparison_of(setting: Setting, records: Sequence[Record], metrics: Sequence[str]) -> Comparison:
-    labels = sorted({record.sae.label for record in records})
-    by_label = {label: {_place(r)[1] for r in records if r.sae.label == label} for label in labels}
-    seeds = sorted(set.intersection(*by_label.values()))
+    controls = {record.sae.label for record in records if record.sae.control}
+    by_label = {record.sae.label: set[int]() for record in records}
+    for record in records:
+        by_label[record.sae.label].add(_place(record)[1])
+    compared = {label: seeds for label, seeds in by_label.items() if label not in controls} or by_label
+    seeds = sorted(set.intersection(*compared.values()))
     if not seeds:
-        have = "; ".join(f"{label}: {', '.join(map(str, sorted(of)))}" for label, of in by_label.items())
+        have = "; ".join(f"{label}: {', '.join(map(str, sorted(of)))}" for label, of in sorted(compared.items()))
         raise UserError(f"the architectures at {setting.site} share no seed ({have}): give runs of the same seeds")
+    labels = sorted(compared) + sorted(label for label in controls - {*compared} if by_label[label] >= {*seeds})
     n_documents = max((len(sums) for record in records for sums in record.by_document.values()), default=1)
     design = Design(n_documents, len(seeds), len(labels))
     wanted = list(dict.fromkeys([*metrics, "l0"]))
     directions: dict[str, str | None] = {
         name: metric.better for name, metric in metrics_of(records).items() if name in wanted
     }
-    architectures = tuple(_architecture(label, i, records, seeds, wanted, design) for i, label in enumerate(labels))
+    found = [_architecture(label, i, records, seeds, wanted, design) for i, label in enumerate(labels)]
+    architectures = tuple(replace(one, control=one.label in controls) for one in found if one.metrics)
     mine = tuple(record for record in records if record.sae.seed in seeds)
-    return Comparison(setting, design, tuple(seeds), tuple(f for f in architectures if f.metrics), mine, directions)
+    return Comparison(setting, design, tuple(seeds), architectures, mine, directions)
 
 
 def _architecture(

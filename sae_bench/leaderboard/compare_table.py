@@ -1,6 +1,5 @@
 """Comparisons at matched L0 as tables: terminal, Markdown, CSV and LaTeX. Pure functions of the comparisons."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, product
@@ -14,6 +13,8 @@ from sae_bench.leaderboard import render
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS, Estimate
 from sae_bench.leaderboard.compare import Comparison, Standing, compare
 from sae_bench.leaderboard.curves import AT_L0, pareto_front
+from sae_bench.leaderboard.margins import controls_of, over_best
+from sae_bench.leaderboard.order import best
 
 Cell = tuple[str, bool]
 """Its text, and whether it is marked: not told apart from the best, where others are."""
@@ -21,6 +22,9 @@ Row = tuple[str, list[Cell]]
 
 AREA = "area"
 """Column of the mean height of the curve over log L0."""
+
+CONTROLS = "controls:"
+"""What stands above the rows of controls."""
 
 RULE = (
     "not told apart from the best, where others are (all pairs, L0s and the area of a table as one family, Bonferroni, "
@@ -50,26 +54,36 @@ class Table:
         return f"{self.what}: {self.of.setting}." if self.of else self.what
 
 
-def shown(comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequence[float]) -> Iterator[Table]:
-    """A table for each setting and metric, and the summaries."""
+def shown(
+    comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequence[float], top: int | None = None
+) -> Iterator[Table]:
+    """A table for each setting and metric, another of its margins over the best control if any, and the summaries."""
     for comparison, metric in product(comparisons, metrics):
-        header, rows = grid(comparison, metric, l0s)
+        header, rows = grid(comparison, metric, l0s, top)
         if rows:
             arrow = render.ARROWS[comparison.directions.get(metric)]
             yield Table(f"{metric}{arrow} at matched L0", comparison, header, rows)
+        header, of_margins = margin_grid(comparison, metric, l0s, [label for label, _ in rows])
+        if of_margins:
+            yield Table(f"{metric}: margin over the best control ↑ at matched L0", comparison, header, of_margins)
     yield from summaries(comparisons, metrics, l0s)
 
 
 def written(
-    form: str, comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequence[float] = AT_L0, facts: str = ""
+    form: str,
+    comparisons: Sequence[Comparison],
+    metrics: Sequence[str],
+    l0s: Sequence[float] = AT_L0,
+    facts: str = "",
+    top: int | None = None,
 ) -> str:
-    """All tables as text, md, tex (booktabs) or csv; `facts`: what the records say.
+    """All tables as text, md, tex (booktabs) or csv; `facts`: what the records say; `top`: of that many architectures.
 
     What is not told apart from the best is in bold; in text it has an asterisk, in csv a column.
     """
     if form == "csv":
         return _csv(comparisons, metrics, l0s)
-    tables = list(shown(comparisons, metrics, l0s))
+    tables = list(shown(comparisons, metrics, l0s, top))
     if form == "tex":
         return "\n".join(_latex(table, facts) for table in tables)
     style, escape, mark, key = STYLES[form]
@@ -109,7 +123,7 @@ def _csv(comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequenc
     """
     rows: list[dict[str, Any]] = []
     for comparison, metric in product(comparisons, metrics):
-        standings = _standings(comparison, metric, l0s)
+        standings, controls = _standings(comparison, metric, l0s), controls_of(comparison)
         for place, standing in ((place, one) for place, of in standings.items() for one in of):
             e = standing.estimate
             low, high = e.interval() if e else (None, None)
@@ -117,7 +131,8 @@ def _csv(comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequenc
                 {
                     **asdict(comparison.setting),
                     "metric": metric, "better": comparison.directions.get(metric) or "", "l0": place,
-                    "architecture": standing.label, "value": e.value if e else None, "low": low, "high": high,
+                    "architecture": standing.label, **({"control": standing.label in controls} if controls else {}),
+                    "value": e.value if e else None, "low": low, "high": high,
                     "best": standing.best, "seeds": len(comparison.seeds), "over_seeds": bool(e and e.over_seeds),
                     "documents": comparison.design.n_documents,
                 }
@@ -131,33 +146,69 @@ def _standings(comparison: Comparison, metric: str, l0s: Sequence[float]) -> dic
     return {AREA if l0 is None else f"{l0:g}": of for l0, of in found.items()}
 
 
-def grid(comparison: Comparison, metric: str, l0s: Sequence[float]) -> tuple[list[str], list[Row]]:
-    """Header and rows of one comparison: architectures, and at each L0 the value and whether it is marked."""
+def grid(
+    comparison: Comparison, metric: str, l0s: Sequence[float], top: int | None = None
+) -> tuple[list[str], list[Row]]:
+    """Header and rows of one comparison: architectures, and at each L0 the value and whether it is marked.
+
+    Those on the Pareto front come first, controls last; `top`: the so many that are best in the last column.
+    """
     found = {place: of for place, of in _standings(comparison, metric, l0s).items() if any(one.estimate for one in of)}
     header = ["architecture", *(place if place == AREA else f"L0 {place}" for place in found)]
     rows: list[Row] = [
         (of[0].label, [(with_interval(one.estimate) if one.estimate else "-", one.best) for one in of])
         for of in zip(*found.values(), strict=True)
     ]
-    if front := on_front(comparison, metric) if rows else {}:
+    controls, front = controls_of(comparison), on_front(comparison, metric) if rows else {}
+    if front:
         header.append("Pareto front")
         for label, row in rows:
-            row.append((", ".join(f"{target:g}" for target in front[label]) or "-", False))
-    return header, rows
+            row.append((", ".join(f"{target:g}" for target in front.get(label, ())) or "-", False))
+    if top is not None and found:
+        last = {one.label: [one.estimate.value] for one in [*found.values()][-1] if one.estimate}
+        sign = -1 if comparison.directions.get(metric) == "down" else 1
+        kept = best({label: of for label, of in last.items() if label not in controls}, sign, top)
+        rows = [row for row in rows if row[0] in kept or row[0] in controls]
+    rows.sort(key=lambda row: (row[0] in controls, not front.get(row[0])))
+    n_others = sum(row[0] not in controls for row in rows)
+    above: list[Row] = [(CONTROLS, [("", False)] * (len(header) - 1))] if 0 < n_others < len(rows) else []
+    return header, [*rows[:n_others], *above, *rows[n_others:]]
+
+
+def margin_grid(
+    comparison: Comparison, metric: str, l0s: Sequence[float], labels: Sequence[str]
+) -> tuple[list[str], list[Row]]:
+    """Header and rows of the margins over the best control, which the last row names; none without controls."""
+    controls = controls_of(comparison)
+    heights = comparison.heights(metric, l0s) if controls else {}
+    of_place = {
+        f"L0 {l0:g}": found
+        for l0, values in heights.items()
+        if (found := over_best(values, controls, comparison.directions.get(metric), comparison.design))
+    }
+    shown = [label for label in labels if any(label in found for found in of_place.values())]
+    rows: list[Row] = [
+        (label, [(with_interval(of[label].estimate) if label in of else "-", False) for of in of_place.values()])
+        for label in shown
+    ]
+    if rows:
+        rows.append(("best control:", [(next(iter(of.values())).over, False) for of in of_place.values()]))
+    return ["architecture", *of_place], rows
 
 
 def on_front(comparison: Comparison, metric: str) -> dict[str, list[float]]:
-    """For each architecture the targets that are on the Pareto front of all; empty without a better direction."""
+    """For each architecture the targets that are on the Pareto front of all but controls; empty without a direction."""
     direction = comparison.directions.get(metric)
     if direction is None:
         return {}
     points = [
         (label, target, float(l0), float(value))
         for label, of in comparison.points(metric).items()
+        if label not in controls_of(comparison)
         for target, l0, value in zip(of.targets, of.l0[0], of.value[0], strict=True)
     ]
     front = pareto_front([point[2] for point in points], [point[3] for point in points], up=direction == "up")
-    found: dict[str, list[float]] = {architecture.label: [] for architecture in comparison.architectures}
+    found: dict[str, list[float]] = {label: [] for label, *_ in points}
     for i in front:
         found[points[i][0]].append(points[i][1])
     return {label: sorted(targets) for label, targets in found.items()}
@@ -203,7 +254,7 @@ def _place(comparison: Comparison, comparisons: Sequence[Comparison]) -> str:
 def with_interval(e: Estimate) -> str:
     """A value and half of its 95% interval."""
     half = e.interval()[1] - e.value
-    return render.with_error(e.value, half) if math.isfinite(half) else f"{e.value:.4g} ± unknown"
+    return render.with_error(e.value, half)
 
 
 def note(comparisons: Sequence[Comparison]) -> str:

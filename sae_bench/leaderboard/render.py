@@ -25,6 +25,8 @@ def with_error(value: float, stderr: float | None) -> str:
     """`0.1234 ± 0.0056`: the error to two significant digits and the value to as many places."""
     if stderr is None or not stderr > 0:
         return f"{value:.4g}"
+    if math.isinf(stderr):
+        return f"{value:.4g} ± unknown"
     places = max(0, 1 - math.floor(math.log10(stderr)))
     if places > 8:
         return f"{value:.3g} ± {stderr:.2g}"

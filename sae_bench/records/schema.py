@@ -121,6 +121,8 @@ class SAEDescription(_Part):
     target_l0: Number | None
     coefficient: Number | None
     seed: Count | None
+    control: bool = False
+    """Whether it is a control, which boards show apart."""
     options: dict[str, Any]
     recipe: dict[str, Any] | None
     training: Training = Training()

@@ -5,7 +5,7 @@ A preset, `short` or `paper`, fills in what is not said: sizes here, the rest in
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -116,6 +116,8 @@ class RunConfig(JudgeConfig):
 
     archs: Annotated[tuple[Annotated[ArchSpec, BeforeValidator(ArchSpec.parse)], ...], Flag(Heading.WHAT, "arch")]
     """Architectures, or all; with settings: gated:penalty=ri_l1,lr=5e-4. Default: all; none with --sae."""
+    controls: Annotated[bool, Field(strict=True), Flag(Heading.WHAT)] = False
+    """Add all controls: what no learning, or less of it, reaches. They may be named with --arch, too."""
     saes: Annotated[tuple[ImportedSAE, ...], Flag(Heading.WHAT, "sae")] = ()
     """SAEs from elsewhere to evaluate: files, folders, globs, runs, gemma-scope:9b-pt-res/layer_20/..., or
     hf:owner/repo/path. Their site is read off them; where they do not say it, --layer and --site have to."""
@@ -193,13 +195,16 @@ class RunConfig(JudgeConfig):
 
     @classmethod
     def build(
-        cls, *sources: Mapping[str, Any], every_arch: Sequence[str] = (), hub_models: Collection[str] = ()
+        cls,
+        *sources: Mapping[str, Any],
+        known: Callable[[bool], Sequence[str]] = lambda controls: (),
+        hub_models: Collection[str] = (),
     ) -> "RunConfig":
         """Merge settings, later sources over earlier ones, and fill in the preset's values for what is not said.
 
         Args:
             sources: settings by the names of the fields.
-            every_arch: what the architecture "all" stands for.
+            known: the names of all controls, or those of all other architectures: what "all" stands for.
             hub_models: models that are trained on `HUB_DATASET` unless told otherwise; others on the embedded corpus.
 
         Raises:
@@ -227,7 +232,8 @@ class RunConfig(JudgeConfig):
             defaults.pop("l0s")
         archs = given.setdefault("archs", () if given.get("saes") else ("all",))
         if isinstance(archs, Sequence) and not isinstance(archs, str):
-            expanded = [name for arch in archs for name in (every_arch if arch == "all" else (arch,))]
+            expanded = [name for arch in archs for name in (known(False) if arch == "all" else (arch,))]
+            expanded += known(True) if given.get("controls") is True else ()
             given["archs"] = [arch for i, arch in enumerate(expanded) if arch not in expanded[:i]]
         try:
             config = cls(**{**defaults, **given})
@@ -262,7 +268,7 @@ class RunConfig(JudgeConfig):
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers; tasks and judges only add records, so they are left out."""
-        without = {"tasks", "checkpoint_every", *JudgeConfig.model_fields}
+        without = {"controls", "tasks", "checkpoint_every", *JudgeConfig.model_fields}  # controls are among the archs
         without |= {name for name in ("saes", "split", "random_lm") if not getattr(self, name)}
         without |= {"screening"} if self.screening == "auto" else set()
         return self.model_dump(mode="json", exclude=without)

@@ -17,6 +17,7 @@ from sae_bench.device import has_cuda
 from sae_bench.lm.families import find_backbone
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
+from sae_bench.registry import ARCHITECTURES
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.import_saes import Plan
 from sae_bench.runs.plan import SAEPlan
@@ -118,7 +119,8 @@ def training_seconds(lm: LanguageModel, config: RunConfig, plans: Sequence[SAEPl
     work = LMWork(lm, config.context_size)
     capture = peaks.seconds(config.tokens * max(work.before(plan.site) for plan in plans), half=work.half)
     n_steps = config.tokens * config.reuse // config.batch_size
-    return capture + n_steps * sum(step_seconds(plan, config.batch_size, lm.device, peaks) for plan in plans)
+    trained = [plan for plan in plans if ARCHITECTURES[plan.arch.name].is_trained]
+    return capture + n_steps * sum(step_seconds(plan, config.batch_size, lm.device, peaks) for plan in trained)
 
 
 def step_seconds(plan: SAEPlan, batch_size: int, device: torch.device, peaks: Peaks) -> float:

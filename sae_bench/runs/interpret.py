@@ -21,7 +21,7 @@ from sae_bench.autointerp.judges import (
     spending_of,
 )
 from sae_bench.autointerp.latents import LatentFile, read_latents, write_latents
-from sae_bench.autointerp.random_baseline import RandomSAE, random_baselines
+from sae_bench.autointerp.random_baseline import LABEL, RandomSAE, random_baselines
 from sae_bench.autointerp.sample import Subject, collect, collection_bytes
 from sae_bench.evaluation.task import LatentTask
 from sae_bench.lm.contexts import site_means
@@ -118,7 +118,7 @@ def _collect(
         f"collecting {n_latents} latents of {len(saes)} SAEs from {stream.n_tokens:,} held-out tokens, in about "
         f"{takes / 1e6:,.0f} MB"
     )
-    random = [sae for sae in saes if sae.description.arch == RandomSAE.name]
+    random = [sae for sae in saes if sae.description.label == LABEL]
     sites = list(dict.fromkeys(sae.site for sae in random))
     means = site_means(lm, stream, sites, 1, progress) if sites else {}
 

@@ -17,7 +17,7 @@ from sae_bench.autointerp.judges import check_judge
 from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, evaluate
 from sae_bench.evaluation.task import Task, latent_tasks, token_tasks
-from sae_bench.leaderboard import tables
+from sae_bench.leaderboard import captions, tables
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
 from sae_bench.leaderboard.load import check_comparable
 from sae_bench.lm.model import LanguageModel
@@ -70,7 +70,7 @@ def run(config: RunConfig, folder: RunFolder, progress: Progress, log_to: str | 
                 f"evaluating on {held_out.n_delivered:,} held-out tokens of {held_out.n_documents:,} documents"
             )
             if held_out.n_documents < MIN_DOCUMENTS:
-                progress.say(tables.few_documents(held_out.n_documents))
+                progress.say(captions.few_documents(held_out.n_documents))
         if to_train:
             stage = TrainStage(lm, config, to_train, folder, progress, earlier)
             write_manifest(folder, config, everything, earlier)

@@ -59,6 +59,7 @@ class SAEPlan:
             target_l0=self.config.l0,
             coefficient=self.config.coefficient,
             seed=self.config.seed,
+            control=ARCHITECTURES[self.arch.name].is_control,
             options=self.config.options,
             recipe=self.recipe.model_dump(mode="json"),
         )

@@ -259,6 +259,7 @@ class TrainStage:
         except Exception as error:  # noqa: BLE001 (whatever it is, the others go on)
             trainer.fail(error, self.n_steps)
         n_steps = self.n_steps if trainer.failed_at is None else trainer.failed_at
+        n_steps *= trainer.sae.is_trained
         training = {
             **{name: self._facts[name] for name in FACTS},
             "tokens_seen": n_steps * self.config.batch_size,

@@ -6,7 +6,8 @@ it has more than the four weights) and registers itself. It never sees the langu
 What an average over batches or the like needs is a buffer: it is in checkpoints and in no file of a finished SAE.
 
 Life of an SAE: built from an `SAEConfig` -> `initialise` on a sample of scaled activations -> trained on scaled
-activations, E||x||^2 = 1 -> `fold(scale)` once, after which it takes raw activations -> saved, loaded, evaluated.
+activations, E||x||^2 = 1 -> `after_training` -> `fold(scale)` once, after which it takes raw activations -> saved,
+loaded, evaluated. A parameter that learns nothing is frozen by `requires_grad_(False)`.
 
 Shapes: B tokens, D = d_in, F = d_sae.
 """
@@ -83,6 +84,10 @@ class SparseAutoencoder(nn.Module, ABC):
     """Short name, set by registration."""
     version: ClassVar[str] = "1"
     """Raised when a change alters what the architecture learns."""
+    is_control: ClassVar[bool] = False
+    """Whether it shows what no learning, or less of it, reaches: `--controls` adds it, boards show it apart."""
+    is_trained: ClassVar[bool] = True
+    """Whether steps change it; where they do not, `initialise` makes it what it is, and no step is taken."""
     options_type: ClassVar[type[Options]] = Options
     options: Options
     nonlinearity: ClassVar[Nonlinearity | None] = None
@@ -161,6 +166,9 @@ class SparseAutoencoder(nn.Module, ABC):
 
     def after_step(self, step: Step) -> None:
         """Project parameters onto their constraints, after the optimiser's step and the decoder's renormalisation."""
+
+    def after_training(self) -> None:
+        """What happens once, after the last step and before `fold`."""
 
     def biases(self) -> list[Float[Tensor, " F"]]:
         """The per-latent parameters on the scale of the pre-activations: b_enc, and thresholds where there are any."""

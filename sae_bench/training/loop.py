@@ -49,7 +49,7 @@ def train(
                     except Exception as error:  # noqa: BLE001 (whatever it is, the others go on)
                         trainer.fail(error, step)
                         continue
-                    if logged:
+                    if logged and trainer.sae.is_trained:
                         _tell(sink, trainer)
                 n_done, within = step + 1, False
             if logged and alive:

@@ -75,7 +75,7 @@ def descend(
     optimiser.found_inf = (~usable).float()  # type: ignore[attr-defined]
     optimiser.grad_scale = None if factor is None else (1 / factor).float()  # type: ignore[attr-defined]
     optimiser.step()
-    if sae.unit_norm_decoder and not _in_one_pass(sae.W_dec, sae):
+    if sae.unit_norm_decoder and sae.W_dec.grad is not None and not _in_one_pass(sae.W_dec, sae):
         sae.renormalise()
 
 

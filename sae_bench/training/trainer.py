@@ -132,7 +132,9 @@ class SAETrainer:
         )
 
     def step(self, x: Float[Tensor, "B D"], step: int, *, logged: bool) -> None:
-        """One optimiser step on a batch of scaled activations."""
+        """One optimiser step on a batch of scaled activations; none of an SAE that is not trained."""
+        if not self.sae.is_trained:
+            return
         started = time.perf_counter()
         sae, recipe = self.sae, self.recipe
         lr = recipe.lr * lr_factor(
@@ -226,9 +228,10 @@ class SAETrainer:
         self.log.append(row)
 
     def finish(self, scale: float) -> None:
-        """After the last step: read the statistics to the end, and fold the input scale in."""
+        """After the last step: read the statistics to the end, let the SAE do what it has left, fold the scale in."""
         self.stats.close()
         self.sae.requires_grad_(False)
+        self.sae.after_training()
         self.sae.fold(scale)
 
 

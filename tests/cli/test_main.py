@@ -13,7 +13,7 @@ from command import bench, files, flags
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_bench.cli.main import app
-from sae_bench.registry import ARCHITECTURES
+from sae_bench.registry import known_architectures
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.suite import load_suite, suite_files
 
@@ -22,7 +22,7 @@ HEAVY = ("torch", "transformers", "datasets", "pandas", "numpy")  # flags follow
 
 FLAGS = set(
     """
-    --arch --sae
+    --arch --sae --controls
     --tasks --config --preset --plugin --model --layer --random-lm --site --revision --dtype --trust-remote-code --width
     --l0 --sparsity --seed --dataset --text-column --tokens --reuse --eval-tokens --eval-skip --context-size
     --batch-size --buffer-tokens --out --device --kernels --screening --compile --limit --checkpoint-every --overwrite
@@ -237,7 +237,7 @@ def test_every_suite_that_comes_along_is_a_valid_configuration():
     names = [path.stem for path in suite_files()]
     assert names
     for name in names:
-        config = RunConfig.build({"seeds": [0]}, load_suite(name), every_arch=tuple(ARCHITECTURES))
+        config = RunConfig.build({"seeds": [0]}, load_suite(name), known=known_architectures)
         assert {arch.name for arch in config.archs} >= {"relu", "gated", "topk", "jumprelu"}
 
 
@@ -405,7 +405,7 @@ def test_wandb_gets_a_run_for_every_sae(monkeypatch, settings):
 def test_all_stands_for_every_architecture_beside_those_named():
     config = RunConfig.build(
         {"archs": ["all", "gated:penalty=ri_l1"], "model": "demo", "sites": ["resid_post"], "seeds": [0]},
-        every_arch=("relu", "gated"),
+        known=lambda controls: ("random",) if controls else ("relu", "gated"),
     )
     assert [arch.label for arch in config.archs] == ["relu", "gated", "gated:penalty=ri_l1"]
 

@@ -60,7 +60,7 @@ def test_points_and_intervals_are_those_of_the_comparison(board):
 
     (comparison,) = comparisons(board.records, draw.METRICS)
     with styled():
-        axes = quality(comparison, board.labels).axes[0]
+        axes = quality(comparison, board.looks).axes[0]
     architecture = comparison.architectures[0]
     points = architecture.metrics["delta_lm_loss"]
     e = estimate(points.value[:, 0], comparison.design)
@@ -71,7 +71,7 @@ def test_points_and_intervals_are_those_of_the_comparison(board):
 
 def test_histograms_compare_all_architectures_at_one_target(board):
     with styled():
-        texts = [axes.texts[0].get_text() for axes in frequency(board.saes, board.labels).axes]
+        texts = [axes.texts[0].get_text() for axes in frequency(board.saes, board.looks).axes]
     assert [text.partition(",")[0] for text in texts] == board.labels
     for text, label in zip(texts, board.labels, strict=True):
         of = [sae for sae in board.saes if sae.label == label and sae.target == 64.0]
@@ -83,7 +83,7 @@ def test_cost_is_seconds_of_training_and_the_least_of_operations(board):
     assert flops_per_token(10, 100, 5) == 2 * 10 * 100 + 8 * 10 * 5
     sae = board.saes[0]
     with styled():
-        figure = cost([sae], board.labels)
+        figure = cost([sae], board.looks)
     ((x,), (y,)) = figure.axes[0].lines[0].get_data()
     assert x == pytest.approx(sae.about.training.seconds / 65_536 * 1e6)
     assert y == pytest.approx(sae.value("delta_lm_loss"))

@@ -10,6 +10,7 @@ import pytest
 from synthetic import filled, typed
 
 from sae_bench.errors import UserError, one_line
+from sae_bench.leaderboard import captions
 from sae_bench.leaderboard import tables as leaderboard
 from sae_bench.leaderboard.load import gather
 from sae_bench.leaderboard.render import escape_csv, escape_latex, escape_markdown, with_error
@@ -69,14 +70,17 @@ def test_a_value_has_the_places_that_its_error_leaves_it(value, stderr, text):
     assert with_error(value, stderr) == text
 
 
-def test_rows_are_sorted_by_architecture_and_measured_l0():
-    records = [record("topk", 64, target=64), record("jumprelu", 33), record("topk", 8.5, target=8)]
+def test_the_front_comes_first_and_then_rows_by_architecture_and_measured_l0():
+    records = [record("topk", 64, target=64, value=0.95), record("relu", 70, target=64), record("jumprelu", 33)]
+    records += [record("jumprelu", 40, target=40), record("topk", 8.5, target=8)]
     header, _, *body = cells(leaderboard.markdown(typed(records)))
-    assert header == ["architecture", "target", "l0", "fve ↑"]
+    assert header == ["architecture", "target", "front", "l0", "fve ↑"]
     assert body == [
-        ["jumprelu", "32", "33.00 ± 0.25", "0.9123 ± 0.0057"],
-        ["topk", "8", "8.50 ± 0.25", "0.9123 ± 0.0057"],
-        ["topk", "64", "64.00 ± 0.25", "0.9123 ± 0.0057"],
+        ["topk", "8", "&#42;", "8.50 ± 0.25", "0.9123 ± 0.0057"],
+        ["topk", "64", "&#42;", "64.00 ± 0.25", "0.9500 ± 0.0057"],
+        ["jumprelu", "32", "", "33.00 ± 0.25", "0.9123 ± 0.0057"],
+        ["jumprelu", "40", "", "40.00 ± 0.25", "0.9123 ± 0.0057"],
+        ["relu", "64", "", "70.00 ± 0.25", "0.9123 ± 0.0057"],
     ]
 
 
@@ -103,7 +107,7 @@ def test_undefined_failed_and_unmeasured_cells_say_so():
 
 
 def test_the_caption_says_what_was_counted():
-    text = leaderboard.caption(typed([record(), record("relu")]))
+    text = captions.caption(typed([record(), record("relu")]))
     for fact in (
         "Model tiny",
         "width 2048",
@@ -113,16 +117,16 @@ def test_the_caption_says_what_was_counted():
     ):
         assert fact in text
     assert "variance between seeds is unknown" in text
-    assert "variance between seeds" not in leaderboard.caption(typed([record(), record(seed=1)]))
+    assert "variance between seeds" not in captions.caption(typed([record(), record(seed=1)]))
 
 
 def test_the_caption_says_what_was_trained_on_and_warns_of_few_documents():
     one, other = record(), record("relu")
-    assert "run of 13" not in leaderboard.caption(typed([one]))
-    assert "too small" not in leaderboard.caption(typed([one]))
+    assert "run of 13" not in captions.caption(typed([one]))
+    assert "too small" not in captions.caption(typed([one]))
     one["sae"]["training"]["eval_overlap"], other["sae"]["training"]["eval_overlap"] = 0.0526, 0.061
     other["provenance"]["eval_documents"] = 19
-    text = leaderboard.caption(typed([one, other]))
+    text = captions.caption(typed([one, other]))
     assert "5.3% to 6.1% of them lie in a run of 13 tokens that the training text has too." in text
     assert "of 19 to 40 documents" in text
     assert "Errors from 19 documents are too small: at least 30" in text

@@ -12,7 +12,7 @@ from test_end_to_end import records_of
 
 from sae_bench.evaluation import loop as evaluation
 from sae_bench.evaluation.task import Result
-from sae_bench.leaderboard import tables
+from sae_bench.leaderboard import captions
 from sae_bench.records.files import read_sealed, write_sealed
 from sae_bench.records.schema import read_record
 from sae_bench.registry import TASKS
@@ -216,7 +216,7 @@ def test_what_a_task_says_of_its_scores_stands_below_the_board_with_the_site(who
     old = read_record(next((whole / "records").glob("*.reconstruction.json")))
     said = Result(old.scores, caption="ten tokens hold everything")
     record = make_record(TASKS["reconstruction"](), said, None, old.sae, old.provenance)
-    assert "layer_1.resid_post: ten tokens hold everything." in tables.caption([record, record])
+    assert "layer_1.resid_post: ten tokens hold everything." in captions.caption([record, record])
 
 
 # --- verify -------------------------------------------------------------------------------------------------------

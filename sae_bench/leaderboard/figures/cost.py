@@ -1,6 +1,6 @@
 """What quality costs: delta LM loss against seconds, and against floating-point operations, per million tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from sae_bench.leaderboard.board import SAE
 from sae_bench.leaderboard.figures.style import legend_above, line_of, new
-from sae_bench.leaderboard.palette import looks
+from sae_bench.leaderboard.palette import Look
 
 
 def flops_per_token(d_in: int, d_sae: int, l0: float) -> float:
@@ -42,7 +42,7 @@ AXES = (
 )
 
 
-def cost(saes: Sequence[SAE], labels: Sequence[str]) -> Figure | None:
+def cost(saes: Sequence[SAE], looks: Mapping[str, Look]) -> Figure | None:
     """One point for each SAE; those of an architecture and seed are joined, from the smallest target up."""
     measured = [sae for sae in saes if sae.value("delta_lm_loss") is not None and seconds_per_million(sae) is not None]
     if not measured:
@@ -53,7 +53,7 @@ def cost(saes: Sequence[SAE], labels: Sequence[str]) -> Figure | None:
         for label, seed in dict.fromkeys((sae.label, sae.seed) for sae in measured):
             line = [sae for sae in measured if (sae.label, sae.seed) == (label, seed)]
             points = [(x * unit, sae.value("delta_lm_loss")) for sae in line if (x := of(sae)) is not None]
-            (handles[label],) = axes.plot(*zip(*points, strict=True), **line_of(looks(labels)[label]))
+            (handles[label],) = axes.plot(*zip(*points, strict=True), **line_of(looks[label]))
         axes.set_xlabel(title)
         axes.set_ylabel("delta LM loss (nats per token) ↓")
         axes.set_xlim(0, 1.05 * axes.dataLim.x1)

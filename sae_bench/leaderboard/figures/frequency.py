@@ -1,6 +1,6 @@
 """How often latents fire, one histogram for each architecture, all at the wanted L0 that lies in the middle."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,28 +9,34 @@ from matplotlib.figure import Figure
 from sae_bench.errors import one_line
 from sae_bench.leaderboard.board import SAE
 from sae_bench.leaderboard.figures.style import new
-from sae_bench.leaderboard.palette import looks
+from sae_bench.leaderboard.palette import Look
 
 DENSE = 0.1
 """A latent that fires on more tokens than this share is dense."""
 BINS_PER_DECADE = 5
+MOST_IN_A_COLUMN = 6
 
 
-def frequency(saes: Sequence[SAE], labels: Sequence[str]) -> Figure | None:
+def frequency(saes: Sequence[SAE], looks: Mapping[str, Look]) -> Figure | None:
     """Feature-frequency histograms at matched L0, over all seeds, with the dead and the dense shares written in."""
     counted = [sae for sae in saes if sae.counts is not None]
     target = matched_target(counted)
     if target is None:
         return None
-    shown = [label for label in labels if any(sae.label == label and sae.target == target for sae in counted)]
-    figure, grid = new(1, len(shown), width=6.0, height=1.25, sharex=True, sharey=True)
+    shown = [label for label in looks if any(sae.label == label and sae.target == target for sae in counted)]
+    n_columns = 1 if len(shown) <= MOST_IN_A_COLUMN else 2
+    figure, grid = new(n_columns, -(-len(shown) // n_columns), width=6.0, height=1.25, sharex=True, sharey=True)
+    places = grid.T.flatten()
+    for axes in places[len(shown) :]:
+        axes.set_visible(False)
     most = max(of[1] for sae in counted if (of := sae.counts))
     edges = np.arange(np.floor(-np.log10(most)), 1e-9 + 1 / BINS_PER_DECADE, 1 / BINS_PER_DECADE)
-    for axes, label in zip(grid[:, 0], shown, strict=True):
+    for axes, label in zip(places, shown, strict=False):
         mine = [sae for sae in counted if sae.label == label and sae.target == target]
-        _draw(axes, mine, label, looks(labels)[label].colour, edges)
-    grid[-1, 0].set_xlabel("share of tokens on which a latent fires (log scale)")
-    grid[-1, 0].set_xticks(ticks := np.arange(np.ceil(edges[0]), 1), [f"{100 * 10**at:g}%" for at in ticks])
+        _draw(axes, mine, label, looks[label].colour, edges)
+    for axes in grid[-1]:
+        axes.set_xlabel("share of tokens on which a latent fires (log scale)")
+        axes.set_xticks(ticks := np.arange(np.ceil(edges[0]), 1), [f"{100 * 10**at:g}%" for at in ticks])
     figure.supylabel("share of latents", fontsize=9)
     return figure  # type: ignore[no-any-return]
 

@@ -1,6 +1,6 @@
 """Are frequent latents less interpretable? Scores of single latents against how often they fire."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from sae_bench.errors import one_line
 from sae_bench.leaderboard.board import SAE
 from sae_bench.leaderboard.figures.style import legend_above, line_of, new, plain_ticks
-from sae_bench.leaderboard.palette import looks
+from sae_bench.leaderboard.palette import Look
 
 N_GROUPS = 5
 """Latents of an architecture are put into this many groups of one size, by frequency."""
 
 
-def interpretability(saes: Sequence[SAE], labels: Sequence[str]) -> Figure | None:
+def interpretability(saes: Sequence[SAE], looks: Mapping[str, Look]) -> Figure | None:
     """One axes for each scorer: each latent a faint point, and the mean of groups with 95% intervals over latents."""
     scores = [
         (sae.label, scorer, latent["n_fired"] / latent["n_tokens"], score["value"])
@@ -30,11 +30,11 @@ def interpretability(saes: Sequence[SAE], labels: Sequence[str]) -> Figure | Non
     figure, grid = new(len(scorers), width=3.6)
     handles: dict[str, Any] = {}
     for axes, scorer in zip(grid[0], scorers, strict=True):
-        for label in labels:
+        for label in looks:
             mine = np.array(sorted((f, value) for of, by, f, value in scores if (of, by) == (label, scorer)))
             if not len(mine):
                 continue
-            style = line_of(looks(labels)[label])
+            style = line_of(looks[label])
             axes.scatter(*mine.T, s=5, color=style["color"], alpha=0.25, linewidths=0)
             groups = [group for group in np.array_split(mine, N_GROUPS) if len(group) > 1]
             x = [np.exp(np.log(group[:, 0]).mean()) for group in groups]

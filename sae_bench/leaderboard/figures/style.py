@@ -14,6 +14,7 @@ from sae_bench.errors import one_line
 from sae_bench.leaderboard.palette import Look
 
 FORMATS = ("svg", "pdf", "png")
+LEGEND_COLUMNS = 4
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters on every machine
     "font.size": 9,
@@ -93,4 +94,6 @@ def plain_ticks(axis: Axis, *, percent: bool = False) -> None:
 def legend_above(figure: Figure, handles: Mapping[str, Any]) -> None:
     """One legend for all axes of a figure."""
     names = [one_line(name) for name in handles]
-    figure.legend(list(handles.values()), names, loc="outside upper center", ncols=min(4, max(1, len(names))))
+    figure.legend(
+        list(handles.values()), names, loc="outside upper center", ncols=min(LEGEND_COLUMNS, max(1, len(names)))
+    )

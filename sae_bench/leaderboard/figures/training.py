@@ -1,6 +1,6 @@
 """Training curves: variance explained, L0 and dead latents over the training, from the training logs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from sae_bench.leaderboard.board import SAE
 from sae_bench.leaderboard.figures.frequency import matched_target
 from sae_bench.leaderboard.figures.style import legend_above, line_of, new, plain_ticks
-from sae_bench.leaderboard.palette import looks
+from sae_bench.leaderboard.palette import Look
 
 SHOWN = {
     "fve": "variance explained (training batch)",
@@ -18,7 +18,7 @@ SHOWN = {
 }
 
 
-def training(saes: Sequence[SAE], labels: Sequence[str]) -> Figure | None:
+def training(saes: Sequence[SAE], looks: Mapping[str, Look]) -> Figure | None:
     """One line for each architecture at the target in the middle: the mean over seeds, and each seed faintly."""
     logs = {sae.id: log for sae in saes if (log := sae.training_log())}
     logged = [sae for sae in saes if sae.id in logs]
@@ -27,9 +27,9 @@ def training(saes: Sequence[SAE], labels: Sequence[str]) -> Figure | None:
         return None
     figure, grid = new(len(SHOWN), width=3.2)
     handles: dict[str, Any] = {}
-    for label in labels:
+    for label in looks:
         of = [logs[sae.id] for sae in logged if sae.label == label and sae.target == target]
-        style = line_of(looks(labels)[label])
+        style = line_of(looks[label])
         for axes, name in zip(grid[0], SHOWN, strict=True):
             lines = [_line(log, name) for log in of]
             for tokens, values in lines:

@@ -16,11 +16,11 @@ import jinja2
 from markupsafe import Markup
 
 from sae_bench.errors import one_line
-from sae_bench.leaderboard import tables
+from sae_bench.leaderboard import captions, tables
 from sae_bench.leaderboard.board import Board
 from sae_bench.leaderboard.claims import METRICS, check_claims
 from sae_bench.leaderboard.compare import check_metrics, comparisons
-from sae_bench.leaderboard.compare_table import RULE, note, shown
+from sae_bench.leaderboard.compare_table import CONTROLS, RULE, note, shown
 from sae_bench.leaderboard.curves import AT_L0
 from sae_bench.leaderboard.html.report_data import board_data
 
@@ -38,14 +38,14 @@ def report(board: Board, l0s: Sequence[float] = AT_L0) -> str:
     template = environment.from_string(TEMPLATES.joinpath("report.html").read_text(encoding="utf-8"))
     return template.render(
         title=f"SAE architectures on {', '.join(sorted({one_line(setting.model) for setting in board.settings}))}",
-        caption=one_line(tables.caption(board.records, tables.ERROR)),
+        caption=one_line(captions.caption(board.records, captions.of_rows(board.records))),
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest.decode()}'",
         style=Markup(style),
         script=Markup(script),
         data=Markup(embedded(data)),
         header=[one_line(name) for name in header],
-        rows=[(key, map(one_line, row)) for key, row in zip(_keys(board, data), rows, strict=True)],
-        failures=tables.failed(board.records),
+        groups=_groups(rows, _keys(board, data)),
+        failures=captions.failed(board.records),
         comparisons=[
             (one_line(table.title), table.header, [(one_line(label), cells) for label, cells in table.rows])
             for table in shown(compared, metrics, l0s)
@@ -63,6 +63,18 @@ def embedded(content: Any) -> str:
     """JSON that may stand in a script element: no tag, comment or entity begins in it."""
     text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"), sort_keys=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _groups(rows: Sequence[Sequence[str]], keys: Sequence[str]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+    """The rows with their SAEs' keys, architectures' and controls' apart, each group with what stands above it."""
+    groups: list[tuple[str, list[tuple[str, list[str]]]]] = [("", [])]
+    remaining = iter(keys)
+    for row in rows:
+        if row[0] == CONTROLS:
+            groups.append(("Controls", []))
+        else:
+            groups[-1][1].append((next(remaining), [one_line(cell) for cell in row]))
+    return groups
 
 
 def _keys(board: Board, data: dict[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from sae_bench.leaderboard.board import SAE, Board
 from sae_bench.leaderboard.compare import Setting
 from sae_bench.leaderboard.curves import pareto_front
 from sae_bench.leaderboard.load import metrics_of
-from sae_bench.leaderboard.palette import looks
+from sae_bench.leaderboard.margins import Margins
 
 MOST_EXAMPLES = 20
 """Contexts of a latent that are shown, the most telling kinds first."""
@@ -44,15 +44,17 @@ def board_data(board: Board) -> dict[str, Any]:
     words: Words = {}
     seen = Counter(sae.id for sae in board.saes)
     metrics = metrics_of(board.records)
+    margins = {name: Margins.of(board.records, name) for name in metrics} if board.controls else {}
     headline = {one_line(name) for name, metric in metrics.items() if metric.headline}
     return {
-        "looks": {one_line(label): asdict(look) for label, look in looks(board.labels).items()},
+        "looks": {one_line(label): asdict(look) for label, look in board.looks.items()},
+        "controls": sorted(map(one_line, board.controls)),
         "metrics": {one_line(name): {"better": metric.better, "unit": metric.unit,
                                      "description": one_line(metric.description)} for name, metric in metrics.items()},
         "plotted": sorted(headline - {"l0"}, key=lambda name: (name != "delta_lm_loss", name != "fve", name)),
         "settings": [_shown(setting) for setting in board.settings],
         "fronts": [_fronts(board, setting) for setting in board.settings],
-        "saes": [_sae(sae, words, several=seen[sae.id] > 1) for sae in board.saes],
+        "saes": [_sae(sae, words, margins, several=seen[sae.id] > 1) for sae in board.saes],
         "words": list(words),
     }  # fmt: skip
 
@@ -62,13 +64,16 @@ def _shown(setting: Setting) -> list[Any]:
 
 
 def _fronts(board: Board, setting: Setting) -> dict[str, list[int]]:
-    """For each metric with a better direction, the SAEs that none with fewer active latents beats."""
+    """For each metric with a better direction, the SAEs that none with fewer active latents beats; no controls."""
     found = {}
     for name, metric in sorted(metrics_of(board.records).items()):
         places = [
             i
             for i, sae in enumerate(board.saes)
-            if sae.setting == setting and sae.value(name) is not None and sae.value("l0") is not None
+            if sae.setting == setting
+            and not sae.about.control
+            and sae.value(name) is not None
+            and sae.value("l0") is not None
         ]
         if metric.better is not None and places:
             l0, value = ([board.saes[i].value(of) or 0.0 for i in places] for of in ("l0", name))
@@ -76,7 +81,7 @@ def _fronts(board: Board, setting: Setting) -> dict[str, list[int]]:
     return found
 
 
-def _sae(sae: SAE, words: Words, *, several: bool) -> dict[str, Any]:
+def _sae(sae: SAE, words: Words, margins: Mapping[str, Margins], *, several: bool) -> dict[str, Any]:
     about, provenance = sae.about, sae.records[0].provenance
     run = provenance.config_hash[:8]
     return {
@@ -90,6 +95,7 @@ def _sae(sae: SAE, words: Words, *, several: bool) -> dict[str, Any]:
         "scores": {
             one_line(name): {"value": score.value, "stderr": score.stderr, "n": score.n}
             | {"note": _text(score.note)}
+            | _margin(sae, margins.get(name))
             for record in sae.records
             for name, score in record.scores.items()
         },
@@ -101,6 +107,16 @@ def _sae(sae: SAE, words: Words, *, several: bool) -> dict[str, Any]:
                             "run": provenance.config}),
         "latents": [_latent(latent, words) for latent in sae.latents()],
     }  # fmt: skip
+
+
+def _margin(sae: SAE, margins: Margins | None) -> dict[str, Any]:
+    """What the value is better by than the best control's, where there is one."""
+    margin = margins.get(sae.setting, sae.label, sae.target, sae.seed) if margins else None
+    if margin is None:
+        return {}
+    stderr = margin.estimate.stderr
+    known = float(stderr) if np.isfinite(stderr) else None
+    return {"margin": {"value": margin.estimate.value, "stderr": known, "over": one_line(margin.over)}}
 
 
 def frequency_histogram(sae: SAE) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ const nameOf = (sae) => `${sae.label}, target ${sae.target}, seed ${sae.seed ?? 
 function shape(look, x, y, r, full) {
   const corners = {
     s: [[-1, -1], [1, -1], [1, 1], [-1, 1]], "^": [[0, -1.2], [1.1, 1], [-1.1, 1]], v: [[0, 1.2], [1.1, -1], [-1.1, -1]],
-    D: [[0, -1.3], [1.3, 0], [0, 1.3], [-1.3, 0]], "<": [[-1.2, 0], [1, 1.1], [1, -1.1]],
+    D: [[0, -1.3], [1.3, 0], [0, 1.3], [-1.3, 0]], "<": [[-1.2, 0], [1, 1.1], [1, -1.1]], ">": [[1.2, 0], [-1, 1.1], [-1, -1.1]],
     P: [[-.4, -1.2], [.4, -1.2], [.4, -.4], [1.2, -.4], [1.2, .4], [.4, .4], [.4, 1.2], [-.4, 1.2], [-.4, .4], [-1.2, .4], [-1.2, -.4], [-.4, -.4]],
     X: [[-1.2, -.6], [-.6, -1.2], [0, -.6], [.6, -1.2], [1.2, -.6], [.6, 0], [1.2, .6], [.6, 1.2], [0, .6], [-.6, 1.2], [-1.2, .6], [-.6, 0]],
   }[look.marker];
@@ -35,23 +35,25 @@ function shape(look, x, y, r, full) {
 }
 const ink = (look) => (look.colour === "#000000" ? "var(--ink)" : look.colour);
 
-function archBoxes(place, changed) {
-  for (const [label, look] of Object.entries(data.looks)) {
+function archBoxes(place, changed, controls) {
+  const isControl = ([label]) => data.controls.includes(label);
+  for (const [label, look] of Object.entries(data.looks).sort((a, b) => isControl(a) - isControl(b))) {
     const box = el("input", { type: "checkbox" });
-    box.checked = true;
+    const control = isControl([label]);
+    box.checked = controls || !control;
     box.dataset.label = label;
     box.addEventListener("change", changed);
     const swatch = sv("svg", { viewBox: "0 0 36 16", "aria-hidden": "true" },
       sv("line", { x1: 0, x2: 36, y1: 8, y2: 8, stroke: ink(look), "stroke-width": 2, "stroke-dasharray": look.dashes.join(" ") }),
       shape(look, 18, 8, 5, true));
-    place.append(el("label", { class: "check" }, box, swatch, el("bdi", {}, label)));
+    place.append(el("label", { class: "check" }, box, swatch, el("bdi", {}, label), control ? " (control)" : null));
   }
 }
 const chosen = (place) => new Set([...place.querySelectorAll("input:checked")].map((box) => box.dataset.label));
 
 // --- board: sort and filter
 
-const rows = [...document.querySelectorAll("#board tbody tr")];
+const rows = [...document.querySelectorAll("#board tr[data-key]")];
 function filterBoard() {
   const wanted = $("board-filter").value.toLowerCase().split(/\s+/);
   const archs = chosen($("board-archs"));
@@ -76,7 +78,7 @@ function sortBoard(button) {
     if (Number.isNaN(x) !== Number.isNaN(y)) return Number.isNaN(x) ? 1 : -1; // what has no number comes last
     return (Number.isNaN(x) ? key(a).localeCompare(key(b)) : x - y) * (rising ? 1 : -1);
   });
-  document.querySelector("#board tbody").append(...sorted);
+  for (const group of document.querySelectorAll("#board tbody")) group.append(...sorted.filter((row) => row.parentNode === group));
 }
 
 // --- plots
@@ -188,12 +190,15 @@ function curve(tokens, values, name) {
 
 function showSae(sae) {
   $("h-sae").textContent = `SAE ${sae.id}`;
+  const over = Object.values(sae.scores).some((score) => score.margin) ? ["margin over the best control"] : [];
+  const margin = (of) => (of ? `${number(of.value)} ± ${of.stderr === null ? "unknown" : number(of.stderr)} over ${of.over}` : "");
   const scores = el("table", {}, el("caption", {}, "What was measured"),
-    el("thead", {}, el("tr", {}, ["metric", "value", "standard error", "tokens or latents"].map((name) => el("th", { scope: "col" }, name)))),
+    el("thead", {}, el("tr", {}, ["metric", "value", "standard error", "tokens or latents", ...over].map((name) => el("th", { scope: "col" }, name)))),
     el("tbody", {}, Object.entries(sae.scores).map(([name, score]) => el("tr", {},
       el("th", { scope: "row", title: (data.metrics[name] || {}).description || "" }, name),
       el("td", {}, score.value === null ? `undefined${score.note ? `: ${score.note}` : ""}` : number(score.value)),
-      el("td", {}, score.stderr === null ? "unknown" : number(score.stderr)), el("td", {}, score.n.toLocaleString("en"))))));
+      el("td", {}, score.stderr === null ? "unknown" : number(score.stderr)), el("td", {}, score.n.toLocaleString("en")),
+      over.map(() => el("td", {}, margin(score.margin)))))));
   const parts = [el("p", {}, `${nameOf(sae)}, width ${sae.place[2]}, model ${sae.place[0]}.`)];
   if (sae.failures.length) parts.push(el("p", { class: "notice" }, `Failed: ${sae.failures.join("; ")}`));
   parts.push(el("p", {}, sae.latents.length ? el("a", { href: `#/latents/${encodeURIComponent(sae.key)}` }, `Its ${sae.latents.length} latents that were looked at`) : "None of its latents were looked at."));
@@ -288,8 +293,8 @@ function route() {
   before = location.hash;
 }
 
-archBoxes($("board-archs"), filterBoard);
-archBoxes($("plot-archs"), drawPlot);
+archBoxes($("board-archs"), filterBoard, true);
+archBoxes($("plot-archs"), drawPlot, false); // far from architectures, controls would press them together
 $("board-controls").hidden = false;
 $("board-filter").addEventListener("input", filterBoard);
 for (const button of document.querySelectorAll("#board thead button")) button.addEventListener("click", () => sortBoard(button));

@@ -1,0 +1,116 @@
+"""What stands around a table: what it was made from, what failed, and what its reader has to know."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from sae_bench.errors import one_line
+from sae_bench.leaderboard import order
+from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
+from sae_bench.leaderboard.load import differences
+from sae_bench.records.schema import Record, SAEDescription
+
+MARGIN = (
+    "Controls learn less than architectures do, or nothing. A margin is by how much a value is better than the best "
+    "control's of the same target and seed, paired by document."
+)
+
+
+def of_rows(records: Sequence[Record]) -> str:
+    """What ± and * are in a table whose rows are SAEs."""
+    return f"± is one standard error, clustered by document. {of_front(records)}".rstrip()
+
+
+def of_front(records: Sequence[Record]) -> str:
+    """What * is, where some rows have it."""
+    return f"* is on the Pareto front of L0 and {order.primary(records)}." if order.front(records) else ""
+
+
+def caption(records: Sequence[Record], error: str = "") -> str:
+    """What the table was made from, in one sentence per fact; `error` says what ± is."""
+    made = [record.provenance for record in records]
+    own = [record.sae for record in records if not record.sae.origin]
+    learned = [sae for sae in own if sae.training.tokens_seen or not sae.control]
+    n_imported = len({record.sae.id for record in records if record.sae.origin})
+    on_tokens = [record for record in records if record.measured_on == "tokens"]
+    trained = _distinct(sae.training.tokens_seen for sae in learned)
+    overlaps = _distinct(sae.training.eval_overlap for sae in own)
+    seeds = _distinct(sae.seed for sae in own)
+    counts = _distinct(score.n for record in on_tokens for score in record.scores.values())
+    documents = _distinct(record.provenance.eval_documents for record in on_tokens)
+    datasets = _listed(one.dataset for one in made)
+    parts = [
+        f"Model {_listed(one.model for one in made)}; site {_listed(record.sae.site.name for record in records)}; "
+        f"width {_listed(record.sae.d_sae for record in records)}.",
+        f"Trained on {_range(trained)} activations of {datasets} (preset {_listed(one.preset for one in made)});"
+        if trained
+        else f"Dataset {datasets};",
+        f"evaluated on {_range(counts)} held-out tokens of {_range(documents)} documents, fingerprint "
+        f"{_listed(one.eval_fingerprint[:12] for one in made)}.",
+    ]
+    if overlaps:
+        parts.append(f"{_range(overlaps, '.1%')} of them lie in a run of 13 tokens that the training text has too.")
+    if documents and documents[0] < MIN_DOCUMENTS:
+        parts.append(few_documents(documents[0]))
+    if n_imported:
+        parts.append(f"{n_imported} from elsewhere, trained as their origin says.")
+    between_seeds = "; variance between seeds is unknown." if len(seeds) == 1 else "."
+    versions = _listed(f"{record.task} {record.task_version}" for record in records)
+    parts += [
+        f"Seeds {_listed(seeds) or 'unknown'}{between_seeds} {error}".rstrip(),
+        f"Versions: {versions}; sae-arch-bench {made[0].versions['sae-arch-bench']}.",
+        *dict.fromkeys(record.caption for record in records if record.caption),
+    ]
+    if any(sae.control for sae in own):
+        parts.append(MARGIN)
+    if said := control(records):
+        parts.insert(0, f"{said}.")
+    if mixed := differences(records):
+        parts.insert(0, f"MIXED: these rows were made with different {' and '.join(mixed)}; do not compare them.")
+    return " ".join(parts)
+
+
+def few_documents(n_documents: int) -> str:
+    """What to know of errors from too few documents."""
+    return (
+        f"Errors from {n_documents} documents are too small: at least {MIN_DOCUMENTS} are needed for them to cover "
+        "what they say; raise --eval-tokens."
+    )
+
+
+def remarks(records: Iterable[Record]) -> list[str]:
+    """One line for everything that a record, or the origin of an SAE, asks its reader to know."""
+    records = list(records)
+    of_records = [f"{record.sae.id}: {record.task}: {remark}" for record in records for remark in record.remarks]
+    saes = {record.sae.id: record.sae for record in records if record.sae.origin}.values()
+    return [one_line(line) for line in (*(line for sae in saes for line in _of_origin(sae)), *of_records)]
+
+
+def _of_origin(sae: SAEDescription) -> Iterator[str]:
+    if sae.origin and sae.origin.site_from:
+        yield f"{sae.id}: measured at {sae.site.path}, by {sae.origin.site_from}"
+    yield from (f"{sae.id}: {note}" for note in (sae.origin.notes if sae.origin else ()))
+
+
+def control(records: Iterable[Record]) -> str:
+    """What stands above a table of SAEs of a model with random weights; nothing where there is none."""
+    models = sorted({record.provenance.model for record in records if record.provenance.config.get("random_lm")})
+    return f"CONTROL: {', '.join(models)}, not the trained one" if models else ""
+
+
+def failed(records: Iterable[Record]) -> list[str]:
+    """One line for every record of a failure."""
+    return [one_line(f"{record.sae.id}: {record.task}: {record.failure}") for record in records if record.failure]
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    """Those that are known, sorted, each once."""
+    return sorted({value for value in values if value is not None})
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, _distinct(values)))
+
+
+def _range(numbers: Sequence[float], form: str = ",") -> str:
+    """From the first to the last of sorted numbers."""
+    return " to ".join(format(number, form) for number in dict.fromkeys([*numbers[:1], *numbers[-1:]])) or "no"

@@ -1,0 +1,106 @@
+"""How much better than the best control: the margin of a value, paired with that control's by document and by seed.
+
+Controls say what a metric gives to what has learned nothing, or less. The best one is chosen metric by metric, by the
+metric's direction, among those of the same model, site, width and wanted L0. It is chosen on the numbers that it is
+then compared with, which favours it: a margin is rather too small than too large. Positive is better, always; its
+interval is that of this margin alone.
+
+Shapes: R replicates.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from numpy import ndarray
+
+from sae_bench.leaderboard import bootstrap
+from sae_bench.leaderboard.bootstrap import Design, Estimate
+from sae_bench.leaderboard.compare import Comparison, Setting, comparisons, pooled_over_seeds
+from sae_bench.records.schema import Record
+
+PREFIX = "margin:"
+"""What stands before a metric's name where its margin is meant: `--columns fve margin:fve`."""
+
+Values = Mapping[str, Float[ndarray, " R"]]
+"""By label, a metric at one target or L0 in every replicate."""
+
+
+@dataclass(frozen=True)
+class Margin:
+    """A value minus that of the best control, or the other way round where smaller is better."""
+
+    over: str
+    """The control's label."""
+    estimate: Estimate
+
+
+def over_best(values: Values, controls: Collection[str], direction: str | None, design: Design) -> dict[str, Margin]:
+    """The margin of every architecture over the best control; none without controls, or without a direction."""
+    sign = {"up": 1, "down": -1, None: 0}[direction]
+    present = [label for label in values if label in controls]
+    if not sign or not present:
+        return {}
+    best = max(present, key=lambda label: sign * float(values[label][0]))
+    compared = {label: of for label, of in values.items() if label == best or label not in controls}
+    between_seeds = {label: bootstrap.seed_variance(of, design) for label, of in compared.items()}
+    found = {}
+    for label, of in compared.items():
+        if label != best:
+            seeds, degrees = pooled_over_seeds(between_seeds, {label: 1.0, best: -1.0}, design)
+            of_pair = sign * (of - values[best])
+            found[label] = Margin(best, bootstrap.difference(of_pair, design, seeds, degrees, 1))
+    return found
+
+
+def at_targets(comparison: Comparison, metric: str) -> dict[float, dict[str, Margin]]:
+    """The margins over the best control at every target."""
+    by_target: dict[float, dict[str, Float[ndarray, " R"]]] = {}
+    for label, of in comparison.points(metric).items():
+        for i, target in enumerate(of.targets):
+            by_target.setdefault(target, {})[label] = of.value[:, i]
+    direction, controls = comparison.directions.get(metric), controls_of(comparison)
+    return {target: over_best(of, controls, direction, comparison.design) for target, of in by_target.items()}
+
+
+def controls_of(comparison: Comparison) -> list[str]:
+    """The labels of its controls."""
+    return [one.label for one in comparison.architectures if one.control]
+
+
+class Margins:
+    """All margins of a metric, by setting, label, target, and seed (None: of the means over seeds)."""
+
+    def __init__(self, found: Mapping[tuple[Setting, float, int | None], Mapping[str, Margin]]) -> None:
+        self._found = found
+
+    @staticmethod
+    def of(records: Sequence[Record], metric: str, *, over_seeds: bool = False) -> "Margins":
+        """Those of each seed, or of the means over seeds."""
+        own = [record for record in records if not record.sae.origin]
+        if not any(record.sae.control for record in own):
+            return Margins({})
+        groups: dict[int | None, list[Record]] = {}
+        for record in own:
+            groups.setdefault(None if over_seeds else record.sae.seed, []).append(record)
+        return Margins(
+            {
+                (comparison.setting, target, seed): of
+                for seed, mine in groups.items()
+                for comparison in comparisons(mine, [metric], controls=True)
+                for target, of in at_targets(comparison, metric).items()
+            }
+        )
+
+    def get(self, setting: Setting, label: str, target: float, seed: int | None) -> Margin | None:
+        """One margin, if there is one."""
+        return self._found.get((setting, target, seed), {}).get(label)
+
+    def cell(
+        self, setting: Setting, label: str, target: float, seed: int | None, shown: Callable[[Estimate], str]
+    ) -> str:
+        """A margin as a table shows it; of a control, whether it is the best one."""
+        of = self._found.get((setting, target, seed), {})
+        if label in of:
+            return shown(of[label].estimate)
+        return "best" if label in {margin.over for margin in of.values()} else "-"
