@@ -23,11 +23,10 @@ from sae_bench.runs.config import RunConfig, parse_interval
 from sae_bench.runs.plan import SAEPlan, training_bytes, training_disk_bytes
 from sae_bench.runs.provenance import environment
 from sae_bench.runs.rates import remember_rate
-from sae_bench.runs.sources import token_stream
+from sae_bench.runs.sources import own_capture
 from sae_bench.saes.active import Crossovers
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.kernel_choice import crossovers
-from sae_bench.training.buffer import ActivationBuffer
 from sae_bench.training.checkpoint import (
     Checkpoint,
     Checkpoints,
@@ -41,12 +40,10 @@ from sae_bench.training.logging import LogSink
 from sae_bench.training.loop import train
 from sae_bench.training.recipe import Recipe
 from sae_bench.training.serving import Key, Scaling, Serving
+from sae_bench.training.source import ActivationSource, OpenSource, TextFacts
 from sae_bench.training.trainer import SAETrainer, StepSettings
 
 log = logging.getLogger(__name__)
-
-FACTS = ("activations_captured", "fingerprint", "passes_over_corpus", "eval_overlap")
-"""What an SAE's record says of the text it was trained on; `eval_overlap`: see `shared_runs`."""
 
 BUFFER, RANDOM = "stream", "random"
 """Parts of a checkpoint besides the SAEs."""
@@ -63,6 +60,8 @@ class Leg:
 class TrainStage:
     """Trains some SAEs of a run; `earlier` are the legs that it extends, if any.
 
+    Activations are captured here, or come from what `open_source` opens.
+
     To make one finds the last checkpoint, if any, and does what can fail for a reason that the user can mend, before
     the first step: it reads data, runs the model, looks for disk space.
 
@@ -78,6 +77,7 @@ class TrainStage:
         folder: RunFolder,
         progress: Progress,
         earlier: Sequence[Leg] = (),
+        open_source: OpenSource | None = None,
     ) -> None:
         self.lm, self.config, self.plans, self.folder, self.progress = lm, config, plans, folder, progress
         self._earlier, self._started = list(earlier), time.monotonic()
@@ -104,33 +104,31 @@ class TrainStage:
         )
         self._check_checkpoint(found)
         self._n_done = found.step if found else 0
-        self._tokens = token_stream(lm, config, "train", config.tokens)
-        self._tokens.watch = token_stream(lm, config, "eval", config.n_held_out).shared_runs()
+        open_source = open_source or own_capture(lm, config, progress)
         sites = list(dict.fromkeys(plan.site for plan in plans))
-        source = lm, self._tokens, sites, serving, progress
-        self.buffer: ActivationBuffer | None = None  # where the training has ended
+        self.source: ActivationSource | None = None  # where the training has ended
         if found is None:
-            self.buffer = ActivationBuffer(*source)
-            self._scaling = self.buffer.scaling
-            self.trainers = [self._begun(plan, self.buffer) for plan in plans]
+            self.source = open_source(sites, serving)
+            self._scaling = self.source.scaling
+            self.trainers = [self._begun(plan, self.source) for plan in plans]
             self._facts = self._facts_now()
             return
         self._scaling = Scaling.of_state(found.parts[BUFFER], sites, lm.device)
         if found.step == self._n_before < self.n_steps:
-            self.buffer = ActivationBuffer(*source, scaling=self._scaling)
+            self.source = open_source(sites, serving, scaling=self._scaling)
         elif found.step < self.n_steps:
-            self.buffer = ActivationBuffer(*source, state=found.parts[BUFFER])
+            self.source = open_source(sites, serving, state=found.parts[BUFFER])
         with self._memory_for_all():
             self.trainers = [SAETrainer(*self._what(plan), found.parts[plan.id]) for plan in plans]
         self._facts = found.facts
         restore_random_state(found.parts[RANDOM])
 
-    def _begun(self, plan: SAEPlan, buffer: ActivationBuffer) -> SAETrainer:
+    def _begun(self, plan: SAEPlan, source: ActivationSource) -> SAETrainer:
         """An SAE's trainer, with initial values from the data."""
         with self._memory_for_all():
             trainer = SAETrainer(*self._what(plan))
         try:
-            trainer.initialise(buffer.mean[plan.site], buffer.sample(plan.site, INIT_SAMPLE))
+            trainer.initialise(source.scaling.mean[plan.site], source.sample(plan.site, INIT_SAMPLE))
         except Exception as error:  # noqa: BLE001 (whatever it is, the others go on)
             trainer.fail(error, 0)
         return trainer
@@ -202,19 +200,16 @@ class TrainStage:
 
     def _take(self, n_done: int) -> tuple[Mapping[str, State], Mapping[str, Any]]:
         """Everything that the step after `n_done` depends on."""
-        assert self.buffer is not None, "the training has ended"
+        assert self.source is not None, "the training has ended"
         parts: dict[str, State] = {trainer.id: trainer.state_dict() for trainer in self.trainers}
-        parts[BUFFER] = self.buffer.state_dict(n_done - self._n_before)
+        parts[BUFFER] = self.source.state_dict(n_done - self._n_before)
         parts[RANDOM] = random_state()
         return parts, self._facts_now()
 
     def _facts_now(self) -> dict[str, Any]:
-        assert self.buffer is not None, "the training has ended"
+        assert self.source is not None, "the training has ended"
         return {
-            "activations_captured": self.buffer.n_captured,
-            "fingerprint": self._tokens.fingerprint,
-            "passes_over_corpus": self._tokens.passes,
-            "eval_overlap": self._tokens.watch.share if self._tokens.watch else None,
+            **self.source.facts()._asdict(),
             "kernels": {shape: at._asdict() for shape, at in self._kernels.items()},
             "environment": environment(self.lm.device),
             "model": self._model(),
@@ -229,9 +224,9 @@ class TrainStage:
         Raises:
             KeyboardInterrupt: a signal said to stop; a checkpoint is written.
         """
-        if self.buffer is not None:
+        if self.source is not None:
             saver = CheckpointSaver(self._checkpoints, self._take, **parse_interval(self.config.checkpoint_every))  # type: ignore[arg-type]
-            train(self.trainers, self.buffer, self.progress, sink, n_done=self._n_done, saver=saver)
+            train(self.trainers, self.source, self.progress, sink, n_done=self._n_done, saver=saver)
             self._facts = self._facts_now()
             n_tokens = (self.n_steps - self._n_done) * self.config.batch_size
             saes = [plan.describe() for plan in self.plans]
@@ -249,7 +244,7 @@ class TrainStage:
             trainer.fail(error, self.n_steps)
         n_steps = self.n_steps if trainer.failed_at is None else trainer.failed_at
         training = {
-            **{name: self._facts[name] for name in FACTS},
+            **{name: self._facts[name] for name in TextFacts._fields},
             "tokens_seen": n_steps * self.config.batch_size,
             "n_steps": n_steps,
             "input_scale": scale,
