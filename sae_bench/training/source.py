@@ -4,7 +4,7 @@ Shapes: D width of a site.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -22,6 +22,7 @@ class TextFacts(NamedTuple):
     eval_overlap: float | None
 
 
+@runtime_checkable
 class ActivationSource(Protocol):
     """Shuffled, scaled activations at some sites, the same ones from every source; `ActivationBuffer` says what each
     method does."""
@@ -41,6 +42,7 @@ class ActivationSource(Protocol):
     def facts(self) -> TextFacts: ...
 
 
+@runtime_checkable
 class OpenSource(Protocol):
     """Opens a source at the beginning of what `serving` says, with a scaling that is known or is to be measured, or
     where the `state_dict` of any source of the same activations was taken."""
