@@ -29,7 +29,19 @@ ROOMS = {
     "autointerp": {"words", "records", "saes", "lm", "evaluation"},
     "leaderboard": {"words", "records"},
     "runs": {"words", "records", "saes", "lm", "training", "evaluation", "formats", "autointerp", "leaderboard"},
-    "cli": {"words", "records", "saes", "lm", "evaluation", "formats", "leaderboard", "runs"},
+    "distributed": {
+        "words",
+        "records",
+        "saes",
+        "lm",
+        "training",
+        "evaluation",
+        "formats",
+        "autointerp",
+        "leaderboard",
+        "runs",
+    },
+    "cli": {"words", "records", "saes", "lm", "evaluation", "formats", "leaderboard", "runs", "distributed"},
 }
 """A room and the rooms that it may import from."""
 

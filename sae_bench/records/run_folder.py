@@ -2,6 +2,9 @@
 
     runs/<name>/run.json                         configuration, plan
                 checkpoints/<step>/              the last two of the training under way, or of its end
+                checkpoints/<cell>/<step>/       those of each cell of a run that is worked on in many
+                cells.json                       which SAEs each cell has
+                logs/<cell>.log, driver.log      what was said there, without secrets
                 saes/<sae>/sae_weights.safetensors, cfg.json (SAELens v6 where it knows the architecture)
                            sae_bench.json         what trained it, and how to load it again
                            metrics.jsonl          its training log
@@ -22,7 +25,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -46,7 +49,7 @@ SAE_DESCRIPTION = "sae_bench.json"
 MADE_BY_A_RUN = (
     *("records", "saes", "checkpoints", "leaderboard.md", "leaderboard.csv", "leaderboard.tex", "tensorboard", "wandb"),
     *("compare.md", "compare.csv", "compare.tex", "claims.md", "figures", "report.html", "saebench"),
-    *("latents", "collections"),
+    *("latents", "collections", "cells.json", "logs"),
     "run.json",  # the last that `clear` deletes: until then the folder is that run's
 )
 
@@ -159,6 +162,14 @@ class RunFolder:
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_sealed(self.path / "run.json", manifest)
+
+    def cells(self) -> dict[str, list[str]]:
+        """The SAEs of each cell, if the run is worked on in many."""
+        found: dict[str, Any] = _read_or_warn(self.path / "cells.json") or {"cells": {}}
+        return {_part(cell): list(saes) for cell, saes in found["cells"].items()}
+
+    def write_cells(self, cells: Mapping[str, Sequence[str]]) -> None:
+        write_sealed(self.path / "cells.json", {"cells": {cell: list(saes) for cell, saes in cells.items()}})
 
     @property
     def checkpoints_path(self) -> Path:

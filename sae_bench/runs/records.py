@@ -13,14 +13,14 @@ from sae_bench.runs.provenance import environment
 
 
 def is_missing(
-    record: Record | None, task: str, description: SAEDescription, config_hash: str, lm: LanguageModel
+    record: Record | None, task: str, description: SAEDescription, config_hash: str, model_sha256: str
 ) -> bool:
     """Whether there is no record of this SAE, task and model as they are now; what failed in evaluation is missing."""
     if record is None:
         return True
     made = record.provenance
     then = made.config_hash, made.model_sha256, record.task_version, record.sae.weights_sha256, record.failure
-    now = config_hash, lm.weight_hash(), TASKS[task].version, description.weights_sha256, description.training.failure
+    now = config_hash, model_sha256, TASKS[task].version, description.weights_sha256, description.training.failure
     return then != now
 
 

@@ -1,11 +1,10 @@
 """The training stage of a run: from its plans, or from its last checkpoint, to SAEs in its folder."""
 
 import logging
-import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -20,33 +19,26 @@ from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import SAEDescription, Training
 from sae_bench.runs.config import RunConfig, parse_interval
-from sae_bench.runs.plan import SAEPlan, training_bytes, training_disk_bytes
+from sae_bench.runs.plan import SAEPlan, training_bytes
 from sae_bench.runs.provenance import environment
 from sae_bench.runs.rates import remember_rate
 from sae_bench.runs.sources import own_capture
 from sae_bench.saes.active import Crossovers
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.kernel_choice import crossovers
-from sae_bench.training.checkpoint import (
-    Checkpoint,
-    Checkpoints,
-    CheckpointSaver,
-    State,
-    random_state,
-    restore_random_state,
-)
+from sae_bench.training.checkpoint import Checkpoint, Checkpoints, CheckpointSaver, State
 from sae_bench.training.initial_values import INIT_SAMPLE
 from sae_bench.training.logging import LogSink
 from sae_bench.training.loop import train
 from sae_bench.training.recipe import Recipe
 from sae_bench.training.serving import Key, Scaling, Serving
 from sae_bench.training.source import ActivationSource, OpenSource, TextFacts
-from sae_bench.training.trainer import SAETrainer, StepSettings
+from sae_bench.training.trainer import SAETrainer, StepSettings, seed_random_numbers
 
 log = logging.getLogger(__name__)
 
-BUFFER, RANDOM = "stream", "random"
-"""Parts of a checkpoint besides the SAEs."""
+BUFFER = "stream"
+"""The part of a checkpoint besides the SAEs."""
 
 
 @dataclass(frozen=True)
@@ -57,35 +49,51 @@ class Leg:
     config_hash: str
 
 
+@dataclass(frozen=True)
+class Order:
+    """What is to be done for every SAE of a run, whichever others are worked on beside it."""
+
+    config: RunConfig
+    tasks: tuple[str, ...]
+    earlier: tuple[Leg, ...] = ()
+    """The legs that the training extends, if any."""
+    kernels: Mapping[str, Crossovers] = field(default_factory=dict)
+    """As in `Survey`."""
+
+
 class TrainStage:
-    """Trains some SAEs of a run; `earlier` are the legs that it extends, if any.
+    """Trains some SAEs of a run, with checkpoints in a folder of their own.
 
     Activations are captured here, or come from what `open_source` opens.
 
     To make one finds the last checkpoint, if any, and does what can fail for a reason that the user can mend, before
-    the first step: it reads data, runs the model, looks for disk space.
+    the first step: it reads data and runs the model. `cell` names the checkpoints' folder; empty: that of the whole
+    run in one process. `saved` is called after each checkpoint.
 
     Raises:
-        UserError: the data, the model or the disk do not allow it.
+        UserError: the data or the model do not allow it.
     """
 
     def __init__(
         self,
         lm: LanguageModel,
-        config: RunConfig,
+        order: Order,
         plans: Sequence[SAEPlan],
         folder: RunFolder,
         progress: Progress,
-        earlier: Sequence[Leg] = (),
+        cell: str = "",
+        saved: Callable[[], None] = lambda: None,
         open_source: OpenSource | None = None,
     ) -> None:
+        config, earlier = order.config, order.earlier
         self.lm, self.config, self.plans, self.folder, self.progress = lm, config, plans, folder, progress
         self._earlier, self._started = list(earlier), time.monotonic()
+        seeds = [seed for seed in config.seeds if any(plan.config.seed == seed for plan in plans)]
         serving = Serving(
             config.batch_size,
             config.buffer_tokens,
             config.reuse,
-            config.seeds,
+            seeds,
             reserved_bytes=training_bytes(plans),
             first=earlier[-1].tokens if earlier else 0,
         )
@@ -95,13 +103,13 @@ class TrainStage:
         """Steps in all, those of earlier legs included."""
         if earlier and self.n_steps == self._n_before:
             raise UserError(f"--tokens {config.tokens}: that is less than one batch more than before: raise it")
-        self._check_disk()
         hashes = [config.hash, *(leg.config_hash for leg in reversed(earlier))]
-        self._checkpoints = Checkpoints(folder.checkpoints_path, hashes)
-        found = self._checkpoints.load([*(plan.id for plan in plans), BUFFER, RANDOM])
-        self._kernels = (
-            {shape: Crossovers(**at) for shape, at in found.facts["kernels"].items()} if found else self._crossovers()
-        )
+        elsewhere = [folder.checkpoints_path] if cell else []  # the whole run in one process made those
+        self._checkpoints = Checkpoints(folder.checkpoints_path / cell, hashes, elsewhere, saved)
+        found = self._checkpoints.load([*(plan.id for plan in plans), BUFFER])
+        self._kernels = order.kernels
+        if found:
+            self._kernels = {shape: Crossovers(**at) for shape, at in found.facts["kernels"].items()}
         self._check_checkpoint(found)
         self._n_done = found.step if found else 0
         open_source = open_source or own_capture(lm, config, progress)
@@ -121,7 +129,6 @@ class TrainStage:
         with self._memory_for_all():
             self.trainers = [SAETrainer(*self._what(plan), found.parts[plan.id]) for plan in plans]
         self._facts = found.facts
-        restore_random_state(found.parts[RANDOM])
 
     def _begun(self, plan: SAEPlan, source: ActivationSource) -> SAETrainer:
         """An SAE's trainer, with initial values from the data."""
@@ -135,7 +142,8 @@ class TrainStage:
 
     def _what(self, plan: SAEPlan) -> tuple[str, SparseAutoencoder, Key, Recipe, StepSettings]:
         """What a trainer is made of."""
-        config, at = self.config, self._kernels.get(_shape(plan))
+        config, at = self.config, self._kernels.get(shape_of(plan))
+        seed_random_numbers(plan.id, -1)
         settings = StepSettings(
             self.n_steps, config.batch_size, self.lm.device, config.kernels, at, config.compile, config.screening
         )
@@ -171,39 +179,11 @@ class TrainStage:
             log.warning("the checkpoint was made with other %s: bits may differ", " and ".join(changed))
         self.progress.say(f"going on after step {found.step:,} of {self.n_steps:,}")
 
-    def _check_disk(self) -> None:
-        n_bytes = training_disk_bytes(self.plans)
-        own = sum(
-            file.stat().st_size for name in ("checkpoints", "saes") for file in (self.folder.path / name).rglob("*.*")
-        )
-        out = self.folder.path.absolute()
-        free = own + shutil.disk_usage(next(path for path in (out, *out.parents) if path.exists())).free
-        if free < n_bytes:
-            raise UserError(
-                f"--out {self.folder.path} needs about {n_bytes / 1e9:.1f} GB for SAEs and checkpoints, and "
-                f"{free / 1e9:.1f} GB are free: make room, or choose another --out"
-            )
-
-    def _crossovers(self) -> dict[str, Crossovers]:
-        """For each shape, where one way of computing overtakes another; empty unless it is asked for."""
-        if self.config.kernels != "auto" and self.config.screening != "auto":
-            return {}
-        found = {}
-        for shape, plan in {_shape(plan): plan for plan in self.plans}.items():
-            d_in, d_sae = plan.config.d_in, plan.config.d_sae
-            found[shape] = at = crossovers(d_in, d_sae, self.config.batch_size, self.lm.device)
-            above = f"dense products above {at.dense_above:.0%} active pairs"
-            below = f"screening up to {at.screen_below:.1%} candidates" if at.screen_below else "no screening"
-            ways = [above] * (self.config.kernels == "auto") + [below] * (self.config.screening == "auto")
-            self.progress.say(f"kernels: {', '.join(ways)}, at {d_in} x {d_sae}")
-        return found
-
     def _take(self, n_done: int) -> tuple[Mapping[str, State], Mapping[str, Any]]:
         """Everything that the step after `n_done` depends on."""
         assert self.source is not None, "the training has ended"
         parts: dict[str, State] = {trainer.id: trainer.state_dict() for trainer in self.trainers}
         parts[BUFFER] = self.source.state_dict(n_done - self._n_before)
-        parts[RANDOM] = random_state()
         return parts, self._facts_now()
 
     def _facts_now(self) -> dict[str, Any]:
@@ -261,8 +241,26 @@ class TrainStage:
         write_sae(self.folder, self.config, self.lm, plan.site, trainer.sae, description, trainer.log)
 
 
-def _shape(plan: SAEPlan) -> str:
+def shape_of(plan: SAEPlan) -> str:
+    """What `Survey.kernels` names."""
     return f"{plan.config.d_in}x{plan.config.d_sae}"
+
+
+def measured_kernels(
+    config: RunConfig, plans: Sequence[SAEPlan], device: torch.device, progress: Progress
+) -> dict[str, Crossovers]:
+    """For each shape, where one way of computing overtakes another; empty unless it is asked for."""
+    if config.kernels != "auto" and config.screening != "auto":
+        return {}
+    found = {}
+    for shape, plan in {shape_of(plan): plan for plan in plans}.items():
+        d_in, d_sae = plan.config.d_in, plan.config.d_sae
+        found[shape] = at = crossovers(d_in, d_sae, config.batch_size, device)
+        above = f"dense products above {at.dense_above:.0%} active pairs"
+        below = f"screening up to {at.screen_below:.1%} candidates" if at.screen_below else "no screening"
+        ways = [above] * (config.kernels == "auto") + [below] * (config.screening == "auto")
+        progress.say(f"kernels: {', '.join(ways)}, at {d_in} x {d_sae}")
+    return found
 
 
 def write_sae(
