@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sae_bench.distributed import work
+from sae_bench.distributed import remote
 from sae_bench.distributed.cluster import joined, slots_of, versions
 from sae_bench.distributed.desk import Desk, HandedIn
 from sae_bench.distributed.planner import Cell
@@ -46,7 +46,7 @@ class ClusterCrew:
     def __init__(self, config: RunConfig, folder: RunFolder, progress: Progress, log_to: str | None) -> None:
         self._config, self._folder, self._progress = config, folder, progress
         self._slots = slots_of(config.device, folder.path)
-        self._errand = work.Errand(
+        self._errand = remote.Errand(
             config,
             str(folder.path.absolute()),
             str(Path.cwd()),
@@ -58,7 +58,7 @@ class ClusterCrew:
         )
         self._desk: Any = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=_here()).remote()
         self._written: list[int] = []
-        self._cell = ray.remote(work.cell)
+        self._cell = ray.remote(remote.cell)
         where = "every node sees the run's folder" if self._slots.shared else "files come through Ray's object store"
         progress.say(
             f"cluster: {len(self._slots.nodes)} nodes, {self._slots.n} cells at once, each on "
@@ -66,7 +66,7 @@ class ClusterCrew:
         )
 
     def survey(self, kernels: Mapping[str, Crossovers] | None) -> Survey:
-        task = ray.remote(work.survey).options(name="survey", **self._slots.options)
+        task = ray.remote(remote.survey).options(name="survey", **self._slots.options)
         try:
             found: tuple[Survey, Provenance] = ray.get(task.remote(self._errand, kernels))
         except UserError as error:
