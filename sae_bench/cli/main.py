@@ -70,6 +70,10 @@ class Command:
     """Write the results as SAEBench's core evaluation writes its own, too."""
     dry_run: Annotated[bool, flag()] = False
     """Print the plan - SAEs, steps, memory, disk, time - and stop; also for a --device that is not here."""
+    devices: Annotated[str | None, flag()] = None
+    """With --dry-run: plan for these, 64xH100 or 8xH100,4xA100 or 2xcpu (cores), and print cells, time and cost."""
+    dollars_per_hour: Annotated[float | None, flag()] = None
+    """What one of the --devices costs."""
     quiet: Annotated[bool, flag()] = False
     """Print the leaderboard alone."""
 
@@ -90,6 +94,11 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
     from sae_bench.runs.pipeline import run
 
     folder = RunFolder(command.out or Path("runs") / config.name)
+    if command.devices is not None or command.dollars_per_hour is not None:
+        from sae_bench.distributed.describe import describe_sweep
+
+        print(describe_sweep(config, folder, command.devices, command.dollars_per_hour, dry_run=command.dry_run))
+        return 0
     if command.dry_run:
         from sae_bench.runs.dry_run import describe_plan
 
