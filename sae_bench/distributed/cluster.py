@@ -37,6 +37,8 @@ class Slots:
     n: int
     n_cpus: int
     n_gpus: int
+    n_bytes: int
+    """Memory of the node, for each."""
     shared: bool
     """Whether every node sees the run's folder."""
     nodes: tuple[str, ...]
@@ -59,7 +61,6 @@ def joined(on: str) -> Iterator[None]:
     """
     address = os.environ.get("RAY_ADDRESS") if on == "ray" else on
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     if address and address not in ("auto", "local"):
         _check_answer(address)
     try:
@@ -125,20 +126,23 @@ def slots_of(device: str, run: Path) -> Slots:
     shared = _compare(nodes, run)
     gpus = {name: int(node["Resources"].get("GPU", 0)) for name, node in nodes.items()}
     cpus = {name: int(node["Resources"].get("CPU", 0)) for name, node in nodes.items()}
+    memory = {name: int(node["Resources"].get("memory", 0)) for name, node in nodes.items()}
     threads = torch.get_num_threads()
     names = tuple(nodes)
     if device != "cpu" and any(gpus.values()):
         per_gpu = min(cpus[name] // n for name, n in gpus.items() if n)
-        return Slots(sum(gpus.values()), min(threads, per_gpu), 1, shared, names)
+        share = min(memory[name] // n for name, n in gpus.items() if n)
+        return Slots(sum(gpus.values()), max(1, min(threads, per_gpu)), 1, share, shared, names)
     if device == "cuda":
         raise UserError("--device cuda: no node of the cluster has a GPU; leave it out, or add nodes that have")
-    n = sum(count // threads for count in cpus.values())
-    if not n:
+    cells = {name: count // threads for name, count in cpus.items() if count >= threads}
+    if not cells:
         raise UserError(
             f"a cell takes {threads} cores, as many as torch has threads here, and the largest node has "
             f"{max(cpus.values(), default=0)}: set OMP_NUM_THREADS lower"
         )
-    return Slots(n, threads, 0, shared, names)
+    share = min(memory[name] // n for name, n in cells.items())
+    return Slots(sum(cells.values()), threads, 0, share, shared, names)
 
 
 def _compare(nodes: Mapping[str, Mapping[str, Any]], run: Path) -> bool:

@@ -16,7 +16,7 @@ from sae_bench.distributed.planner import Cell
 from sae_bench.distributed.view import CellView, View
 from sae_bench.errors import UserError
 from sae_bench.progress import Progress
-from sae_bench.records.files import digest_of, write_bytes
+from sae_bench.records.files import write_bytes
 from sae_bench.records.redact import redact
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Provenance
@@ -67,10 +67,7 @@ class ClusterCrew:
 
     def survey(self, kernels: Mapping[str, Crossovers] | None) -> Survey:
         task = ray.remote(remote.survey).options(name="survey", **self._slots.options)
-        try:
-            found: tuple[Survey, Provenance] = ray.get(task.remote(self._errand, kernels))
-        except UserError as error:
-            raise UserError(str(getattr(error, "cause", error))) from None
+        found: tuple[Survey, Provenance] = _got(task.remote(self._errand, kernels))
         self._survey, self._provenance = found
         return self._survey
 
@@ -84,7 +81,7 @@ class ClusterCrew:
         begun()
         if not todo:
             return {}
-        cells = {cell.id: cell for cell in self._cells(order, todo)}
+        cells = {cell.id: cell for cell in self._cells(todo)}
         self._folder.write_cells({name: cell.saes for name, cell in cells.items()})
         shown = {name: CellView(cell.seconds, len(cell.saes)) for name, cell in cells.items()}
         reference = ray.put(order)
@@ -92,12 +89,16 @@ class ClusterCrew:
             failures = self._all_done(cells, reference, view)
         return {sae: reason for name, reason in failures.items() for sae in cells[name].saes}
 
-    def _cells(self, order: Order, todo: Sequence[PlannedSAE]) -> list[Cell]:
+    def _cells(self, todo: Sequence[PlannedSAE]) -> list[Cell]:
         """The cells that were begun, as they were, and new ones for all other SAEs."""
         begun = begun_cells(self._folder, [sae.id for sae in todo], self._config.hash)
         kept = [Cell(name, tuple(saes), float(len(saes)), 0, 0.0) for name, saes in begun.items()]
         others = [sae for sae in todo if not any(sae.id in cell.saes for cell in kept)]
-        return [*kept, *(_named(cell) for cell in split(others, self._slots.n))]
+        if not others:
+            return kept
+        task = ray.remote(remote.plan).options(name="plan", **self._slots.options)
+        names = [sae.id for sae in others]
+        return [*kept, *_got(task.remote(self._errand, names, self._slots.n, self._slots.n_bytes))]
 
     def _all_done(self, cells: Mapping[str, Cell], order: Task, view: View) -> dict[str, str]:
         """Have every cell worked on; return why some were not, by name."""
@@ -185,15 +186,12 @@ def cluster_crew(
         yield ClusterCrew(config, folder, progress, log_to)
 
 
-def split(saes: Sequence[PlannedSAE], n: int) -> list[Cell]:
-    """SAEs in up to n cells."""
-    parts = [saes[i::n] for i in range(min(n, len(saes)))]
-    return [Cell("", tuple(sae.id for sae in part), float(len(part)), 0, 0.0) for part in parts]
-
-
-def _named(cell: Cell) -> Cell:
-    """The cell by a name that no other has, in this command or another: its checkpoints bear it."""
-    return Cell(f"cell-{digest_of(cell.saes)[:12]}", cell.saes, cell.seconds, cell.n_bytes, cell.lm_seconds)
+def _got(task: Task) -> Any:
+    """What a task returns; a user's mistake is one here, too."""
+    try:
+        return ray.get(task)
+    except UserError as error:
+        raise UserError(str(getattr(error, "cause", error))) from None
 
 
 def _here() -> NodeAffinitySchedulingStrategy | None:

@@ -5,7 +5,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,23 @@ from typing import Any, TypeVar
 import ray
 import torch
 
+from sae_bench.device import SPARE_SHARE, has_cuda
 from sae_bench.distributed.cluster import check_versions, versions
 from sae_bench.distributed.desk import HandedIn, Report
+from sae_bench.distributed.fleet import CPU
+from sae_bench.distributed.planner import Cell
+from sae_bench.distributed.sweep import plan_sweep
+from sae_bench.distributed.work import Devices
 from sae_bench.progress import Progress
-from sae_bench.records.files import write_bytes
+from sae_bench.records.files import digest_of, write_bytes
 from sae_bench.records.redact import install_redaction, redact
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
 from sae_bench.records.schema import Provenance
 from sae_bench.registry import load_plugin
 from sae_bench.runs.cell import work_on
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.costs import CARDS
+from sae_bench.runs.plan import SAEPlan
 from sae_bench.runs.train import Order
 from sae_bench.runs.workbench import Survey, Workbench
 from sae_bench.saes.active import Crossovers
@@ -91,6 +98,24 @@ def survey(errand: Errand, kernels: Mapping[str, Crossovers] | None) -> tuple[Su
     return bench.survey(kernels), bench.provenance()
 
 
+def plan(errand: Errand, saes: Collection[str], n_devices: int, n_bytes: int) -> list[Cell]:
+    """The cells of some SAEs, given by name, for so many devices like this process's, in the order to begin them in.
+
+    `n_bytes` are a CPU cell's; a GPU is asked.
+    """
+    bench = _bench(errand, Progress(quiet=True))
+    device, kind = bench.lm.device, CPU
+    if has_cuda(device):
+        kind = next((card for card in CARDS if card in torch.cuda.get_device_name(device)), next(iter(CARDS)))
+        n_bytes = int(torch.cuda.mem_get_info(device)[1] * (1 - SPARE_SHARE))
+    plans = [plan for plan in bench.plans.values() if plan.id in saes]
+    trained = [plan for plan in plans if isinstance(plan, SAEPlan)]
+    cells = plan_sweep(errand.config, bench.lm, trained, [Devices(kind, n_devices, n_bytes)]).cells if trained else ()
+    imported = [plan.id for plan in plans if not isinstance(plan, SAEPlan)]
+    parts = [tuple(imported[i::n_devices]) for i in range(min(n_devices, len(imported)))]
+    return [*cells, *(Cell(f"imported-{digest_of(part)[:12]}", part, float(len(part)), 0, 0.0) for part in parts)]
+
+
 def cell(
     errand: Errand, order: Order, name: str, saes: Sequence[str], files: Mapping[str, bytes] | None, desk: Any
 ) -> None:
@@ -111,6 +136,9 @@ def cell(
                         bench, order, saes, folder, progress, sink,
                         cell=name, saved=courier.bring if courier else _nothing,
                     )  # fmt: skip
+            except Exception:
+                logging.getLogger(__name__).exception("the cell failed")
+                raise
             finally:
                 if courier:
                     courier.bring()
