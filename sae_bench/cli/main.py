@@ -4,10 +4,11 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
@@ -22,6 +23,11 @@ from sae_bench.parsing import Heading
 from sae_bench.progress import Progress
 from sae_bench.records.redact import install_redaction, redact
 from sae_bench.signals import stop_signals
+
+if TYPE_CHECKING:
+    from sae_bench.records.run_folder import RunFolder
+    from sae_bench.records.schema import Record
+    from sae_bench.runs.config import RunConfig
 
 HELP = """Compare sparse autoencoder architectures on one stream of language-model activations.
 
@@ -53,6 +59,9 @@ class Command:
     """The run's folder. Default: runs/ and a name made from the settings."""
     overwrite: Annotated[bool, flag()] = False
     """Delete the run that the folder holds, and start anew."""
+    on: Annotated[str | None, flag()] = None
+    """Where the work is done: ray (all devices of this machine, or the cluster of RAY_ADDRESS), or a cluster's
+    ray://HOST:PORT or HOST:PORT. Default: this process."""
     extend_tokens: Annotated[bool, flag()] = False
     """Train the SAEs that the folder holds further, from fewer tokens to --tokens."""
     log_to: Annotated[Literal["tensorboard", "wandb"] | None, flag()] = None
@@ -61,6 +70,10 @@ class Command:
     """Write the results as SAEBench's core evaluation writes its own, too."""
     dry_run: Annotated[bool, flag()] = False
     """Print the plan - SAEs, steps, memory, disk, time - and stop; also for a --device that is not here."""
+    devices: Annotated[str | None, flag()] = None
+    """With --dry-run: plan for these, 64xH100 or 8xH100,4xA100 or 2xcpu (cores), and print cells, time and cost."""
+    dollars_per_hour: Annotated[float | None, flag()] = None
+    """What one of the --devices costs."""
     quiet: Annotated[bool, flag()] = False
     """Print the leaderboard alone."""
 
@@ -81,6 +94,11 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
     from sae_bench.runs.pipeline import run
 
     folder = RunFolder(command.out or Path("runs") / config.name)
+    if command.devices is not None or command.dollars_per_hour is not None:
+        from sae_bench.distributed.describe import describe_sweep
+
+        print(describe_sweep(config, folder, command.devices, command.dollars_per_hour, dry_run=command.dry_run))
+        return 0
     if command.dry_run:
         from sae_bench.runs.dry_run import describe_plan
 
@@ -93,7 +111,10 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
             folder.clear()
         else:
             folder.check(config.identity, extended=command.extend_tokens)
-        records = run(config, folder, progress, command.log_to)
+        if command.on is None:
+            records = run(config, folder, progress, command.log_to)
+        else:
+            records = run_on_cluster(command.on, config, folder, progress, command.log_to)
         if command.emit:
             from sae_bench.formats.saebench import emit
 
@@ -101,6 +122,22 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
     print(tables.terminal(records))
     progress.say(f"records and tables: {folder.path}")
     return 1 if tables.failed(records) else 0
+
+
+def run_on_cluster(
+    on: str, config: "RunConfig", folder: "RunFolder", progress: Progress, log_to: str | None
+) -> "Sequence[Record]":
+    """The main job on a cluster of Ray's."""
+    from sae_bench.runs.pipeline import run
+
+    try:
+        from sae_bench.distributed.crew import cluster_crew
+    except ImportError as error:
+        if error.name not in ("ray", "grpc"):
+            raise
+        raise UserError("--on needs Ray: pip install 'sae-arch-bench[ray]'") from None
+    with cluster_crew(on, config, folder, progress, log_to) as crew:
+        return run(config, folder, progress, log_to, crew)
 
 
 VERBS = (ls, table, compare, claims, figures, report, board, explain, verify, export, convert, publish)

@@ -28,7 +28,7 @@ def _typed(hint: Any, metadata: Sequence[Any] = ()) -> Any:
     """What is read from the command line: text, where the field itself reads text."""
     origin, parts = get_origin(hint), get_args(hint)
     if any(isinstance(one, BeforeValidator) for one in metadata):
-        return str
+        return list[str] if origin is tuple else str
     if origin is tuple:
         return list[_typed(parts[0])]  # type: ignore[misc]
     if origin in (Union, UnionType):
@@ -49,6 +49,11 @@ else:
     Settings = Annotated[TypedDict("Settings", shown, total=False), Parameter(name="*")]
 
 
+def _listed(value: Any) -> Sequence[Any]:
+    """A suite may say "all" for ["all"]."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
 def configure(suite_name: str | None, flags: Mapping[str, Any]) -> RunConfig:
     """A run's configuration: flags over the suite over defaults. Loads plugins, for their names to be known."""
     from sae_bench.lm.model_names import HUB_MODELS
@@ -61,10 +66,14 @@ def configure(suite_name: str | None, flags: Mapping[str, Any]) -> RunConfig:
         raise UserError(f"{code}: add --trust-remote-code if you trust it")
     given = {**suite, **flags}
     load_plugin(*given.get("plugins", ()))
-    sources = {}
+    sources: dict[str, Any] = {}
     if given.get("saes"):
         from sae_bench.runs.import_saes import name_sources
 
         sources["saes"] = name_sources(given["saes"])
+    if "all" in [*_listed(given.get("layers")), *_listed(given.get("sites"))]:
+        from sae_bench.runs.whole_model import resolve_all
+
+        sources |= resolve_all(given)
     on_hub = {*HUB_MODELS, *HUB_MODELS.values()}
     return RunConfig.build(suite, flags, sources, every_arch=tuple(ARCHITECTURES), hub_models=on_hub)

@@ -1,48 +1,35 @@
 """A sweep split into cells, and the cells given to devices: pure functions of numbers, without torch and without Ray.
 
-A cell is what one device does at once: the SAEs that share one stream of activations there.
+A cell is the SAEs that share one stream on one device. It costs what its SAEs cost, and one pass of the language model
+down to its deepest site, whatever else is in it. The aim is the least makespan: the time when the last device has done.
+
+What is the optimum? Of cells that memory bounds, the language model's work is least when the SAEs are sorted by the
+depth of their sites and cut, from the deepest on, into cells as full as they can be: exchanging two SAEs of one size
+between two cells, so that the deeper ones come together, makes no deepest site deeper. Sorted by site within a depth, a
+site's buffer is held in as few cells as can be, too. So only cuts of this one line are looked at, which is partitioning
+in one dimension (Pinar and Aykanat 2004): for a bound on a cell's seconds, filling each cell as far as bytes and bound
+allow makes the fewest cells, and the least bound for a given number of cells is found by bisection. Few cells are least
+work, and many balance better; so the bound is found for one cell a device, two, and so on, from what memory asks for.
+Each time the cells are given to devices longest first, each to the device that has done with it earliest: at most 4/3
+of the least makespan of these cells on equal devices (Graham 1969), and far less where there are many. The best of
+these plans is returned; `least_makespan` says how far from the best of all it can be.
+
+Nothing here changes what an SAE learns: which SAEs share a cell decides when they are trained, and not on what. A plan
+depends on the devices, and on what was measured; so a run that has begun keeps the one that it began with.
 """
 
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
+from sae_bench.distributed.work import Devices, Line, SAEWork, SharedWork
 from sae_bench.errors import UserError
+from sae_bench.records.files import digest_of
+from sae_bench.records.names import file_name
 
-
-@dataclass(frozen=True)
-class Work:
-    """One SAE as the planner sees it, on one kind of device.
-
-    `depth` is the number of decoder layers that an activation at its `site` takes. `seconds` are its own: its steps,
-    its evaluation and the replays in it, `lm_seconds` of which the language model's.
-    """
-
-    id: str
-    site: str
-    depth: int
-    seconds: float
-    lm_seconds: float
-    state_bytes: int
-    """Held from the first step to the last: weights and moments."""
-    step_bytes: int
-    """Held during a step of its own: gradients and temporaries."""
-    buffer_bytes: int
-    """The buffer's, of its site; SAEs of one site share it."""
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What every cell pays once: `layer_seconds` for each decoder layer down to its deepest site, `seconds` besides."""
-
-    layer_seconds: float
-    seconds: float
-    n_bytes: int
-    """The language model, the process, and what evaluation holds at most."""
-
-    def lm_seconds(self, depth: int) -> float:
-        """The language model's part of a cell whose deepest site takes `depth` layers, replays apart."""
-        return self.seconds + depth * self.layer_seconds
+MORE_ROUNDS = 3
+"""How many numbers of cells a device are tried, from what memory asks for."""
 
 
 @dataclass(frozen=True)
@@ -50,76 +37,147 @@ class Cell:
     """The SAEs, by the ids of their plans, that share one stream on one device, and what that takes (computed)."""
 
     id: str
+    """Follows from what is in it, and is safe in a path."""
     saes: tuple[str, ...]
     seconds: float
+    """On the device that it is meant for."""
     n_bytes: int
+    """At the peak, at most."""
     lm_seconds: float
     """Of `seconds`, those in which the language model runs."""
+    capture_seconds: float = 0.0
+    """Of `lm_seconds`, those that a shared capture would save."""
+    sites: tuple[str, ...] = ()
+    depth: int = 0
 
 
 @dataclass(frozen=True)
 class CellPlan:
-    """The cells of a sweep, longest first, and the device (its number) that each is meant for."""
+    """The cells of a sweep, in the order in which they should be begun, and the number of the device of each."""
 
     cells: tuple[Cell, ...]
-    devices: tuple[int, ...]
-    n_devices: int
+    device_of: tuple[int, ...]
+    fleet: tuple[Devices, ...]
+
+    @property
+    def n_devices(self) -> int:
+        return sum(devices.count for devices in self.fleet)
+
+    @property
+    def busy(self) -> list[float]:
+        """Seconds that each device works."""
+        busy = [0.0] * self.n_devices
+        for cell, device in zip(self.cells, self.device_of, strict=True):
+            busy[device] += cell.seconds
+        return busy
 
     @property
     def makespan(self) -> float:
         """Seconds until the last device has done."""
-        busy = [0.0] * self.n_devices
-        for cell, device in zip(self.cells, self.devices, strict=True):
-            busy[device] += cell.seconds
-        return max(busy, default=0.0)
+        return max(self.busy, default=0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Of all devices together."""
+        return sum(cell.seconds for cell in self.cells)
+
+    @property
+    def utilisation(self) -> float:
+        """The share of the makespan that devices work."""
+        return self.seconds / (self.n_devices * self.makespan) if self.cells else 1.0
+
+    @property
+    def lm_share(self) -> float:
+        """The share of the work that is the language model's."""
+        return sum(cell.lm_seconds for cell in self.cells) / self.seconds if self.cells else 0.0
 
 
-def plan_cells(works: Sequence[Work], shared: Shared, n_devices: int, device_bytes: int) -> CellPlan:
-    """Split a sweep into cells that fit into `device_bytes`, and give them to the devices, longest first.
+def plan_cells(works: Sequence[SAEWork], shared: SharedWork, fleet: Sequence[Devices]) -> CellPlan:
+    """Split a sweep into cells that fit into every device of the fleet, and give them to the devices.
+
+    Each cell can run on any device, and so go on wherever one is left.
 
     Raises:
         UserError: one SAE alone is too much for a device.
     """
-    order = sorted(works, key=lambda work: (work.depth, work.site))  # stable: of one site as they come
-    total = sum(work.seconds for work in works) + shared.lm_seconds(max((work.depth for work in works), default=0))
-    cells = []
-    for part in _cut(order, shared, device_bytes, total / n_devices):
-        lm = shared.lm_seconds(part[-1].depth)
-        seconds = lm + sum(work.seconds for work in part)
-        cells.append((part, seconds, lm + sum(work.lm_seconds for work in part)))
-    cells.sort(key=lambda cell: -cell[1])
-    busy = [(0.0, device) for device in range(n_devices)]
-    devices = []
-    for _, seconds, _ in cells:
-        until, device = heapq.heappop(busy)
-        devices.append(device)
-        heapq.heappush(busy, (until + seconds, device))
-    named = tuple(
-        Cell(f"cell-{i:04d}", tuple(work.id for work in part), seconds, _bytes(part, shared), lm)
-        for i, (part, seconds, lm) in enumerate(cells)
-    )
-    return CellPlan(named, tuple(devices), n_devices)
-
-
-def _bytes(part: Sequence[Work], shared: Shared) -> int:
-    buffers = sum({work.site: work.buffer_bytes for work in part}.values())
-    return shared.n_bytes + buffers + sum(w.state_bytes for w in part) + max(w.step_bytes for w in part)
-
-
-def _cut(order: Sequence[Work], shared: Shared, device_bytes: int, seconds: float) -> list[list[Work]]:
-    """Consecutive parts, each as long as bytes and seconds allow, and one SAE at least."""
-    parts: list[list[Work]] = []
-    spent = 0.0
-    for work in order:
-        if _bytes([work], shared) > device_bytes:
+    if not works:
+        return CellPlan((), (), tuple(fleet))
+    line, smallest = Line(works, shared), min(fleet, key=lambda devices: devices.n_bytes)
+    for i, work in enumerate(line.works):
+        if (needed := line.n_bytes(i, i + 1)) > smallest.n_bytes:
             raise UserError(
-                f"{work.id} needs {_bytes([work], shared) / 1e9:.1f} GB on a device, and one has "
-                f"{device_bytes / 1e9:.1f} GB: choose a smaller --width or --buffer-tokens"
+                f"{work.id} alone needs {needed / 1e9:.1f} GB, and one {smallest.kind} has {smallest.n_bytes / 1e9:.1f}"
+                " GB for it: choose a smaller --width or --buffer-tokens, or other --devices"
             )
-        spent += work.seconds
-        late = spent + shared.lm_seconds(work.depth) > seconds
-        if not parts or late or _bytes([*parts[-1], work], shared) > device_bytes:
-            parts.append([])
-            spent = work.seconds
-        parts[-1].append(work)
-    return parts
+    fullest = line.cut(smallest.n_bytes)
+    n_devices = sum(devices.count for devices in fleet)
+    rounds = ceil(len(fullest) / n_devices)
+    cuts = [line.cut_into(n * n_devices, smallest.n_bytes) for n in range(rounds, rounds + MORE_ROUNDS)]
+    return min((_assigned(line, cut, fleet) for cut in (fullest, *cuts)), key=lambda plan: plan.makespan)
+
+
+def _assigned(line: Line, cuts: Sequence[tuple[int, int]], fleet: Sequence[Devices]) -> CellPlan:
+    """The cells given to devices: the longest first, each to the device that has done with it earliest."""
+    free: list[list[tuple[float, int]]] = []
+    n = 0
+    for devices in fleet:
+        free.append([(0.0, n + i) for i in range(devices.count)])
+        n += devices.count
+    cells, device_of = [], []
+    for first, last in sorted(cuts, key=lambda cut: -line.seconds(*cut)):
+        on_each = [_cell(line, first, last, kind) for kind in range(len(fleet))]
+        kind = min(range(len(fleet)), key=lambda kind: free[kind][0][0] + on_each[kind].seconds)
+        until, device = free[kind][0]
+        heapq.heapreplace(free[kind], (until + on_each[kind].seconds, device))
+        cells.append(on_each[kind])
+        device_of.append(device)
+    return CellPlan(tuple(cells), tuple(device_of), tuple(fleet))
+
+
+def _cell(line: Line, first: int, last: int, kind: int) -> Cell:
+    works, shared = line.works[first:last], line.shared
+    sites = {work.site.name: work.site for work in works}
+    depth = works[0].site.depth
+    of_sites = sum(site.seconds[kind] for site in sites.values())
+    lm = shared.lm_seconds(depth, kind) + of_sites
+    ids = tuple(work.id for work in works)
+    where = "-".join(dict.fromkeys((works[0].site.name, works[-1].site.name)))
+    return Cell(
+        id=file_name(f"{where}.{digest_of(ids)[:8]}"),
+        saes=ids,
+        seconds=shared.start_seconds[kind] + lm + sum(work.seconds[kind] for work in works),
+        n_bytes=line.n_bytes(first, last),
+        lm_seconds=lm + sum(work.lm_seconds[kind] for work in works),
+        capture_seconds=depth * shared.capture_seconds[kind],
+        sites=tuple(sites),
+        depth=depth,
+    )
+
+
+def least_makespan(works: Sequence[SAEWork], shared: SharedWork, fleet: Sequence[Devices]) -> float:
+    """Seconds that no plan whatever can do with less.
+
+    One SAE alone takes its own time. And all devices together have at least the SAEs' work, and of the language model's
+    as much as memory asks for: to layer d go at least as many cells as the SAEs that deep need.
+    """
+    if not works:
+        return 0.0
+    kinds = range(len(fleet))
+    start, passes, layer = (min(x) for x in (shared.start_seconds, shared.pass_seconds, shared.layer_seconds))
+    alone = max(start + passes + work.site.depth * layer + min(work.seconds) for work in works)
+    room = max(devices.n_bytes for devices in fleet)
+    used = min(sum(devices.count for devices in fleet), len(works))
+    n_devices = sum(devices.count for devices in fleet)
+
+    def cells(depth: int) -> int:
+        """How many must reach that deep."""
+        deep = [work for work in works if work.site.depth >= depth]
+        sums = [sum(work.n_bytes[stage] for work in deep) for stage in range(len(shared.n_bytes))]
+        return max(1, *(ceil(x / max(room - base, 1)) for x, base in zip(sums, shared.n_bytes, strict=True)))
+
+    depths = sorted({work.site.depth for work in works})
+    lm = sum((depth - before) * layer * cells(depth) for before, depth in zip([0, *depths], depths, strict=False))
+    lm += max(0, used - cells(depths[0])) * depths[0] * layer
+    lm += max(used, cells(depths[0])) * (start + passes)
+    own = sum(min(work.seconds[kind] for kind in kinds) for work in works)
+    return max(alone, (own + lm) / n_devices)

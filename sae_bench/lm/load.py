@@ -109,6 +109,20 @@ def language_model_shape(
     return LanguageModel(skeleton, opener, name)
 
 
+def count_layers(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int:
+    """Decoder layers of a model, read in its configuration; one of `ls models` asks for no network.
+
+    Raises UserError for any other model whose configuration cannot be had.
+    """
+    known = known_shape(name_or_path)
+    if known is not None and "num_hidden_layers" in known["config"]:
+        return int(known["config"]["num_hidden_layers"])
+    _, source = resolve_model(name_or_path)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with _explained(source, revision):
+        return int(_config(name_or_path, source, options, published=True).get_text_config().num_hidden_layers)
+
+
 def _config(name_or_path: str, source: str, options: Mapping[str, Any], *, published: bool) -> PreTrainedConfig:
     """The model's own configuration; where it cannot be had and `published` allows it, the one that is known here."""
     try:

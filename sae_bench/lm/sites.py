@@ -12,8 +12,8 @@ few tokens that run through the model as far as the site; it is checked at every
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -89,8 +89,48 @@ def find_site(model: nn.Module, kind: str, layer: int) -> Site:
 
 
 def find_sites(model: nn.Module, kinds: Iterable[str], layers: Iterable[int]) -> list[Site]:
-    """Find every kind of site in every layer, each once: a `path:` without {layer} is the same one for every layer."""
-    return list(dict.fromkeys(find_site(model, kind, layer) for layer, kind in product(layers, kinds)))
+    """Find every kind of site in every layer, each once: a `path:` without {layer} is the same one for every layer.
+
+    A dry run's tensors have no values in which layers could differ, and passes of them are slow: of its layers that are
+    built alike it looks into the first.
+    """
+    planned = isinstance(next(model.parameters()), FakeTensor)
+    first = _first_alike(model) if planned else {}
+    found: dict[tuple[str, int], Site] = {}
+
+    def at(kind: str, layer: int) -> Site:
+        if (kind, layer) not in found:
+            found[kind, layer] = find_site(model, kind, layer)
+        return found[kind, layer]
+
+    def moved(kind: str, layer: int) -> Site:
+        named = kind in KINDS or "{layer}" in kind
+        if not named or layer not in first:
+            return at(kind, layer)
+        block, other = first[layer]
+        site = at(kind, other)
+        inside = f"{site.path}.".removeprefix(f"{block}.{other}.")
+        if inside == f"{site.path}.":  # not within a decoder layer
+            return at(kind, layer)
+        return replace(site, layer=layer, path=f"{block}.{layer}.{inside}".rstrip("."))
+
+    return list(dict.fromkeys(moved(kind, layer) for layer, kind in product(layers, kinds)))
+
+
+def _first_alike(model: nn.Module) -> dict[int, tuple[str, int]]:
+    """For each decoder layer, the path of the list that it is in, and the first layer of that list built like it."""
+    backbone = find_backbone(model)
+    if backbone is None:
+        return {}
+    seen: dict[Hashable, int] = {}
+    firsts = [seen.setdefault(_structure(layer), number) for number, layer in enumerate(backbone.layers)]
+    return {number: (backbone.layers_path, first) for number, first in enumerate(firsts)}
+
+
+def _structure(layer: nn.Module) -> Hashable:
+    """What two layers have to have in common to be built alike: their modules, and the shapes of their weights."""
+    modules = tuple((name, type(module)) for name, module in layer.named_modules())
+    return modules, tuple((name, tuple(weight.shape)) for name, weight in layer.named_parameters())
 
 
 def site_of(description: SAEDescription) -> Site:

@@ -181,6 +181,10 @@ class RunFolder:
     def record_path(self, sae_id: str, task: str) -> Path:
         return self.path / "records" / f"{_part(sae_id)}.{_part(task)}.json"
 
+    def record_paths(self, sae_id: str) -> list[Path]:
+        """Those of an SAE's records that there are."""
+        return sorted((self.path / "records").glob(f"{glob.escape(_part(sae_id))}.*.json"))
+
     def latents_path(self, sae_id: str) -> Path:
         return self.path / "latents" / _part(sae_id)
 
@@ -215,7 +219,7 @@ class RunFolder:
     def drop_stale_records(self, sae_id: str) -> None:
         """Delete the records and latents of an SAE that were made from weights which are no longer there."""
         digest = read_sealed(self.sae_path(sae_id) / SAE_DESCRIPTION)["sha256"]
-        for path in (self.path / "records").glob(f"{glob.escape(_part(sae_id))}.*.json"):
+        for path in self.record_paths(sae_id):
             record = _read_or_warn(path, read_record)
             if record is None or record.sae.weights_sha256 != digest:
                 path.unlink()

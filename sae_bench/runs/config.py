@@ -32,6 +32,20 @@ def parse_interval(text: str) -> dict[str, float | int]:
     return {"seconds": float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]}
 
 
+def parse_layers(layers: object) -> object:
+    """Read layers and ranges of them, ("3", "5-7"), as 3, 5, 6, 7; each once."""
+    if not isinstance(layers, Sequence) or isinstance(layers, str):
+        return layers  # no list: whoever validates it says so
+    found: dict[object, None] = {}
+    for layer in layers:
+        match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", str(layer))
+        if match and int(match[1]) > int(match[2]):
+            raise ValueError(f"{layer!r} is a range from high to low: write {match[2]}-{match[1]}")
+        plain = isinstance(layer, str) and layer.strip().isdigit()
+        found |= dict.fromkeys(range(int(match[1]), int(match[2]) + 1) if match else [int(layer) if plain else layer])
+    return tuple(found)
+
+
 def _checked_interval(text: object) -> str:
     parse_interval(str(text))
     return str(text)
@@ -109,10 +123,12 @@ class RunConfig(JudgeConfig):
     """Short name (see `ls models`), Hugging Face name, or folder."""
     random_lm: Annotated[bool, Flag(Heading.MODEL)] = False
     """Draw the model's weights anew, from the first --seed: a control. Boards say so."""
-    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Flag(Heading.MODEL, "layer")] = ()
-    """Decoder layers, from 0. Default: the middle one."""
+    layers: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(parse_layers), Flag(Heading.MODEL, "layer")
+    ] = ()
+    """Decoder layers, from 0: 9, 0-17, or all. Default: the middle one."""
     sites: Annotated[tuple[str, ...], Field(min_length=1), Flag(Heading.MODEL, "site")] = ("resid_post",)
-    """resid_post, mlp_out, attn_out, another kind of `ls sites`, or path:MODULE."""
+    """resid_post, mlp_out, attn_out, all for these three, another kind of `ls sites`, or path:MODULE."""
     widths: Annotated[tuple[Count, ...], Field(min_length=1), Flag(Heading.SAES, "width")]
     """Numbers of latents: 4096, 16k."""
     l0s: Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Flag(Heading.SAES, "l0")] = ()

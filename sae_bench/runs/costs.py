@@ -98,6 +98,20 @@ class LMWork:
         whole = site.kind == "resid_post"
         return self.layer * max(self.n_layers - site.layer - whole, 0) + self.vocabulary
 
+    @property
+    def clean_pass(self) -> float:
+        """All layers, and what the model predicts."""
+        return self.n_layers * self.layer + self.vocabulary
+
+    def ablations(self, site: Site) -> float:
+        """Two replays, zero and mean, where contexts stay apart after the site."""
+        return 0 if site.kind == "resid_post" else 2 * self.after(site)
+
+    def evaluation(self, sites: Sequence[Site]) -> float:
+        """Evaluating SAEs at these sites, one for each SAE."""
+        of_sites = sum(map(self.ablations, dict.fromkeys(sites)))
+        return max(map(self.before, sites)) + self.clean_pass + of_sites + sum(map(self.after, sites))
+
 
 def training_seconds(lm: LanguageModel, config: RunConfig, plans: Sequence[SAEPlan], peaks: Peaks) -> float:
     """Capture once, and every SAE's steps."""
@@ -133,13 +147,15 @@ def active(plan: Plan) -> float:
 
 def evaluation_seconds(lm: LanguageModel, config: RunConfig, plans: Sequence[Plan], peaks: Peaks) -> float:
     """Means, the clean pass, ablations where contexts stay apart, and for each SAE a replay and its own products."""
-    work, sites = LMWork(lm, config.context_size), {plan.site for plan in plans}
-    model = max(map(work.before, sites)) + work.n_layers * work.layer + work.vocabulary
-    model += sum(2 * work.after(site) for site in sites if site.kind != "resid_post")
-    model += sum(work.after(plan.site) for plan in plans)
-    n_tokens = config.n_held_out
-    return peaks.seconds(n_tokens * model, half=work.half) + sum(
-        peaks.seconds(n_tokens * 2 * plan.config.d_in * plan.config.d_sae)
-        + peaks.seconds(0, n_tokens * 4 * active(plan) * plan.config.d_in)
-        for plan in plans
+    work = LMWork(lm, config.context_size)
+    flops = config.n_held_out * work.evaluation([plan.site for plan in plans])
+    return peaks.seconds(flops, half=work.half) + sum(
+        encoding_seconds(plan, config.n_held_out, peaks) for plan in plans
+    )
+
+
+def encoding_seconds(plan: Plan, n_tokens: int, peaks: Peaks) -> float:
+    """An SAE's own products in evaluation."""
+    return peaks.seconds(n_tokens * 2 * plan.config.d_in * plan.config.d_sae) + peaks.seconds(
+        0, n_tokens * 4 * active(plan) * plan.config.d_in
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -42,8 +43,8 @@ class SAEPlan:
     @property
     def n_parameters(self) -> int:
         """Numbers to train, counted without allocating any."""
-        with torch.device("meta"):
-            return sum(parameter.numel() for parameter in self.build().parameters())
+        config = self.config.model_copy(update={"seed": 0})  # a sweep asks this of thousands, which differ in little
+        return _n_parameters(ARCHITECTURES[self.arch.name], config.model_dump_json())
 
     def describe(self) -> SAEDescription:
         """What a record says of the SAE."""
@@ -61,6 +62,13 @@ class SAEPlan:
             options=self.config.options,
             recipe=self.recipe.model_dump(mode="json"),
         )
+
+
+@cache
+def _n_parameters(architecture: type[SparseAutoencoder], config: str) -> int:
+    with torch.device("meta"):
+        sae = architecture(SAEConfig.model_validate_json(config))
+    return sum(parameter.numel() for parameter in sae.parameters())
 
 
 def check_names(config: RunConfig) -> None:

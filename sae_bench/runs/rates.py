@@ -3,9 +3,11 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from sae_bench.errors import UserError
 from sae_bench.lm.model import LanguageModel
@@ -72,3 +74,38 @@ def remember_rate(
             write_json(_path(), _rates() | {_key(stage, lm, config, saes): rate})
     except UserError as error:
         log.warning("how fast %s went is not kept: %s", stage, error)
+
+
+def step_part(label: str, d_in: int, d_sae: int) -> str:
+    """The part of the work that the steps of such an SAE are."""
+    return f"steps of {label}, {d_in} x {d_sae}"
+
+
+def known_part(part: str, lm: LanguageModel, config: RunConfig, threads: int | None = None) -> float | None:
+    """How much of a part of the work was done here in a second; None if it was not measured. See `remember_parts`."""
+    found = _rates().get(_part_key(part, lm, config, threads or torch.get_num_threads()))
+    return found["tokens_per_second"] if found else None
+
+
+def remember_parts(lm: LanguageModel, config: RunConfig, parts: Mapping[str, tuple[float, float]]) -> None:
+    """Keep how much was done of each part of the work, and the seconds that it took.
+
+    The parts are what a plan for several devices is put together from: "capture" and "evaluation", in tokens through
+    one decoder layer; "start", in starts; and those of `step_part`, in steps.
+    """
+    threads = torch.get_num_threads()
+    new = {
+        _part_key(part, lm, config, threads): {"tokens_per_second": amount / seconds, "seconds": seconds}
+        for part, (amount, seconds) in parts.items()
+        if amount and seconds > 0
+    }
+    try:
+        write_json(_path(), _rates() | new)
+    except UserError as error:
+        log.warning("how fast %s went is not kept: %s", " and ".join(parts), error)
+
+
+def _part_key(part: str, lm: LanguageModel, config: RunConfig, threads: int) -> str:
+    place = f"{part} on {environment(lm.device)['device']}, {threads} threads"
+    batches = f"contexts of {config.context_size}, batches of {config.batch_size}"
+    return f"{place}: {batches}" if part.startswith("steps") else f"{place}: {lm.name} in {lm.dtype}, {batches}"

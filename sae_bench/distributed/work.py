@@ -1,0 +1,146 @@
+"""What a sweep asks of devices, as numbers: of each SAE, of each site, and of every cell, whatever is in it."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from math import inf
+
+Seconds = tuple[float, ...]
+"""On each kind of device, in the order of the fleet."""
+
+Room = tuple[int, int, int]
+"""Bytes in training, in evaluation, and while latents are collected: the stages come one after the other."""
+
+PRECISION = 1e-3
+"""Of the bound on a cell's seconds."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Some devices of one kind, and the bytes that a cell may take on each."""
+
+    kind: str
+    count: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class SiteWork:
+    """A site: the decoder layers that an activation there takes, and what a cell pays once for it, layers apart.
+
+    `seconds` are the language model's (ablations); `n_bytes` hold its buffer.
+    """
+
+    name: str
+    depth: int
+    seconds: Seconds
+    n_bytes: Room
+    stream_bytes: int
+    """What serving all its batches of one seed to another device would move."""
+
+
+@dataclass(frozen=True)
+class SAEWork:
+    """One SAE: its steps, its evaluation, and, as `lm_seconds` of these `seconds`, the replays from its site."""
+
+    id: str
+    site: SiteWork
+    seed: int
+    seconds: Seconds
+    lm_seconds: Seconds
+    n_bytes: Room
+
+
+@dataclass(frozen=True)
+class SharedWork:
+    """What every cell pays once, whatever is in it."""
+
+    start_seconds: Seconds
+    """Until the first activation: loading the language model, reading text."""
+    pass_seconds: Seconds
+    """The language model's clean pass over the held-out tokens."""
+    layer_seconds: Seconds
+    """For each decoder layer down to the deepest site: training's tokens, and held-out ones for the mean."""
+    capture_seconds: Seconds
+    """Of `layer_seconds`, those that a shared capture would save: training's."""
+    n_bytes: Room
+    """The process, the language model, and what one SAE at a time holds during its turn."""
+    lm_bytes: int
+    """Of `n_bytes`, those of the language model's weights."""
+
+    def lm_seconds(self, depth: int, kind: int = 0) -> float:
+        """The language model's part of a cell whose deepest site takes `depth` layers; sites and replays apart."""
+        return self.pass_seconds[kind] + depth * self.layer_seconds[kind]
+
+
+class Line:
+    """All SAEs of a sweep from the deepest site to the shallowest, with sums, so that any stretch is known at once.
+
+    Stretches are `first` to `last`, that one left out; a site that lies in two stretches counts in both.
+    """
+
+    def __init__(self, works: Sequence[SAEWork], shared: SharedWork) -> None:
+        self.works = sorted(works, key=lambda work: (-work.site.depth, work.site.name, work.seed))
+        self.shared = shared
+        sites = list({work.site.name: work.site for work in self.works}.values())
+        number = {site.name: i for i, site in enumerate(sites)}
+        self._site = [number[work.site.name] for work in self.works]
+        self._seconds = _sums([work.seconds[0] for work in self.works])
+        self._site_seconds = _sums([site.seconds[0] for site in sites])
+        self._bytes = [_sums(stage) for stage in zip(*(work.n_bytes for work in self.works), strict=True)]
+        self._site_bytes = [_sums(stage) for stage in zip(*(site.n_bytes for site in sites), strict=True)]
+        self._least = max(1, min(max(work.n_bytes) for work in self.works))
+        self._reach: dict[tuple[int, int], int] = {}
+
+    def seconds(self, first: int, last: int) -> float:
+        """How long a cell of the stretch takes on the first kind of device."""
+        one, other = self._site[first], self._site[last - 1] + 1
+        return (
+            self.shared.start_seconds[0]
+            + self.shared.lm_seconds(self.works[first].site.depth)
+            + self._seconds[last] - self._seconds[first]
+            + self._site_seconds[other] - self._site_seconds[one]
+        )  # fmt: skip
+
+    def n_bytes(self, first: int, last: int) -> int:
+        """The most that a cell of the stretch holds in any stage."""
+        one, other = self._site[first], self._site[last - 1] + 1
+        most = max(
+            base + works[last] - works[first] + sites[other] - sites[one]
+            for base, works, sites in zip(self.shared.n_bytes, self._bytes, self._site_bytes, strict=True)
+        )
+        return int(most)
+
+    def cut(self, n_bytes: int, seconds: float = inf) -> list[tuple[int, int]]:
+        """Stretches of no more bytes, nor seconds where it is more than one SAE: the fewest that there can be."""
+        cuts, first = [], 0
+        while first < len(self.works):
+            if (first, n_bytes) not in self._reach:
+                end = min(len(self.works), first + n_bytes // self._least + 1)
+                self._reach[first, n_bytes] = self._furthest(first, end, self.n_bytes, n_bytes)
+            last = self._furthest(first, self._reach[first, n_bytes], self.seconds, seconds)
+            cuts.append((first, last))
+            first = last
+        return cuts
+
+    def _furthest(self, first: int, end: int, measure: Callable[[int, int], float], bound: float) -> int:
+        """Where the longest stretch from `first` ends, within `end` and the bound; one SAE at least."""
+        ends = range(first + 1, end + 1)
+        return max(first + bisect_right(ends, bound, key=lambda last: measure(first, last)), first + 1)
+
+    def cut_into(self, n_cells: int, n_bytes: int) -> list[tuple[int, int]]:
+        """Stretches whose longest is about as short as can be, of which there are at most `n_cells`, if bytes allow."""
+        high = max(self.seconds(*cut) for cut in self.cut(n_bytes))
+        low = self._seconds[-1] / n_cells
+        while high - low > PRECISION * high:
+            middle = (low + high) / 2
+            if len(self.cut(n_bytes, middle)) <= n_cells:
+                high = middle
+            else:
+                low = middle
+        return self.cut(n_bytes, high)
+
+
+def _sums(values: Iterable[float]) -> list[float]:
+    return [0, *accumulate(values)]
