@@ -62,6 +62,9 @@ class Command:
     on: Annotated[str | None, flag()] = None
     """Where the work is done: ray (all devices of this machine, or the cluster of RAY_ADDRESS), or a cluster's
     ray://HOST:PORT or HOST:PORT. Default: this process."""
+    capture: Annotated[Literal["auto", "shared", "own"] | None, flag()] = None
+    """With --on: one device captures for others that train (shared), every device for itself (own), or whichever the
+    plan says is sooner done (auto, the default)."""
     extend_tokens: Annotated[bool, flag()] = False
     """Train the SAEs that the folder holds further, from fewer tokens to --tokens."""
     log_to: Annotated[Literal["tensorboard", "wandb"] | None, flag()] = None
@@ -104,6 +107,8 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
 
         print(describe_plan(config, folder))
         return 0
+    if command.capture is not None and command.on is None:
+        raise UserError(f"--capture {command.capture} needs --on: without it one process captures for all its SAEs")
     if command.extend_tokens and command.out is None:
         raise UserError("--extend-tokens needs --out, the folder of the run that is to be trained further")
     with folder.locked():
@@ -114,7 +119,7 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
         if command.on is None:
             records = run(config, folder, progress, command.log_to)
         else:
-            records = run_on_cluster(command.on, config, folder, progress, command.log_to)
+            records = run_on_cluster(command.on, config, folder, progress, command.log_to, command.capture or "auto")
         if command.emit:
             from sae_bench.formats.saebench import emit
 
@@ -125,7 +130,12 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
 
 
 def run_on_cluster(
-    on: str, config: "RunConfig", folder: "RunFolder", progress: Progress, log_to: str | None
+    on: str,
+    config: "RunConfig",
+    folder: "RunFolder",
+    progress: Progress,
+    log_to: str | None,
+    capture: Literal["auto", "shared", "own"],
 ) -> "Sequence[Record]":
     """The main job on a cluster of Ray's."""
     from sae_bench.runs.pipeline import run
@@ -136,7 +146,7 @@ def run_on_cluster(
         if error.name not in ("ray", "grpc"):
             raise
         raise UserError("--on needs Ray: pip install 'sae-arch-bench[ray]'") from None
-    with cluster_crew(on, config, folder, progress, log_to) as crew:
+    with cluster_crew(on, config, folder, progress, log_to, capture) as crew:
         return run(config, folder, progress, log_to, crew)
 
 

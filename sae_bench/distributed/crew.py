@@ -10,9 +10,11 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sae_bench.distributed import remote
+from sae_bench.distributed.captures import CaptureMode, CapturePlan, rounds, trainers_of
 from sae_bench.distributed.cluster import joined, slots_of, versions
 from sae_bench.distributed.desk import Desk, HandedIn
 from sae_bench.distributed.planner import Cell
+from sae_bench.distributed.shared_capture import CaptureLostError
 from sae_bench.distributed.view import CellView, View
 from sae_bench.errors import UserError
 from sae_bench.progress import Progress
@@ -43,7 +45,14 @@ Task = Any
 class ClusterCrew:
     """The workers of a cluster; the driver alone writes what concerns the whole run."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, progress: Progress, log_to: str | None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        progress: Progress,
+        log_to: str | None,
+        capture: CaptureMode = "auto",
+    ) -> None:
         self._config, self._folder, self._progress = config, folder, progress
         self._slots = slots_of(config.device, folder.path)
         self._errand = remote.Errand(
@@ -58,6 +67,8 @@ class ClusterCrew:
         )
         self._desk: Any = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=_here()).remote()
         self._written: list[int] = []
+        self._mode = capture
+        self._captures: dict[str, Any] = {}  # those that serve the cells under way, by the cells' names
         self._cell = ray.remote(remote.cell)
         where = "every node sees the run's folder" if self._slots.shared else "files come through Ray's object store"
         progress.say(
@@ -86,7 +97,7 @@ class ClusterCrew:
         shown = {name: CellView(cell.seconds, len(cell.saes)) for name, cell in cells.items()}
         reference = ray.put(order)
         with View(self._progress, shown, self._config.batch_size) as view, stop_signals():
-            failures = self._all_done(cells, reference, view)
+            failures = self._in_rounds(order, todo, cells, reference, view)
         return {sae: reason for name, reason in failures.items() for sae in cells[name].saes}
 
     def _cells(self, todo: Sequence[PlannedSAE]) -> list[Cell]:
@@ -100,6 +111,31 @@ class ClusterCrew:
         names = [sae.id for sae in others]
         return [*kept, *_got(task.remote(self._errand, names, self._slots.n, self._slots.n_bytes))]
 
+    def _in_rounds(
+        self, order: Order, todo: Sequence[PlannedSAE], cells: Mapping[str, Cell], reference: Task, view: View
+    ) -> dict[str, str]:
+        """Have every cell worked on, all at once or, where they share captures, as many as these serve."""
+        names = [sae.id for sae in todo if not self._folder.has_sae(sae.id, self._config.hash)]
+        n_trainers = self._n_trainers(names)
+        if not n_trainers:
+            return self._all_done(cells, reference, view)
+        view.say(f"shared capture: each serves up to {n_trainers} cells")
+        to_train = {sae.id: sae for sae in todo if sae.id in names}
+        plan = CapturePlan(self._errand, order, self._slots.options, to_train)
+        failures: dict[str, str] = {}
+        for groups in rounds(list(cells.values()), n_trainers, self._slots.n):
+            with plan.captures(groups) as self._captures:
+                failures |= self._all_done({cell.id: cell for group in groups for cell in group}, reference, view)
+        return failures
+
+    def _n_trainers(self, to_train: Sequence[str]) -> int:
+        """How many cells a capture serves; 0: none is shared."""
+        paying = 0
+        if to_train and self._mode != "own" and self._slots.n > 1:
+            task = ray.remote(remote.paying_trainers).options(name="plan", **self._slots.options)
+            paying = _got(task.remote(self._errand, to_train, self._slots.n, self._slots.n_bytes))
+        return trainers_of(self._mode, paying, self._slots.n) if to_train else 0
+
     def _all_done(self, cells: Mapping[str, Cell], order: Task, view: View) -> dict[str, str]:
         """Have every cell worked on; return why some were not, by name."""
         pending = {self._submit(cell, order): name for name, cell in cells.items()}
@@ -112,7 +148,9 @@ class ClusterCrew:
                 for task in ended:
                     name = pending.pop(task)
                     error = _error_of(task)
-                    if error is not None and not _is_lost_node(error):
+                    if isinstance(getattr(error, "cause", None), CaptureLostError):
+                        del self._captures[name]
+                    elif error is not None and not _is_lost_node(error):
                         faults[name] += 1
                     if error is None or isinstance(error, UserError) or faults[name] == FAULTS:
                         view.finished(name, failed=error is not None)
@@ -142,7 +180,7 @@ class ClusterCrew:
     def _submit(self, cell: Cell, order: Task) -> Task:
         task = self._cell.options(name=", ".join(cell.saes), **self._slots.options)
         files = None if self._slots.shared else self._files_of(cell)
-        return task.remote(self._errand, order, cell.id, cell.saes, files, self._desk)
+        return task.remote(self._errand, order, cell.id, cell.saes, files, self._desk, self._captures.get(cell.id))
 
     def _files_of(self, cell: Cell) -> dict[str, bytes]:
         """What the run's folder holds of a cell, for a node that does not see it."""
@@ -175,7 +213,12 @@ class ClusterCrew:
 
 @contextmanager
 def cluster_crew(
-    on: str, config: RunConfig, folder: RunFolder, progress: Progress, log_to: str | None
+    on: str,
+    config: RunConfig,
+    folder: RunFolder,
+    progress: Progress,
+    log_to: str | None,
+    capture: CaptureMode = "auto",
 ) -> Iterator[ClusterCrew]:
     """The workers of the cluster that `--on` names.
 
@@ -183,7 +226,7 @@ def cluster_crew(
         UserError: it cannot be joined, or cannot work on this run.
     """
     with joined(on):
-        yield ClusterCrew(config, folder, progress, log_to)
+        yield ClusterCrew(config, folder, progress, log_to, capture)
 
 
 def _got(task: Task) -> Any:

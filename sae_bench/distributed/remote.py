@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +19,12 @@ from sae_bench.device import SPARE_SHARE, has_cuda
 from sae_bench.distributed.cluster import check_versions, versions
 from sae_bench.distributed.desk import HandedIn, Report
 from sae_bench.distributed.fleet import CPU
-from sae_bench.distributed.planner import Cell
-from sae_bench.distributed.sweep import plan_sweep
+from sae_bench.distributed.planner import Cell, plan_cells
+from sae_bench.distributed.shared_capture import SharedSource
+from sae_bench.distributed.sharing import pays, share_captures
+from sae_bench.distributed.sweep import plan_sweep, sweep_work
 from sae_bench.distributed.work import Devices
+from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 from sae_bench.records.files import digest_of, write_bytes
 from sae_bench.records.redact import install_redaction, redact
@@ -31,12 +35,15 @@ from sae_bench.runs.cell import work_on
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.costs import CARDS
 from sae_bench.runs.plan import SAEPlan
+from sae_bench.runs.sources import own_capture
 from sae_bench.runs.train import Order
 from sae_bench.runs.workbench import Survey, Workbench
 from sae_bench.saes.active import Crossovers
 from sae_bench.signals import stop_signals
+from sae_bench.training.buffer import ActivationBuffer
 from sae_bench.training.checkpoint import MANIFEST
 from sae_bench.training.logging import log_sink
+from sae_bench.training.serving import Scaling, Serving
 
 T = TypeVar("T")
 
@@ -104,22 +111,62 @@ def plan(errand: Errand, saes: Collection[str], n_devices: int, n_bytes: int) ->
     `n_bytes` are a CPU cell's; a GPU is asked.
     """
     bench = _bench(errand, Progress(quiet=True))
-    device, kind = bench.lm.device, CPU
-    if has_cuda(device):
-        kind = next((card for card in CARDS if card in torch.cuda.get_device_name(device)), next(iter(CARDS)))
-        n_bytes = int(torch.cuda.mem_get_info(device)[1] * (1 - SPARE_SHARE))
+    fleet = _fleet(bench, n_devices, n_bytes)
     plans = [plan for plan in bench.plans.values() if plan.id in saes]
     trained = [plan for plan in plans if isinstance(plan, SAEPlan)]
-    cells = plan_sweep(errand.config, bench.lm, trained, [Devices(kind, n_devices, n_bytes)]).cells if trained else ()
+    cells = plan_sweep(errand.config, bench.lm, trained, fleet).cells if trained else ()
     imported = [plan.id for plan in plans if not isinstance(plan, SAEPlan)]
     parts = [tuple(imported[i::n_devices]) for i in range(min(n_devices, len(imported)))]
     return [*cells, *(Cell(f"imported-{digest_of(part)[:12]}", part, float(len(part)), 0, 0.0) for part in parts)]
 
 
+def paying_trainers(errand: Errand, saes: Collection[str], n_devices: int, n_bytes: int) -> int:
+    """How many devices a shared capture serves where it pays, as `plan` computes; 0 where it does not."""
+    bench = _bench(errand, Progress(quiet=True))
+    fleet = _fleet(bench, n_devices, n_bytes)
+    plans = [plan for plan in bench.plans.values() if plan.id in saes and isinstance(plan, SAEPlan)]
+    works, shared = sweep_work(errand.config, bench.lm, plans, fleet)
+    sharing = share_captures(works, shared, fleet)
+    return sharing.n_trainers if sharing and pays(plan_cells(works, shared, fleet), sharing) else 0
+
+
+def _fleet(bench: Workbench, n_devices: int, n_bytes: int) -> list[Devices]:
+    device, kind = bench.lm.device, CPU
+    if has_cuda(device):
+        kind = next((card for card in CARDS if card in torch.cuda.get_device_name(device)), next(iter(CARDS)))
+        n_bytes = int(torch.cuda.mem_get_info(device)[1] * (1 - SPARE_SHARE))
+    return [Devices(kind, n_devices, n_bytes)]
+
+
+def capture(
+    errand: Errand,
+    order: Order,
+    sites: Sequence[Site],
+    seeds: Sequence[int],
+    *,
+    scaling: Scaling | None = None,
+    state: Mapping[str, Any] | None = None,
+) -> ActivationBuffer:
+    """The run's activations at some sites, for some seeds, as every cell of it would capture them for itself."""
+    bench, config = _bench(errand, Progress(quiet=True)), order.config
+    first = order.earlier[-1].tokens if order.earlier else 0
+    serving = Serving(config.batch_size, config.buffer_tokens, config.reuse, seeds, first=first)
+    return own_capture(bench.lm, config, bench.progress)(sites=sites, serving=serving, scaling=scaling, state=state)
+
+
 def cell(
-    errand: Errand, order: Order, name: str, saes: Sequence[str], files: Mapping[str, bytes] | None, desk: Any
+    errand: Errand,
+    order: Order,
+    name: str,
+    saes: Sequence[str],
+    files: Mapping[str, bytes] | None,
+    desk: Any,
+    capture: Any = None,
 ) -> None:
-    """Work on a cell: in the run's folder if the node sees it, else in one of its own whose `files` the driver gave."""
+    """Work on a cell: in the run's folder if the node sees it, else in one of its own whose `files` the driver gave.
+
+    Its activations come from `capture`, or are captured here.
+    """
     with stop_signals(), tempfile.TemporaryDirectory(prefix="sae-arch-bench-") as own:
         sees = Path(errand.run).is_dir() and files is None
         folder = RunFolder(Path(errand.run if sees else own))
@@ -135,11 +182,15 @@ def cell(
                     work_on(
                         bench, order, saes, folder, progress, sink,
                         cell=name, saved=courier.bring if courier else _nothing,
+                        open_source=partial(SharedSource, capture, name, bench.lm, order.config.tokens)
+                        if capture else None,
                     )  # fmt: skip
             except Exception:
                 logging.getLogger(__name__).exception("the cell failed")
                 raise
             finally:
+                if capture:
+                    capture.leave.remote(name)
                 if courier:
                     courier.bring()
 

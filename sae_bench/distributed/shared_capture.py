@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
-import torch
 from jaxtyping import Float
-from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 from torch import Tensor
 
 from sae_bench.distributed.capture_messages import Opening, Served, as_rows
@@ -31,10 +30,17 @@ WINDOW_BYTES = 2 << 30
 AGAIN_S = 0.5
 """Seconds between two attempts to reach an actor that begins anew."""
 
+LOST_S = 300.0
+"""Seconds after which an actor that cannot be reached is lost: no node may be left that has room for it."""
 
-def window_size(keys: Sequence[Key], batch_size: int, dtype: torch.dtype) -> int:
-    """How many batches of some keys a capture holds, activations in the language model's dtype."""
-    n_bytes = batch_size * dtype.itemsize * sum(site.d_in for site, _ in keys)
+
+class CaptureLostError(Exception):
+    """The capture cannot be reached: whoever reads from it goes on, from its last checkpoint, without it."""
+
+
+def window_size(keys: Sequence[Key], batch_size: int) -> int:
+    """How many batches of some keys a capture holds."""
+    n_bytes = 4 * batch_size * sum(site.d_in for site, _ in keys)  # at most: in a shorter dtype it is half
     return max(WINDOW[0], min(WINDOW[1], WINDOW_BYTES // n_bytes))
 
 
@@ -160,20 +166,22 @@ class SharedSource:
         return served.opening
 
     def _answer(self, question: Callable[[], T]) -> T:
-        """The answer, however often the capture is lost meanwhile or has lost sight of this reader."""
-        while True:
+        """The answer, however often the capture begins anew meanwhile or has lost sight of this reader."""
+        since = time.monotonic()
+        while time.monotonic() - since < LOST_S:
             try:
                 if not self._connected:
                     self._ahead = None
                     state = self.state_dict(self._n_done) if self._n_done else None
-                    ray.get(self._capture.connect.remote(self._name, self._n_done, state))
-                    self._connected = True
+                    ray.get(self._capture.connect.remote(self._name, self._n_done, state), timeout=LOST_S)
+                    self._connected, since = True, time.monotonic()
                 return question()
             except RayTaskError as error:
                 if not isinstance(error.cause, NotConnectedError):
                     raise error.cause from error
-            except ActorDiedError:
-                raise  # for good
+            except (ActorDiedError, GetTimeoutError) as error:  # for good, or no node has room for it
+                raise CaptureLostError(str(error)) from error
             except (RayActorError, ObjectLostError):
                 time.sleep(AGAIN_S)
             self._connected = False
+        raise CaptureLostError(f"the capture did not answer for {LOST_S:g} s")

@@ -27,6 +27,7 @@ from sae_bench.runs.train import Order, TrainStage
 from sae_bench.runs.workbench import PlannedSAE, Workbench
 from sae_bench.saes.save import description_of, load_sae
 from sae_bench.training.logging import LogSink
+from sae_bench.training.source import OpenSource
 
 
 def work_on(
@@ -40,8 +41,9 @@ def work_on(
     cell: str = "",
     begun: Callable[[], None] = lambda: None,
     saved: Callable[[], None] = lambda: None,
+    open_source: OpenSource | None = None,
 ) -> None:
-    """Do what is missing of some SAEs, given by name.
+    """Do what is missing of some SAEs, given by name; `open_source` as in `TrainStage`.
 
     `begun` is called where all is found that can be wrong, before the first file is written; `saved` after every
     checkpoint, which are those of `cell`.
@@ -59,7 +61,7 @@ def work_on(
         plan.build()  # a number that is not finite shows before the first file is written, too
     if missing:
         bench.read_held_out()
-    stage = TrainStage(lm, order, to_train, folder, progress, cell, saved) if to_train else None
+    stage = TrainStage(lm, order, to_train, folder, progress, cell, saved, open_source) if to_train else None
     begun()
     if stage is not None:
         stage.run(sink)

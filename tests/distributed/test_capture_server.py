@@ -1,4 +1,4 @@
-"""The server of a shared capture, without Ray: bounded, in step with its slowest reader, and the same whoever is lost."""
+"""The server of a shared capture, without Ray: bounded, in step with its slowest reader, the same whoever is lost."""
 
 import time
 
@@ -165,10 +165,8 @@ def test_a_server_that_starts_anew_goes_on_from_what_its_readers_bring(serve, ex
         a.next()
         b.next()
     assert same(a.next(), batches[at], a.keys)
-
-    server = serve(READERS)
+    server = a.server = serve(READERS)
     with pytest.raises(NotConnectedError):
-        a.server = server
         a.next()
     a.connect(server)
     b.connect(server)
