@@ -1,0 +1,129 @@
+"""A shared capture on a cluster of three nodes: the batches of one process, in bounded memory, whoever is killed."""
+
+import os
+import time
+
+import pytest
+import torch
+from local_cluster import small
+from toy_capture import N_STEPS, SEEDS, SERVING, digest, keys_of, node, opener, read, toy_buffer, toy_model, toy_sites
+
+ray = pytest.importorskip("ray")
+
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from sae_bench.distributed.shared_capture import start_capture  # noqa: E402
+from sae_bench.training.initial_values import INIT_SAMPLE  # noqa: E402
+
+SITES = toy_sites(toy_model())
+FIRST, SECOND = SITES
+CELLS = {"a": ([FIRST], SEEDS), "b": ([SECOND], [1]), "c": (SITES, [0])}
+"""Three trainers; two of them share a stream."""
+
+WINDOW = 3
+
+
+@pytest.fixture(scope="module")
+def cluster(at_work):
+    """A head and two nodes that train; the node `capture` is where captures are, on the head."""
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    made = Cluster(initialize_head=True, head_node_args=small(num_cpus=2, resources={"capture": 2}))
+    try:
+        for _ in range(2):
+            made.add_node(**small(num_cpus=2, resources={"train": 2}))
+        ray.init(address=made.address, log_to_driver=False)
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def expected(corpus, at_work):
+    """What each trainer would be served if it captured for itself, and the facts at the end."""
+    found = {}
+    for name, (sites, seeds) in CELLS.items():
+        buffer = toy_buffer(str(corpus), sites, seeds)
+        samples = [buffer.sample(site, INIT_SAMPLE) for site in sites]
+        digests = [digest(batch) for batch in buffer.batches()]
+        found[name] = {"digests": digests, "state": buffer.state_dict(N_STEPS), "facts": buffer.facts(), "samples": samples}
+    return found
+
+
+@pytest.fixture()
+def capture(cluster, corpus):
+    started = start_capture(
+        opener(str(corpus)),
+        {name: keys_of(*cell) for name, cell in CELLS.items()},
+        window=WINDOW,
+        patience_s=2.0,
+        num_cpus=1,
+        resources={"capture": 1},
+    )
+    yield started
+    ray.kill(started)
+
+
+@ray.remote(num_cpus=0.5, resources={"train": 0.5}, scheduling_strategy="SPREAD", max_retries=0)
+def trainer(capture, name, **how):
+    return read(capture, name, *CELLS[name], **how)
+
+
+def check(found, expected, name, first=0):
+    assert found["digests"] == expected[name]["digests"][first:], name
+    assert found["facts"] == expected[name]["facts"]
+
+
+def test_trainers_on_other_nodes_are_served_what_they_would_capture(capture, expected):
+    found = dict(zip(CELLS, ray.get([trainer.remote(capture, name) for name in CELLS]), strict=True))
+    for name, of_trainer in found.items():
+        check(of_trainer, expected, name)
+        for x, y in zip(of_trainer["samples"], expected[name]["samples"], strict=True):
+            assert torch.equal(x, y)
+        state, own = of_trainer["state"], expected[name]["state"]
+        assert set(state) == set(own)
+        assert all(torch.equal(state["carried"][key], rows) for key, rows in own["carried"].items())
+        assert state["scale"] == own["scale"]
+    assert len({of_trainer["node"] for of_trainer in found.values()} | {node()}) > 1, "some were on other nodes"
+
+
+def test_a_killed_trainer_goes_on_from_its_checkpoint_and_is_served_the_same(capture, expected):
+    others = [trainer.remote(capture, name) for name in ("a", "c")]
+    killed = ray.get(trainer.remote(capture, "b", until=12))
+    ended, _ = ray.wait(others, num_returns=2, timeout=0.5)
+    assert not ended, "the others wait for it, within its patience and the window"
+    again = ray.get(trainer.remote(capture, "b", state=killed["state"]))
+    assert killed["digests"] == expected["b"]["digests"][:12]
+    check(again, expected, "b", first=12)
+    for name, found in zip(("a", "c"), ray.get(others), strict=True):
+        check(found, expected, name)
+
+
+def test_a_killed_capture_goes_on_where_its_readers_are(capture, expected):
+    waiting = [trainer.remote(capture, name) for name in ("a", "c")]
+    held = ray.get(trainer.remote(capture, "b", until=20))  # so that the others are in the midst of it
+    ray.kill(capture, no_restart=False)  # its process, at once
+    last = trainer.remote(capture, "b", state=held["state"])
+    for name, found in zip(("a", "c"), ray.get(waiting), strict=True):
+        check(found, expected, name)
+    check(ray.get(last), expected, "b", first=20)
+
+
+def test_what_lies_in_the_object_store_is_bounded_by_the_window(cluster, capture):
+    """The stream is 69 batches of 4 keys. Others wait for a trainer that sleeps, and the store does not fill."""
+    ray.get(trainer.remote(capture, "b", until=1))
+    most, before = 0, used()
+    fast = [trainer.remote(capture, name) for name in ("a", "c")]
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end:
+        most = max(most, used() - before)
+        time.sleep(0.05)
+    batch = sum(SERVING.batch_size * site.d_in * 4 for site in SITES) * len(SEEDS)
+    assert batch < most < (WINDOW + 2) * batch * 3 + (1 << 20), "on three nodes, and Ray's own"
+    ray.get(fast)
+
+
+def used() -> int:
+    """Bytes in the object stores of all nodes."""
+    total, free = ray.cluster_resources(), ray.available_resources()
+    return int(total["object_store_memory"] - free.get("object_store_memory", 0))
