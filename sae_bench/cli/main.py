@@ -147,7 +147,7 @@ def run_on_cluster(
             raise
         raise UserError("--on needs Ray: pip install 'sae-arch-bench[ray]'") from None
     with cluster_crew(on, config, folder, progress, log_to, capture) as crew:
-        return run(config, folder, progress, log_to, crew)
+        return run(config, folder, crew.progress, log_to, crew)
 
 
 VERBS = (ls, table, compare, claims, figures, report, board, explain, verify, export, convert, publish)

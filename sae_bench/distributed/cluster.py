@@ -5,9 +5,8 @@ import logging
 import os
 import platform
 import socket
-import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sae_bench.errors import UserError
 from sae_bench.runs.provenance import PACKAGES, own_version
+from sae_bench.signals import stop_signals
 
 log = logging.getLogger(__name__)
 
 ANSWER_S = 20
 """Seconds that an address has to answer in."""
 
-NODES_S = 120
+NODES_S = 300
 """Seconds that the nodes have to say their versions in: a new process on each has to import this package."""
 
 CLIENT = "ray://"
@@ -61,6 +61,7 @@ def joined(on: str) -> Iterator[None]:
     """
     address = os.environ.get("RAY_ADDRESS") if on == "ray" else on
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # a cell is the work here, not something beside it
     if address and address not in ("auto", "local"):
         _check_answer(address)
     try:
@@ -71,7 +72,8 @@ def joined(on: str) -> Iterator[None]:
             "versions as here"
         ) from None
     try:
-        yield
+        with stop_signals():  # Ray has put its own answer to SIGTERM in the place of ours
+            yield
     finally:
         ray.shutdown()
 
@@ -106,12 +108,30 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **packages, **own_version()}
 
 
-def _look(probe: str) -> tuple[dict[str, str], bool]:
-    """On a node: its versions, and whether it sees a file of the driver's."""
-    return versions(), Path(probe).exists()
+@dataclass(frozen=True)
+class Lock:
+    """The file by which the driver holds the run's folder: who sees what it says sees the folder."""
+
+    path: str
+    content: str
+
+    @staticmethod
+    def of(run: Path) -> "Lock":
+        path = (run / ".lock").absolute()
+        return Lock(str(path), path.read_text())
+
+    @property
+    def is_seen(self) -> bool:
+        path = Path(self.path)
+        return path.is_file() and path.read_text() == self.content
 
 
-def slots_of(device: str, run: Path) -> Slots:
+def _look(lock: Lock) -> tuple[dict[str, str], bool]:
+    """On a node: its versions, and whether it sees the run's folder."""
+    return versions(), lock.is_seen
+
+
+def slots_of(device: str, lock: Lock) -> Slots:
     """See that all nodes have the driver's versions, and find out how many cells they take.
 
     A cell takes a GPU where the cluster has any, unless --device is "cpu"; else as many cores as torch has threads
@@ -123,7 +143,7 @@ def slots_of(device: str, run: Path) -> Slots:
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {device}: on a cluster Ray chooses which; write cuda, cpu or auto")
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-    shared = _compare(nodes, run)
+    shared = _compare(nodes, lock)
     gpus = {name: int(node["Resources"].get("GPU", 0)) for name, node in nodes.items()}
     cpus = {name: int(node["Resources"].get("CPU", 0)) for name, node in nodes.items()}
     memory = {name: int(node["Resources"].get("memory", 0)) for name, node in nodes.items()}
@@ -145,31 +165,25 @@ def slots_of(device: str, run: Path) -> Slots:
     return Slots(sum(cells.values()), threads, 0, share, shared, names)
 
 
-def _compare(nodes: Mapping[str, Mapping[str, Any]], run: Path) -> bool:
+def _compare(nodes: Mapping[str, Mapping[str, Any]], lock: Lock) -> bool:
     """See that versions agree on all nodes, and return whether all see the run's folder."""
-    probe = run / f".probe.{uuid.uuid4().hex}.tmp"
-    probe.touch()
     look = ray.remote(_look)
-    try:
-        asked = {
-            look.options(
-                num_cpus=0,
-                name="versions",
-                scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False),
-            ).remote(str(probe.absolute())): name
-            for name in nodes
-        }
-        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=NODES_S)
-        if silent:
-            where = nodes[asked[silent[0]]]["NodeManagerHostname"]
-            raise UserError(f"node {where} of the cluster does not answer within {NODES_S} s: take it out, or mend it")
-        seen = []
-        for reference in answered:
-            where = nodes[asked[reference]]["NodeManagerHostname"]
-            seen.append(_agreed(where, reference))
-    finally:
-        with suppress(FileNotFoundError):
-            probe.unlink()
+    asked = {
+        look.options(
+            num_cpus=0,
+            name="versions",
+            scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False),
+        ).remote(lock): name
+        for name in nodes
+    }
+    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=NODES_S)
+    if silent:
+        where = nodes[asked[silent[0]]]["NodeManagerHostname"]
+        raise UserError(f"node {where} of the cluster does not answer within {NODES_S} s: take it out, or mend it")
+    seen = []
+    for reference in answered:
+        where = nodes[asked[reference]]["NodeManagerHostname"]
+        seen.append(_agreed(where, reference))
     return all(seen)
 
 

@@ -11,8 +11,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sae_bench.distributed import remote
 from sae_bench.distributed.captures import CaptureMode, CapturePlan, rounds, trainers_of
-from sae_bench.distributed.cluster import joined, slots_of, versions
+from sae_bench.distributed.cluster import Lock, joined, slots_of, versions
 from sae_bench.distributed.desk import Desk, HandedIn
+from sae_bench.distributed.logs import KeptProgress, logged
 from sae_bench.distributed.planner import Cell
 from sae_bench.distributed.shared_capture import CaptureLostError
 from sae_bench.distributed.view import CellView, View
@@ -28,13 +29,15 @@ from sae_bench.runs.config import RunConfig
 from sae_bench.runs.train import Order
 from sae_bench.runs.workbench import PlannedSAE, Survey
 from sae_bench.saes.active import Crossovers
-from sae_bench.signals import stop_signals
 
 FAULTS = 3
 """Times that a cell may fail by itself; a node's loss is not its fault."""
 
 STOP_S = 120
 """Seconds that cells have to write their checkpoints in when the run is stopped."""
+
+NAME_LENGTH = 500
+"""Of a task, at most: a cell may have hundreds of SAEs."""
 
 POLL_S = 0.5
 
@@ -43,7 +46,7 @@ Task = Any
 
 
 class ClusterCrew:
-    """The workers of a cluster; the driver alone writes what concerns the whole run."""
+    """The workers of a cluster; the driver alone writes what concerns the whole run, and keeps its `progress`."""
 
     def __init__(
         self,
@@ -53,11 +56,12 @@ class ClusterCrew:
         log_to: str | None,
         capture: CaptureMode = "auto",
     ) -> None:
-        self._config, self._folder, self._progress = config, folder, progress
-        self._slots = slots_of(config.device, folder.path)
+        self._config, self._folder, self.progress = config, folder, progress
+        lock = Lock.of(folder.path)
+        self._slots = slots_of(config.device, lock)
         self._errand = remote.Errand(
             config,
-            str(folder.path.absolute()),
+            lock,
             str(Path.cwd()),
             {name: Path(name).read_bytes() for name in config.plugins},
             self._slots.n_cpus,
@@ -72,8 +76,8 @@ class ClusterCrew:
         self._cell = ray.remote(remote.cell)
         where = "every node sees the run's folder" if self._slots.shared else "files come through Ray's object store"
         progress.say(
-            f"cluster: {len(self._slots.nodes)} nodes, {self._slots.n} cells at once, each on "
-            f"{'a GPU and ' * self._slots.n_gpus}{self._slots.n_cpus} cores; {where}"
+            f"cluster: {len(self._slots.nodes)} nodes; {self._slots.n} cells at once, GPUs of each: "
+            f"{self._slots.n_gpus}, cores: {self._slots.n_cpus}; {where}"
         )
 
     def survey(self, kernels: Mapping[str, Crossovers] | None) -> Survey:
@@ -96,7 +100,7 @@ class ClusterCrew:
         self._folder.write_cells({name: cell.saes for name, cell in cells.items()})
         shown = {name: CellView(cell.seconds, len(cell.saes)) for name, cell in cells.items()}
         reference = ray.put(order)
-        with View(self._progress, shown, self._config.batch_size) as view, stop_signals():
+        with View(self.progress, shown, self._config.batch_size) as view, _not_lost():
             failures = self._in_rounds(order, todo, cells, reference, view)
         return {sae: reason for name, reason in failures.items() for sae in cells[name].saes}
 
@@ -178,7 +182,7 @@ class ClusterCrew:
                 return
 
     def _submit(self, cell: Cell, order: Task) -> Task:
-        task = self._cell.options(name=", ".join(cell.saes), **self._slots.options)
+        task = self._cell.options(name=", ".join(cell.saes)[:NAME_LENGTH], **self._slots.options)
         files = None if self._slots.shared else self._files_of(cell)
         return task.remote(self._errand, order, cell.id, cell.saes, files, self._desk, self._captures.get(cell.id))
 
@@ -225,14 +229,25 @@ def cluster_crew(
     Raises:
         UserError: it cannot be joined, or cannot work on this run.
     """
-    with joined(on):
-        yield ClusterCrew(config, folder, progress, log_to, capture)
+    with logged(folder.path / "logs" / "driver.log") as keep, joined(on):
+        yield ClusterCrew(config, folder, KeptProgress(progress, keep), log_to, capture)
+
+
+@contextmanager
+def _not_lost() -> Iterator[None]:
+    """Within this block what Ray itself cannot do is an error of one line."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        raise UserError(f"the cluster is lost ({reason}): when it is back, the same command goes on") from None
 
 
 def _got(task: Task) -> Any:
     """What a task returns; a user's mistake is one here, too."""
     try:
-        return ray.get(task)
+        with _not_lost():
+            return ray.get(task)
     except UserError as error:
         raise UserError(str(getattr(error, "cause", error))) from None
 

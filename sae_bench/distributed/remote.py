@@ -6,7 +6,6 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +15,10 @@ import ray
 import torch
 
 from sae_bench.device import SPARE_SHARE, has_cuda
-from sae_bench.distributed.cluster import check_versions, versions
+from sae_bench.distributed.cluster import Lock, check_versions, versions
 from sae_bench.distributed.desk import HandedIn, Report
 from sae_bench.distributed.fleet import CPU
+from sae_bench.distributed.logs import logged
 from sae_bench.distributed.planner import Cell, plan_cells
 from sae_bench.distributed.shared_capture import SharedSource
 from sae_bench.distributed.sharing import pays, share_captures
@@ -27,7 +27,7 @@ from sae_bench.distributed.work import Devices
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 from sae_bench.records.files import digest_of, write_bytes
-from sae_bench.records.redact import install_redaction, redact
+from sae_bench.records.redact import install_redaction
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
 from sae_bench.records.schema import Provenance
 from sae_bench.registry import load_plugin
@@ -56,8 +56,8 @@ class Errand:
     """What every task of a run must know of the driver."""
 
     config: RunConfig
-    run: str
-    """The run's folder, where a node sees it."""
+    lock: Lock
+    """In the run's folder, where a node sees it."""
     here: str
     """The driver's working directory, which the paths of plugins, corpora and models may begin at."""
     plugins: Mapping[str, bytes]
@@ -168,12 +168,15 @@ def cell(
     Its activations come from `capture`, or are captured here.
     """
     with stop_signals(), tempfile.TemporaryDirectory(prefix="sae-arch-bench-") as own:
-        sees = Path(errand.run).is_dir() and files is None
-        folder = RunFolder(Path(errand.run if sees else own))
+        if files is None and not errand.lock.is_seen:
+            raise RuntimeError(f"node {socket.gethostname()} came later, and does not see the run's folder")
+        sees = files is None
+        folder = RunFolder(Path(errand.lock.path).parent if sees else Path(own))
         for path, content in (files or {}).items():
             write_bytes(folder.path / path, content)
         courier = Courier(folder.path, desk, files or {}) if not sees else None
-        with _logged(folder.path / "logs" / f"{name}.log") as say:
+        with logged(folder.path / "logs" / f"{name}.log") as say:
+            logging.getLogger("sae_bench").setLevel(logging.INFO)
             try:
                 progress = CellProgress(name, desk, say)
                 progress.report(Report("load"))
@@ -245,23 +248,3 @@ class Courier:
         for path in self._brought.keys() - now.keys():
             ray.get(self._desk.hand_in.remote(HandedIn(path, None)))
         self._brought = now
-
-
-@contextmanager
-def _logged(path: Path) -> Iterator[Callable[[str], None]]:
-    """Keep what this process logs in a file, and yield what writes a line of news there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    logging.getLogger("sae_bench").setLevel(logging.INFO)
-
-    def say(text: str) -> None:
-        handler.handle(logging.makeLogRecord({"msg": redact(text), "levelno": logging.INFO}))
-
-    try:
-        yield say
-    finally:
-        root.removeHandler(handler)
-        handler.close()

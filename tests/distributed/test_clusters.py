@@ -23,7 +23,7 @@ HOSTS = Path(__file__).with_name("two_hosts.sh")
 NAME = f"sab{os.getpid()}"
 
 
-@pytest.fixture()
+@pytest.fixture
 def hosts():
     tried = subprocess.run(["bash", HOSTS, "up", NAME], capture_output=True, text=True)
     try:
@@ -42,7 +42,9 @@ def on_path(folder: Path, **scripts: str) -> dict[str, str]:
     return os.environ | {"PATH": f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
-def test_the_slurm_script_starts_a_cluster_of_two_nodes_and_runs_a_sweep(hosts, gemma2_folder, corpus, at_work, tmp_path):
+def test_the_slurm_script_starts_a_cluster_of_two_nodes_and_runs_a_sweep(
+    hosts, gemma2_folder, corpus, at_work, tmp_path
+):
     settings = {
         "--arch": ("relu", "topk"), "--l0": 6, "--model": gemma2_folder, "--layer": (1, 2), "--dataset": corpus,
         "--width": 48, "--tokens": 1500, "--batch-size": 130, "--buffer-tokens": 600, "--eval-tokens": 300,
@@ -57,7 +59,11 @@ def test_the_slurm_script_starts_a_cluster_of_two_nodes_and_runs_a_sweep(hosts, 
     environment |= {"SLURM_JOB_NODELIST": "one,two", "SLURM_JOB_NUM_NODES": "2", "OMP_NUM_THREADS": "1"}
     environment |= {"RAY_START": "--num-cpus=1 --object-store-memory=80000000"}
     done = subprocess.run(
-        ["bash", ROOT / "deploy" / "slurm.sbatch", *command], env=environment, capture_output=True, text=True, timeout=400
+        ["bash", ROOT / "deploy" / "slurm.sbatch", *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "host 2: On worker node" in done.stdout

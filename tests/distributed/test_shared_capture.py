@@ -46,11 +46,16 @@ def expected(corpus, at_work):
         buffer = toy_buffer(str(corpus), sites, seeds)
         samples = [buffer.sample(site, INIT_SAMPLE) for site in sites]
         digests = [digest(batch) for batch in buffer.batches()]
-        found[name] = {"digests": digests, "state": buffer.state_dict(N_STEPS), "facts": buffer.facts(), "samples": samples}
+        found[name] = {
+            "digests": digests,
+            "state": buffer.state_dict(N_STEPS),
+            "facts": buffer.facts(),
+            "samples": samples,
+        }
     return found
 
 
-@pytest.fixture()
+@pytest.fixture
 def capture(cluster, corpus):
     started = start_capture(
         opener(str(corpus)),
