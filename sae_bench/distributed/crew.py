@@ -119,12 +119,15 @@ class ClusterCrew:
         self, order: Order, todo: Sequence[PlannedSAE], cells: Mapping[str, Cell], reference: Task, view: View
     ) -> dict[str, str]:
         """Have every cell worked on, all at once or, where they share captures, as many as these serve."""
-        names = [sae.id for sae in todo if not self._folder.has_sae(sae.id, self._config.hash)]
-        n_trainers = self._n_trainers(names)
+        to_train = {
+            sae.id: sae
+            for sae in todo
+            if sae.description.origin is None and not self._folder.has_sae(sae.id, self._config.hash)
+        }
+        n_trainers = self._n_trainers(list(to_train))
         if not n_trainers:
             return self._all_done(cells, reference, view)
         view.say(f"shared capture: each serves up to {n_trainers} cells")
-        to_train = {sae.id: sae for sae in todo if sae.id in names}
         plan = CapturePlan(self._errand, order, self._slots.options, to_train)
         failures: dict[str, str] = {}
         for groups in rounds(list(cells.values()), n_trainers, self._slots.n):

@@ -30,7 +30,7 @@ WINDOW_BYTES = 2 << 30
 AGAIN_S = 0.5
 """Seconds between two attempts to reach an actor that begins anew."""
 
-LOST_S = 300.0
+LOST_S = 120.0
 """Seconds after which an actor that cannot be reached is lost: no node may be left that has room for it."""
 
 

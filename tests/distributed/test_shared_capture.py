@@ -5,7 +5,9 @@ import time
 
 import pytest
 import torch
+from command import bench, flags
 from local_cluster import small
+from test_end_to_end import records_of, weights_of, without_times
 from toy_capture import N_STEPS, SEEDS, SERVING, digest, keys_of, node, opener, read, toy_buffer, toy_model, toy_sites
 
 ray = pytest.importorskip("ray")
@@ -132,3 +134,22 @@ def used() -> int:
     """Bytes in the object stores of all nodes."""
     total, free = ray.cluster_resources(), ray.available_resources()
     return int(total["object_store_memory"] - free.get("object_store_memory", 0))
+
+
+def test_a_run_whose_cells_share_a_capture_makes_the_files_of_one_process(cluster, gemma2_folder, corpus, tmp_path):
+    settings = {
+        "--arch": ("topk", "relu"), "--l0": 6, "--seed": (0, 1), "--model": gemma2_folder, "--layer": (1, 2),
+        "--dataset": corpus, "--width": 48, "--tokens": 3000, "--reuse": 3, "--batch-size": 60,
+        "--buffer-tokens": 800, "--eval-tokens": 300, "--context-size": 32, "--checkpoint-every": 40,
+    }  # fmt: skip
+    assert bench(*flags(settings | {"--out": tmp_path / "one"}), "--quiet") == 0
+    ray.shutdown()  # the command joins by itself
+    shared = settings | {"--out": tmp_path / "shared", "--on": cluster.address, "--capture": "shared"}
+    try:
+        assert bench(*flags(shared)) == 0
+    finally:
+        ray.init(address=cluster.address, log_to_driver=False)
+    assert "shared capture" in (tmp_path / "shared" / "logs" / "driver.log").read_text()
+    assert weights_of(tmp_path / "shared") == weights_of(tmp_path / "one")
+    records = [{name: without_times(r) for name, r in records_of(tmp_path / of).items()} for of in ("shared", "one")]
+    assert records[0] == records[1]
