@@ -57,7 +57,8 @@ def test_the_slurm_script_starts_a_cluster_of_two_nodes_and_runs_a_sweep(
         srun=f'while [[ $1 == --* ]]; do shift; done; exec bash {HOSTS} run {NAME} "$@"',
     )
     environment |= {"SLURM_JOB_NODELIST": "one,two", "SLURM_JOB_NUM_NODES": "2", "OMP_NUM_THREADS": "1"}
-    environment |= {"RAY_START": "--num-cpus=1 --object-store-memory=80000000"}
+    environment |= {"RAY_START": "--num-cpus=1 --object-store-memory=80000000 --include-dashboard=false"}
+    environment |= {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     done = subprocess.run(
         ["bash", ROOT / "deploy" / "slurm.sbatch", *command],
         env=environment,
@@ -94,6 +95,7 @@ def test_the_manifest_is_a_job_that_ends_with_the_command():
     program, *arguments = spec["entrypoint"].split()
     assert program == "sae-arch-bench"
     assert arguments[arguments.index("--on") + 1] == "ray"
+    assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     groups = [spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"]["workerGroupSpecs"]]
     out = Path(arguments[arguments.index("--out") + 1])
     for group in groups:
