@@ -57,7 +57,7 @@ def test_the_slurm_script_starts_a_cluster_of_two_nodes_and_runs_a_sweep(
         srun=f'while [[ $1 == --* ]]; do shift; done; exec bash {HOSTS} run {NAME} "$@"',
     )
     environment |= {"SLURM_JOB_NODELIST": "one,two", "SLURM_JOB_NUM_NODES": "2", "OMP_NUM_THREADS": "1"}
-    environment |= {"RAY_START": "--num-cpus=1 --object-store-memory=80000000 --include-dashboard=false"}
+    environment |= {"RAY_START": "--num-cpus=1 --object-store-memory=80000000"}
     environment |= {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     done = subprocess.run(
         ["bash", ROOT / "deploy" / "slurm.sbatch", *command],

@@ -138,7 +138,7 @@ def test_what_lies_in_the_object_store_is_bounded_by_the_window(cluster, capture
     slow = SharedSource(capture, "b", toy_model(), N_TOKENS, [SECOND], serving).batches()
     threads = [in_thread(lambda name=name: read(capture, name, *CELLS[name])) for name in ("a", "c")]
     most = 0
-    for step in range(8):
+    for _ in range(8):
         next(slow)
         wait_for(lambda: used() > before)
         time.sleep(0.5)  # within the capture's patience; nodes report their stores' sizes now and then
