@@ -32,6 +32,9 @@ from sae_bench.training.source import TextFacts
 PATIENCE_S = 60.0
 """How long others wait for a reader that is silent. To give one up too early costs time, and no bit."""
 
+MOST_PATIENCE_S = 600.0
+"""The same where readers that were given up came back, and so may just be slow: it doubles with each, up to this."""
+
 
 class NotConnectedError(Exception):
     """The server does not know where this reader is: it started anew, or has given the reader up."""
@@ -92,6 +95,8 @@ class CaptureServer:
         """
         with self._changed:
             place = self._places[reader]
+            if not place.awaited:
+                self._patience = max(self._patience, min(2 * self._patience, MOST_PATIENCE_S))
             place.at, place.state, place.awaited, place.heard = n_done, state, True, time.monotonic()
             self._astray |= n_done < self._start or self._error is not None
             self._error = None

@@ -228,3 +228,25 @@ def test_what_keeps_the_buffer_from_going_on_is_told_to_all_and_tried_again(serv
     a.connect(server)
     b.connect(server)
     a.next(), b.next()
+
+
+def test_a_reader_that_is_only_slow_is_not_given_up_for_ever(serve, corpus):
+    """Each time would cost a capture of the whole buffer."""
+    opened = []
+
+    def open_buffer(**how):
+        opened.append(how)
+        return toy_buffer(str(corpus), **how)
+
+    server = serve(READERS, patience_s=0.5, open_buffer=open_buffer)
+    a, b = two(server)
+    waiting, _ = in_thread(lambda: [a.next() for _ in range(12)])
+    for _ in range(9):
+        time.sleep(0.8)
+        try:
+            b.next()
+        except NotConnectedError:
+            b.connect(server)
+            b.next()
+    waiting.join(20)
+    assert 1 < len(opened) < 5

@@ -1,7 +1,7 @@
 #!/bin/bash
 # two_hosts.sh up|down NAME: two hosts on this one, NAME-1 and NAME-2, on a network of their own
 # two_hosts.sh run NAME COMMAND...: the command on both, each with its own processes; the first host's exit status
-set -eu
+set -eu -o pipefail
 case $1 in
 up)
     ip link add "$2" type bridge
@@ -29,7 +29,6 @@ run)
             bash -c 'mount -t tmpfs tmpfs /tmp/ray && "$@"; exit' host "$@" 2>&1 | sed "s/^/host $i: /" &
         hosts[i]=$!
     done
-    set -o pipefail
     wait "${hosts[2]}" || true
     wait "${hosts[1]}"
     ;;
