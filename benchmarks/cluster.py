@@ -2,10 +2,9 @@
 
     python benchmarks/cluster.py
 
-The same sweep of eight cells' worth of work, with one thread everywhere: in one process, on a cluster of one worker, and
-of two. Wall times of whole commands, from the first import to the board, in turn, so that what else the machine does
-meets all of them; the work on the cells is also read off the driver's log, for what a cluster takes to start is paid once
-a run, and cells may be long.
+One sweep, with one thread everywhere: in one process, on a cluster of one worker, and of two. Wall times are those of
+whole commands, from the first import to the board, in turn, so that what else the machine does meets all of them. What
+the cells alone take the driver says: a cluster starts once a run, and cells may be long.
 """
 
 import os

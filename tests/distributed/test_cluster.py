@@ -122,26 +122,6 @@ def apart(slots_of):
     return lambda *arguments: replace(slots_of(*arguments), shared=False)
 
 
-def test_a_stopped_run_has_checkpoints_and_goes_on_in_any_number_of_workers(settings, whole, cluster, tmp_path, capsys):
-    out = tmp_path / "run"
-
-    def interrupt() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-    with meanwhile(more_checkpoints(out, 1), interrupt):
-        assert bench(*command(settings, out, cluster.address)) == 130
-    said = capsys.readouterr().err
-    assert "stopping: the cells write their checkpoints" in said
-    assert "go on with" in said
-    wait_for(lambda: not workers_at_cells())
-    asked = checkpoints(out)
-    assert [at for at in asked if int(at.partition("/")[2]) % 10], "not only those that were due"
-    cells = {at.partition("/")[0] for at in asked}
-    assert bench(*command(settings, out, cluster.address)[:-3], "--chance", "--quiet") == 0, "in this process"
-    same(out, whole)
-    assert cells <= {path.name for path in (out / "checkpoints").iterdir()}
-
-
 FATAL = '''
 """Takes its process with it."""
 import os, signal
@@ -249,11 +229,23 @@ def killed(settings, out: Path, cluster: Cluster, kill: Callable[[subprocess.Pop
         process.kill()
 
 
-def test_the_driver_is_killed_and_the_command_given_again(settings, whole, cluster, tmp_path):
+def test_a_run_whose_driver_is_killed_and_then_stopped_goes_on_without_a_cluster(
+    settings, whole, cluster, tmp_path, capsys
+):
     out = tmp_path / "run"
     assert killed(settings, out, cluster, lambda process: process.kill()) == -signal.SIGKILL
     wait_for(lambda: not workers_at_cells())
-    assert bench(*command(settings, out, cluster.address), "--quiet") == 0
+    before = checkpoints(out)
+    with meanwhile(more_checkpoints(out, 1), lambda: os.kill(os.getpid(), signal.SIGINT)):
+        assert bench(*command(settings, out, cluster.address)) == 130
+    said = capsys.readouterr().err
+    assert "stopping: the cells write their checkpoints" in said
+    assert "go on with" in said
+    wait_for(lambda: not workers_at_cells())
+    after = checkpoints(out) - before
+    assert [at for at in after if int(at.partition("/")[2]) % 10], "more than those that were due"
+    assert bench(*flags(settings | {"--out": out}), "--chance") == 0
+    assert "going on after step" in capsys.readouterr().err
     same(out, whole)
 
 
