@@ -32,7 +32,7 @@ def settings(gemma2_folder, corpus, at_work):
     plugin.write_text(NOISY)
     return {
         "--l0": 6, "--model": gemma2_folder, "--dataset": corpus, "--width": 48, "--tokens": 1200, "--reuse": 2,
-        "--batch-size": 120, "--eval-tokens": 2000, "--context-size": 32, "--buffer-tokens": 600, "--latents": 3,
+        "--batch-size": 120, "--eval-tokens": 800, "--context-size": 32, "--buffer-tokens": 600, "--latents": 3,
         "--interp-tokens": 300, "--plugin": plugin,
     }  # fmt: skip
 
