@@ -26,6 +26,7 @@ from sae_bench.records.schema import Provenance
 from sae_bench.runs.cell import begun_cells, is_unfinished
 from sae_bench.runs.collect import random_saes
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.records import now
 from sae_bench.runs.train import Order
 from sae_bench.runs.workbench import PlannedSAE, Survey
 from sae_bench.saes.active import Crossovers
@@ -92,7 +93,7 @@ class ClusterCrew:
         return self._survey
 
     def provenance(self) -> Provenance:
-        return self._provenance
+        return self._provenance.model_copy(update={"time": now()})
 
     def work(self, order: Order, saes: Sequence[PlannedSAE], begun: Callable[[], None]) -> Mapping[str, str]:
         random = random_saes(self._config, saes)
@@ -102,7 +103,10 @@ class ClusterCrew:
         if not todo:
             return {}
         cells = {cell.id: cell for cell in self._cells(todo)}
-        self._folder.write_cells({name: cell.saes for name, cell in cells.items()})
+        known = {
+            name: of for name, of in self._folder.cells().items() if (self._folder.checkpoints_path / name).is_dir()
+        }
+        self._folder.write_cells({**known, **{name: cell.saes for name, cell in cells.items()}})
         shown = {name: CellView(cell.seconds, len(cell.saes)) for name, cell in cells.items()}
         reference = ray.put(order)
         with View(self.progress, shown, self._config.batch_size) as view, _not_lost():
