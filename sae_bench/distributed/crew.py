@@ -3,6 +3,8 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sae_bench.distributed import remote
 from sae_bench.distributed.captures import CaptureMode, CapturePlan, rounds, trainers_of
 from sae_bench.distributed.cluster import Lock, joined, slots_of, versions
-from sae_bench.distributed.desk import Desk, HandedIn
+from sae_bench.distributed.desk import Desk, HandedIn, Report
 from sae_bench.distributed.logs import KeptProgress, logged
 from sae_bench.distributed.planner import Cell
 from sae_bench.distributed.shared_capture import CaptureLostError
-from sae_bench.distributed.view import CellView, View
+from sae_bench.distributed.view import TRAIN, CellView, View
 from sae_bench.errors import UserError
 from sae_bench.progress import Progress
 from sae_bench.records.files import write_bytes
@@ -26,12 +28,13 @@ from sae_bench.records.schema import Provenance
 from sae_bench.runs.cell import begun_cells, is_unfinished
 from sae_bench.runs.collect import random_saes
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.records import now
 from sae_bench.runs.train import Order
 from sae_bench.runs.workbench import PlannedSAE, Survey
 from sae_bench.saes.active import Crossovers
 
 FAULTS = 3
-"""Times that a cell may fail by itself; a node's loss is not its fault."""
+"""Times that a cell may fail by itself from one checkpoint; a node's loss is not its fault."""
 
 STOP_S = 120
 """Seconds that cells have to write their checkpoints in when the run is stopped."""
@@ -43,6 +46,20 @@ POLL_S = 0.5
 
 Task = Any
 """A reference to what a Ray task returns."""
+
+
+@dataclass
+class Faults:
+    """Of one cell, since it last got further."""
+
+    n: int = 0
+    left: float = inf
+    """Steps that were left when the last attempt began."""
+
+    def note(self, report: Report | None) -> None:
+        """Another fault; `report` is the cell's last."""
+        left = report.total if report and report.stage == TRAIN else self.left
+        self.n, self.left = 1 if left < self.left else self.n + 1, left
 
 
 class ClusterCrew:
@@ -87,7 +104,7 @@ class ClusterCrew:
         return self._survey
 
     def provenance(self) -> Provenance:
-        return self._provenance
+        return self._provenance.model_copy(update={"time": now()})
 
     def work(self, order: Order, saes: Sequence[PlannedSAE], begun: Callable[[], None]) -> Mapping[str, str]:
         random = random_saes(self._config, saes)
@@ -97,7 +114,10 @@ class ClusterCrew:
         if not todo:
             return {}
         cells = {cell.id: cell for cell in self._cells(todo)}
-        self._folder.write_cells({name: cell.saes for name, cell in cells.items()})
+        known = {
+            name: of for name, of in self._folder.cells().items() if (self._folder.checkpoints_path / name).is_dir()
+        }
+        self._folder.write_cells({**known, **{name: cell.saes for name, cell in cells.items()}})
         shown = {name: CellView(cell.seconds, len(cell.saes)) for name, cell in cells.items()}
         reference = ray.put(order)
         with View(self.progress, shown, self._config.batch_size) as view, _not_lost():
@@ -146,7 +166,7 @@ class ClusterCrew:
     def _all_done(self, cells: Mapping[str, Cell], order: Task, view: View) -> dict[str, str]:
         """Have every cell worked on; return why some were not, by name."""
         pending = {self._submit(cell, order): name for name, cell in cells.items()}
-        faults = dict.fromkeys(cells, 0)
+        faults = {name: Faults() for name in cells}
         failures: dict[str, str] = {}
         try:
             while pending:
@@ -156,10 +176,10 @@ class ClusterCrew:
                     name = pending.pop(task)
                     error = _error_of(task)
                     if isinstance(getattr(error, "cause", None), CaptureLostError):
-                        del self._captures[name]
-                    elif error is not None and not _is_lost_node(error):
-                        faults[name] += 1
-                    if error is None or isinstance(error, UserError) or faults[name] == FAULTS:
+                        del self._captures[name]  # it captures for itself from now on
+                    elif error is not None and not isinstance(error, ray.exceptions.NodeDiedError):
+                        faults[name].note(reports.get(name))
+                    if error is None or isinstance(error, UserError) or faults[name].n == FAULTS:
                         view.finished(name, failed=error is not None)
                         if error is not None:
                             failures[name] = _reason(error)
@@ -200,7 +220,7 @@ class ClusterCrew:
         files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
         return {str(file.relative_to(folder.path)): file.read_bytes() for file in files}
 
-    def _take_files(self) -> Mapping[str, Any]:
+    def _take_files(self) -> Mapping[str, Report]:
         """Write what cells have handed in, and return their reports."""
         reports, files = ray.get(self._desk.come_by.remote(self._written))
         self._written = list(files)
@@ -267,10 +287,6 @@ def _error_of(task: Task) -> Exception | None:
         found: Exception = error
         return found
     return None
-
-
-def _is_lost_node(error: Exception) -> bool:
-    return isinstance(error, ray.exceptions.NodeDiedError)
 
 
 def _reason(error: Exception) -> str:

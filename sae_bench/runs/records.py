@@ -62,5 +62,10 @@ def provenance_of(lm: LanguageModel, config: RunConfig, stream: TokenStream) -> 
         preset=config.preset,
         config=config.identity,
         config_hash=config.hash,
-        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        time=now(),
     )
+
+
+def now() -> str:
+    """The time, as records give it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -26,8 +26,8 @@ def small(**more: object) -> dict[str, object]:
 @contextmanager
 def local_cluster(n_nodes: int) -> Iterator[Cluster]:
     """A head without cores, so that no cell dies with it alone, and nodes of one core each; all end with the block."""
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-    os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "10"  # a driver's patience with a head that is gone
+    patience = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}  # a driver's, with a head that is gone
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", **patience}
     cluster = Cluster(initialize_head=True, head_node_args=small(num_cpus=0))
     try:
         for _ in range(n_nodes):
@@ -88,14 +88,20 @@ def more_checkpoints(run: Path, n: int) -> Callable[[], None]:
 
 
 def workers_at_cells() -> list[int]:
-    """Processes of Ray's that work on cells at this moment: they are called by the names of their SAEs."""
+    """Workers of our nodes that work on cells at this moment: they are called by the names of their SAEs."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             line = (process / "cmdline").read_bytes()
-            if line.startswith(b"ray::") and b".seed" in line:
+            if line.startswith(b"ray::") and b".seed" in line and os.getpid() in ancestors(int(process.name)):
                 found.append(int(process.name))
     return found
+
+
+def ancestors(process: int) -> list[int]:
+    """Its parent, and so on."""
+    parent = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return [parent, *ancestors(parent)] if parent > 1 else []
 
 
 def kill_a_worker() -> None:
