@@ -156,7 +156,7 @@ class ClusterCrew:
     def _stop(self, tasks: list[Task]) -> None:
         """Tell the cells to stop, and wait until they have."""
         for task in tasks:
-            ray.cancel(task)
+            ray.cancel(task, recursive=False)  # what they still have to hand in is theirs
         for _ in range(round(STOP_S / POLL_S)):
             _, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=POLL_S) if tasks else ([], [])
             self._take_files()
@@ -172,7 +172,8 @@ class ClusterCrew:
         """What the run's folder holds of a cell, for a node that does not see it."""
         folder = self._folder
         own = folder.checkpoints_path / cell.id
-        paths = [own if own.is_dir() else folder.checkpoints_path]
+        begun = [own] if own.is_dir() else [path for path in folder.checkpoints_path.glob("*") if path.name.isdigit()]
+        paths = [folder.path / "logs" / f"{cell.id}.log", *begun]
         for sae in cell.saes:
             paths += [folder.sae_path(sae), folder.latents_path(sae), folder.collection_path(sae)]
             paths += folder.record_paths(sae)
