@@ -87,7 +87,8 @@ class ClusterCrew:
         )
 
     def survey(self, kernels: Mapping[str, Crossovers] | None) -> Survey:
-        task = ray.remote(remote.survey).options(name="survey", **self._slots.options)
+        again = {**self._slots.options, "max_retries": FAULTS}
+        task = ray.remote(remote.survey).options(name="survey", **again)
         found: tuple[Survey, Provenance] = _got(task.remote(self._errand, kernels))
         self._survey, self._provenance = found
         return self._survey
@@ -120,7 +121,8 @@ class ClusterCrew:
         others = [sae for sae in todo if not any(sae.id in cell.saes for cell in kept)]
         if not others:
             return kept
-        task = ray.remote(remote.plan).options(name="plan", **self._slots.options)
+        again = {**self._slots.options, "max_retries": FAULTS}
+        task = ray.remote(remote.plan).options(name="plan", **again)
         names = [sae.id for sae in others]
         return [*kept, *_got(task.remote(self._errand, names, self._slots.n, self._slots.n_bytes))]
 
@@ -213,12 +215,16 @@ def cluster_crew(
 
 @contextmanager
 def _not_lost() -> Iterator[None]:
-    """Within this block what Ray itself cannot do is an error of one line."""
+    """Within this block what Ray itself cannot do is an error of one line; what a task raises passes as it is."""
     try:
         yield
+    except ray.exceptions.RayTaskError:
+        raise
     except ray.exceptions.RayError as error:
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        raise UserError(f"the cluster is lost ({reason}): when it is back, the same command goes on") from None
+        raise UserError(
+            f"the cluster fails ({reason}): see that it runs, and the same command goes on"
+        ) from None
 
 
 def _got(task: Task) -> Any:
