@@ -98,7 +98,8 @@ class ClusterCrew:
         )
 
     def survey(self, kernels: Mapping[str, Crossovers] | None) -> Survey:
-        task = ray.remote(remote.survey).options(name="survey", **self._slots.options)
+        again = {**self._slots.options, "max_retries": FAULTS}
+        task = ray.remote(remote.survey).options(name="survey", **again)
         found: tuple[Survey, Provenance] = _got(task.remote(self._errand, kernels))
         self._survey, self._provenance = found
         return self._survey
@@ -131,7 +132,8 @@ class ClusterCrew:
         others = [sae for sae in todo if not any(sae.id in cell.saes for cell in kept)]
         if not others:
             return kept
-        task = ray.remote(remote.plan).options(name="plan", **self._slots.options)
+        again = {**self._slots.options, "max_retries": FAULTS}
+        task = ray.remote(remote.plan).options(name="plan", **again)
         names = [sae.id for sae in others]
         return [*kept, *_got(task.remote(self._errand, names, self._slots.n, self._slots.n_bytes))]
 
@@ -197,7 +199,7 @@ class ClusterCrew:
     def _stop(self, tasks: list[Task]) -> None:
         """Tell the cells to stop, and wait until they have."""
         for task in tasks:
-            ray.cancel(task)
+            ray.cancel(task, recursive=False)  # what they still have to hand in is theirs
         for _ in range(round(STOP_S / POLL_S)):
             _, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=POLL_S) if tasks else ([], [])
             self._take_files()
@@ -213,7 +215,8 @@ class ClusterCrew:
         """What the run's folder holds of a cell, for a node that does not see it."""
         folder = self._folder
         own = folder.checkpoints_path / cell.id
-        paths = [own if own.is_dir() else folder.checkpoints_path]
+        begun = [own] if own.is_dir() else [path for path in folder.checkpoints_path.glob("*") if path.name.isdigit()]
+        paths = [folder.path / "logs" / f"{cell.id}.log", *begun]
         for sae in cell.saes:
             paths += [folder.sae_path(sae), folder.latents_path(sae), folder.collection_path(sae)]
             paths += folder.record_paths(sae)
@@ -258,12 +261,16 @@ def cluster_crew(
 
 @contextmanager
 def _not_lost() -> Iterator[None]:
-    """Within this block what Ray itself cannot do is an error of one line."""
+    """Within this block what Ray itself cannot do is an error of one line; what a task raises passes as it is."""
     try:
         yield
+    except ray.exceptions.RayTaskError:
+        raise
     except ray.exceptions.RayError as error:
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        raise UserError(f"the cluster is lost ({reason}): when it is back, the same command goes on") from None
+        raise UserError(
+            f"the cluster fails ({reason}): see that it runs, and the same command goes on"
+        ) from None
 
 
 def _got(task: Task) -> Any:
