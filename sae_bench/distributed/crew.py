@@ -141,11 +141,8 @@ class ClusterCrew:
         self, order: Order, todo: Sequence[PlannedSAE], cells: Mapping[str, Cell], reference: Task, view: View
     ) -> dict[str, str]:
         """Have every cell worked on, all at once or, where they share captures, as many as these serve."""
-        to_train = {
-            sae.id: sae
-            for sae in todo
-            if sae.description.origin is None and not self._folder.has_sae(sae.id, self._config.hash)
-        }
+        own = [sae for sae in todo if sae.description.origin is None]
+        to_train = {sae.id: sae for sae in own if not self._folder.has_sae(sae.id, self._config.hash)}
         n_trainers = self._n_trainers(list(to_train))
         if not n_trainers:
             return self._all_done(cells, reference, view)
@@ -268,9 +265,7 @@ def _not_lost() -> Iterator[None]:
         raise
     except ray.exceptions.RayError as error:
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        raise UserError(
-            f"the cluster fails ({reason}): see that it runs, and the same command goes on"
-        ) from None
+        raise UserError(f"the cluster fails ({reason}): see that it runs, and the same command goes on") from None
 
 
 def _got(task: Task) -> Any:

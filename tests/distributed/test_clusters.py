@@ -64,7 +64,7 @@ def test_the_slurm_script_starts_a_cluster_of_two_nodes_and_runs_a_sweep(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "host 2: On worker node" in done.stdout
