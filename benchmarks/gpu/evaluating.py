@@ -85,7 +85,7 @@ def timed(lm: LanguageModel, text: Text, scale: Scale, saes: list[SparseAutoenco
     site = find_site(lm.model, "resid_post", scale.layer)
     candidates = [Candidate(sae, site, {name: task() for name, task in token_tasks(TASKS).items()}) for sae in saes]
     with patch.object(loop, "BATCH_BYTES", factor * loop.BATCH_BYTES):
-        at_once = loop.plan_batch(lm, scale.context, [(site, sae.config) for sae in saes]).n_contexts
+        at_once = loop.contexts_at_once(lm, scale.context)
         start = time.perf_counter()
         evaluate(lm, held_out, candidates, Progress(quiet=True))
         wait(lm.device)

@@ -15,16 +15,16 @@ from typing import Any
 import torch
 
 from sae_bench.cli.main import main
-from sae_bench.runs import pipeline
+from sae_bench.runs import cell, workbench
 from sae_bench.runs import train as train_stage
 from sae_bench.runs.train import TrainStage
 
 STAGES: tuple[tuple[Any, str, str], ...] = (
-    (pipeline, "load_model", "load model"),
+    (workbench, "load_model", "load model"),
     (TrainStage, "__init__", "prepare training"),
     (train_stage, "train", "train"),
     (TrainStage, "run", "train and save"),
-    (pipeline, "evaluate_saes", "evaluate"),
+    (cell, "evaluate_saes", "evaluate"),
 )
 
 result = Path(sys.argv[1])

@@ -4,10 +4,11 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
@@ -22,6 +23,11 @@ from sae_bench.parsing import Heading
 from sae_bench.progress import Progress
 from sae_bench.records.redact import install_redaction, redact
 from sae_bench.signals import stop_signals
+
+if TYPE_CHECKING:
+    from sae_bench.records.run_folder import RunFolder
+    from sae_bench.records.schema import Record
+    from sae_bench.runs.config import RunConfig
 
 HELP = """Compare sparse autoencoder architectures on one stream of language-model activations.
 
@@ -53,6 +59,12 @@ class Command:
     """The run's folder. Default: runs/ and a name made from the settings."""
     overwrite: Annotated[bool, flag()] = False
     """Delete the run that the folder holds, and start anew."""
+    on: Annotated[str | None, flag()] = None
+    """Where the work is done: ray (all devices of this machine, or the cluster of RAY_ADDRESS), or a cluster's
+    ray://HOST:PORT or HOST:PORT. Default: this process."""
+    capture: Annotated[Literal["auto", "shared", "own"] | None, flag()] = None
+    """With --on: one device captures for others that train (shared), every device for itself (own), or whichever the
+    plan says is sooner done (auto, the default)."""
     extend_tokens: Annotated[bool, flag()] = False
     """Train the SAEs that the folder holds further, from fewer tokens to --tokens."""
     log_to: Annotated[Literal["tensorboard", "wandb"] | None, flag()] = None
@@ -95,6 +107,8 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
 
         print(describe_plan(config, folder))
         return 0
+    if command.capture is not None and command.on is None:
+        raise UserError(f"--capture {command.capture} needs --on: without it one process captures for all its SAEs")
     if command.extend_tokens and command.out is None:
         raise UserError("--extend-tokens needs --out, the folder of the run that is to be trained further")
     with folder.locked():
@@ -102,7 +116,10 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
             folder.clear()
         else:
             folder.check(config.identity, extended=command.extend_tokens)
-        records = run(config, folder, progress, command.log_to)
+        if command.on is None:
+            records = run(config, folder, progress, command.log_to)
+        else:
+            records = run_on_cluster(command.on, config, folder, progress, command.log_to, command.capture or "auto")
         if command.emit:
             from sae_bench.formats.saebench import emit
 
@@ -110,6 +127,27 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
     print(tables.terminal(records))
     progress.say(f"records and tables: {folder.path}")
     return 1 if captions.failed(records) else 0
+
+
+def run_on_cluster(
+    on: str,
+    config: "RunConfig",
+    folder: "RunFolder",
+    progress: Progress,
+    log_to: str | None,
+    capture: Literal["auto", "shared", "own"],
+) -> "Sequence[Record]":
+    """The main job on a cluster of Ray's."""
+    from sae_bench.runs.pipeline import run
+
+    try:
+        from sae_bench.distributed.crew import cluster_crew
+    except ImportError as error:
+        if error.name not in ("ray", "grpc"):
+            raise
+        raise UserError("--on needs Ray: pip install 'sae-arch-bench[ray]'") from None
+    with cluster_crew(on, config, folder, progress, log_to, capture) as crew:
+        return run(config, folder, crew.progress, log_to, crew)
 
 
 VERBS = (ls, table, compare, power, claims, figures, report, board, explain, verify, export, convert, publish)

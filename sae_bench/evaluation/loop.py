@@ -4,8 +4,9 @@ First a pass to the deepest site alone gives each site's mean activation, which 
 by batch: one clean pass, the ablations, and for each SAE a replay of the layers after its site; losses come from the
 final hidden states tile by tile through the vocabulary. The same tokens serve every SAE and every metric.
 
-What is held at once is bounded: a batch has as many contexts as fit with all SAEs, and if one context is too much
-already, the SAEs are worked through in groups. Nothing in a batch waits for the device.
+What is held at once is bounded: the SAEs are worked through in groups, as many as fit. How many contexts a batch has
+is decided by the language model and the context size alone: the numbers of an SAE are, to the last bit, the same
+whichever others are evaluated beside it. Nothing in a batch waits for the device.
 
 Shapes: n contexts in a batch, S tokens in each, D width of a site, c counted positions, m predictions. Positions are
 numbered through all contexts of a batch, so that they index the rows of [n S, ...].
@@ -36,7 +37,8 @@ from sae_bench.saes.kernel_choice import crossovers
 log = logging.getLogger(__name__)
 
 BATCH_BYTES = 512 << 20
-"""Bound on what a batch holds of all SAEs together; a batch is one context and one SAE at least."""
+"""Bound on what a batch holds of the language model, and on what it holds of a group of SAEs; a batch is one context
+and a group one SAE at least."""
 
 MAX_CONTEXTS = 16
 
@@ -106,7 +108,7 @@ def evaluate(
     suffice the pass begins again with half as many contexts at a time.
     """
     sites = list(dict.fromkeys(candidate.site for candidate in candidates))
-    size = plan_batch(lm, stream.context_size, [(c.site, c.sae.config) for c in candidates]).n_contexts
+    size = contexts_at_once(lm, stream.context_size)
     while True:
         try:
             if means is None:
@@ -209,16 +211,14 @@ def _score(
                 task.update(view)
 
 
-@dataclass(frozen=True)
-class BatchPlan:
-    """How many contexts make a batch, and about how many bytes the device holds at its height, weights apart."""
-
-    n_contexts: int
-    n_bytes: int
+def contexts_at_once(lm: LanguageModel, context_size: int) -> int:
+    """How many contexts make a batch: as many as keep what is held of the language model within BATCH_BYTES."""
+    per_token = (2 * lm.dtype.itemsize + WORKING_BYTES) * lm.d_model
+    return max(1, min(MAX_CONTEXTS, BATCH_BYTES // (context_size * per_token)))
 
 
-def plan_batch(lm: LanguageModel, context_size: int, saes: Sequence[tuple[Site, SAEConfig]]) -> BatchPlan:
-    """As many contexts as keep within BATCH_BYTES with all SAEs, and what that takes."""
+def batch_bytes(lm: LanguageModel, context_size: int, saes: Sequence[tuple[Site, SAEConfig]]) -> int:
+    """About how many bytes the device holds at the height of a batch, weights apart."""
     word = lm.dtype.itemsize
 
     def of_sae(site: Site, config: SAEConfig) -> int:
@@ -231,9 +231,7 @@ def plan_batch(lm: LanguageModel, context_size: int, saes: Sequence[tuple[Site, 
     # Of the model: final hidden states, whole and at the predictions; activations, as they are and in float32.
     shared = 2 * word * lm.d_model + sum((word + 4) * site.d_in for site in sites)
     working = WORKING_BYTES * max(lm.d_model, *(site.d_in for site in sites))
-    n_contexts = BATCH_BYTES // (context_size * (shared + working + sum(by_sae)))
-    n_contexts = max(1, min(MAX_CONTEXTS, n_contexts))
-    n_tokens = n_contexts * context_size
+    n_tokens = contexts_at_once(lm, context_size) * context_size
     held = min(n_tokens * sum(by_sae), BATCH_BYTES + n_tokens * max(by_sae))
     tiles = 4 * TILE_BYTES.get(lm.device.type, TILE_BYTES["cuda"])
-    return BatchPlan(n_contexts, n_tokens * (shared + working) + held + tiles)
+    return n_tokens * (shared + working) + held + tiles

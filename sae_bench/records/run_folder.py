@@ -2,6 +2,9 @@
 
     runs/<name>/run.json                         configuration, plan
                 checkpoints/<step>/              the last two of the training under way, or of its end
+                checkpoints/<cell>/<step>/       those of each cell of a run that is worked on in many
+                cells.json                       which SAEs each cell has
+                logs/<cell>.log, driver.log      what was said there, without secrets
                 saes/<sae>/sae_weights.safetensors, cfg.json (SAELens v6 where it knows the architecture)
                            sae_bench.json         what trained it, and how to load it again
                            metrics.jsonl          its training log
@@ -22,7 +25,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -46,7 +49,7 @@ SAE_DESCRIPTION = "sae_bench.json"
 MADE_BY_A_RUN = (
     *("records", "saes", "checkpoints", "leaderboard.md", "leaderboard.csv", "leaderboard.tex", "tensorboard", "wandb"),
     *("compare.md", "compare.csv", "compare.tex", "claims.md", "figures", "report.html", "saebench"),
-    *("latents", "collections"),
+    *("latents", "collections", "cells.json", "logs"),
     "run.json",  # the last that `clear` deletes: until then the folder is that run's
 )
 
@@ -160,6 +163,14 @@ class RunFolder:
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_sealed(self.path / "run.json", manifest)
 
+    def cells(self) -> dict[str, list[str]]:
+        """The SAEs of each cell, if the run is worked on in many."""
+        found: dict[str, Any] = _read_or_warn(self.path / "cells.json") or {"cells": {}}
+        return {_part(cell): list(saes) for cell, saes in found["cells"].items()}
+
+    def write_cells(self, cells: Mapping[str, Sequence[str]]) -> None:
+        write_sealed(self.path / "cells.json", {"cells": {cell: list(saes) for cell, saes in cells.items()}})
+
     @property
     def checkpoints_path(self) -> Path:
         return self.path / "checkpoints"
@@ -169,6 +180,10 @@ class RunFolder:
 
     def record_path(self, sae_id: str, task: str) -> Path:
         return self.path / "records" / f"{_part(sae_id)}.{_part(task)}.json"
+
+    def record_paths(self, sae_id: str) -> list[Path]:
+        """Those of an SAE's records that there are."""
+        return sorted((self.path / "records").glob(f"{glob.escape(_part(sae_id))}.*.json"))
 
     def latents_path(self, sae_id: str) -> Path:
         return self.path / "latents" / _part(sae_id)
@@ -204,7 +219,7 @@ class RunFolder:
     def drop_stale_records(self, sae_id: str) -> None:
         """Delete the records and latents of an SAE that were made from weights which are no longer there."""
         digest = read_sealed(self.sae_path(sae_id) / SAE_DESCRIPTION)["sha256"]
-        for path in (self.path / "records").glob(f"{glob.escape(_part(sae_id))}.*.json"):
+        for path in self.record_paths(sae_id):
             record = _read_or_warn(path, read_record)
             if record is None or record.sae.weights_sha256 != digest:
                 path.unlink()

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sae_bench.autointerp.sample import collection_bytes
 from sae_bench.device import choose_device, free_bytes, has_cuda
-from sae_bench.evaluation.loop import plan_batch
+from sae_bench.evaluation.loop import batch_bytes, contexts_at_once
 from sae_bench.lm.load import language_model_shape, random_name
 from sae_bench.lm.model import LanguageModel
 from sae_bench.records.run_folder import RunFolder
@@ -33,7 +33,7 @@ def memory_bytes(config: RunConfig, plans: list[SAEPlan], everything: list[Plan]
         sites = list(dict.fromkeys(plan.site for plan in plans))
         buffer = buffer_bytes(sites, lm.dtype, config.tokens, config.buffer_tokens, overlap=lm.device.type == "cuda")
         training = buffer + training_bytes(plans)
-    evaluation = weights + plan_batch(lm, config.context_size, [(p.site, p.config) for p in everything]).n_bytes
+    evaluation = weights + batch_bytes(lm, config.context_size, [(p.site, p.config) for p in everything])
     interpretation = weights + latent_bytes(config, everything)
     return PROCESS_BYTES + lm.n_bytes + max(training, evaluation, interpretation)
 
@@ -71,7 +71,7 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
     n_steps = config.tokens * config.reuse // config.batch_size if plans else 0
     memory = memory_bytes(config, plans, everything, lm)
     disk = training_disk_bytes(plans) + 4 * sum(plan.n_parameters for plan in imports)
-    n_contexts = plan_batch(lm, config.context_size, [(plan.site, plan.config) for plan in everything]).n_contexts
+    n_contexts = contexts_at_once(lm, config.context_size)
     here = device.type == "cpu" or has_cuda(device)
     free = free_bytes(device) if here else None
     latents = [

@@ -1,7 +1,7 @@
 """Records: one for every (SAE, task), with its numbers or the reason why there are none, and where they come from."""
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sae_bench.evaluation.task import BaseTask, Result
 from sae_bench.lm.corpus import describe
@@ -18,7 +18,7 @@ def is_missing(
     task: str,
     description: SAEDescription,
     config_hash: str,
-    lm: LanguageModel,
+    model_sha256: str,
     siblings: Sequence[SAEDescription] = (),
 ) -> bool:
     """Whether there is no record of this SAE, task and model as they are now; what failed in evaluation is missing."""
@@ -28,7 +28,7 @@ def is_missing(
         return True
     made = record.provenance
     then = made.config_hash, made.model_sha256, record.task_version, record.sae.weights_sha256, record.failure
-    now = config_hash, lm.weight_hash(), TASKS[task].version, description.weights_sha256, description.training.failure
+    now = config_hash, model_sha256, TASKS[task].version, description.weights_sha256, description.training.failure
     return then != now
 
 
@@ -59,7 +59,7 @@ def make_record(
     )
 
 
-def siblings_of(description: SAEDescription, others: Sequence[SAEDescription]) -> list[SAEDescription]:
+def siblings_of(description: SAEDescription, others: Iterable[SAEDescription]) -> list[SAEDescription]:
     """Those of some trained SAEs that differ from this one in the seed alone."""
     if description.origin:
         return []
@@ -93,5 +93,10 @@ def provenance_of(lm: LanguageModel, config: RunConfig, stream: TokenStream) -> 
         preset=config.preset,
         config=config.identity,
         config_hash=config.hash,
-        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        time=now(),
     )
+
+
+def now() -> str:
+    """The time, as records give it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

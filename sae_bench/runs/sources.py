@@ -1,4 +1,6 @@
-"""What a run's settings name: its language model, and the tokens that it trains, evaluates and interprets on."""
+"""What a run's settings name: its language model, its activations, and the tokens that it trains and evaluates on."""
+
+from functools import partial
 
 from sae_bench.device import choose_device, multiplies_bfloat16
 from sae_bench.lm.load import load_language_model
@@ -6,6 +8,7 @@ from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.tokens import Split, TokenStream
 from sae_bench.progress import Progress
 from sae_bench.runs.config import RunConfig
+from sae_bench.training.buffer import ActivationBuffer
 
 ORDER_SEED = 0
 """Documents come in one order for every run, so that runs on one corpus evaluate on the same tokens."""
@@ -47,6 +50,13 @@ def token_stream(
         skip_tokens=(config.eval_skip, after) if split == "eval" else (),
         flag=flag,
     )
+
+
+def own_capture(lm: LanguageModel, config: RunConfig, progress: Progress) -> "partial[ActivationBuffer]":
+    """What opens the run's activations, captured in this process; what they share with the held-out text is counted."""
+    tokens = token_stream(lm, config, "train", config.tokens)
+    tokens.watch = token_stream(lm, config, "eval", config.n_held_out).shared_runs()
+    return partial(ActivationBuffer, lm, tokens, progress=progress)
 
 
 def interpretation_stream(lm: LanguageModel, config: RunConfig) -> TokenStream:

@@ -1,11 +1,10 @@
 """The training stage of a run: from its plans, or from its last checkpoint, to SAEs in its folder."""
 
 import logging
-import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -20,36 +19,27 @@ from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import SAEDescription, Training
 from sae_bench.runs.config import RunConfig, parse_interval
-from sae_bench.runs.plan import SAEPlan, training_bytes, training_disk_bytes
+from sae_bench.runs.plan import SAEPlan, training_bytes
 from sae_bench.runs.provenance import environment
 from sae_bench.runs.rates import remember_parts, remember_rate, step_part
-from sae_bench.runs.sources import token_stream
+from sae_bench.runs.sources import own_capture
 from sae_bench.saes.active import Crossovers
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.kernel_choice import crossovers
 from sae_bench.training.buffer import ActivationBuffer
-from sae_bench.training.checkpoint import (
-    Checkpoint,
-    Checkpoints,
-    CheckpointSaver,
-    State,
-    random_state,
-    restore_random_state,
-)
+from sae_bench.training.checkpoint import Checkpoint, Checkpoints, CheckpointSaver, State
 from sae_bench.training.initial_values import INIT_SAMPLE
 from sae_bench.training.logging import LogSink
 from sae_bench.training.loop import train
 from sae_bench.training.recipe import Recipe
 from sae_bench.training.serving import Key, Scaling, Serving
-from sae_bench.training.trainer import SAETrainer, StepSettings
+from sae_bench.training.source import ActivationSource, OpenSource, TextFacts
+from sae_bench.training.trainer import SAETrainer, StepSettings, seed_random_numbers
 
 log = logging.getLogger(__name__)
 
-FACTS = ("activations_captured", "fingerprint", "passes_over_corpus", "eval_overlap")
-"""What an SAE's record says of the text it was trained on; `eval_overlap`: see `shared_runs`."""
-
-BUFFER, RANDOM = "stream", "random"
-"""Parts of a checkpoint besides the SAEs."""
+BUFFER = "stream"
+"""The part of a checkpoint besides the SAEs."""
 
 
 @dataclass(frozen=True)
@@ -60,32 +50,51 @@ class Leg:
     config_hash: str
 
 
+@dataclass(frozen=True)
+class Order:
+    """What is to be done for every SAE of a run, whichever others are worked on beside it."""
+
+    config: RunConfig
+    tasks: tuple[str, ...]
+    earlier: tuple[Leg, ...] = ()
+    """The legs that the training extends, if any."""
+    kernels: Mapping[str, Crossovers] = field(default_factory=dict)
+    """As in `Survey`."""
+
+
 class TrainStage:
-    """Trains some SAEs of a run; `earlier` are the legs that it extends, if any.
+    """Trains some SAEs of a run, with checkpoints in a folder of their own.
+
+    Activations are captured here, or come from what `open_source` opens.
 
     To make one finds the last checkpoint, if any, and does what can fail for a reason that the user can mend, before
-    the first step: it reads data, runs the model, looks for disk space.
+    the first step: it reads data and runs the model. `cell` names the checkpoints' folder; empty: that of the whole
+    run in one process. `saved` is called after each checkpoint.
 
     Raises:
-        UserError: the data, the model or the disk do not allow it.
+        UserError: the data or the model do not allow it.
     """
 
     def __init__(
         self,
         lm: LanguageModel,
-        config: RunConfig,
+        order: Order,
         plans: Sequence[SAEPlan],
         folder: RunFolder,
         progress: Progress,
-        earlier: Sequence[Leg] = (),
+        cell: str = "",
+        saved: Callable[[], None] = lambda: None,
+        open_source: OpenSource | None = None,
     ) -> None:
+        config, earlier = order.config, order.earlier
         self.lm, self.config, self.plans, self.folder, self.progress = lm, config, plans, folder, progress
         self._earlier, self._started = list(earlier), time.monotonic()
+        seeds = [seed for seed in config.seeds if any(plan.config.seed == seed for plan in plans)]
         serving = Serving(
             config.batch_size,
             config.buffer_tokens,
             config.reuse,
-            config.seeds,
+            seeds,
             reserved_bytes=training_bytes(plans),
             first=earlier[-1].tokens if earlier else 0,
         )
@@ -95,49 +104,47 @@ class TrainStage:
         """Steps in all, those of earlier legs included."""
         if earlier and self.n_steps == self._n_before:
             raise UserError(f"--tokens {config.tokens}: that is less than one batch more than before: raise it")
-        self._check_disk()
         hashes = [config.hash, *(leg.config_hash for leg in reversed(earlier))]
-        self._checkpoints = Checkpoints(folder.checkpoints_path, hashes)
-        found = self._checkpoints.load([*(plan.id for plan in plans), BUFFER, RANDOM])
-        self._kernels = (
-            {shape: Crossovers(**at) for shape, at in found.facts["kernels"].items()} if found else self._crossovers()
-        )
+        elsewhere = [folder.checkpoints_path] if cell else []  # the whole run in one process made those
+        self._checkpoints = Checkpoints(folder.checkpoints_path / cell, hashes, elsewhere, saved)
+        found = self._checkpoints.load([*(plan.id for plan in plans), BUFFER])
+        self._kernels = order.kernels
+        if found:
+            self._kernels = {shape: Crossovers(**at) for shape, at in found.facts["kernels"].items()}
         self._check_checkpoint(found)
         self._n_done = found.step if found else 0
-        self._tokens = token_stream(lm, config, "train", config.tokens)
-        self._tokens.watch = token_stream(lm, config, "eval", config.n_held_out).shared_runs()
+        open_source = open_source or own_capture(lm, config, progress)
         sites = list(dict.fromkeys(plan.site for plan in plans))
-        source = lm, self._tokens, sites, serving, progress
-        self.buffer: ActivationBuffer | None = None  # where the training has ended
+        self.source: ActivationSource | None = None  # where the training has ended
         if found is None:
-            self.buffer = ActivationBuffer(*source)
-            self._scaling = self.buffer.scaling
-            self.trainers = [self._begun(plan, self.buffer) for plan in plans]
+            self.source = open_source(sites, serving)
+            self._scaling = self.source.scaling
+            self.trainers = [self._begun(plan, self.source) for plan in plans]
             self._facts = self._facts_now()
             return
         self._scaling = Scaling.of_state(found.parts[BUFFER], sites, lm.device)
         if found.step == self._n_before < self.n_steps:
-            self.buffer = ActivationBuffer(*source, scaling=self._scaling)
+            self.source = open_source(sites, serving, scaling=self._scaling)
         elif found.step < self.n_steps:
-            self.buffer = ActivationBuffer(*source, state=found.parts[BUFFER])
+            self.source = open_source(sites, serving, state=found.parts[BUFFER])
         with self._memory_for_all():
             self.trainers = [SAETrainer(*self._what(plan), found.parts[plan.id]) for plan in plans]
         self._facts = found.facts
-        restore_random_state(found.parts[RANDOM])
 
-    def _begun(self, plan: SAEPlan, buffer: ActivationBuffer) -> SAETrainer:
+    def _begun(self, plan: SAEPlan, source: ActivationSource) -> SAETrainer:
         """An SAE's trainer, with initial values from the data."""
         with self._memory_for_all():
             trainer = SAETrainer(*self._what(plan))
         try:
-            trainer.initialise(buffer.mean[plan.site], buffer.sample(plan.site, INIT_SAMPLE))
+            trainer.initialise(source.scaling.mean[plan.site], source.sample(plan.site, INIT_SAMPLE))
         except Exception as error:  # noqa: BLE001 (whatever it is, the others go on)
             trainer.fail(error, 0)
         return trainer
 
     def _what(self, plan: SAEPlan) -> tuple[str, SparseAutoencoder, Key, Recipe, StepSettings]:
         """What a trainer is made of."""
-        config, at = self.config, self._kernels.get(_shape(plan))
+        config, at = self.config, self._kernels.get(shape_of(plan))
+        seed_random_numbers(plan.id, -1)
         settings = StepSettings(
             self.n_steps, config.batch_size, self.lm.device, config.kernels, at, config.compile, config.screening
         )
@@ -173,48 +180,17 @@ class TrainStage:
             log.warning("the checkpoint was made with other %s: bits may differ", " and ".join(changed))
         self.progress.say(f"going on after step {found.step:,} of {self.n_steps:,}")
 
-    def _check_disk(self) -> None:
-        n_bytes = training_disk_bytes(self.plans)
-        own = sum(
-            file.stat().st_size for name in ("checkpoints", "saes") for file in (self.folder.path / name).rglob("*.*")
-        )
-        out = self.folder.path.absolute()
-        free = own + shutil.disk_usage(next(path for path in (out, *out.parents) if path.exists())).free
-        if free < n_bytes:
-            raise UserError(
-                f"--out {self.folder.path} needs about {n_bytes / 1e9:.1f} GB for SAEs and checkpoints, and "
-                f"{free / 1e9:.1f} GB are free: make room, or choose another --out"
-            )
-
-    def _crossovers(self) -> dict[str, Crossovers]:
-        """For each shape, where one way of computing overtakes another; empty unless it is asked for."""
-        if self.config.kernels != "auto" and self.config.screening != "auto":
-            return {}
-        found = {}
-        for shape, plan in {_shape(plan): plan for plan in self.plans}.items():
-            d_in, d_sae = plan.config.d_in, plan.config.d_sae
-            found[shape] = at = crossovers(d_in, d_sae, self.config.batch_size, self.lm.device)
-            above = f"dense products above {at.dense_above:.0%} active pairs"
-            below = f"screening up to {at.screen_below:.1%} candidates" if at.screen_below else "no screening"
-            ways = [above] * (self.config.kernels == "auto") + [below] * (self.config.screening == "auto")
-            self.progress.say(f"kernels: {', '.join(ways)}, at {d_in} x {d_sae}")
-        return found
-
     def _take(self, n_done: int) -> tuple[Mapping[str, State], Mapping[str, Any]]:
         """Everything that the step after `n_done` depends on."""
-        assert self.buffer is not None, "the training has ended"
+        assert self.source is not None, "the training has ended"
         parts: dict[str, State] = {trainer.id: trainer.state_dict() for trainer in self.trainers}
-        parts[BUFFER] = self.buffer.state_dict(n_done - self._n_before)
-        parts[RANDOM] = random_state()
+        parts[BUFFER] = self.source.state_dict(n_done - self._n_before)
         return parts, self._facts_now()
 
     def _facts_now(self) -> dict[str, Any]:
-        assert self.buffer is not None, "the training has ended"
+        assert self.source is not None, "the training has ended"
         return {
-            "activations_captured": self.buffer.n_captured,
-            "fingerprint": self._tokens.fingerprint,
-            "passes_over_corpus": self._tokens.passes,
-            "eval_overlap": self._tokens.watch.share if self._tokens.watch else None,
+            **self.source.facts()._asdict(),
             "kernels": {shape: at._asdict() for shape, at in self._kernels.items()},
             "environment": environment(self.lm.device),
             "model": self._model(),
@@ -229,14 +205,14 @@ class TrainStage:
         Raises:
             KeyboardInterrupt: a signal said to stop; a checkpoint is written.
         """
-        if self.buffer is not None:
+        if self.source is not None:
             saver = CheckpointSaver(self._checkpoints, self._take, **parse_interval(self.config.checkpoint_every))  # type: ignore[arg-type]
-            train(self.trainers, self.buffer, self.progress, sink, n_done=self._n_done, saver=saver)
+            train(self.trainers, self.source, self.progress, sink, n_done=self._n_done, saver=saver)
             self._facts = self._facts_now()
             n_tokens, saes = (self.n_steps - self._n_done) * self.config.batch_size, [p.describe() for p in self.plans]
             remember_rate("training", self.lm, self.config, saes, n_tokens, self._started)
-            if self.lm.device.type == "cpu" and not self._n_done:  # the host waited for all that it timed
-                self._remember_parts(self.buffer)
+            if isinstance(self.source, ActivationBuffer) and self.lm.device.type == "cpu" and not self._n_done:
+                self._remember_parts(self.source)  # the host waited for all that it timed
         overlap = self._facts["eval_overlap"]
         self.progress.say(f"{overlap:.1%} of the held-out tokens lie in runs of 13 that were trained on")
         for plan, trainer in zip(self.plans, self.trainers, strict=True):
@@ -261,7 +237,7 @@ class TrainStage:
         n_steps = self.n_steps if trainer.failed_at is None else trainer.failed_at
         n_steps *= trainer.sae.is_trained
         training = {
-            **{name: self._facts[name] for name in FACTS},
+            **{name: self._facts[name] for name in TextFacts._fields},
             "tokens_seen": n_steps * self.config.batch_size,
             "n_steps": n_steps,
             "input_scale": scale,
@@ -278,8 +254,26 @@ class TrainStage:
         write_sae(self.folder, self.config, self.lm, plan.site, trainer.sae, description, trainer.log)
 
 
-def _shape(plan: SAEPlan) -> str:
+def shape_of(plan: SAEPlan) -> str:
+    """What `Survey.kernels` names."""
     return f"{plan.config.d_in}x{plan.config.d_sae}"
+
+
+def measured_kernels(
+    config: RunConfig, plans: Sequence[SAEPlan], device: torch.device, progress: Progress
+) -> dict[str, Crossovers]:
+    """For each shape, where one way of computing overtakes another; empty unless it is asked for."""
+    if config.kernels != "auto" and config.screening != "auto":
+        return {}
+    found = {}
+    for shape, plan in {shape_of(plan): plan for plan in plans}.items():
+        d_in, d_sae = plan.config.d_in, plan.config.d_sae
+        found[shape] = at = crossovers(d_in, d_sae, config.batch_size, device)
+        above = f"dense products above {at.dense_above:.0%} active pairs"
+        below = f"screening up to {at.screen_below:.1%} candidates" if at.screen_below else "no screening"
+        ways = [above] * (config.kernels == "auto") + [below] * (config.screening == "auto")
+        progress.say(f"kernels: {', '.join(ways)}, at {d_in} x {d_sae}")
+    return found
 
 
 def write_sae(

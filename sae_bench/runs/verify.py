@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sae_bench.errors import UserError
-from sae_bench.evaluation.loop import Candidate, evaluate, plan_batch
+from sae_bench.evaluation.loop import Candidate, contexts_at_once, evaluate
 from sae_bench.evaluation.task import token_tasks
 from sae_bench.leaderboard.bootstrap import Design, metric_replicates
 from sae_bench.leaderboard.tables import board_files
@@ -128,7 +128,7 @@ def _verify_numbers(
     if not candidates:
         return
     sites = list(dict.fromkeys(candidate.site for candidate in candidates.values()))
-    size = plan_batch(lm, config.context_size, [(c.site, c.sae.config) for c in candidates.values()]).n_contexts
+    size = contexts_at_once(lm, config.context_size)
     means = site_means(lm, stream, sites, size, progress)  # of the whole set, as the records have it
     sample = token_stream(lm, config, "eval", min(config.n_held_out, n_contexts * (config.context_size - 1)))
     sample.read()

@@ -30,10 +30,8 @@ from sae_bench.lm.sites import Site
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
 from sae_bench.training.capture import Capture, contexts_in_a_pass
-from sae_bench.training.serving import Key, Scaling, Serving, buffer_bytes, buffer_size, half_size
-
-Batch = dict[Key, Float[Tensor, "B D"]]
-"""Scaled float32 activations by site and seed."""
+from sae_bench.training.serving import Batch, Key, Scaling, Serving, buffer_bytes, buffer_size, half_size
+from sae_bench.training.source import TextFacts
 
 Draws = dict[int, Int[Tensor, " draws"]]
 """Rows of the buffer by seed, in random order."""
@@ -44,7 +42,7 @@ class ActivationBuffer:
 
     To make one is to fill its first half. The input `scale` C of every site, with E||x / C||^2 = 1, and the `mean` of
     its x / C are measured on that, whose documents come in random order, unless `scaling` gives them. With `state` the
-    buffer goes on where that `state_dict` was taken.
+    buffer goes on where that `state_dict` was taken. It is an `ActivationSource`.
 
     Raises UserError, as `batches` does, where activations are not finite; and where the corpus or the tokenizer is not
     the one of `state`.
@@ -85,7 +83,7 @@ class ActivationBuffer:
             pass
         self._filled()
         self._n_first = self._n_new
-        if state is not None:
+        if state is not None and scaling is None:
             scaling = Scaling.of_state(state, sites, lm.device)
         self.scaling = scaling or Scaling.measured({site: rows[: self._n_first] for site, rows in self._buffer.items()})
         self.scale, self.mean = self.scaling.scale, self.scaling.mean
@@ -116,13 +114,27 @@ class ActivationBuffer:
         """What another buffer needs to go on after the first `n_done` batches, the last that were asked for."""
         return self._cycle_state | {"n_done": n_done} | self.scaling.state_dict()
 
+    def facts(self) -> TextFacts:
+        """What there is to say of the text so far."""
+        tokens = self.tokens
+        share = tokens.watch.share if tokens.watch else None
+        return TextFacts(self.n_captured, tokens.fingerprint, tokens.passes, share)
+
     def sample(self, site: Site, n: int) -> Float[Tensor, "n D"]:
         """Up to n scaled activations, spread over the first filling of the buffer; call before the first batch."""
+        return self.unscaled_sample(site, n).float() / self.scale[site]
+
+    def unscaled_sample(self, site: Site, n: int) -> Float[Tensor, "n D"]:
+        """The same as the language model gave them, in its dtype."""
         every = max(1, self._n_first // n)
-        return self._buffer[site][: self._n_first : every][:n].float() / self.scale[site]
+        return self._buffer[site][: self._n_first : every][:n]
 
     def batches(self) -> Iterator[Batch]:
         """Yield every batch that is left, in order."""
+        return map(self.scaling.applied, self.unscaled())
+
+    def unscaled(self) -> Iterator[dict[Key, Float[Tensor, "B D"]]]:
+        """The same as the language model gave them, in its dtype: `scaling` makes batches of them."""
         batch_size = self.serving.batch_size
         nothing = {key: rows[:0] for key, rows in self._carried.items()}
         for draws in self._cycles():
@@ -133,7 +145,7 @@ class ActivationBuffer:
                 if self.overlap:
                     self._fill(self.half * i // len(ends))
                 if i > self._skip:
-                    yield self._scaled(self._take(draws, slice(max(0, end - batch_size), end), carried))
+                    yield self._take(draws, slice(max(0, end - batch_size), end), carried)
                 carried = nothing
             # Too few for a batch: they are copied out, for what comes next may overwrite the half they are in.
             self._carried = self._take(draws, slice(ends[-1] if ends else 0, None), carried)
@@ -146,9 +158,6 @@ class ActivationBuffer:
             x = self._buffer[site].index_select(0, draws[seed][some])
             taken[site, seed] = torch.cat([before, x]) if len(before) else x
         return taken
-
-    def _scaled(self, batch: dict[Key, Tensor]) -> Batch:
-        return {(site, seed): x.float().div_(self.scale[site]) for (site, seed), x in batch.items()}
 
     def _cycles(self) -> Iterator[Draws]:
         """Yield what to serve before the halves change roles."""

@@ -11,13 +11,12 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -49,10 +48,20 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run; those of another configuration than `config_hashes` are not looked at."""
+    """The checkpoints of one training; those of another configuration than `config_hashes` are not looked at.
 
-    def __init__(self, folder: Path, config_hashes: Collection[str]) -> None:
-        self.folder, self._hashes = folder, list(config_hashes)
+    They are written into `folder`. Where that has none, those in `elsewhere` are looked at, which may hold more parts
+    than are asked for. `saved` is called after each that was written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config_hashes: Collection[str],
+        elsewhere: Sequence[Path] = (),
+        saved: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.folder, self._hashes, self._elsewhere, self._saved = folder, list(config_hashes), elsewhere, saved
 
     def save(self, step: int, parts: Mapping[str, State], facts: Mapping[str, Any]) -> None:
         """Write a checkpoint, then remove those that are too old and what was left unfinished.
@@ -76,25 +85,21 @@ class Checkpoints:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         # Those of a later step are damaged, or of other settings: otherwise this step would not have been made.
-        whole = [path for path in self._folders() if int(path.name) <= step and (path / MANIFEST).exists()]
-        for path in self._folders():
+        whole = [path for path in _folders(self.folder) if int(path.name) <= step and (path / MANIFEST).exists()]
+        for path in _folders(self.folder):
             if path not in whole[:KEPT]:
                 shutil.rmtree(path)
+        self._saved()
 
     def load(self, names: Iterable[str]) -> Checkpoint | None:
         """The newest whole checkpoint that has these parts; None if there is none."""
         names = list(names)
-        for folder in self._folders():
+        for folder in [folder for of in (self.folder, *self._elsewhere) for folder in _folders(of)]:
             try:
                 return self._read(folder, names)
             except (UserError, OSError, SafetensorError, KeyError, TypeError) as error:
                 log.warning("checkpoint %s cannot be used (%s): going back to the one before", folder.name, error)
         return None
-
-    def _folders(self) -> list[Path]:
-        """From the newest to the oldest."""
-        found = self.folder.iterdir() if self.folder.is_dir() else ()
-        return sorted((path for path in found if re.fullmatch(r"\d{8,}", path.name)), reverse=True)
 
     def _read(self, folder: Path, names: Iterable[str]) -> Checkpoint:
         manifest = read_sealed(folder / MANIFEST)
@@ -109,6 +114,12 @@ class Checkpoints:
                 raise UserError(f"{file.name} is damaged")
             parts[name] = unflatten(load_file(file), manifest["state"][name])
         return Checkpoint(manifest["step"], manifest["config_hash"], parts, manifest["facts"])
+
+
+def _folders(of: Path) -> list[Path]:
+    """From the newest to the oldest."""
+    found = of.iterdir() if of.is_dir() else ()
+    return sorted((path for path in found if re.fullmatch(r"\d{8,}", path.name)), reverse=True)
 
 
 class CheckpointSaver:
@@ -171,17 +182,3 @@ def unflatten(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[st
             place = place[key]
         place[last] = tensor
     return state
-
-
-def random_state() -> dict[str, Any]:
-    """The states of torch's global generators: built-ins do not draw from them in training, a plugin may."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    return {"cpu": torch.get_rng_state(), "cuda": {str(i): torch.cuda.get_rng_state(i) for i in devices}}
-
-
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Set them again."""
-    torch.set_rng_state(state["cpu"])
-    for i, generator in state["cuda"].items():
-        if int(i) < torch.cuda.device_count():
-            torch.cuda.set_rng_state(generator, int(i))

@@ -1,4 +1,4 @@
-"""The one training loop: for every batch of the buffer, one step of every SAE.
+"""The one training loop: for every batch of activations, one step of every SAE.
 
 What happens to one SAE is its own affair: it may diverge, raise an exception or want more memory than there is, and the
 others go on. A signal to stop is heard between steps.
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from sae_bench.progress import Progress
 from sae_bench.signals import shielded
-from sae_bench.training.buffer import ActivationBuffer
 from sae_bench.training.checkpoint import CheckpointSaver
 from sae_bench.training.logging import LogSink
+from sae_bench.training.source import ActivationSource
 from sae_bench.training.trainer import SAETrainer
 
 log = logging.getLogger(__name__)
@@ -22,23 +22,23 @@ N_LOGGED = 100
 
 def train(
     trainers: Sequence[SAETrainer],
-    buffer: ActivationBuffer,
+    source: ActivationSource,
     progress: Progress,
     sink: LogSink = lambda sae_id, row: None,
     *,
     n_done: int = 0,
     saver: CheckpointSaver | None = None,
 ) -> None:
-    """Train every SAE on what is left in the buffer, from step `n_done` on.
+    """Train every SAE on what is left in the source, from step `n_done` on.
 
     Every row of a training log also goes to `sink`. A signal that says to stop is heard between steps: `saver` saves,
     and KeyboardInterrupt is raised.
     """
-    first, n_steps = n_done, n_done + buffer.n_left
+    first, n_steps = n_done, n_done + source.n_left
     every = max(1, n_steps // N_LOGGED)
     within = False
     try:
-        for step, batch in enumerate(progress.track("train", buffer.batches(), buffer.n_left), n_done):
+        for step, batch in enumerate(progress.track("train", source.batches(), source.n_left), n_done):
             logged = step % every == 0 or step == n_steps - 1
             with shielded():
                 within = True
@@ -58,7 +58,7 @@ def train(
                 break
             if saver is not None:
                 saver.after_step(n_done)
-    except (KeyboardInterrupt, Exception):  # a signal, or a buffer that cannot go on
+    except (KeyboardInterrupt, Exception):  # a signal, or a source that cannot go on
         if saver is not None and not within and n_done > first:
             saver.save(n_done)
         raise

@@ -1,6 +1,6 @@
 """How a buffer serves activations: its sizes, and the scale of what it serves.
 
-Shapes: N activations, D width of a site.
+Shapes: N activations, B of them in a batch, D width of a site.
 """
 
 import math
@@ -16,6 +16,9 @@ from sae_bench.lm.sites import Site
 
 Key = tuple[Site, int]
 """A site and a seed."""
+
+Batch = dict[Key, Float[Tensor, "B D"]]
+"""Scaled float32 activations by site and seed."""
 
 
 def half_size(n_tokens: int, buffer_tokens: int) -> int:
@@ -86,6 +89,10 @@ class Scaling:
             {site: state["scale"][site.name] for site in sites},
             {site: state["mean"][site.name].to(device) for site in sites},
         )
+
+    def applied(self, rows: Mapping[Key, Float[Tensor, "B D"]]) -> Batch:
+        """A batch of activations, scaled; float32 ones are overwritten."""
+        return {(site, seed): x.float().div_(self.scale[site]) for (site, seed), x in rows.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """What `of_state` reads."""

@@ -161,8 +161,8 @@ def test_all_saes_saw_the_same_number_of_steps_and_tokens(finished):
 def test_the_same_command_again_trains_nothing_and_touches_nothing(again, monkeypatch):
     run, command = again
     before, contents = mtimes(run), files(run)
-    monkeypatch.setattr("sae_bench.runs.pipeline.TrainStage", None)
-    monkeypatch.setattr("sae_bench.runs.pipeline.evaluate", None)
+    monkeypatch.setattr("sae_bench.runs.cell.TrainStage", None)
+    monkeypatch.setattr("sae_bench.runs.cell.evaluate", None)
     assert bench(*command, "--quiet") == 0
     assert mtimes(run) == before
     assert files(run) == contents

@@ -1,0 +1,298 @@
+"""Those who work on a run on a cluster of Ray's: a cell is a task, retried where that may help, else on record."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sae_bench.distributed import remote
+from sae_bench.distributed.captures import CaptureMode, CapturePlan, rounds, trainers_of
+from sae_bench.distributed.cluster import Lock, joined, slots_of, versions
+from sae_bench.distributed.desk import Desk, HandedIn, Report
+from sae_bench.distributed.logs import KeptProgress, logged
+from sae_bench.distributed.planner import Cell
+from sae_bench.distributed.shared_capture import CaptureLostError
+from sae_bench.distributed.view import TRAIN, CellView, View
+from sae_bench.errors import UserError
+from sae_bench.progress import Progress
+from sae_bench.records.files import write_bytes
+from sae_bench.records.redact import redact
+from sae_bench.records.run_folder import RunFolder
+from sae_bench.records.schema import Provenance
+from sae_bench.runs.cell import begun_cells, is_unfinished
+from sae_bench.runs.collect import random_saes
+from sae_bench.runs.config import RunConfig
+from sae_bench.runs.records import now
+from sae_bench.runs.train import Order
+from sae_bench.runs.workbench import PlannedSAE, Survey
+from sae_bench.saes.active import Crossovers
+
+FAULTS = 3
+"""Times that a cell may fail by itself from one checkpoint; a node's loss is not its fault."""
+
+STOP_S = 120
+"""Seconds that cells have to write their checkpoints in when the run is stopped."""
+
+NAME_LENGTH = 500
+"""Of a task, at most: a cell may have hundreds of SAEs."""
+
+POLL_S = 0.5
+
+Task = Any
+"""A reference to what a Ray task returns."""
+
+
+@dataclass
+class Faults:
+    """Of one cell, since it last got further."""
+
+    n: int = 0
+    left: float = inf
+    """Steps that were left when the last attempt began."""
+
+    def note(self, report: Report | None) -> None:
+        """Another fault; `report` is the cell's last."""
+        left = report.total if report and report.stage == TRAIN else self.left
+        self.n, self.left = 1 if left < self.left else self.n + 1, left
+
+
+class ClusterCrew:
+    """The workers of a cluster; the driver alone writes what concerns the whole run, and keeps its `progress`."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        progress: Progress,
+        log_to: str | None,
+        capture: CaptureMode = "auto",
+    ) -> None:
+        self._config, self._folder, self.progress = config, folder, progress
+        lock = Lock.of(folder.path)
+        self._slots = slots_of(config.device, lock)
+        self._errand = remote.Errand(
+            config,
+            lock,
+            str(Path.cwd()),
+            {name: Path(name).read_bytes() for name in config.plugins},
+            self._slots.n_cpus,
+            versions(),
+            os.environ.get("SAE_BENCH_CACHE"),
+            log_to,
+        )
+        self._desk: Any = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=_here()).remote()
+        self._written: list[int] = []
+        self._mode = capture
+        self._captures: dict[str, Any] = {}  # those that serve the cells under way, by the cells' names
+        self._cell = ray.remote(remote.cell)
+        where = "every node sees the run's folder" if self._slots.shared else "files come through Ray's object store"
+        progress.say(
+            f"cluster: {len(self._slots.nodes)} nodes; {self._slots.n} cells at once, GPUs of each: "
+            f"{self._slots.n_gpus}, cores: {self._slots.n_cpus}; {where}"
+        )
+
+    def survey(self, kernels: Mapping[str, Crossovers] | None) -> Survey:
+        again = {**self._slots.options, "max_retries": FAULTS}
+        task = ray.remote(remote.survey).options(name="survey", **again)
+        found: tuple[Survey, Provenance] = _got(task.remote(self._errand, kernels))
+        self._survey, self._provenance = found
+        return self._survey
+
+    def provenance(self) -> Provenance:
+        return self._provenance.model_copy(update={"time": now()})
+
+    def work(self, order: Order, saes: Sequence[PlannedSAE], begun: Callable[[], None]) -> Mapping[str, str]:
+        random = random_saes(self._config, saes)
+        sha256 = self._survey.model_sha256
+        todo = [sae for sae in saes if is_unfinished(self._folder, order, sae, random.get(sae.id), sha256)]
+        begun()
+        if not todo:
+            return {}
+        cells = {cell.id: cell for cell in self._cells(todo)}
+        known = {
+            name: of for name, of in self._folder.cells().items() if (self._folder.checkpoints_path / name).is_dir()
+        }
+        self._folder.write_cells({**known, **{name: cell.saes for name, cell in cells.items()}})
+        shown = {name: CellView(cell.seconds, len(cell.saes)) for name, cell in cells.items()}
+        reference = ray.put(order)
+        with View(self.progress, shown, self._config.batch_size) as view, _not_lost():
+            failures = self._in_rounds(order, todo, cells, reference, view)
+        return {sae: reason for name, reason in failures.items() for sae in cells[name].saes}
+
+    def _cells(self, todo: Sequence[PlannedSAE]) -> list[Cell]:
+        """The cells that were begun, as they were, and new ones for all other SAEs."""
+        begun = begun_cells(self._folder, [sae.id for sae in todo], self._config.hash)
+        kept = [Cell(name, tuple(saes), float(len(saes)), 0, 0.0) for name, saes in begun.items()]
+        others = [sae for sae in todo if not any(sae.id in cell.saes for cell in kept)]
+        if not others:
+            return kept
+        again = {**self._slots.options, "max_retries": FAULTS}
+        task = ray.remote(remote.plan).options(name="plan", **again)
+        names = [sae.id for sae in others]
+        return [*kept, *_got(task.remote(self._errand, names, self._slots.n, self._slots.n_bytes))]
+
+    def _in_rounds(
+        self, order: Order, todo: Sequence[PlannedSAE], cells: Mapping[str, Cell], reference: Task, view: View
+    ) -> dict[str, str]:
+        """Have every cell worked on, all at once or, where they share captures, as many as these serve."""
+        own = [sae for sae in todo if sae.description.origin is None]
+        to_train = {sae.id: sae for sae in own if not self._folder.has_sae(sae.id, self._config.hash)}
+        n_trainers = self._n_trainers(list(to_train))
+        if not n_trainers:
+            return self._all_done(cells, reference, view)
+        view.say(f"shared capture: each serves up to {n_trainers} cells")
+        plan = CapturePlan(self._errand, order, self._slots.options, to_train)
+        failures: dict[str, str] = {}
+        for groups in rounds(list(cells.values()), n_trainers, self._slots.n):
+            with plan.captures(groups) as self._captures:
+                failures |= self._all_done({cell.id: cell for group in groups for cell in group}, reference, view)
+        return failures
+
+    def _n_trainers(self, to_train: Sequence[str]) -> int:
+        """How many cells a capture serves; 0: none is shared."""
+        paying = 0
+        if to_train and self._mode != "own" and self._slots.n > 1:
+            task = ray.remote(remote.paying_trainers).options(name="plan", **self._slots.options)
+            paying = _got(task.remote(self._errand, to_train, self._slots.n, self._slots.n_bytes))
+        return trainers_of(self._mode, paying, self._slots.n) if to_train else 0
+
+    def _all_done(self, cells: Mapping[str, Cell], order: Task, view: View) -> dict[str, str]:
+        """Have every cell worked on; return why some were not, by name."""
+        pending = {self._submit(cell, order): name for name, cell in cells.items()}
+        faults = {name: Faults() for name in cells}
+        failures: dict[str, str] = {}
+        try:
+            while pending:
+                ended, _ = ray.wait(list(pending), num_returns=len(pending), timeout=POLL_S)
+                reports = self._take_files()
+                for task in ended:
+                    name = pending.pop(task)
+                    error = _error_of(task)
+                    if isinstance(getattr(error, "cause", None), CaptureLostError):
+                        del self._captures[name]  # it captures for itself from now on
+                    elif error is not None and not isinstance(error, ray.exceptions.NodeDiedError):
+                        faults[name].note(reports.get(name))
+                    if error is None or isinstance(error, UserError) or faults[name].n == FAULTS:
+                        view.finished(name, failed=error is not None)
+                        if error is not None:
+                            failures[name] = _reason(error)
+                            view.say(f"{name} failed: {failures[name]}")
+                    else:
+                        view.say(f"{name} begins again: {_reason(error)}")
+                        pending[self._submit(cells[name], order)] = name
+                view.show(reports, [name for name in pending.values() if name in reports])
+        except KeyboardInterrupt:
+            view.say("stopping: the cells write their checkpoints")
+            self._stop(list(pending))
+            raise
+        return failures
+
+    def _stop(self, tasks: list[Task]) -> None:
+        """Tell the cells to stop, and wait until they have."""
+        for task in tasks:
+            ray.cancel(task, recursive=False)  # what they still have to hand in is theirs
+        for _ in range(round(STOP_S / POLL_S)):
+            _, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=POLL_S) if tasks else ([], [])
+            self._take_files()
+            if not tasks:
+                return
+
+    def _submit(self, cell: Cell, order: Task) -> Task:
+        task = self._cell.options(name=", ".join(cell.saes)[:NAME_LENGTH], **self._slots.options)
+        files = None if self._slots.shared else self._files_of(cell)
+        return task.remote(self._errand, order, cell.id, cell.saes, files, self._desk, self._captures.get(cell.id))
+
+    def _files_of(self, cell: Cell) -> dict[str, bytes]:
+        """What the run's folder holds of a cell, for a node that does not see it."""
+        folder = self._folder
+        own = folder.checkpoints_path / cell.id
+        begun = [own] if own.is_dir() else [path for path in folder.checkpoints_path.glob("*") if path.name.isdigit()]
+        paths = [folder.path / "logs" / f"{cell.id}.log", *begun]
+        for sae in cell.saes:
+            paths += [folder.sae_path(sae), folder.latents_path(sae), folder.collection_path(sae)]
+            paths += folder.record_paths(sae)
+        files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
+        return {str(file.relative_to(folder.path)): file.read_bytes() for file in files}
+
+    def _take_files(self) -> Mapping[str, Report]:
+        """Write what cells have handed in, and return their reports."""
+        reports, files = ray.get(self._desk.come_by.remote(self._written))
+        self._written = list(files)
+        for file in files.values():
+            self._write(file)
+        return dict(reports)
+
+    def _write(self, file: HandedIn) -> None:
+        path = self._folder.path / file.path
+        if file.content is not None:
+            write_bytes(path, file.content)
+            return
+        path.unlink(missing_ok=True)
+        if path.parent.is_dir() and not any(path.parent.iterdir()):
+            path.parent.rmdir()
+
+
+@contextmanager
+def cluster_crew(
+    on: str,
+    config: RunConfig,
+    folder: RunFolder,
+    progress: Progress,
+    log_to: str | None,
+    capture: CaptureMode = "auto",
+) -> Iterator[ClusterCrew]:
+    """The workers of the cluster that `--on` names.
+
+    Raises:
+        UserError: it cannot be joined, or cannot work on this run.
+    """
+    with logged(folder.path / "logs" / "driver.log") as keep, joined(on):
+        yield ClusterCrew(config, folder, KeptProgress(progress, keep), log_to, capture)
+
+
+@contextmanager
+def _not_lost() -> Iterator[None]:
+    """Within this block what Ray itself cannot do is an error of one line; what a task raises passes as it is."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError:
+        raise
+    except ray.exceptions.RayError as error:
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        raise UserError(f"the cluster fails ({reason}): see that it runs, and the same command goes on") from None
+
+
+def _got(task: Task) -> Any:
+    """What a task returns; a user's mistake is one here, too."""
+    try:
+        with _not_lost():
+            return ray.get(task)
+    except UserError as error:
+        raise UserError(str(getattr(error, "cause", error))) from None
+
+
+def _here() -> NodeAffinitySchedulingStrategy | None:
+    """The driver's node, which the desk shares its fate with."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+
+
+def _error_of(task: Task) -> Exception | None:
+    try:
+        ray.get(task)
+    except ray.exceptions.RayError as error:
+        found: Exception = error
+        return found
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """Why a cell failed, in one line."""
+    cause = getattr(error, "cause", None) or error
+    text = str(cause).strip().splitlines() or [""]
+    return redact(text[0] if isinstance(cause, UserError) else f"{type(cause).__name__}: {text[0]}")

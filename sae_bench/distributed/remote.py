@@ -1,0 +1,250 @@
+"""What runs on a cluster's nodes: a survey of the run, and the work on a cell. Each is one Ray task."""
+
+import logging
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+import torch
+
+from sae_bench.device import SPARE_SHARE, has_cuda
+from sae_bench.distributed.cluster import Lock, check_versions, versions
+from sae_bench.distributed.desk import HandedIn, Report
+from sae_bench.distributed.fleet import CPU
+from sae_bench.distributed.logs import logged
+from sae_bench.distributed.planner import Cell, plan_cells
+from sae_bench.distributed.shared_capture import SharedSource
+from sae_bench.distributed.sharing import pays, share_captures
+from sae_bench.distributed.sweep import plan_sweep, sweep_work
+from sae_bench.distributed.work import Devices
+from sae_bench.lm.sites import Site
+from sae_bench.progress import Progress
+from sae_bench.records.files import digest_of, write_bytes
+from sae_bench.records.redact import install_redaction
+from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
+from sae_bench.records.schema import Provenance
+from sae_bench.registry import load_plugin
+from sae_bench.runs.cell import work_on
+from sae_bench.runs.config import RunConfig
+from sae_bench.runs.costs import CARDS
+from sae_bench.runs.plan import SAEPlan
+from sae_bench.runs.sources import own_capture
+from sae_bench.runs.train import Order
+from sae_bench.runs.workbench import Survey, Workbench
+from sae_bench.saes.active import Crossovers
+from sae_bench.signals import stop_signals
+from sae_bench.training.buffer import ActivationBuffer
+from sae_bench.training.checkpoint import MANIFEST
+from sae_bench.training.logging import log_sink
+from sae_bench.training.serving import Scaling, Serving
+
+T = TypeVar("T")
+
+REPORT_S = 0.5
+"""Seconds between two reports of a cell."""
+
+
+@dataclass(frozen=True)
+class Errand:
+    """What every task of a run must know of the driver."""
+
+    config: RunConfig
+    lock: Lock
+    """In the run's folder, where a node sees it."""
+    here: str
+    """The driver's working directory, which the paths of plugins, corpora and models may begin at."""
+    plugins: Mapping[str, bytes]
+    threads: int
+    versions: Mapping[str, str]
+    cache: str | None
+    log_to: str | None
+
+
+_benches: dict[str, Workbench] = {}
+"""The language model of the run whose tasks this process runs: one task after the other may need it."""
+
+
+def _bench(errand: Errand, progress: Progress) -> Workbench:
+    """A workbench, with the threads, the plugins and the working directory of the driver."""
+    install_redaction()
+    check_versions(versions(), socket.gethostname(), errand.versions)
+    torch.set_num_threads(errand.threads)
+    if errand.cache:
+        os.environ["SAE_BENCH_CACHE"] = errand.cache
+    found = _benches.get(errand.config.hash)
+    if found is None:
+        _enter(errand)
+        load_plugin(*errand.config.plugins)
+        _benches.clear()
+        found = _benches[errand.config.hash] = Workbench(errand.config, progress)
+    found.progress = progress
+    return found
+
+
+def _enter(errand: Errand) -> None:
+    """Be where the driver is, or in a new folder that has its plugins."""
+    if all((Path(errand.here) / name).is_file() for name in errand.plugins) and Path(errand.here).is_dir():
+        os.chdir(errand.here)
+        return
+    os.chdir(tempfile.mkdtemp(prefix="sae-arch-bench-"))
+    for name, content in errand.plugins.items():
+        write_bytes(Path(name), content)
+
+
+def survey(errand: Errand, kernels: Mapping[str, Crossovers] | None) -> tuple[Survey, Provenance]:
+    """What the run will be, found on the cluster, for the driver may have no device."""
+    bench = _bench(errand, Progress(quiet=True))
+    bench.read_held_out()
+    return bench.survey(kernels), bench.provenance()
+
+
+def plan(errand: Errand, saes: Collection[str], n_devices: int, n_bytes: int) -> list[Cell]:
+    """The cells of some SAEs, given by name, for so many devices like this process's, in the order to begin them in.
+
+    `n_bytes` are a CPU cell's; a GPU is asked.
+    """
+    bench = _bench(errand, Progress(quiet=True))
+    fleet = _fleet(bench, n_devices, n_bytes)
+    plans = [plan for plan in bench.plans.values() if plan.id in saes]
+    trained = [plan for plan in plans if isinstance(plan, SAEPlan)]
+    cells = plan_sweep(errand.config, bench.lm, trained, fleet).cells if trained else ()
+    imported = [plan.id for plan in plans if not isinstance(plan, SAEPlan)]
+    parts = [tuple(imported[i::n_devices]) for i in range(min(n_devices, len(imported)))]
+    return [*cells, *(Cell(f"imported-{digest_of(part)[:12]}", part, float(len(part)), 0, 0.0) for part in parts)]
+
+
+def paying_trainers(errand: Errand, saes: Collection[str], n_devices: int, n_bytes: int) -> int:
+    """How many devices a shared capture serves where it pays, as `plan` computes; 0 where it does not."""
+    bench = _bench(errand, Progress(quiet=True))
+    fleet = _fleet(bench, n_devices, n_bytes)
+    plans = [plan for plan in bench.plans.values() if plan.id in saes and isinstance(plan, SAEPlan)]
+    works, shared = sweep_work(errand.config, bench.lm, plans, fleet)
+    sharing = share_captures(works, shared, fleet)
+    return sharing.n_trainers if sharing and pays(plan_cells(works, shared, fleet), sharing) else 0
+
+
+def _fleet(bench: Workbench, n_devices: int, n_bytes: int) -> list[Devices]:
+    device, kind = bench.lm.device, CPU
+    if has_cuda(device):
+        kind = next((card for card in CARDS if card in torch.cuda.get_device_name(device)), next(iter(CARDS)))
+        n_bytes = int(torch.cuda.mem_get_info(device)[1] * (1 - SPARE_SHARE))
+    return [Devices(kind, n_devices, n_bytes)]
+
+
+def capture(
+    errand: Errand,
+    order: Order,
+    sites: Sequence[Site],
+    seeds: Sequence[int],
+    *,
+    scaling: Scaling | None = None,
+    state: Mapping[str, Any] | None = None,
+) -> ActivationBuffer:
+    """The run's activations at some sites, for some seeds, as every cell of it would capture them for itself."""
+    bench, config = _bench(errand, Progress(quiet=True)), order.config
+    first = order.earlier[-1].tokens if order.earlier else 0
+    serving = Serving(config.batch_size, config.buffer_tokens, config.reuse, seeds, first=first)
+    return own_capture(bench.lm, config, bench.progress)(sites=sites, serving=serving, scaling=scaling, state=state)
+
+
+def cell(
+    errand: Errand,
+    order: Order,
+    name: str,
+    saes: Sequence[str],
+    files: Mapping[str, bytes] | None,
+    desk: Any,
+    capture: Any = None,
+) -> None:
+    """Work on a cell: in the run's folder if the node sees it, else in one of its own whose `files` the driver gave.
+
+    Its activations come from `capture`, or are captured here.
+    """
+    with stop_signals(), tempfile.TemporaryDirectory(prefix="sae-arch-bench-") as own:
+        if files is None and not errand.lock.is_seen:
+            raise RuntimeError(f"node {socket.gethostname()} came later, and does not see the run's folder")
+        sees = files is None
+        folder = RunFolder(Path(errand.lock.path).parent if sees else Path(own))
+        for path, content in (files or {}).items():
+            write_bytes(folder.path / path, content)
+        courier = Courier(folder.path, desk, files or {}) if not sees else None
+        with logged(folder.path / "logs" / f"{name}.log") as say:
+            logging.getLogger("sae_bench").setLevel(logging.INFO)
+            try:
+                progress = CellProgress(name, desk, say)
+                progress.report(Report("load"))
+                bench = _bench(errand, progress)
+                with log_sink(errand.log_to, folder.path) as sink:
+                    work_on(
+                        bench, order, saes, folder, progress, sink,
+                        cell=name, saved=courier.bring if courier else _nothing,
+                        open_source=partial(SharedSource, capture, name, bench.lm, order.config.tokens)
+                        if capture else None,
+                    )  # fmt: skip
+            except Exception:
+                logging.getLogger(__name__).exception("the cell failed")
+                raise
+            finally:
+                if capture:
+                    capture.leave.remote(name)
+                if courier:
+                    courier.bring()
+
+
+def _nothing() -> None:
+    """What is saved is where it belongs."""
+
+
+class CellProgress(Progress):
+    """Reports to the desk; news go into the cell's log."""
+
+    def __init__(self, name: str, desk: Any, say: Callable[[str], None]) -> None:
+        super().__init__(quiet=True)
+        self._name, self._desk, self._say = name, desk, say
+
+    def say(self, text: str) -> None:
+        self._say(text)
+
+    def report(self, report: Report) -> None:
+        """Say how far the cell is; nobody waits for it."""
+        self._desk.report.remote(self._name, report)
+
+    def track(self, stage: str, items: Iterable[T], total: int, size: Callable[[T], int] = lambda _: 1) -> Iterator[T]:
+        done, last = 0, 0.0
+        self.note = ""
+        for item in items:
+            yield item
+            done += size(item)
+            if time.monotonic() - last > REPORT_S or done >= total:
+                self.report(Report(stage, done, total, self.note))
+                last = time.monotonic()
+        self._say(f"{stage}: {done:,}  {self.note}".rstrip())
+
+
+class Courier:
+    """Brings what is new in a node's own folder to the driver, in the order in which it was written."""
+
+    def __init__(self, folder: Path, desk: Any, known: Iterable[str]) -> None:
+        self._folder, self._desk = folder, desk
+        self._brought = {path: (folder / path).stat().st_mtime_ns for path in known}
+
+    def bring(self) -> None:
+        """Return when the driver has all of it."""
+        now = {
+            str(path.relative_to(self._folder)): path.stat().st_mtime_ns
+            for path in self._folder.rglob("*")
+            if path.is_file() and not path.name.startswith(".")
+        }
+        new = [path for path, written in now.items() if self._brought.get(path) != written]
+        for path in sorted(new, key=lambda path: (now[path], Path(path).name in (MANIFEST, SAE_DESCRIPTION))):
+            ray.get(self._desk.hand_in.remote(HandedIn(path, (self._folder / path).read_bytes())))
+        for path in self._brought.keys() - now.keys():
+            ray.get(self._desk.hand_in.remote(HandedIn(path, None)))
+        self._brought = now

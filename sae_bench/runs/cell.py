@@ -1,0 +1,167 @@
+"""Work on some SAEs of a run that share one stream on one device: train or import them, evaluate them, collect latents.
+
+A run in one process is one such cell. Nothing in it depends on which SAEs a cell has, so that a run in many cells
+makes the same files.
+"""
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache
+
+import torch
+
+from sae_bench.autointerp.latents import read_latents
+from sae_bench.evaluation.loop import Candidate, evaluate
+from sae_bench.evaluation.task import Task, latent_tasks, token_tasks
+from sae_bench.progress import Progress
+from sae_bench.records.run_folder import RunFolder
+from sae_bench.records.schema import write_record
+from sae_bench.runs.collect import collect_latents, interpreted, saved
+from sae_bench.runs.costs import LMWork
+from sae_bench.runs.import_saes import ImportPlan, Plan, import_saes
+from sae_bench.runs.plan import SAEPlan
+from sae_bench.runs.rates import remember_parts, remember_rate
+from sae_bench.runs.records import is_missing, make_record, provenance_of, siblings_of
+from sae_bench.runs.train import Order, TrainStage
+from sae_bench.runs.workbench import PlannedSAE, Workbench
+from sae_bench.saes.save import description_of, load_sae
+from sae_bench.training.logging import LogSink
+from sae_bench.training.source import OpenSource
+
+
+def work_on(
+    bench: Workbench,
+    order: Order,
+    saes: Collection[str],
+    folder: RunFolder,
+    progress: Progress,
+    sink: LogSink,
+    *,
+    cell: str = "",
+    begun: Callable[[], None] = lambda: None,
+    saved: Callable[[], None] = lambda: None,
+    open_source: OpenSource | None = None,
+) -> None:
+    """Do what is missing of some SAEs, given by name; `open_source` as in `TrainStage`.
+
+    `begun` is called where all is found that can be wrong, before the first file is written; `saved` after every
+    checkpoint, which are those of `cell`.
+
+    Raises:
+        UserError: something asked for cannot be done; what was finished before stays.
+        KeyboardInterrupt: a signal said to stop; a checkpoint is written.
+    """
+    config, lm = order.config, bench.lm
+    plans = [plan for plan in bench.plans.values() if plan.id in saes]
+    missing = [plan for plan in plans if not folder.has_sae(plan.id, config.hash)]
+    to_train = [plan for plan in missing if isinstance(plan, SAEPlan)]
+    to_import = [plan for plan in missing if isinstance(plan, ImportPlan)]
+    for plan in to_import:
+        plan.build()  # a number that is not finite shows before the first file is written, too
+    if missing:
+        bench.read_held_out()
+    stage = TrainStage(lm, order, to_train, folder, progress, cell, saved, open_source) if to_train else None
+    begun()
+    if stage is not None:
+        stage.run(sink)
+        del stage  # and its buffer
+    import_saes(lm, config, to_import, folder)
+    evaluate_saes(bench, plans, alone(order.tasks), folder, progress)
+    collect_latents(bench, order, saes, folder, progress)
+
+
+def compare_seeds(bench: Workbench, order: Order, folder: RunFolder, progress: Progress) -> None:
+    """Write the records of tasks that compare an SAE with those of other seeds, once all SAEs of the run are there."""
+    plans = [plan for plan in bench.plans.values() if folder.has_sae(plan.id, order.config.hash)]
+    evaluate_saes(bench, plans, among_seeds(order.tasks), folder, progress)
+
+
+def alone(tasks: Sequence[str]) -> dict[str, type[Task]]:
+    """The tasks about tokens among these that look at one SAE alone."""
+    return {name: task for name, task in token_tasks(tasks).items() if not task.needs_siblings}
+
+
+def among_seeds(tasks: Sequence[str]) -> dict[str, type[Task]]:
+    """Those that compare an SAE with those of other seeds."""
+    return {name: task for name, task in token_tasks(tasks).items() if task.needs_siblings}
+
+
+def begun_cells(folder: RunFolder, saes: Collection[str], config_hash: str) -> dict[str, list[str]]:
+    """The cells that have checkpoints and are not at their end, by name: only all that shared a stream can go on."""
+    return {
+        cell: [sae for sae in members if sae in saes]
+        for cell, members in folder.cells().items()
+        if (folder.checkpoints_path / cell).is_dir()
+        and any(sae in saes and not folder.has_sae(sae, config_hash) for sae in members)
+    }
+
+
+def is_unfinished(folder: RunFolder, order: Order, sae: PlannedSAE, random: PlannedSAE | None, sha256: str) -> bool:
+    """Whether `work_on` has something to do for an SAE and for the `random` one that belongs to it.
+
+    `sha256` is the language model's.
+    """
+    if not folder.has_sae(sae.id, order.config.hash):
+        return True
+    sae = saved(folder, sae)
+    if any(
+        is_missing(folder.record(sae.id, task), task, sae.description, order.config.hash, sha256)
+        for task in alone(order.tasks)
+    ):
+        return True
+    if not latent_tasks(order.tasks) or not order.config.collects:
+        return False
+    return any(
+        not subject.failed and read_latents(folder, subject.id, subject.collected_by) is None
+        for subject in interpreted(order.config, [sae, *([random] if random else [])], sha256)
+    )
+
+
+def evaluate_saes(
+    bench: Workbench, plans: Sequence[Plan], tasks: Mapping[str, type[Task]], folder: RunFolder, progress: Progress
+) -> None:
+    """Write the records that are missing: one pass over the held-out tokens for all of them."""
+    candidates, healthy = [], []
+    lm, config, stream = bench.lm, bench.config, bench.held_out
+    descriptions = {plan.id: description_of(folder.sae_path(plan.id)) for plan in plans}
+    loaded = cache(lambda name: load_sae(folder.sae_path(name), lm.device))
+    for plan in plans:
+        description = descriptions[plan.id]
+        siblings = siblings_of(description, descriptions.values())
+        compared = {name: siblings if task.needs_siblings else [] for name, task in tasks.items()}
+        missing = {
+            name: task()
+            for name, task in tasks.items()
+            if is_missing(
+                folder.record(plan.id, name), name, description, config.hash, lm.weight_hash(), compared[name]
+            )
+        }
+        if not missing:
+            continue
+        if description.training.failure:
+            with torch.device("meta"):  # nobody will ask for its weights
+                candidate = Candidate(plan.build(), plan.site, missing)
+        else:
+            others = siblings if any(task.needs_siblings for task in missing.values()) else []
+            candidate = Candidate(loaded(plan.id), plan.site, missing, [loaded(other.id) for other in others])
+            healthy.append(candidate)
+        candidates.append((candidate, description, compared))
+    if not candidates:
+        return
+    start = time.monotonic()
+    if healthy:
+        evaluate(lm, stream, healthy, progress)
+    else:
+        stream.read()  # for its counts and its fingerprint
+    seconds = time.monotonic() - start
+    if healthy and any(task.needs_lm_loss for task in tasks.values()):
+        remember_rate("evaluation", lm, config, [about for _, about, _ in candidates], stream.n_delivered, start)
+        work = LMWork(lm, config.context_size)
+        through = stream.n_delivered * work.evaluation([candidate.site for candidate in healthy]) / work.layer
+        remember_parts(lm, config, {"evaluation": (through, seconds)})
+    provenance = provenance_of(lm, config, stream).model_copy(update={"evaluation_seconds": round(seconds, 3)})
+    for candidate, description, compared in candidates:
+        for name, task in candidate.tasks.items():
+            result, failure = candidate.results.get(name), candidate.failures.get(name)
+            record = make_record(task, result, failure, description, provenance, compared[name])
+            write_record(folder.record_path(description.id, name), record)

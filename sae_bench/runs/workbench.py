@@ -1,0 +1,90 @@
+"""What a process needs to work on a run, and what it finds out before the work begins."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
+from sae_bench.leaderboard.captions import few_documents
+from sae_bench.lm.sites import Site
+from sae_bench.progress import Progress
+from sae_bench.records.schema import Provenance, SAEDescription, Training
+from sae_bench.runs.config import RunConfig
+from sae_bench.runs.import_saes import Plan, open_imports, plan_imports
+from sae_bench.runs.plan import SAEPlan, plan_saes, training_disk_bytes
+from sae_bench.runs.records import provenance_of
+from sae_bench.runs.sources import load_model, token_stream
+from sae_bench.runs.train import measured_kernels
+from sae_bench.saes.active import Crossovers
+from sae_bench.saes.base import SAEConfig
+
+
+@dataclass(frozen=True)
+class PlannedSAE:
+    """An SAE of a run as those see it who have no language model at hand."""
+
+    description: SAEDescription
+    config: SAEConfig
+    site: Site
+
+    @property
+    def id(self) -> str:
+        return self.description.id
+
+    def failed(self, reason: str) -> "PlannedSAE":
+        """This SAE after work on it ended without one."""
+        training = Training(failure=reason)
+        return replace(self, description=self.description.model_copy(update={"training": training}))
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a run before its work begins; all of it is the same wherever the work is done."""
+
+    saes: tuple[PlannedSAE, ...]
+    kernels: Mapping[str, Crossovers]
+    """For each shape of the SAEs to train, where one way of computing overtakes another: other kernels round otherwise,
+    so all of a run's SAEs go by one measurement."""
+    model_sha256: str
+    disk_bytes: Mapping[str, int]
+    """What each SAE to train takes on the disk at the height, with checkpoints."""
+
+
+class Workbench:
+    """A run's language model, its plans and its held-out tokens.
+
+    Raises:
+        UserError: something that the run names does not exist, or does not go together.
+    """
+
+    def __init__(self, config: RunConfig, progress: Progress) -> None:
+        self.config, self.progress = config, progress
+        opened = open_imports(config.saes)
+        self.lm = load_model(config, progress)
+        plans: list[Plan] = [*plan_saes(config, self.lm), *plan_imports(self.lm, opened, config)]
+        self.plans = {plan.id: plan for plan in plans}
+        self.held_out = token_stream(self.lm, config, "eval", config.n_held_out)
+
+    def survey(self, kernels: Mapping[str, Crossovers] | None = None) -> Survey:
+        """What the run will be; `kernels` are those that it was begun with."""
+        trained = [plan for plan in self.plans.values() if isinstance(plan, SAEPlan)]
+        if kernels is None:
+            kernels = measured_kernels(self.config, trained, self.lm.device, self.progress)
+        saes = tuple(PlannedSAE(plan.describe(), plan.config, plan.site) for plan in self.plans.values())
+        return Survey(saes, kernels, self.lm.weight_hash(), {plan.id: training_disk_bytes([plan]) for plan in trained})
+
+    def read_held_out(self) -> None:
+        """See that there is enough text to evaluate on: what is wrong with it shows before anything long begins."""
+        if self.held_out.n_delivered:
+            return
+        self.progress.say(f"reading {self.config.dataset}")
+        self.held_out.read()
+        n_documents = self.held_out.n_documents
+        self.progress.say(f"evaluating on {self.held_out.n_delivered:,} held-out tokens of {n_documents:,} documents")
+        if n_documents < MIN_DOCUMENTS:
+            self.progress.say(few_documents(n_documents))
+
+    def provenance(self) -> Provenance:
+        """What every record of the run repeats."""
+        if not self.held_out.n_delivered:
+            self.held_out.read()
+        return provenance_of(self.lm, self.config, self.held_out)

@@ -1,0 +1,291 @@
+"""A run on a cluster makes the files that one process makes, whatever happens to nodes, workers, head and driver."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from command import bench, files, flags
+from local_cluster import (
+    checkpoints,
+    kill_a_worker,
+    local_cluster,
+    meanwhile,
+    more_checkpoints,
+    small,
+    wait_for,
+    workers_at_cells,
+)
+from ray.cluster_utils import Cluster
+from test_end_to_end import records_of, weights_of, without_times
+
+from sae_bench.distributed import crew as crew_module
+from sae_bench.records.run_folder import RunFolder
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def settings(gemma2_folder, corpus, at_work):
+    """Two sites, two seeds; chance, so that random SAEs are collected beside the trained ones."""
+    return {
+        "--arch": ("topk", "relu"), "--l0": 6, "--seed": (0, 1), "--model": gemma2_folder, "--layer": (1, 2),
+        "--dataset": corpus, "--width": 48, "--tokens": 2000, "--reuse": 3, "--batch-size": 60,
+        "--buffer-tokens": 800, "--eval-tokens": 300, "--context-size": 32, "--checkpoint-every": 10,
+        "--latents": 3, "--interp-tokens": 400,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(settings, at_work) -> Path:
+    """The run in one process."""
+    assert bench(*flags(settings | {"--out": at_work / "whole"}), "--chance", "--quiet") == 0
+    return at_work / "whole"
+
+
+@pytest.fixture(scope="module")
+def cluster(at_work) -> Iterator[Cluster]:
+    with local_cluster(2) as found:
+        yield found
+
+
+def command(settings, out: Path, address: str) -> list[object]:
+    return [*flags(settings | {"--out": out, "--on": address}), "--chance"]
+
+
+def same(run: Path, other: Path) -> None:
+    """The same weights, training logs, latents and records, and the same board, but for times."""
+    assert weights_of(run) == weights_of(other)
+    for part in ("latents", "collections"):
+        assert files(run / part) == files(other / part)
+    logs = [{path.parent.name: path.read_text() for path in of.glob("saes/*/metrics.jsonl")} for of in (run, other)]
+    assert logs[0] == logs[1]
+    records = [{name: without_times(record) for name, record in records_of(of).items()} for of in (run, other)]
+    assert records[0] == records[1]
+    assert (run / "leaderboard.md").read_text() == (other / "leaderboard.md").read_text()
+
+
+def test_a_run_on_a_cluster_makes_the_files_of_one_process(settings, whole, cluster, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert bench(*command(settings, out, cluster.address)) == 0
+    same(out, whole)
+    said = capsys.readouterr().err
+    assert "cluster: 3 nodes; 2 cells at once, GPUs of each: 0, cores: 1; every node sees the run's folder" in said
+    cells = RunFolder(out).cells()
+    assert len(cells) > 1, "one cell would show nothing"
+    assert f"cells: {len(cells)} done in" in said
+    assert sorted(sae for saes in cells.values() for sae in saes) == sorted(weights_of(whole))
+    assert {path.stem for path in (out / "logs").iterdir()} == {*cells, "driver"}
+    assert bench("verify", out, "--quiet") == 0
+    before = files(out)
+    assert bench(*command(settings, out, cluster.address)) == 0, "the same command again does nothing"
+    assert {name: content for name, content in files(out).items() if "logs/" not in name} == {
+        name: content for name, content in before.items() if "logs/" not in name
+    }
+
+
+def test_a_worker_and_a_node_are_killed_on_the_way(settings, whole, cluster, tmp_path, capsys):
+    out = tmp_path / "run"
+    lost = cluster.add_node(**small())
+
+    def kill_a_node() -> None:
+        cluster.remove_node(lost, allow_graceful=False)
+
+    with meanwhile(more_checkpoints(out, 2), kill_a_worker, more_checkpoints(out, 2), kill_a_node):
+        assert bench(*command(settings, out, cluster.address)) == 0
+    assert "begins again: WorkerCrashedError" in capsys.readouterr().err
+    assert "going on after step" in "".join(path.read_text() for path in (out / "logs").iterdir())
+    same(out, whole)
+
+
+def test_files_come_through_the_object_store_where_nodes_see_no_folder(settings, whole, cluster, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    monkeypatch.setattr(crew_module, "slots_of", apart(crew_module.slots_of))
+    with meanwhile(more_checkpoints(out, 2), kill_a_worker):
+        assert bench(*command(settings, out, cluster.address), "--quiet") == 0
+    same(out, whole)
+    logs = "".join(path.read_text() for path in (out / "logs").iterdir())
+    assert "going on after step" in logs, "its checkpoint came back to it"
+
+
+def apart(slots_of):
+    """As `slots_of`, of nodes that see no folder of the driver's."""
+    from dataclasses import replace
+
+    return lambda *arguments: replace(slots_of(*arguments), shared=False)
+
+
+FATAL = '''
+"""Takes its process with it."""
+import os, signal
+from sae_bench import Loss, SparseAutoencoder, reconstruction_loss, register_architecture
+
+@register_architecture("fatal")
+class Fatal(SparseAutoencoder):
+    def encode(self, x):
+        return self.select(x, keep=lambda z: z > 0)
+
+    def loss(self, x, step):
+        os.kill(os.getpid(), signal.SIGKILL)
+'''
+
+
+def test_a_cell_that_always_dies_is_on_record_and_the_others_go_on(settings, whole, cluster, tmp_path, capsys):
+    plugin = tmp_path / "fatal.py"
+    plugin.write_text(FATAL)
+    out = tmp_path / "run"
+    few = settings | {"--arch": ("topk", "fatal"), "--seed": 0, "--plugin": plugin}
+    few |= {"--tasks": ("reconstruction", "autointerp"), "--layer": 1, "--checkpoint-every": 1}
+    assert bench(*command(few, out, cluster.address)) == 1
+    assert "FAILED fatal" in capsys.readouterr().out
+    records = records_of(out)
+    reasons = {record["failure"] for record in records.values() if record["sae"]["arch"] == "fatal"}
+    assert len(reasons) == 1
+    assert "WorkerCrashedError" in reasons.pop()
+    good = [record for record in records.values() if record["sae"]["arch"] == "topk"]
+    assert good
+    assert not [record for record in good if record["failure"]], "in a cell of its own"
+
+
+def test_other_versions_on_a_node_are_named_before_anything_begins(settings, cluster, tmp_path, capsys):
+    (tmp_path / "scipy-0.0.1.dist-info").mkdir()
+    (tmp_path / "scipy-0.0.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: scipy\nVersion: 0.0.1\n")
+    node = cluster.add_node(**small(env_vars={"PYTHONPATH": str(tmp_path)}))
+    try:
+        assert bench(*command(settings, tmp_path / "run", cluster.address)) == 2
+    finally:
+        cluster.remove_node(node)
+    said = capsys.readouterr().err
+    assert "has other versions (scipy 0.0.1 there, " in said
+    assert files(tmp_path / "run") == {}
+
+
+def test_a_second_driver_on_a_folder_is_refused(settings, tmp_path, capsys):
+    with RunFolder(tmp_path / "run").locked():
+        assert bench(*command(settings, tmp_path / "run", "127.0.0.1:1")) == 2
+    assert "is in use by process" in capsys.readouterr().err
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of somebody who listens and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        held: list[socket.socket] = []
+
+        def listen() -> None:
+            while True:
+                try:
+                    held.append(server.accept()[0])
+                except OSError:
+                    return
+
+        threading.Thread(target=listen, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        for one in held:
+            one.close()
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_that_does_not_answer_is_an_error_within_30_seconds(settings, tmp_path, capsys, silent, scheme):
+    for address, reason in ((silent, "as Ray does"), ("127.0.0.1:9", "Connection refused"), ("nobody", "no address")):
+        start = time.monotonic()
+        assert bench(*command(settings, tmp_path / "run", scheme + address)) == 2
+        assert time.monotonic() - start < 30
+        assert reason in capsys.readouterr().err
+    assert files(tmp_path) == {}
+
+
+def test_without_ray_the_extra_is_named(settings, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "sae_bench.distributed.crew")
+    monkeypatch.delitem(sys.modules, "sae_bench.distributed.cluster")
+    assert bench(*command(settings, tmp_path / "run", "ray")) == 2
+    assert "pip install 'sae-arch-bench[ray]'" in capsys.readouterr().err
+
+
+def driver(arguments: list[object]) -> subprocess.Popen[bytes]:
+    script = (
+        "import torch; torch.set_num_threads(1); from sae_bench.cli.main import main; import sys; main(sys.argv[1:])"
+    )
+    words = [str(part) for part in arguments]
+    return subprocess.Popen([sys.executable, "-c", script, *words], cwd=ROOT, stderr=subprocess.DEVNULL)
+
+
+def killed(settings, out: Path, cluster: Cluster, kill: Callable[[subprocess.Popen[bytes]], None]) -> int:
+    """A run whose driver is a process of its own, until `kill` has killed something; its exit code."""
+    process = driver([*command(settings, out, cluster.address), "--quiet"])
+    try:
+        more_checkpoints(out, 2)()
+        kill(process)
+        return process.wait(timeout=240)
+    finally:
+        process.kill()
+
+
+def test_a_run_whose_driver_is_killed_and_then_stopped_goes_on_without_a_cluster(
+    settings, whole, cluster, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    assert killed(settings, out, cluster, lambda process: process.kill()) == -signal.SIGKILL
+    wait_for(lambda: not workers_at_cells())
+    before = checkpoints(out)
+    with meanwhile(more_checkpoints(out, 1), lambda: os.kill(os.getpid(), signal.SIGINT)):
+        assert bench(*command(settings, out, cluster.address)) == 130
+    said = capsys.readouterr().err
+    assert "stopping: the cells write their checkpoints" in said
+    assert "go on with" in said
+    wait_for(lambda: not workers_at_cells())
+    after = checkpoints(out) - before
+    assert [at for at in after if int(at.partition("/")[2]) % 10], "more than those that were due"
+    assert bench(*flags(settings | {"--out": out}), "--chance") == 0
+    assert "going on after step" in capsys.readouterr().err
+    same(out, whole)
+
+
+def test_the_head_is_lost_and_the_command_given_again_on_a_new_one(settings, whole, tmp_path):
+    out = tmp_path / "run"
+    with local_cluster(1) as cluster:
+        code = killed(settings, out, cluster, lambda process: cluster.head_node.kill_gcs_server())
+        assert code != 0, "the driver ends, with an error"
+    with local_cluster(1) as cluster:
+        assert bench(*command(settings, out, cluster.address), "--quiet") == 0
+    same(out, whole)
+
+
+def test_a_file_larger_than_the_object_store_arrives(cluster, tmp_path):
+    import ray
+
+    from sae_bench.distributed.desk import Desk
+    from sae_bench.distributed.remote import Courier
+
+    content = os.urandom(1 << 20) * 120
+    (tmp_path / "large").write_bytes(content)
+    ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+    try:
+        desk = ray.remote(Desk).options(num_cpus=0).remote()
+        bringing = threading.Thread(target=Courier(tmp_path, desk, ()).bring)
+        bringing.start()
+        found: dict[int, object] = {}
+        while not found:
+            _, found = ray.get(desk.come_by.remote([]))
+        ((number, file),) = found.items()
+        assert (file.path, file.content == content) == ("large", True)
+        ray.get(desk.come_by.remote([number]))
+        bringing.join(timeout=60)
+        assert not bringing.is_alive(), "who brought it may go on"
+    finally:
+        ray.shutdown()
+
+
+def test_settings_of_the_run_in_one_process_are_those_of_the_cluster(whole):
+    """What `same` compares is worth comparing."""
+    manifest = json.loads((whole / "run.json").read_text())
+    assert len(manifest["saes"]) == 8
+    assert manifest["kernels"]
