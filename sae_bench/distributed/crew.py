@@ -222,9 +222,7 @@ def _not_lost() -> Iterator[None]:
         raise
     except ray.exceptions.RayError as error:
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        raise UserError(
-            f"the cluster fails ({reason}): see that it runs, and the same command goes on"
-        ) from None
+        raise UserError(f"the cluster fails ({reason}): see that it runs, and the same command goes on") from None
 
 
 def _got(task: Task) -> Any:
