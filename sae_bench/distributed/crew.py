@@ -20,15 +20,16 @@ from sae_bench.distributed.planner import Cell
 from sae_bench.distributed.shared_capture import CaptureLostError
 from sae_bench.distributed.view import TRAIN, CellView, View
 from sae_bench.errors import UserError
+from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 from sae_bench.records.files import write_bytes
 from sae_bench.records.redact import redact
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Provenance
-from sae_bench.runs.cell import begun_cells, is_unfinished
-from sae_bench.runs.collect import random_saes
+from sae_bench.runs.cell import among_seeds, begun_cells, is_unfinished
+from sae_bench.runs.collect import random_saes, saved
 from sae_bench.runs.config import RunConfig
-from sae_bench.runs.records import now
+from sae_bench.runs.records import is_missing, now, siblings_among
 from sae_bench.runs.train import Order
 from sae_bench.runs.workbench import PlannedSAE, Survey
 from sae_bench.saes.active import Crossovers
@@ -124,6 +125,30 @@ class ClusterCrew:
         with View(self.progress, shown, self._config.batch_size) as view, _not_lost():
             failures = self._in_rounds(order, todo, cells, reference, view)
         return {sae: reason for name, reason in failures.items() for sae in cells[name].saes}
+
+    def compare_seeds(self, order: Order, saes: Sequence[PlannedSAE]) -> None:
+        """A task for each site where something is missing: its SAEs share one capture."""
+        about = {sae.id: saved(self._folder, sae).description for sae in saes}
+        by_site: dict[Site, list[str]] = {}
+        for sae in saes:
+            by_site.setdefault(sae.site, []).append(sae.id)
+        hash, sha256, found = self._config.hash, self._survey.model_sha256, siblings_among(about.values())
+        due = {
+            sae.site
+            for sae in saes
+            for task in among_seeds(order.tasks)
+            if is_missing(self._folder.record(sae.id, task), task, about[sae.id], hash, sha256, found[sae.id])
+        }
+        compare = ray.remote(remote.compare).options(
+            name="compare seeds", **self._slots.options | {"max_retries": FAULTS}
+        )
+        tasks = []
+        for site in due:
+            files = None if self._slots.shared else self._files_of(Cell("compare", tuple(by_site[site]), 0.0, 0, 0.0))
+            tasks.append(compare.remote(self._errand, order, by_site[site], files, self._desk))
+        for task in tasks:
+            _got(task)
+            self._take_files()
 
     def _cells(self, todo: Sequence[PlannedSAE]) -> list[Cell]:
         """The cells that were begun, as they were, and new ones for all other SAEs."""

@@ -31,7 +31,7 @@ from sae_bench.records.redact import install_redaction
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
 from sae_bench.records.schema import Provenance
 from sae_bench.registry import load_plugin
-from sae_bench.runs.cell import work_on
+from sae_bench.runs.cell import compare_seeds, work_on
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.costs import CARDS
 from sae_bench.runs.plan import SAEPlan
@@ -196,6 +196,17 @@ def cell(
                     capture.leave.remote(name)
                 if courier:
                     courier.bring()
+
+
+def compare(errand: Errand, order: Order, saes: Sequence[str], files: Mapping[str, bytes] | None, desk: Any) -> None:
+    """Compare SAEs with those of other seeds: in the run's folder, or with the `files` of all of them."""
+    with tempfile.TemporaryDirectory(prefix="sae-arch-bench-") as own:
+        folder = RunFolder(Path(errand.lock.path).parent if files is None else Path(own))
+        for path, content in (files or {}).items():
+            write_bytes(folder.path / path, content)
+        compare_seeds(_bench(errand, Progress(quiet=True)), order, saes, folder, Progress(quiet=True))
+        if files is not None:
+            Courier(folder.path, desk, files).bring()
 
 
 def _nothing() -> None:

@@ -21,7 +21,7 @@ from sae_bench.runs.costs import LMWork
 from sae_bench.runs.import_saes import ImportPlan, Plan, import_saes
 from sae_bench.runs.plan import SAEPlan
 from sae_bench.runs.rates import remember_parts, remember_rate
-from sae_bench.runs.records import is_missing, make_record, provenance_of, siblings_of
+from sae_bench.runs.records import is_missing, make_record, provenance_of, siblings_among
 from sae_bench.runs.train import Order, TrainStage
 from sae_bench.runs.workbench import PlannedSAE, Workbench
 from sae_bench.saes.save import description_of, load_sae
@@ -70,9 +70,9 @@ def work_on(
     collect_latents(bench, order, saes, folder, progress)
 
 
-def compare_seeds(bench: Workbench, order: Order, folder: RunFolder, progress: Progress) -> None:
-    """Write the records of tasks that compare an SAE with those of other seeds, once all SAEs of the run are there."""
-    plans = [plan for plan in bench.plans.values() if folder.has_sae(plan.id, order.config.hash)]
+def compare_seeds(bench: Workbench, order: Order, saes: Collection[str], folder: RunFolder, progress: Progress) -> None:
+    """Write the missing records of tasks that compare an SAE with those of other seeds; all of them are among `saes`."""
+    plans = [plan for plan in bench.plans.values() if plan.id in saes]
     evaluate_saes(bench, plans, among_seeds(order.tasks), folder, progress)
 
 
@@ -124,10 +124,11 @@ def evaluate_saes(
     candidates, healthy = [], []
     lm, config, stream = bench.lm, bench.config, bench.held_out
     descriptions = {plan.id: description_of(folder.sae_path(plan.id)) for plan in plans}
+    among = siblings_among(descriptions.values())
     loaded = cache(lambda name: load_sae(folder.sae_path(name), lm.device))
     for plan in plans:
         description = descriptions[plan.id]
-        siblings = siblings_of(description, descriptions.values())
+        siblings = among[plan.id]
         compared = {name: siblings if task.needs_siblings else [] for name, task in tasks.items()}
         missing = {
             name: task()

@@ -20,7 +20,7 @@ from sae_bench.records.files import sha256
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Provenance, Record, SAEDescription, write_record
 from sae_bench.registry import TASKS
-from sae_bench.runs.cell import begun_cells, work_on
+from sae_bench.runs.cell import begun_cells, compare_seeds, work_on
 from sae_bench.runs.collect import interpreted, random_saes, saved
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.interpret import interpret_saes
@@ -41,6 +41,9 @@ class Crew(Protocol):
 
     def work(self, order: Order, saes: Sequence[PlannedSAE], begun: Callable[[], None]) -> Mapping[str, str]:
         """Do what is missing of these SAEs, and return why nothing came of some, by name; `begun` as in `work_on`."""
+
+    def compare_seeds(self, order: Order, saes: Sequence[PlannedSAE]) -> None:
+        """Once they are there, write the missing records of tasks that compare an SAE with those of other seeds."""
 
     def provenance(self) -> Provenance:
         """What every record repeats."""
@@ -63,6 +66,9 @@ class Alone:
         for cell, members in cells.items():
             work_on(self._bench, order, members, self._folder, self._progress, self._sink, cell=cell, begun=begun)
         return {}
+
+    def compare_seeds(self, order: Order, saes: Sequence[PlannedSAE]) -> None:
+        compare_seeds(self._bench, order, [sae.id for sae in saes], self._folder, self._progress)
 
     def provenance(self) -> Provenance:
         return self._bench.provenance()
@@ -103,6 +109,7 @@ def run(
         for sae in saes:
             if sae.id in failures:
                 write_failures(folder, order, sae, failures[sae.id], crew.provenance(), survey.model_sha256)
+        crew.compare_seeds(order, [sae for sae in saes if folder.has_sae(sae.id, config.hash)])
         random = random_saes(config, survey.saes)
         saes += [_outcome(folder, sae, failures, order, owner) for owner, sae in random.items()]
         subjects = interpreted(config, saes, survey.model_sha256)

@@ -1,6 +1,7 @@
 """Records: one for every (SAE, task), with its numbers or the reason why there are none, and where they come from."""
 
 import datetime
+import json
 from collections.abc import Iterable, Sequence
 
 from sae_bench.evaluation.task import BaseTask, Result
@@ -59,16 +60,17 @@ def make_record(
     )
 
 
-def siblings_of(description: SAEDescription, others: Iterable[SAEDescription]) -> list[SAEDescription]:
-    """Those of some trained SAEs that differ from this one in the seed alone."""
-    if description.origin:
-        return []
-
-    def what(one: SAEDescription) -> tuple[object, ...]:
-        return one.label, one.site, one.d_sae, one.target_l0, one.coefficient, one.recipe
-
-    mine = what(description)
-    return [one for one in others if one.seed != description.seed and not one.training.failure and what(one) == mine]
+def siblings_among(saes: Iterable[SAEDescription]) -> dict[str, list[SAEDescription]]:
+    """For each of some SAEs, by name, those that differ from it in the seed alone."""
+    alike: dict[tuple[object, ...], list[SAEDescription]] = {}
+    of: dict[str, tuple[SAEDescription, list[SAEDescription]]] = {}
+    for sae in saes:
+        recipe = json.dumps(sae.recipe, sort_keys=True)
+        what = sae.label, sae.site.name, sae.d_sae, sae.target_l0, sae.coefficient, recipe, sae.origin and sae.id
+        of[sae.id] = sae, alike.setdefault(what, [])
+        if not sae.training.failure:
+            of[sae.id][1].append(sae)
+    return {name: [other for other in group if other.id != sae.id] for name, (sae, group) in of.items()}
 
 
 def hashes_of(siblings: Sequence[SAEDescription]) -> list[str]:
