@@ -71,7 +71,7 @@ def work_on(
 
 
 def compare_seeds(bench: Workbench, order: Order, saes: Collection[str], folder: RunFolder, progress: Progress) -> None:
-    """Write the missing records of tasks that compare an SAE with those of other seeds; all of them are among `saes`."""
+    """Write the missing records of tasks that compare an SAE with those of other seeds, all of them among `saes`."""
     plans = [plan for plan in bench.plans.values() if plan.id in saes]
     evaluate_saes(bench, plans, among_seeds(order.tasks), folder, progress)
 
