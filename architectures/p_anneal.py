@@ -54,7 +54,8 @@ class PAnneal(SparseAutoencoder):
     options: PAnnealOptions
     nonlinearity = "relu"
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
-        # The paper's training code (github.com/adamkarvonen/SAE_BoardGameEval), and its trainer's defaults.
+        # The authors' scripts for chess (github.com/adamkarvonen/SAE_BoardGameEval), which have no sparsity warm-up;
+        # that is the default of dictionary_learning's trainer, which came later.
         "paper": {
             "lr": 3e-4, "betas": (0.9, 0.999), "lr_warmup_shape": "linear", "sparsity_warmup": 2000,
         },
