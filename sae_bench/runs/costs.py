@@ -151,7 +151,7 @@ def active(plan: Plan) -> float:
 
 
 def pursuit_seconds(plan: Plan, n_tokens: int, peaks: Peaks) -> float:
-    """Matching pursuit's k steps, each a product, or a pass over z: a row taken off, the largest found; 0 for others."""
+    """Matching pursuit's k steps, each a product, or a pass over z that takes a row off; 0 for others."""
     name = plan.arch.name if isinstance(plan, SAEPlan) else plan.sae.arch
     if ARCHITECTURES[name].nonlinearity != "matching_pursuit":
         return 0.0
