@@ -59,7 +59,7 @@ class PAnneal(SparseAutoencoder):
         "paper": {
             "lr": 3e-4, "betas": (0.9, 0.999), "lr_warmup_shape": "linear", "sparsity_warmup": 2000,
         },
-        "short": {"lr": 8e-3, "anneal_start": 0.05, "anneal_end": 0.4, "controller_rate": 0.06},
+        "short": {"anneal_start": 0.05, "anneal_end": 0.4, "controller_rate": 0.06},
     }  # fmt: skip
 
     def __init__(self, config: SAEConfig) -> None:
