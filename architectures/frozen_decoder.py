@@ -5,6 +5,8 @@ recipe. What it scores needed no learned direction: an encoder that chooses well
 base here is `topk`, as that of all controls, whose L0 is k without a threshold or a coefficient to tune.
 """
 
+from typing import Any, ClassVar
+
 from sae_bench import ARCHITECTURES, SAEConfig, register_architecture
 
 TopK = ARCHITECTURES["topk"]
@@ -13,6 +15,10 @@ TopK = ARCHITECTURES["topk"]
 @register_architecture("frozen_decoder")
 class FrozenDecoder(TopK):  # type: ignore[misc, valid-type]
     is_control = True
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        **TopK.recipes,
+        "short": {**TopK.recipes["short"], "lr": 2e-3},
+    }
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)

@@ -21,7 +21,8 @@ TopK = ARCHITECTURES["topk"]
 class FrozenEncoder(TopK):  # type: ignore[misc, valid-type]
     is_control = True
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
-        preset: {**departures, "aux_coeff": 0.0} for preset, departures in TopK.recipes.items()
+        "paper": {**TopK.recipes["paper"], "aux_coeff": 0.0},
+        "short": {**TopK.recipes["short"], "aux_coeff": 0.0, "lr": 2e-3},
     }
 
     def __init__(self, config: SAEConfig) -> None:

@@ -7,9 +7,10 @@
 Each dictionary adds a group of latents to the one before, so that all x_hat_m are running sums of what the groups add,
 at the cost of one decoder product in all. A group of less than one latent is left out.
 
-The paper writes a sum over the dictionaries and its code takes their mean, as this does: the sum is as many times as
-large, and leaves AuxK that many times as little weight. SAELens sums; dictionary_learning takes the mean of errors that
-it has weighted by 1 / G before, so that its loss of G dictionaries is a G-th of this.
+The paper writes a sum over the dictionaries; the first author's code takes a mean, as this does, but counts b_dec alone
+as a dictionary more. The sum is as many times as large, and leaves AuxK that many times as little weight. SAELens sums;
+dictionary_learning, whose trainer the paper names for its experiments, takes the mean of errors that it has weighted by
+1 / G before, so that its loss of G dictionaries is a G-th of this.
 """
 
 from typing import Any, ClassVar
@@ -39,8 +40,8 @@ class Matryoshka(BatchTopKAutoencoder):
     options_type = MatryoshkaOptions
     options: MatryoshkaOptions
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
-        # The authors' code (github.com/bartbussmann/matryoshka_sae), whose other settings are batchtopk's.
-        "paper": {"lr": 3e-4, "betas": (0.9, 0.99), "lr_warmup": 0, "dead_after": 20_480},
+        # The first author's code (github.com/bartbussmann/matryoshka_sae): dead after 20 batches of 4,096 tokens.
+        "paper": {"lr": 3e-4, "betas": (0.9, 0.99), "lr_warmup": 0, "dead_after": 81_920},
         "short": {"b_enc_init": "zeros", "threshold_start": 0.2, "threshold_rate": 0.05},
     }
 

@@ -54,11 +54,12 @@ class PAnneal(SparseAutoencoder):
     options: PAnnealOptions
     nonlinearity = "relu"
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
-        # The paper's training code (github.com/adamkarvonen/SAE_BoardGameEval), and its trainer's defaults.
+        # The authors' scripts for chess (github.com/adamkarvonen/SAE_BoardGameEval), which have no sparsity warm-up;
+        # that is the default of dictionary_learning's trainer, which came later.
         "paper": {
             "lr": 3e-4, "betas": (0.9, 0.999), "lr_warmup_shape": "linear", "sparsity_warmup": 2000,
         },
-        "short": {"lr": 8e-3, "anneal_start": 0.05, "anneal_end": 0.4, "controller_rate": 0.06},
+        "short": {"anneal_start": 0.05, "anneal_end": 0.4, "controller_rate": 0.06},
     }  # fmt: skip
 
     def __init__(self, config: SAEConfig) -> None:

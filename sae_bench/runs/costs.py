@@ -119,15 +119,17 @@ def training_seconds(lm: LanguageModel, config: RunConfig, plans: Sequence[SAEPl
     work = LMWork(lm, config.context_size)
     capture = peaks.seconds(config.tokens * max(work.before(plan.site) for plan in plans), half=work.half)
     n_steps = config.tokens * config.reuse // config.batch_size
-    trained = [plan for plan in plans if ARCHITECTURES[plan.arch.name].is_trained]
-    return capture + n_steps * sum(step_seconds(plan, config.batch_size, lm.device, peaks) for plan in trained)
+    return capture + n_steps * sum(step_seconds(plan, config.batch_size, lm.device, peaks) for plan in plans)
 
 
 def step_seconds(plan: SAEPlan, batch_size: int, device: torch.device, peaks: Peaks) -> float:
     """One step of one SAE: encoder product, four products over active pairs, gradients, Adam, and decoder norms.
 
-    A GPU screens: its encoder product is in half precision, and the active pairs' is one product more.
+    A GPU screens: its encoder product is in half precision, and the active pairs' is one product more. Matching pursuit
+    has its steps besides; what is not trained has none.
     """
+    if not ARCHITECTURES[plan.arch.name].is_trained:
+        return 0.0
     d_in, d_sae = plan.config.d_in, plan.config.d_sae
     gpu = device.type == "cuda"
     product, matrix = 2 * batch_size * d_in * d_sae, 4 * d_in * d_sae
@@ -137,6 +139,7 @@ def step_seconds(plan: SAEPlan, batch_size: int, device: torch.device, peaks: Pe
     dense = 4 * peaks.seconds(product, matrix + latents)
     return (
         peaks.seconds(product, 2 * matrix + latents if gpu else matrix + 2 * latents, half=gpu)
+        + pursuit_seconds(plan, batch_size, peaks)
         + min(sparse, dense)
         + peaks.seconds(0, 2 * matrix + ADAM_BYTES * plan.n_parameters + 5 * matrix)
     )
@@ -145,6 +148,15 @@ def step_seconds(plan: SAEPlan, batch_size: int, device: torch.device, peaks: Pe
 def active(plan: Plan) -> float:
     """Latents active on a token: as wanted, or as at the start where no L0 is wanted."""
     return START_DENSITY * plan.config.d_sae if plan.config.l0 is None else plan.config.l0
+
+
+def pursuit_seconds(plan: Plan, n_tokens: int, peaks: Peaks) -> float:
+    """Matching pursuit's k steps, each a product, or a pass over z that takes a row off; 0 for others."""
+    name = plan.arch.name if isinstance(plan, SAEPlan) else plan.sae.arch
+    if ARCHITECTURES[name].nonlinearity != "matching_pursuit":
+        return 0.0
+    n = n_tokens * plan.config.d_sae
+    return active(plan) * min(peaks.seconds(2 * n * plan.config.d_in), peaks.seconds(0, 4 * 4 * n))
 
 
 def evaluation_seconds(lm: LanguageModel, config: RunConfig, plans: Sequence[Plan], peaks: Peaks) -> float:
@@ -158,6 +170,8 @@ def evaluation_seconds(lm: LanguageModel, config: RunConfig, plans: Sequence[Pla
 
 def encoding_seconds(plan: Plan, n_tokens: int, peaks: Peaks) -> float:
     """An SAE's own products in evaluation."""
-    return peaks.seconds(n_tokens * 2 * plan.config.d_in * plan.config.d_sae) + peaks.seconds(
-        0, n_tokens * 4 * active(plan) * plan.config.d_in
+    return (
+        peaks.seconds(n_tokens * 2 * plan.config.d_in * plan.config.d_sae)
+        + pursuit_seconds(plan, n_tokens, peaks)
+        + peaks.seconds(0, n_tokens * 4 * active(plan) * plan.config.d_in)
     )

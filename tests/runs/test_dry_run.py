@@ -15,7 +15,7 @@ from sae_bench.lm.model_names import HUB_MODELS
 from sae_bench.lm.sites import Site
 from sae_bench.runs import costs
 from sae_bench.runs.config import ArchSpec, RunConfig
-from sae_bench.runs.costs import CARDS, Peaks, peaks_of, step_seconds
+from sae_bench.runs.costs import CARDS, Peaks, encoding_seconds, peaks_of, step_seconds
 from sae_bench.runs.plan import SAEPlan
 from sae_bench.runs.rates import known_rate, remember_rate
 from sae_bench.saes.base import SAEConfig
@@ -92,6 +92,19 @@ def test_a_step_takes_what_its_arithmetic_and_its_bytes_take():
     assert step_seconds(topk(100, 1000, 10), 1000, CPU, peaks) == pytest.approx(encoder + pairs + weights, rel=0.01)
     screened = encoder / 2 + pairs * 5 / 4 + weights
     assert step_seconds(topk(100, 1000, 10), 1000, CUDA, peaks) == pytest.approx(screened, rel=0.01)
+
+
+def test_a_pursuit_takes_its_steps_more_and_what_is_not_trained_nothing():
+    """As above: 10 steps of a product, 0.2 s, or, where bytes are faster, of 16 bytes for each of a million z."""
+    for bandwidth, pass_seconds in (1e6, 0.2), (1e9, 0.016):
+        peaks = Peaks("toy", 2e9, 1e9, bandwidth)
+        like_topk = step_seconds(topk(100, 1000, 10), 1000, CPU, peaks)
+        pursuit = step_seconds(topk(100, 1000, 10, "matching_pursuit"), 1000, CPU, peaks)
+        of_its_own = (100 * 1000 + 1000) * costs.ADAM_BYTES / bandwidth  # W_enc and b_enc, which it has not
+        assert pursuit - like_topk == pytest.approx(10 * pass_seconds - of_its_own, rel=1e-6)
+    assert step_seconds(topk(100, 1000, 10, "pca"), 1000, CPU, peaks) == 0
+    one = encoding_seconds(topk(100, 1000, 10), 1000, peaks)
+    assert encoding_seconds(topk(100, 1000, 10, "matching_pursuit"), 1000, peaks) - one == pytest.approx(10 * 0.016)
 
 
 def test_a_card_is_known_by_its_name_and_others_are_measured(monkeypatch):
