@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from sae_lens import (  # type: ignore[import-not-found]
     SAE,
@@ -44,6 +45,9 @@ CLASSES: dict[str, tuple[Any, Any, list[str]]] = {
     "matryoshka_batchtopk": (MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig, ["b_enc"]),
 }
 PUBLISHED: dict[str, tuple[Callable[..., Any], str, str]] = {
+    "gemma_scope": (
+        loaders.gemma_2_sae_huggingface_loader, "google/gemma-scope-2b-pt-res", "layer_9/width_1k/average_l0_32"
+    ),
     "gemma_scope_2": (
         loaders.gemma_3_sae_huggingface_loader, "google/gemma-scope-2-270m-pt", "resid_post/layer_9_width_1k_l0_small"
     ),
@@ -59,6 +63,10 @@ PUBLISHED: dict[str, tuple[Callable[..., Any], str, str]] = {
     ),
 }  # fmt: skip
 """SAELens's loader of each, a repository and a path that it knows."""
+
+READERS: dict[str, Callable[[Path], Mapping[str, Any]]] = {
+    ".safetensors": load_file, ".npz": np.load, ".pt": torch.load, ".pth": torch.load
+}  # fmt: skip
 
 MEAN_NORM = 7.0
 HOOK = "blocks.9.hook_resid_post"
@@ -159,8 +167,8 @@ def published(folder: Path, kind: str) -> Compute:
     loaders.get_safetensors_tensor_shapes = lambda repo_id, filename: {
         name: list(value.shape) for name, value in load_file(local(repo_id, filename)).items()
     }
-    (weights,) = (file for file in folder.rglob("*") if file.suffix in (".safetensors", ".pt", ".pth"))
-    found = load_file(weights) if weights.suffix == ".safetensors" else torch.load(weights, weights_only=True)
+    (weights,) = (file for file in folder.rglob("*") if file.suffix in READERS)
+    found = READERS[weights.suffix](weights)
     width = {"d_in": ("b_dec", "decoder.bias", "decoder_linear.bias"), "d_sae": ("b_enc", "encoder.bias",
              "encoder_linear.bias")}  # fmt: skip
     overrides = {size: len(next(found[name] for name in names if name in found)) for size, names in width.items()}

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+Format = Literal["saelens", "dictionary_learning", "gemma-scope", "gemma-scope-2", "sparsify"]
 Run = Annotated[Path, Parameter(help="A run's folder.")]
 Wanted = Annotated[list[str] | None, Parameter(name="--sae", help="SAEs, by their names in the run. Default: all.")]
 Plugins = Annotated[list[str] | None, Parameter(help="Python files with the architectures and tasks of the run.")]
@@ -14,7 +15,7 @@ def export(
     run: Run,
     /,
     *,
-    form: Annotated[Literal["saelens", "gemma-scope", "dictionary_learning", "sparsify"], Parameter(name="--format")],
+    form: Annotated[Format, Parameter(name="--format")],
     out: Path,
     sae: Wanted = None,
     plugin: Plugins = None,
@@ -22,7 +23,8 @@ def export(
     """Write a run's SAEs in another tool's format.
 
     Args:
-        form: saelens, gemma-scope (jumprelu alone), dictionary_learning, sparsify (topk alone).
+        form: saelens, dictionary_learning, gemma-scope and gemma-scope-2 (what is a jumprelu once trained: batchtopk
+            and matryoshka too), sparsify (topk alone).
         out: Where to: a folder below it for each SAE.
     """
     from sae_bench.formats.export import export as export_run

@@ -43,7 +43,7 @@ def export(run: Path, form: str, out: Path, wanted: Sequence[str] = ()) -> list[
     records = {record.sae.id: record for record in RunFolder(run).records() if record.task == "reconstruction"}
     chosen = saes_of(run, wanted)
     for sae in chosen:
-        _check_fits(form, to_built_in(sae.build()))
+        _check_fits(form, to_built_in(sae.build()), str(sae.own["description"]["id"]))
     written = []
     for sae in chosen:
         description = sae.own["description"]
@@ -54,10 +54,11 @@ def export(run: Path, form: str, out: Path, wanted: Sequence[str] = ()) -> list[
     return written
 
 
-def _check_fits(form: str, sae: SparseAutoencoder) -> None:
+def _check_fits(form: str, sae: SparseAutoencoder, sae_id: str) -> None:
     holds = WRITERS[form].HOLDS
     if sae.nonlinearity not in holds:
-        how = {"gated": "exactly", "topk": "with a calibrated threshold"}.get(sae.nonlinearity or "")
+        how = {"relu": "exactly", "gated": "exactly", "topk": "with a calibrated threshold"}.get(sae.nonlinearity or "")
         possible = how and "jumprelu" in holds
         remedy = f"`convert --to jumprelu` makes one {how}" if possible else "choose another --format"
-        raise UserError(f"a {sae.name} SAE does not fit into {form}, which holds {holds[0]} alone: {remedy}")
+        raise UserError(f"{sae_id} does not fit into {form}, which holds {', '.join(holds)}, not {sae.nonlinearity}: "
+                        f"{remedy}, or name those that fit with --sae")  # fmt: skip

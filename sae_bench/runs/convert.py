@@ -27,7 +27,7 @@ from sae_bench.records.schema import SAEDescription
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.saes.base import SparseAutoencoder
-from sae_bench.saes.convert import convert, to_built_in
+from sae_bench.saes.convert import check_conversion, convert, to_built_in
 
 COSTS = {"l0": "reconstruction", "fve": "reconstruction", "delta_lm_loss": "delta_lm_loss", "kl": "delta_lm_loss"}
 """What a conversion may change, and the task that measures it."""
@@ -41,7 +41,7 @@ def convert_run(
     """Convert SAEs, measure each on held-out tokens before and after, save them, and return the costs as a table.
 
     Raises:
-        UserError: nothing in the run can be converted.
+        UserError: nothing in the run can be converted, or one of the SAEs cannot.
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out} is not empty: choose another folder")
@@ -49,17 +49,20 @@ def convert_run(
     chosen = [sae for sae in saes_of(run, wanted) if sae.arch != to]
     if not chosen:
         raise UserError(f"{run} has no SAE that is not {to} already: nothing to convert")
+    built_in = [to_built_in(sae.build()) for sae in chosen]
+    for sae in built_in:
+        check_conversion(sae, to)  # before the model is loaded
     lm = load_model(config, progress)
     calibration: dict[Site, Tensor] = {}
     converted = []
-    for sae in chosen:
-        about = SAEDescription.read(sae.own["description"], Path(sae.source.name))
-        site, before = site_of(about), to_built_in(sae.build()).to(lm.device)
+    for foreign, before in zip(chosen, built_in, strict=True):
+        about = SAEDescription.read(foreign.own["description"], Path(foreign.source.name))
+        site, before = site_of(about), before.to(lm.device)
         if before.nonlinearity == "topk" and site not in calibration:
             stream = token_stream(lm, config, "train", calibration_tokens)
             calibration[site] = activations_at(lm, site, stream, progress)
         after = convert(before, to, calibration.get(site))
-        converted.append((sae.own, about, _candidate(before, site), _candidate(after, site)))
+        converted.append((foreign.own, about, _candidate(before, site), _candidate(after, site)))
     held_out = token_stream(lm, config, "eval", min(eval_tokens, config.n_held_out))
     held_out.read()
     evaluate(lm, held_out, [candidate for _, _, *pair in converted for candidate in pair], progress)

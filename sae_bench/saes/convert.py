@@ -23,6 +23,9 @@ Weights = dict[str, Tensor]
 """Tensors by the names that files know (`SparseAutoencoder.stored`)."""
 
 TARGETS = ("jumprelu", "gated")
+CONVERTED = ("relu", "gated", "topk", "jumprelu")
+"""Nonlinearities that become one of these: latents are not negative, and an inequality per latent says which are on."""
+
 ROOM = 8
 """A token's pre-activations that are looked at, as a multiple of k."""
 
@@ -66,16 +69,26 @@ def convert(sae: SparseAutoencoder, to: str, x: Float[Tensor, "n D"] | None = No
     Raises:
         UserError: there is no such conversion.
     """
-    if to not in TARGETS:
-        raise UserError(
-            f'a {sae.name} SAE has no conversion to "{to}": relu, gated, topk and jumprelu become jumprelu or gated'
-        )
     assert sae.folded, "conversions are of SAEs that take raw activations"
     sae = to_built_in(sae)
+    check_conversion(sae, to)
     if sae.nonlinearity == to:
         return sae
     jumprelu = sae if sae.nonlinearity == "jumprelu" else _to_jumprelu(sae, x)
     return jumprelu if to == "jumprelu" else _to_gated(jumprelu)
+
+
+def check_conversion(sae: SparseAutoencoder, to: str) -> None:
+    """Refuse what has no conversion.
+
+    Raises:
+        UserError: a built-in architecture's SAE cannot become that.
+    """
+    if to not in TARGETS or sae.nonlinearity not in CONVERTED:
+        raise UserError(
+            f'an SAE of {sae.name} has no conversion to "{to}": {", ".join(CONVERTED)}, and what computes as they do, '
+            f"become {' or '.join(TARGETS)}; name the SAEs to convert with --sae"
+        )
 
 
 def _to_jumprelu(sae: SparseAutoencoder, x: Float[Tensor, "n D"] | None) -> SparseAutoencoder:

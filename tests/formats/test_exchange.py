@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -13,13 +15,14 @@ from test_formats import opened
 from tiny import D_MODEL
 
 from sae_bench import ARCHITECTURES, SAEConfig, SparseAutoencoder
+from sae_bench.cli.runs import Format
 from sae_bench.errors import UserError
-from sae_bench.formats.export import export
+from sae_bench.formats.export import WRITERS, export
 from sae_bench.formats.ours import write
 from sae_bench.formats.saebench import core_result
 from sae_bench.records.files import read_sealed
 from sae_bench.records.schema import SAEDescription, SiteDescription
-from sae_bench.saes.convert import convert, to_built_in
+from sae_bench.saes.convert import TARGETS, convert, to_built_in
 from sae_bench.saes.save import load_sae
 
 ARCHS = ("gated", "jumprelu", "relu", "topk")
@@ -102,11 +105,17 @@ def test_an_sae_of_ours_is_itself_again(tmp_path, arch):
 
 
 @pytest.mark.parametrize(
-    ("form", "arch"), [("gemma-scope", "gated"), ("gemma-scope", "relu"), ("sparsify", "jumprelu")]
-)
+    ("form", "arch"),
+    [
+        ("gemma-scope", "gated"), ("gemma-scope", "relu"), ("gemma-scope-2", "abs_topk"), ("sparsify", "jumprelu"),
+        ("dictionary_learning", "matching_pursuit"),
+    ],
+)  # fmt: skip
 def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, form, arch):
     fitting = make("topk" if form == "sparsify" else "jumprelu")
-    with pytest.raises(UserError, match=f"a {arch} SAE does not fit"):
+    with pytest.raises(
+        UserError, match=f"^{arch}.layer_3.resid_post does not fit into {form}, which holds .*, not {arch}: "
+    ):
         export(make_run(tmp_path / "run", fitting, make(arch)), form, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -206,9 +215,14 @@ def test_a_calibrated_topk_keeps_k_latents_on_average_and_the_same_values():
     assert not torch.equal((f_other > 0).sum(1), (f > 0).sum(1)), "on one token it is another number"
 
 
-def test_what_has_no_conversion_is_refused():
-    with pytest.raises(UserError, match='no conversion to "topk"'):
-        convert(make("gated"), "topk")
+@pytest.mark.parametrize(("arch", "to"), [("gated", "topk"), *product(("abs_topk", "matching_pursuit"), TARGETS)])
+def test_what_has_no_conversion_is_refused(arch, to):
+    with pytest.raises(UserError, match=f'an SAE of {arch} has no conversion to "{to}"'):
+        convert(make(arch), to, inputs())
+
+
+def test_every_format_that_is_written_can_be_asked_for():
+    assert {*get_args(Format)} == {*WRITERS}
 
 
 # --- the verbs, on a real run ----------------------------------------------------------------------------------------
