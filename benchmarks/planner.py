@@ -7,6 +7,7 @@ of the demo model and so of other depth, and they are run: training and evaluati
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,29 +18,25 @@ from tabulate import tabulate
 from sae_bench.distributed.fleet import fleet_of
 from sae_bench.distributed.planner import plan_cells
 from sae_bench.distributed.sweep import sweep_work
-from sae_bench.evaluation.task import token_tasks
-from sae_bench.lm.model import LanguageModel
 from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.registry import TASKS
 from sae_bench.runs import rates
+from sae_bench.runs.cell import work_on
 from sae_bench.runs.config import RunConfig
-from sae_bench.runs.pipeline import evaluate_saes
-from sae_bench.runs.plan import SAEPlan, plan_saes
-from sae_bench.runs.sources import load_model, token_stream
-from sae_bench.runs.train import TrainStage
+from sae_bench.runs.plan import SAEPlan
+from sae_bench.runs.train import Order
+from sae_bench.runs.workbench import Workbench
 
 FIRST, LAYERS = 8, (0, 2, 4, 6, 10, 12, 14, 16)
 
 app = application(__doc__)
 
 
-def measured(lm: LanguageModel, config: RunConfig, plans: list[SAEPlan], folder: RunFolder) -> float:
+def measured(bench: Workbench, order: Order, plans: Sequence[SAEPlan], folder: RunFolder) -> float:
     """Seconds that a cell takes."""
-    held_out = token_stream(lm, config, "eval", config.n_held_out)
     began = time.perf_counter()
-    TrainStage(lm, config, plans, folder, Progress(quiet=True)).run(lambda sae, row: None)
-    evaluate_saes(lm, config, plans, token_tasks(tuple(TASKS)), held_out, folder, Progress(quiet=True))
+    work_on(bench, order, [plan.id for plan in plans], folder, Progress(quiet=True), lambda sae, row: None)
     return time.perf_counter() - began
 
 
@@ -56,14 +53,17 @@ def main(out: Path = RESULTS) -> None:
             "tokens": 4096, "l0s": (16,), "reuse": 4, "eval_tokens": 254, "batch_size": 512, "buffer_tokens": 4096,
         }
     )  # fmt: skip
-    lm = load_model(config, Progress(quiet=True))
-    plans, fleet = plan_saes(config, lm), fleet_of([(1, "cpu")])
+    bench = Workbench(config, Progress(quiet=True))
+    order = Order(config, tuple(TASKS), (), bench.survey().kernels)
+    bench.read_held_out()
+    lm, fleet = bench.lm, fleet_of([(1, "cpu")])
+    plans = [plan for plan in bench.plans.values() if isinstance(plan, SAEPlan)]
     rows, predicted_all, measured_all = [], 0.0, 0.0
     with TemporaryDirectory() as temporary:
         for layer in (FIRST, *LAYERS):
             of_layer = [plan for plan in plans if plan.site.layer == layer]
             (cell,) = plan_cells(*sweep_work(config, lm, of_layer, fleet), fleet).cells
-            seconds = measured(lm, config, of_layer, RunFolder(Path(temporary) / str(layer)))
+            seconds = measured(bench, order, of_layer, RunFolder(Path(temporary) / str(layer)))
             print(layer, f"{cell.seconds:.1f} predicted, {seconds:.1f} measured", flush=True)
             if layer == FIRST:
                 first = f"{cell.seconds:.1f} s predicted from rooflines alone, {seconds:.1f} s measured"

@@ -14,7 +14,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sae_bench.distributed import remote
 from sae_bench.distributed.captures import CaptureMode, CapturePlan, rounds, trainers_of
 from sae_bench.distributed.cluster import Lock, joined, slots_of, versions
-from sae_bench.distributed.desk import Desk, HandedIn, Report
+from sae_bench.distributed.courier import Inbox, files_of
+from sae_bench.distributed.desk import Desk, Report
 from sae_bench.distributed.logs import KeptProgress, logged
 from sae_bench.distributed.planner import Cell
 from sae_bench.distributed.shared_capture import CaptureLostError
@@ -22,7 +23,6 @@ from sae_bench.distributed.view import TRAIN, CellView, View
 from sae_bench.errors import UserError
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
-from sae_bench.records.files import write_bytes
 from sae_bench.records.redact import redact
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Provenance
@@ -88,7 +88,7 @@ class ClusterCrew:
             log_to,
         )
         self._desk: Any = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=_here()).remote()
-        self._written: list[int] = []
+        self._inbox = Inbox(folder, self._desk)
         self._mode = capture
         self._captures: dict[str, Any] = {}  # those that serve the cells under way, by the cells' names
         self._cell = ray.remote(remote.cell)
@@ -139,16 +139,20 @@ class ClusterCrew:
             for task in among_seeds(order.tasks)
             if is_missing(self._folder.record(sae.id, task), task, about[sae.id], hash, sha256, found[sae.id])
         }
-        compare = ray.remote(remote.compare).options(
-            name="compare seeds", **self._slots.options | {"max_retries": FAULTS}
-        )
-        tasks = []
-        for site in due:
-            files = None if self._slots.shared else self._files_of(Cell("compare", tuple(by_site[site]), 0.0, 0, 0.0))
-            tasks.append(compare.remote(self._errand, order, by_site[site], files, self._desk))
-        for task in tasks:
-            _got(task)
-            self._take_files()
+        waiting, running = list(due), list[Task]()
+        while waiting or running:
+            room = self._slots.n - len(running)
+            running += [self._compare(order, by_site[site]) for site in waiting[:room]]
+            del waiting[:room]
+            ended, running = ray.wait(running, timeout=POLL_S)
+            self._inbox.take()
+            for task in ended:
+                _got(task)
+
+    def _compare(self, order: Order, saes: Sequence[str]) -> Task:
+        task = ray.remote(remote.compare).options(name="compare seeds", **self._slots.options | {"max_retries": FAULTS})
+        files = None if self._slots.shared else files_of(self._folder, "compare", saes)
+        return task.remote(self._errand, order, saes, files, self._desk)
 
     def _cells(self, todo: Sequence[PlannedSAE]) -> list[Cell]:
         """The cells that were begun, as they were, and new ones for all other SAEs."""
@@ -195,7 +199,7 @@ class ClusterCrew:
         try:
             while pending:
                 ended, _ = ray.wait(list(pending), num_returns=len(pending), timeout=POLL_S)
-                reports = self._take_files()
+                reports = self._inbox.take()
                 for task in ended:
                     name = pending.pop(task)
                     error = _error_of(task)
@@ -224,43 +228,14 @@ class ClusterCrew:
             ray.cancel(task, recursive=False)  # what they still have to hand in is theirs
         for _ in range(round(STOP_S / POLL_S)):
             _, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=POLL_S) if tasks else ([], [])
-            self._take_files()
+            self._inbox.take()
             if not tasks:
                 return
 
     def _submit(self, cell: Cell, order: Task) -> Task:
         task = self._cell.options(name=", ".join(cell.saes)[:NAME_LENGTH], **self._slots.options)
-        files = None if self._slots.shared else self._files_of(cell)
+        files = None if self._slots.shared else files_of(self._folder, cell.id, cell.saes)
         return task.remote(self._errand, order, cell.id, cell.saes, files, self._desk, self._captures.get(cell.id))
-
-    def _files_of(self, cell: Cell) -> dict[str, bytes]:
-        """What the run's folder holds of a cell, for a node that does not see it."""
-        folder = self._folder
-        own = folder.checkpoints_path / cell.id
-        begun = [own] if own.is_dir() else [path for path in folder.checkpoints_path.glob("*") if path.name.isdigit()]
-        paths = [folder.path / "logs" / f"{cell.id}.log", *begun]
-        for sae in cell.saes:
-            paths += [folder.sae_path(sae), folder.latents_path(sae), folder.collection_path(sae)]
-            paths += folder.record_paths(sae)
-        files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
-        return {str(file.relative_to(folder.path)): file.read_bytes() for file in files}
-
-    def _take_files(self) -> Mapping[str, Report]:
-        """Write what cells have handed in, and return their reports."""
-        reports, files = ray.get(self._desk.come_by.remote(self._written))
-        self._written = list(files)
-        for file in files.values():
-            self._write(file)
-        return dict(reports)
-
-    def _write(self, file: HandedIn) -> None:
-        path = self._folder.path / file.path
-        if file.content is not None:
-            write_bytes(path, file.content)
-            return
-        path.unlink(missing_ok=True)
-        if path.parent.is_dir() and not any(path.parent.iterdir()):
-            path.parent.rmdir()
 
 
 @contextmanager

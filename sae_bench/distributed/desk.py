@@ -8,6 +8,9 @@ import asyncio
 from dataclasses import dataclass
 from itertools import count
 
+NEXT_S = 0.02
+"""Seconds in which who has handed in a file may bring the next."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -49,4 +52,6 @@ class Desk:
         for number in written:
             _, event = self._waiting.pop(number)
             event.set()
+        if written:
+            await asyncio.sleep(NEXT_S)
         return self._reports, {number: file for number, (file, _) in self._waiting.items()}

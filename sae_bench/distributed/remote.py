@@ -6,17 +6,18 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import ray
 import torch
 
 from sae_bench.device import SPARE_SHARE, has_cuda
 from sae_bench.distributed.cluster import Lock, check_versions, versions
-from sae_bench.distributed.desk import HandedIn, Report
+from sae_bench.distributed.courier import Courier
+from sae_bench.distributed.desk import Report
 from sae_bench.distributed.fleet import CPU
 from sae_bench.distributed.logs import logged
 from sae_bench.distributed.planner import Cell, plan_cells
@@ -28,7 +29,7 @@ from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 from sae_bench.records.files import digest_of, write_bytes
 from sae_bench.records.redact import install_redaction
-from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
+from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Provenance
 from sae_bench.registry import load_plugin
 from sae_bench.runs.cell import compare_seeds, work_on
@@ -41,7 +42,6 @@ from sae_bench.runs.workbench import Survey, Workbench
 from sae_bench.saes.active import Crossovers
 from sae_bench.signals import stop_signals
 from sae_bench.training.buffer import ActivationBuffer
-from sae_bench.training.checkpoint import MANIFEST
 from sae_bench.training.logging import log_sink
 from sae_bench.training.serving import Scaling, Serving
 
@@ -163,50 +163,56 @@ def cell(
     desk: Any,
     capture: Any = None,
 ) -> None:
-    """Work on a cell: in the run's folder if the node sees it, else in one of its own whose `files` the driver gave.
-
-    Its activations come from `capture`, or are captured here.
-    """
-    with stop_signals(), tempfile.TemporaryDirectory(prefix="sae-arch-bench-") as own:
-        if files is None and not errand.lock.is_seen:
-            raise RuntimeError(f"node {socket.gethostname()} came later, and does not see the run's folder")
-        sees = files is None
-        folder = RunFolder(Path(errand.lock.path).parent if sees else Path(own))
-        for path, content in (files or {}).items():
-            write_bytes(folder.path / path, content)
-        courier = Courier(folder.path, desk, files or {}) if not sees else None
-        with logged(folder.path / "logs" / f"{name}.log") as say:
-            logging.getLogger("sae_bench").setLevel(logging.INFO)
-            try:
-                progress = CellProgress(name, desk, say)
-                progress.report(Report("load"))
-                bench = _bench(errand, progress)
-                with log_sink(errand.log_to, folder.path) as sink:
-                    work_on(
-                        bench, order, saes, folder, progress, sink,
-                        cell=name, saved=courier.bring if courier else _nothing,
-                        open_source=partial(SharedSource, capture, name, bench.lm, order.config.tokens)
-                        if capture else None,
-                    )  # fmt: skip
-            except Exception:
-                logging.getLogger(__name__).exception("the cell failed")
-                raise
-            finally:
-                if capture:
-                    capture.leave.remote(name)
-                if courier:
-                    courier.bring()
+    """Work on a cell, in the folder of `_opened`. Its activations come from `capture`, or are captured here."""
+    with (
+        stop_signals(),
+        _opened(errand, files, desk) as (folder, bring),
+        logged(folder.path / "logs" / f"{name}.log") as say,
+    ):
+        logging.getLogger("sae_bench").setLevel(logging.INFO)
+        try:
+            progress = CellProgress(name, desk, say)
+            progress.report(Report("load"))
+            bench = _bench(errand, progress)
+            source = partial(SharedSource, capture, name, bench.lm, order.config.tokens) if capture else None
+            with log_sink(errand.log_to, folder.path) as sink:
+                work_on(bench, order, saes, folder, progress, sink, cell=name, saved=bring, open_source=source)
+        except Exception:
+            logging.getLogger(__name__).exception("the cell failed")
+            raise
+        finally:
+            if capture:
+                capture.leave.remote(name)
 
 
 def compare(errand: Errand, order: Order, saes: Sequence[str], files: Mapping[str, bytes] | None, desk: Any) -> None:
-    """Compare SAEs with those of other seeds: in the run's folder, or with the `files` of all of them."""
+    """Compare SAEs with those of other seeds, all of them among `saes`, in the folder of `_opened`."""
+    with stop_signals(), _opened(errand, files, desk) as (folder, _):
+        quiet = Progress(quiet=True)
+        compare_seeds(_bench(errand, quiet), order, saes, folder, quiet)
+
+
+@contextmanager
+def _opened(
+    errand: Errand, files: Mapping[str, bytes] | None, desk: Any
+) -> Iterator[tuple[RunFolder, Callable[[], None]]]:
+    """The run's folder if the node sees it, else one of its own with the `files` that the driver gave.
+
+    With it goes what brings all that is new to the driver, which is done at the end, too.
+    """
+    if files is None:
+        if not errand.lock.is_seen:
+            raise RuntimeError(f"node {socket.gethostname()} came later, and does not see the run's folder")
+        yield RunFolder(Path(errand.lock.path).parent), _nothing
+        return
     with tempfile.TemporaryDirectory(prefix="sae-arch-bench-") as own:
-        folder = RunFolder(Path(errand.lock.path).parent if files is None else Path(own))
-        for path, content in (files or {}).items():
-            write_bytes(folder.path / path, content)
-        compare_seeds(_bench(errand, Progress(quiet=True)), order, saes, folder, Progress(quiet=True))
-        if files is not None:
-            Courier(folder.path, desk, files).bring()
+        for path, content in files.items():
+            write_bytes(Path(own) / path, content)
+        courier = Courier(Path(own), desk, files)
+        try:
+            yield RunFolder(Path(own)), courier.bring
+        finally:
+            courier.bring()
 
 
 def _nothing() -> None:
@@ -237,25 +243,3 @@ class CellProgress(Progress):
                 self.report(Report(stage, done, total, self.note))
                 last = time.monotonic()
         self._say(f"{stage}: {done:,}  {self.note}".rstrip())
-
-
-class Courier:
-    """Brings what is new in a node's own folder to the driver, in the order in which it was written."""
-
-    def __init__(self, folder: Path, desk: Any, known: Iterable[str]) -> None:
-        self._folder, self._desk = folder, desk
-        self._brought = {path: (folder / path).stat().st_mtime_ns for path in known}
-
-    def bring(self) -> None:
-        """Return when the driver has all of it."""
-        now = {
-            str(path.relative_to(self._folder)): path.stat().st_mtime_ns
-            for path in self._folder.rglob("*")
-            if path.is_file() and not path.name.startswith(".")
-        }
-        new = [path for path, written in now.items() if self._brought.get(path) != written]
-        for path in sorted(new, key=lambda path: (now[path], Path(path).name in (MANIFEST, SAE_DESCRIPTION))):
-            ray.get(self._desk.hand_in.remote(HandedIn(path, (self._folder / path).read_bytes())))
-        for path in self._brought.keys() - now.keys():
-            ray.get(self._desk.hand_in.remote(HandedIn(path, None)))
-        self._brought = now

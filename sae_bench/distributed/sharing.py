@@ -40,16 +40,21 @@ def share_captures(works: Sequence[SAEWork], shared: SharedWork, fleet: Sequence
     """
     if len(fleet) != 1 or fleet[0].count < 2 or not works:
         return None
-    found = [_shared(n, works, shared, fleet[0]) for n in TRAINERS]
+    works, trained = _without_capture(works, shared)
+    found = [_shared(n, works, trained, shared.capture_seconds[0], fleet[0]) for n in TRAINERS]
     return min((plan for plan in found if plan), key=lambda plan: (plan.makespan, plan.lm_seconds), default=None)
 
 
-def _shared(n_trainers: int, works: Sequence[SAEWork], shared: SharedWork, devices: Devices) -> SharedPlan | None:
-    """Groups of one capturing device and `n_trainers`; what is left over of the devices is not taken."""
+def _shared(
+    n_trainers: int, works: Sequence[SAEWork], trained: SharedWork, captured: float, devices: Devices
+) -> SharedPlan | None:
+    """Groups of one capturing device, a layer of which takes `captured` seconds, and `n_trainers` that only train.
+
+    What is left over of the devices is not taken.
+    """
     n_groups = devices.count // (1 + n_trainers)
     if n_groups == 0:
         return None
-    works, trained, captured = *_without_capture(works, shared), shared.capture_seconds[0]
     cells = plan_cells(works, trained, [replace(devices, count=n_groups * n_trainers)]).cells
     cells = tuple(sorted(cells, key=lambda cell: (-cell.depth, cell.sites)))
     streams = {work.id: (work.site, work.seed) for work in works}

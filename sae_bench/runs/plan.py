@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 from typing import Any
 
@@ -29,7 +29,7 @@ class SAEPlan:
     config: SAEConfig
     recipe: Recipe
 
-    @property
+    @cached_property
     def id(self) -> str:
         """A name that is safe in a path; `plan_saes` sees to it that no two SAEs of a run share one."""
         config = self.config
@@ -40,7 +40,7 @@ class SAEPlan:
         """The untrained SAE."""
         return ARCHITECTURES[self.arch.name](self.config)
 
-    @property
+    @cached_property
     def n_parameters(self) -> int:
         """Numbers to train, counted without allocating any."""
         config = self.config.model_copy(update={"seed": 0})  # a sweep asks this of thousands, which differ in little

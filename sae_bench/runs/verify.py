@@ -6,6 +6,7 @@ first held-out contexts, and each document's sums are held against those of the 
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -119,12 +120,16 @@ def _verify_numbers(
         if what == "eval_fingerprint" and was != {digest}:
             return
     candidates = {}
+    loaded = cache(lambda name: load_sae(folder.sae_path(name), lm.device))
+    by_hash = {record.sae.weights_sha256: name for (name, _), record in records.items() if name in saes}
     for sae_id in saes:
         names = [task for (of, task), record in records.items() if of == sae_id and not record.failure]
         tasks = {name: task() for name, task in token_tasks(names).items()}  # a judge is not asked again
         if tasks:
-            path = folder.sae_path(sae_id)
-            candidates[sae_id] = Candidate(load_sae(path, lm.device), site_of(description_of(path)), tasks)
+            site = site_of(description_of(folder.sae_path(sae_id)))
+            hashes = dict.fromkeys(digest for name in tasks for digest in records[sae_id, name].siblings)
+            siblings = [loaded(by_hash[digest]) for digest in hashes if digest in by_hash]
+            candidates[sae_id] = Candidate(loaded(sae_id), site, tasks, siblings)
     if not candidates:
         return
     sites = list(dict.fromkeys(candidate.site for candidate in candidates.values()))
@@ -148,6 +153,8 @@ def _difference(candidate: Candidate, task: str, record: Record, complete: Seque
         return f"cannot be evaluated now: {candidate.failures[task]}"
     result = candidate.results[task]
     if not result.by_document and not result.per_latent:
+        if all(score.value is None for score in record.scores.values()):
+            return None  # it says nothing
         return "it keeps neither sums per document nor values per latent: nothing to compare"
     for name, counts in result.per_latent.items():
         now, then = np.array(counts), np.array(record.per_latent.get(name, []))

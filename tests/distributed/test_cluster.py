@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -113,6 +114,21 @@ def test_files_come_through_the_object_store_where_nodes_see_no_folder(settings,
     same(out, whole)
     logs = "".join(path.read_text() for path in (out / "logs").iterdir())
     assert "going on after step" in logs, "its checkpoint came back to it"
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_seeds_are_compared_on_the_cluster_as_in_one_process(settings, whole, cluster, tmp_path, monkeypatch, seen):
+    """All is there but for what is said of two seeds."""
+    out = shutil.copytree(whole, tmp_path / "run")
+    compared = list((out / "records").glob("*stability*"))
+    assert len(compared) == 8
+    for record in compared:
+        assert json.loads(record.read_text())["scores"]
+        record.unlink()
+    if not seen:
+        monkeypatch.setattr(crew_module, "slots_of", apart(crew_module.slots_of))
+    assert bench(*command(settings, out, cluster.address), "--quiet") == 0
+    same(out, whole)
 
 
 def apart(slots_of):
@@ -262,8 +278,8 @@ def test_the_head_is_lost_and_the_command_given_again_on_a_new_one(settings, who
 def test_a_file_larger_than_the_object_store_arrives(cluster, tmp_path):
     import ray
 
+    from sae_bench.distributed.courier import Courier
     from sae_bench.distributed.desk import Desk
-    from sae_bench.distributed.remote import Courier
 
     content = os.urandom(1 << 20) * 120
     (tmp_path / "large").write_bytes(content)

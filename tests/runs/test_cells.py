@@ -4,6 +4,8 @@ import pytest
 from command import bench, files, flags
 from test_end_to_end import records_of, weights_of
 
+from sae_bench.registry import TASKS
+
 NOISY = '''
 """Draws from torch's global generators, when it is made and in every step."""
 import torch
@@ -46,7 +48,12 @@ def together(settings, at_work):
 
 
 def measured(records):
-    return {name: {key: record[key] for key in ("scores", "by_document", "per_latent")} for name, record in records}
+    """What is said of each SAE alone: a comparison with other seeds depends on which there are."""
+    return {
+        name: {key: record[key] for key in ("scores", "by_document", "per_latent")}
+        for name, record in records
+        if not TASKS[record["task"]].needs_siblings
+    }
 
 
 @pytest.mark.parametrize(("arch", "seed", "layer"), [("noisy", 1, 1), ("relu", 0, 2)])
