@@ -23,6 +23,9 @@ Weights = dict[str, Tensor]
 """Tensors by the names that files know (`SparseAutoencoder.stored`)."""
 
 TARGETS = ("jumprelu", "gated")
+SOURCES = ("relu", "gated", "topk", "jumprelu")
+"""Nonlinearities that have a conversion; no threshold stands for signs, or for a pursuit."""
+
 ROOM = 8
 """A token's pre-activations that are looked at, as a multiple of k."""
 
@@ -66,12 +69,12 @@ def convert(sae: SparseAutoencoder, to: str, x: Float[Tensor, "n D"] | None = No
     Raises:
         UserError: there is no such conversion.
     """
-    if to not in TARGETS:
-        raise UserError(
-            f'a {sae.name} SAE has no conversion to "{to}": relu, gated, topk and jumprelu become jumprelu or gated'
-        )
     assert sae.folded, "conversions are of SAEs that take raw activations"
-    sae = to_built_in(sae)
+    name, sae = sae.name, to_built_in(sae)
+    if to not in TARGETS or sae.nonlinearity not in SOURCES:
+        raise UserError(
+            f'a {name} SAE has no conversion to "{to}": relu, gated, topk and jumprelu become jumprelu or gated'
+        )
     if sae.nonlinearity == to:
         return sae
     jumprelu = sae if sae.nonlinearity == "jumprelu" else _to_jumprelu(sae, x)

@@ -211,6 +211,13 @@ def test_what_has_no_conversion_is_refused():
         convert(make("gated"), "topk")
 
 
+@pytest.mark.parametrize("arch", ["abs_topk", "matching_pursuit"])
+@pytest.mark.parametrize("to", ["jumprelu", "gated"])
+def test_what_no_threshold_can_do_is_not_converted(arch, to):
+    with pytest.raises(UserError, match=f'a {arch} SAE has no conversion to "{to}"'):
+        convert(make(arch), to)
+
+
 # --- the verbs, on a real run ----------------------------------------------------------------------------------------
 
 
