@@ -22,7 +22,7 @@ from sae_bench.distributed.view import TRAIN, CellView, View
 from sae_bench.errors import UserError
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
-from sae_bench.records.files import write_bytes
+from sae_bench.records.files import inside, write_bytes
 from sae_bench.records.redact import redact
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Provenance
@@ -254,7 +254,7 @@ class ClusterCrew:
         return dict(reports)
 
     def _write(self, file: HandedIn) -> None:
-        path = self._folder.path / file.path
+        path = inside(self._folder.path, file.path)
         if file.content is not None:
             write_bytes(path, file.content)
             return

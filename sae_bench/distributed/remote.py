@@ -26,7 +26,7 @@ from sae_bench.distributed.sweep import plan_sweep, sweep_work
 from sae_bench.distributed.work import Devices
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
-from sae_bench.records.files import digest_of, write_bytes
+from sae_bench.records.files import digest_of, inside, write_bytes
 from sae_bench.records.redact import install_redaction
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
 from sae_bench.records.schema import Provenance
@@ -89,13 +89,16 @@ def _bench(errand: Errand, progress: Progress) -> Workbench:
 
 
 def _enter(errand: Errand) -> None:
-    """Be where the driver is, or in a new folder that has its plugins."""
-    if all((Path(errand.here) / name).is_file() for name in errand.plugins) and Path(errand.here).is_dir():
-        os.chdir(errand.here)
+    """Be where the driver is, if its plugins are there as it has them, or in a new folder that has them."""
+    here = Path(errand.here)
+    there = [(here / name, content) for name, content in errand.plugins.items()]
+    if here.is_dir() and all(path.is_file() and path.read_bytes() == content for path, content in there):
+        os.chdir(here)
         return
-    os.chdir(tempfile.mkdtemp(prefix="sae-arch-bench-"))
+    new = Path(tempfile.mkdtemp(prefix="sae-arch-bench-"))
     for name, content in errand.plugins.items():
-        write_bytes(Path(name), content)
+        write_bytes(inside(new, name), content)
+    os.chdir(new)
 
 
 def survey(errand: Errand, kernels: Mapping[str, Crossovers] | None) -> tuple[Survey, Provenance]:
@@ -173,7 +176,7 @@ def cell(
         sees = files is None
         folder = RunFolder(Path(errand.lock.path).parent if sees else Path(own))
         for path, content in (files or {}).items():
-            write_bytes(folder.path / path, content)
+            write_bytes(inside(folder.path, path), content)
         courier = Courier(folder.path, desk, files or {}) if not sees else None
         with logged(folder.path / "logs" / f"{name}.log") as say:
             logging.getLogger("sae_bench").setLevel(logging.INFO)
@@ -203,7 +206,7 @@ def compare(errand: Errand, order: Order, saes: Sequence[str], files: Mapping[st
     with tempfile.TemporaryDirectory(prefix="sae-arch-bench-") as own:
         folder = RunFolder(Path(errand.lock.path).parent if files is None else Path(own))
         for path, content in (files or {}).items():
-            write_bytes(folder.path / path, content)
+            write_bytes(inside(folder.path, path), content)
         compare_seeds(_bench(errand, Progress(quiet=True)), order, saes, folder, Progress(quiet=True))
         if files is not None:
             Courier(folder.path, desk, files).bring()
