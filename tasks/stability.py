@@ -23,7 +23,10 @@ from sae_bench import (
 )
 
 SHARED = 0.7
-"""Latents of two SAEs are the same if the cosines of their decoder rows and of their encoder columns exceed this."""
+"""Latents of two SAEs are the same if the cosines of their decoder rows and of their encoder columns exceed this.
+
+Where f has a sign, so has a latent: then both cosines may be below minus this instead.
+"""
 
 MAX_HUNGARIAN = 8192
 """Up to this width the best matching of all is found; wider SAEs are matched greedily, among close pairs."""
@@ -101,20 +104,25 @@ def only(f: Active, latents: Tensor) -> Active:
 class Match:
     """An SAE's latents, each with its own of another's: cosines of their decoder rows and of their encoder columns."""
 
-    def __init__(self, decoder: Float[Tensor, " F"], encoder: Float[Tensor, " F"]) -> None:
+    def __init__(self, decoder: Float[Tensor, " F"], encoder: Float[Tensor, " F"], *, signed: bool = False) -> None:
         self.decoder, self.encoder = decoder, encoder
-        self.shared = (decoder > SHARED) & (encoder > SHARED)
+        turn = decoder.sign() if signed else 1.0  # a latent and its negative write the same
+        self.shared = (turn * decoder > SHARED) & (turn * encoder > SHARED)
 
     @staticmethod
     def of(sae: SparseAutoencoder, other: SparseAutoencoder) -> "Match":
         """Match two SAEs of one shape. Where none is left that is close, the cosines are zero: none was found."""
         rows, others = (torch.nn.functional.normalize(one.W_dec.detach(), dim=1) for one in (sae, other))
-        columns, other_columns = (torch.nn.functional.normalize(one.W_enc.detach().T, dim=1) for one in (sae, other))
+        columns, other_columns = (
+            rows_of if one.tied else torch.nn.functional.normalize(one.W_enc.detach().T, dim=1)
+            for one, rows_of in ((sae, rows), (other, others))
+        )
         partner = torch.tensor(_hungarian(rows, others) if len(rows) <= MAX_HUNGARIAN else _greedy(rows, others))
         partner = partner.to(rows.device)
         found = partner >= 0
         pairs = (rows, others), (columns, other_columns)
-        return Match(*(torch.linalg.vecdot(ours, theirs[partner]) * found for ours, theirs in pairs))
+        cosines = (torch.linalg.vecdot(ours, theirs[partner]) * found for ours, theirs in pairs)
+        return Match(*cosines, signed=sae.signed)
 
 
 def _hungarian(rows: Float[Tensor, "F D"], others: Float[Tensor, "F D"]) -> Sequence[int]:

@@ -1,5 +1,6 @@
 """`table`, `compare`, `power`, `claims`: what runs' records say, printed; `figures`, `report`, `board`: drawn."""
 
+from math import inf
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,7 +10,10 @@ from cyclopts.validators import Number
 Runs = Annotated[list[Path], Parameter(required=True, help="Folders of runs.")]
 Form = Annotated[Literal["text", "md", "tex", "csv"], Parameter(name="--format", help="text, md, tex or csv.")]
 L0s = Annotated[
-    list[float] | None, Parameter(help="L0s to compare at, where they were measured. Default: 20 50 100 150.")
+    list[float] | None,
+    Parameter(
+        validator=Number(gt=0, lt=inf), help="L0s to compare at, where they were measured. Default: 20 50 100 150."
+    ),
 ]
 
 Top = Annotated[

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from sae_bench.distributed.desk import HandedIn, Report
-from sae_bench.records.files import write_bytes
+from sae_bench.records.files import inside, write_bytes
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
 from sae_bench.training.checkpoint import MANIFEST
 
@@ -55,7 +55,7 @@ class Inbox:
                 return dict(reports)
 
     def _write(self, file: HandedIn) -> None:
-        path = self._folder.path / file.path
+        path = inside(self._folder.path, file.path)
         if file.content is not None:
             write_bytes(path, file.content)
             return

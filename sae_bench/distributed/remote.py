@@ -27,7 +27,7 @@ from sae_bench.distributed.sweep import plan_sweep, sweep_work
 from sae_bench.distributed.work import Devices
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
-from sae_bench.records.files import digest_of, write_bytes
+from sae_bench.records.files import digest_of, inside, write_bytes
 from sae_bench.records.redact import install_redaction
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Provenance
@@ -89,13 +89,16 @@ def _bench(errand: Errand, progress: Progress) -> Workbench:
 
 
 def _enter(errand: Errand) -> None:
-    """Be where the driver is, or in a new folder that has its plugins."""
-    if all((Path(errand.here) / name).is_file() for name in errand.plugins) and Path(errand.here).is_dir():
-        os.chdir(errand.here)
+    """Be where the driver is, if its plugins are there as it has them, or in a new folder that has them."""
+    here = Path(errand.here)
+    there = [(here / name, content) for name, content in errand.plugins.items()]
+    if here.is_dir() and all(path.is_file() and path.read_bytes() == content for path, content in there):
+        os.chdir(here)
         return
-    os.chdir(tempfile.mkdtemp(prefix="sae-arch-bench-"))
+    new = Path(tempfile.mkdtemp(prefix="sae-arch-bench-"))
     for name, content in errand.plugins.items():
-        write_bytes(Path(name), content)
+        write_bytes(inside(new, name), content)
+    os.chdir(new)
 
 
 def survey(errand: Errand, kernels: Mapping[str, Crossovers] | None) -> tuple[Survey, Provenance]:
@@ -207,7 +210,7 @@ def _opened(
         return
     with tempfile.TemporaryDirectory(prefix="sae-arch-bench-") as own:
         for path, content in files.items():
-            write_bytes(Path(own) / path, content)
+            write_bytes(inside(Path(own), path), content)
         courier = Courier(Path(own), desk, files)
         try:
             yield RunFolder(Path(own)), courier.bring

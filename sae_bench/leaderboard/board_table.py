@@ -42,13 +42,16 @@ def table(
     """The table as text, md, tex or csv; `top`: of that many architectures at each target, and the best control.
 
     Raises:
-        UserError: a column or a group does not exist.
+        UserError: a column or a group does not exist, or a column is the margin of what has no better direction.
     """
     groups = list(group_by or ())
     for name in groups:
         if name not in GROUPS:
             raise UserError(f'--group-by: unknown key "{name}"{did_you_mean(name, GROUPS)}')
-    metrics_of(records, _plain(columns or ()))  # or its error
+    known = metrics_of(records, _plain(columns or ()))  # or its error
+    for name in columns or ():
+        if name.startswith(PREFIX) and known[name.removeprefix(PREFIX)].better is None:
+            raise UserError(f"--columns {name}: no value of it is better than another; leave it out")
     metrics = tables.headline(records) if columns is None else columns
     rows = _means(records, metrics) if over_seeds else tables.lines(records, metrics)
     if top is not None:

@@ -234,7 +234,7 @@ def compare(comparison: Comparison, metric: str, l0s: Sequence[float] = AT_L0) -
     between = common_range([of.l0[0] for of in points.values()]) if points else None
     if between is not None:
         places[None] = {label: area(of.l0, of.value, between) for label, of in points.items()}
-    differences = _differences(places, comparison.design)
+    differences = _differences(places, comparison)
     standings = {
         place: _standings(comparison, metric, of, [d for d in differences if d.l0 == place])
         for place, of in places.items()
@@ -242,13 +242,16 @@ def compare(comparison: Comparison, metric: str, l0s: Sequence[float] = AT_L0) -
     return MetricComparison(standings, differences, between)
 
 
-def _differences(places: Mapping[Any, Mapping[str, Float[ndarray, " R"]]], design: Design) -> list[Difference]:
+def _differences(places: Mapping[Any, Mapping[str, Float[ndarray, " R"]]], comparison: Comparison) -> list[Difference]:
     """All pairs at all places, as one family.
 
     Two or three seeds hardly show how much an architecture varies between them, so the variance is taken over all
-    architectures at a place, unless the two themselves show a larger one. Seeds are not paired: SAEs of one seed share
-    their initial decoder and the order of the data, but on a real board not what seeds change (docs/comparing.md).
+    architectures at a place, unless the two themselves show a larger one. A control counts for its own differences
+    alone: what is not trained hardly varies, which says nothing of what is. Seeds are not paired: SAEs of one seed
+    share their initial decoder and the order of the data, but on a real board not what seeds change
+    (docs/comparing.md).
     """
+    design, controls = comparison.design, {one.label for one in comparison.architectures if one.control}
     pairs = [(label, other, place) for place, of in places.items() for label, other in combinations(of, 2)]
     between_seeds = {
         place: {label: bootstrap.seed_variance(values, design) for label, values in of.items()}
@@ -256,7 +259,9 @@ def _differences(places: Mapping[Any, Mapping[str, Float[ndarray, " R"]]], desig
     }
     found = []
     for label, other, place in pairs:
-        seeds, degrees = pooled_over_seeds(between_seeds[place], {label: 1.0, other: -1.0}, design)
+        pair = {label: 1.0, other: -1.0}
+        pool = {one: of for one, of in between_seeds[place].items() if one in pair or one not in controls}
+        seeds, degrees = pooled_over_seeds(pool, pair, design)
         of_pair = places[place][label] - places[place][other]
         found.append(Difference(label, other, place, bootstrap.difference(of_pair, design, seeds, degrees, len(pairs))))
     return found

@@ -54,6 +54,18 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file in a folder, by a name that another process or machine gave.
+
+    Raises:
+        UserError: it leads out of the folder.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f'"{name}" is no path in {folder}: give one that does not lead out of it')
+    return path
+
+
 def write_text(path: Path, content: str) -> None:
     """`write_bytes` of text in UTF-8."""
     write_bytes(path, content.encode())

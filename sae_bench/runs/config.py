@@ -41,6 +41,8 @@ def parse_layers(layers: object) -> object:
         match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", str(layer))
         if match and int(match[1]) > int(match[2]):
             raise ValueError(f"{layer!r} is a range from high to low: write {match[2]}-{match[1]}")
+        if not isinstance(layer, str | int):
+            raise ValueError(f"{layer!r} is no layer: write 3, 5-7 or all")
         plain = isinstance(layer, str) and layer.strip().isdigit()
         found |= dict.fromkeys(range(int(match[1]), int(match[2]) + 1) if match else [int(layer) if plain else layer])
     return tuple(found)

@@ -109,6 +109,20 @@ def test_a_shared_latent_is_shared_in_the_encoder_too() -> None:
     assert found.scores["shared_share"].value == 0.5
 
 
+@pytest.mark.parametrize("arch", ["abs_topk", "matching_pursuit"])
+def test_a_turned_latent_is_the_same_only_where_its_activations_have_a_sign(arch: str) -> None:
+    """The other seed's second latent points the other way, in the decoder and (if it has one) in the encoder."""
+    sae, other = (ARCHITECTURES[arch](SAEConfig(d_in=4, d_sae=4, l0=2)).requires_grad_(False) for _ in range(2))
+    turned = torch.diag(torch.tensor([1.0, -1, 1, 1]))
+    for one, rows in ((sae, torch.eye(4)), (other, turned)):
+        one.W_dec.copy_(rows)
+        if not one.tied:
+            one.W_enc.data = latent_major(rows.T)
+    found = run("stability", sae, data(), (other,))
+    assert found.scores["pw_mcc"].value == 1
+    assert found.scores["shared_share"].value == (1 if sae.signed else 0.75)
+
+
 def test_greedy_matching_finds_what_is_close_enough_and_never_the_same_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     module = __import__(TASKS["stability"].__module__, fromlist=["MAX_HUNGARIAN"])
     generator = torch.Generator().manual_seed(4)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from synthetic import TASKS, record, records, typed, write_run
 
+from sae_bench.errors import UserError
 from sae_bench.leaderboard import board_table, compare_table, order, tables
 from sae_bench.leaderboard.board import Board
-from sae_bench.leaderboard.compare import Setting, comparisons
+from sae_bench.leaderboard.compare import Setting, compare, comparisons
 from sae_bench.leaderboard.figures.against_l0 import quality
 from sae_bench.leaderboard.figures.style import styled
 from sae_bench.leaderboard.margins import Margins
@@ -103,6 +104,11 @@ def test_without_controls_or_a_direction_there_is_no_margin(board):
     assert not [name for name in tables.headline(own) if name.startswith("margin:")]
 
 
+def test_a_column_of_margins_that_cannot_be_is_refused(board):
+    with pytest.raises(UserError, match="margin:l0: no value of it is better"):
+        board_table.table(board, "text", ["margin:l0"])
+
+
 def test_a_control_of_other_seeds_takes_no_seed_from_the_architectures(board):
     own = [one for one in board if not one.sae.control]
     mixed = [*own, *typed(control("pca", seeds=(1,)))]
@@ -171,6 +177,19 @@ def test_compare_with_controls_has_a_table_of_margins_that_names_the_best(board)
     assert "pca" in margins.partition("best control:")[2].partition("\n")[0]
     without = compare_table.written("text", comparisons(board, ["delta_lm_loss"]), ["delta_lm_loss"], (20.0,))
     assert "control" not in without
+
+
+def test_controls_that_do_not_vary_make_no_architectures_difference_surer(board):
+    """Three more controls, alike with every seed: a larger family, and the standard error of topk - relu as before."""
+    still = [{**one, "sae": {**one["sae"], "seed": seed, "id": f"{one['sae']['id']}-{seed}"}}
+             for name in ("a", "b", "c") for one in control(name, seeds=(0,)) for seed in (0, 1)]  # fmt: skip
+    found = {}
+    for controls in (False, True):
+        (of,) = comparisons([*board, *typed(still)], ["fve"], controls=controls)
+        differences = compare(of, "fve", (20.0,)).differences
+        found[controls] = next(d for d in differences if {d.label, d.other} == {"topk", "relu"} and d.l0 == 20.0)
+    assert found[True].estimate.stderr == pytest.approx(found[False].estimate.stderr)
+    assert found[True].estimate.sources == found[False].estimate.sources
 
 
 def test_looks_are_unlike_for_ten_architectures_their_variants_plugins_and_controls():

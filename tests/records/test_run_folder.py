@@ -10,7 +10,7 @@ import torch
 from sae_bench import ARCHITECTURES, SAEConfig
 from sae_bench.errors import UserError
 from sae_bench.formats.ours import write
-from sae_bench.records.files import read_json, write_bytes, write_json
+from sae_bench.records.files import inside, read_json, write_bytes, write_json
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import SAEDescription
 from sae_bench.saes.save import load_sae, save_sae
@@ -22,6 +22,15 @@ def saved(tmp_path):
     description = SAEDescription.model_construct(id="mine")
     write(tmp_path / "sae", sae, description, {"hook_name": "blocks.1.attn.hook_z"}, [{"step": 0, "loss": 1.5}])
     return sae, tmp_path / "sae"
+
+
+@pytest.mark.parametrize("name", ["../else", "saes/../../else", "/etc/else", "link/else"])
+def test_a_name_that_another_process_gave_does_not_lead_out_of_the_folder(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "link").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="lead out of it"):
+        inside(tmp_path / "run", name)
+    assert inside(tmp_path / "run", "saes/one/cfg.json") == tmp_path / "run" / "saes" / "one" / "cfg.json"
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])

@@ -1,0 +1,51 @@
+"""A node's tasks run where the driver is, with the driver's own plugins, and write nothing anywhere else."""
+
+from pathlib import Path
+
+import pytest
+
+from sae_bench.distributed.courier import Inbox
+from sae_bench.distributed.desk import HandedIn
+from sae_bench.distributed.remote import Errand, _enter
+from sae_bench.errors import UserError
+from sae_bench.records.run_folder import RunFolder
+
+
+def entered(here: Path, plugins: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a task of a driver in `here` finds itself."""
+    errand = Errand.__new__(Errand)
+    for name, value in {"here": str(here), "plugins": plugins}.items():
+        object.__setattr__(errand, name, value)
+    monkeypatch.chdir(here)  # which also brings the test back afterwards
+    _enter(errand)
+    return Path.cwd()
+
+
+def test_a_node_whose_plugin_is_another_one_takes_the_drivers_and_leaves_its_own(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_bytes(b"old = 1")
+    assert entered(tmp_path, {"mine.py": b"old = 1"}, monkeypatch) == tmp_path
+    found = entered(tmp_path, {"mine.py": b"new = 2"}, monkeypatch)
+    assert found != tmp_path
+    assert Path("mine.py").read_bytes() == b"new = 2"
+    assert (tmp_path / "mine.py").read_bytes() == b"old = 1"
+
+
+@pytest.mark.parametrize("name", ["{}/mine.py", "../mine.py"])
+def test_a_plugin_outside_of_the_drivers_folder_that_a_node_lacks_is_not_written_there(tmp_path, monkeypatch, name):
+    (tmp_path / "mine.py").write_bytes(b"old = 1")
+    (tmp_path / "here").mkdir()
+    with pytest.raises(UserError, match="lead out of it"):
+        entered(tmp_path / "here", {name.format(tmp_path): b"new = 2"}, monkeypatch)
+    assert (tmp_path / "mine.py").read_bytes() == b"old = 1"
+
+
+def test_what_a_cell_hands_in_stays_in_the_runs_folder(tmp_path):
+    inbox = Inbox(RunFolder(tmp_path / "run"), None)
+    (tmp_path / "mine").write_bytes(b"mine")
+    for name in ("../mine", str(tmp_path / "mine")):
+        for content in (b"theirs", None):
+            with pytest.raises(UserError, match="lead out of it"):
+                inbox._write(HandedIn(name, content))
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+    inbox._write(HandedIn("saes/one", b"theirs"))
+    assert (tmp_path / "run" / "saes" / "one").read_bytes() == b"theirs"
