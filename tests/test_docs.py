@@ -31,19 +31,21 @@ def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_example_architecture_passes_the_contract_and_takes_part_in_a_run(tmp_path, gemma2_folder, corpus, at_work):
-    plugin, contract = code_blocks(ROOT / "docs" / "add-an-architecture.md", "python")
+    plugin, of_batches, contract = code_blocks(ROOT / "docs" / "add-an-architecture.md", "python")
     (tmp_path / "my_sae.py").write_text(plugin)
-    specs = ("shared_threshold", "shared_threshold:threshold=0.05", "topk")
+    (tmp_path / "my_batchtopk.py").write_text(of_batches)
+    contract += '\nload_plugin("my_batchtopk.py")\ncheck_architecture("my_batchtopk")'
+    specs = ("my_batchtopk", "shared_threshold", "shared_threshold:threshold=0.05", "topk")
     settings = {
-        "--plugin": "my_sae.py", "--arch": specs, "--model": gemma2_folder, "--layer": 1, "--dataset": corpus,
+        "--plugin": ("my_sae.py", "my_batchtopk.py"), "--arch": specs, "--model": gemma2_folder, "--layer": 1, "--dataset": corpus,
         "--width": 64, "--l0": 8, "--tokens": 2000, "--reuse": 4, "--batch-size": 200, "--eval-tokens": 300,
         "--context-size": 32, "--out": "run",
     }  # fmt: skip
     arguments = [str(part) for part in flags(settings)]
     done = python(f"{contract}\nfrom sae_bench.cli.main import main\nmain({arguments!r} + ['--quiet'])", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    rows = [line.split()[0] for line in done.stdout.splitlines()[2:5]]
-    assert rows == list(specs)
+    rows = [line.split()[0] for line in done.stdout.splitlines()[2:6]]
+    assert sorted(rows) == sorted(specs)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

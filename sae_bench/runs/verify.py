@@ -152,6 +152,8 @@ def _difference(candidate: Candidate, task: str, record: Record, complete: Seque
     if task in candidate.failures:
         return f"cannot be evaluated now: {candidate.failures[task]}"
     result = candidate.results[task]
+    if all(score.value is None for scores in (record.scores, result.scores) for score in scores.values()):
+        return None  # there was nothing to measure, as of other seeds where there is one
     if not result.by_document and not result.per_latent:
         if all(score.value is None for score in record.scores.values()):
             return None  # it says nothing

@@ -153,11 +153,16 @@ def test_the_page_works_in_a_browser(plain, tmp_path):
         page.go("#/board")
         page("$('board-filter').value = 'jumprelu'; $('board-filter').dispatchEvent(new Event('input'))")
         assert page("$('board-count').textContent") == "4 of 16 SAEs"
-        page("document.querySelectorAll('#board thead button')[3].focus()")
+        heads = page("[...document.querySelectorAll('#board thead th')].map((th) => th.textContent.trim())")
+        (at,) = (i for i, head in enumerate(heads) if head.split()[0] == "l0")
+        page(f"document.querySelectorAll('#board thead button')[{at}].focus()")
         page.press("Enter")
-        assert page("document.querySelectorAll('#board thead th')[3].getAttribute('aria-sort')") == "ascending"
+        assert (
+            page("document.querySelectorAll('#board thead th')[" + str(at) + "].getAttribute('aria-sort')")
+            == "ascending"
+        )
         rows = "[...document.querySelectorAll('#board tbody tr')]"
-        l0 = page(f"{rows}.map((row) => parseFloat(row.children[3].textContent))")
+        l0 = page(f"{rows}.map((row) => parseFloat(row.children[{at}].textContent))")
         assert l0 == sorted(l0)
         page.go("#/plots")
         page("document.querySelector('#plot a').focus()")

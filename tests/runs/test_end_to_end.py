@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 from tiny import D_MODEL, HEADS_WIDTH
 
 from sae_bench import ARCHITECTURES
+from sae_bench.registry import known_architectures
 from sae_bench.saes.save import load_sae
 
 ARCHS = ("gated", "jumprelu", "relu", "topk")
+EVERY = known_architectures(controls=False)
 WIDTHS = {"resid_post": D_MODEL, "mlp_out": D_MODEL, "attn_out": HEADS_WIDTH}
 
 
@@ -94,7 +96,7 @@ def test_the_same_seed_gives_the_same_bits(settings, tmp_path):
         assert bench(*flags(command | {"--out": tmp_path / run}), "--quiet") == 0
     assert bench(*flags(command | {"--out": tmp_path / "other", "--seed": 6}), "--quiet") == 0
     one, two, other = (weights_of(tmp_path / run) for run in ("one", "two", "other"))
-    assert len(one) == len(ARCHS)
+    assert len(one) == len(EVERY)
     assert one == two
     assert not set(one.values()) & set(other.values())
     first, second = records_of(tmp_path / "one"), records_of(tmp_path / "two")
@@ -109,8 +111,8 @@ def test_the_board_has_a_row_for_every_sae_the_front_first_and_the_others_by_arc
     header, body = rows[0], rows[2:]
     assert header[:4] == ["architecture", "target", "front", "l0"]
     assert {"delta_lm_loss ↓", "fve ↑", "loss_recovered_mean ↑", "kl ↓", "gamma_centred"} <= set(header)
-    assert {(row[0], row[1]) for row in body} == {(arch, target) for arch in ARCHS for target in ("4", "12")}
-    assert len(body) == 2 * len(ARCHS)
+    assert {(row[0], row[1]) for row in body} == {(arch, target) for arch in EVERY for target in ("4", "12")}
+    assert len(body) == 2 * len(EVERY)
     l0 = [float(row[3].split(" ± ")[0]) for row in body]
     n_front = sum(row[2] != "" for row in body)
     assert [row[2] != "" for row in body] == [True] * n_front + [False] * (len(body) - n_front)
@@ -131,19 +133,22 @@ def test_the_three_tables_tell_the_same(finished):
             assert (row["value"], row["note"]) == ("", "no judge")
             continue
         score = records[f"{row['sae']}.{row['task']}.json"]["scores"][row["metric"]]
-        assert float(row["value"]) == score["value"]
+        assert (float(row["value"]) if row["value"] else None) == score["value"]
         assert int(row["n"]) == score["n"]
     tex = (finished / "leaderboard.tex").read_text()
     assert r"delta\_lm\_loss $\downarrow$" in tex
-    assert tex.count(r" \\") == 1 + 2 * len(ARCHS)
+    assert tex.count(r" \\") == 1 + 2 * len(EVERY)
 
 
 def test_every_number_of_a_record_comes_with_its_error_count_and_version(finished):
     for record in records_of(finished).values():
         assert set(record["scores"]) == set(record["metrics"])
         for name, score in record["scores"].items() if record["task"] != "autointerp" else ():
+            if score["value"] is None:
+                assert score["note"], name
+                continue
             assert score["stderr"] is not None, name
-            assert score["n"] > 500
+            assert score["n"] > (63 if record["task"] == "geometry" else 500)  # latents there, tokens elsewhere
         assert record["task_version"]
         provenance = record["provenance"]
         assert len(provenance["eval_fingerprint"]) == len(record["sae"]["training"]["fingerprint"]) == 64
