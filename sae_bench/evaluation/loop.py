@@ -4,8 +4,8 @@ First a pass to the deepest site alone gives each site's mean activation, which 
 by batch: one clean pass, the ablations, and for each SAE a replay of the layers after its site; losses come from the
 final hidden states tile by tile through the vocabulary. The same tokens serve every SAE and every metric.
 
-What is held of SAEs at once is bounded: they are worked through in groups, as many as fit. How many contexts a batch has
-is decided by the language model and the context size alone: the numbers of an SAE are, to the last bit, the same
+What is held of SAEs at once is bounded: they are worked through in groups, as many as fit. How many contexts a batch
+has is decided by the language model and the context size alone: the numbers of an SAE are, to the last bit, the same
 whichever others are evaluated beside it. Nothing in a batch waits for the device.
 
 Shapes: n contexts in a batch, S tokens in each, D width of a site, c counted positions, m predictions. Positions are
