@@ -135,6 +135,8 @@ class JumpReLU(SparseAutoencoder):
     def check(cls, config: SAEConfig) -> None:
         if config.options.get("penalty") == "quadratic" and config.l0 is None:
             raise ValueError("penalty=quadratic is about a wanted L0: give --l0, not --sparsity")
+        if config.options.get("penalty") == "tanh" and config.options.get("frequency_scale") is not None:
+            raise ValueError("penalty=tanh has no penalty on frequent latents: leave frequency_scale out")
 
     @classmethod
     def departures(cls, preset: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,8 @@ First a pass to the deepest site alone gives each site's mean activation, which 
 by batch: one clean pass, the ablations, and for each SAE a replay of the layers after its site; losses come from the
 final hidden states tile by tile through the vocabulary. The same tokens serve every SAE and every metric.
 
-What is held at once is bounded: the SAEs are worked through in groups, as many as fit. How many contexts a batch has
-is decided by the language model and the context size alone: the numbers of an SAE are, to the last bit, the same
+What is held of SAEs at once is bounded: they are worked through in groups, as many as fit. How many contexts a batch
+has is decided by the language model and the context size alone: the numbers of an SAE are, to the last bit, the same
 whichever others are evaluated beside it. Nothing in a batch waits for the device.
 
 Shapes: n contexts in a batch, S tokens in each, D width of a site, c counted positions, m predictions. Positions are
@@ -37,8 +37,8 @@ from sae_bench.saes.kernel_choice import crossovers
 log = logging.getLogger(__name__)
 
 BATCH_BYTES = 512 << 20
-"""Bound on what a batch holds of the language model, and on what it holds of a group of SAEs; a batch is one context
-and a group one SAE at least."""
+"""Bound on what a batch holds of the language model, activations at sites apart, and on what it holds of a group of
+SAEs; a batch is one context and a group one SAE at least."""
 
 MAX_CONTEXTS = 16
 
@@ -212,7 +212,10 @@ def _score(
 
 
 def contexts_at_once(lm: LanguageModel, context_size: int) -> int:
-    """How many contexts make a batch: as many as keep what is held of the language model within BATCH_BYTES."""
+    """How many contexts make a batch: as many as keep what is held of the language model within BATCH_BYTES.
+
+    What is held of each site comes on top (`batch_bytes`): how many there are must not decide a batch's size.
+    """
     per_token = (2 * lm.dtype.itemsize + WORKING_BYTES) * lm.d_model
     return max(1, min(MAX_CONTEXTS, BATCH_BYTES // (context_size * per_token)))
 

@@ -56,7 +56,7 @@ def table(
     rows = _means(records, metrics) if over_seeds else tables.lines(records, metrics)
     if top is not None:
         kept = order.top(records, top)
-        rows = [row for row in rows if (Setting(*_setting(row)), row.of["target"], row.of["architecture"]) in kept]
+        rows = [row for row in rows if _row(row) in kept]
     rows.sort(key=lambda line: tuple(_sortable(line.of.get(name)) for name in groups))
     fixed = [key for key in tables.told_apart(rows) if key not in groups]
     if form == "csv":
@@ -102,6 +102,12 @@ def _means(records: Sequence[Record], columns: Sequence[str]) -> list[tables.Lin
                 mark = "*" if target in front.get(label, ()) else ""
                 found.append(tables.Line(about | {"target": target, "front": mark}, cells))
     return sorted(found, key=lambda line: (line.of["control"], _setting(line), not line.of["front"]))
+
+
+def _row(line: tables.Line) -> order.Row:
+    """What seeds of it have in common; nobody knows the target of an SAE that others trained."""
+    target = line.of["target"]
+    return Setting(*_setting(line)), None if pd.isna(target) else float(target), line.of["architecture"]
 
 
 def _setting(line: tables.Line) -> tuple[Any, ...]:

@@ -246,10 +246,8 @@ def _differences(places: Mapping[Any, Mapping[str, Float[ndarray, " R"]]], compa
     """All pairs at all places, as one family.
 
     Two or three seeds hardly show how much an architecture varies between them, so the variance is taken over all
-    architectures at a place, unless the two themselves show a larger one. A control counts for its own differences
-    alone: what is not trained hardly varies, which says nothing of what is. Seeds are not paired: SAEs of one seed
-    share their initial decoder and the order of the data, but on a real board not what seeds change
-    (docs/comparing.md).
+    architectures at a place, unless the two themselves show a larger one. A control counts in its own differences
+    alone: that it hardly varies says nothing of others. Seeds are not paired (docs/comparing.md).
     """
     design, controls = comparison.design, {one.label for one in comparison.architectures if one.control}
     pairs = [(label, other, place) for place, of in places.items() for label, other in combinations(of, 2)]
@@ -259,9 +257,8 @@ def _differences(places: Mapping[Any, Mapping[str, Float[ndarray, " R"]]], compa
     }
     found = []
     for label, other, place in pairs:
-        pair = {label: 1.0, other: -1.0}
-        pool = {one: of for one, of in between_seeds[place].items() if one in pair or one not in controls}
-        seeds, degrees = pooled_over_seeds(pool, pair, design)
+        pool = {one: of for one, of in between_seeds[place].items() if one not in controls - {label, other}}
+        seeds, degrees = pooled_over_seeds(pool, {label: 1.0, other: -1.0}, design)
         of_pair = places[place][label] - places[place][other]
         found.append(Difference(label, other, place, bootstrap.difference(of_pair, design, seeds, degrees, len(pairs))))
     return found

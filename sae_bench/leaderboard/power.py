@@ -47,7 +47,8 @@ class Power:
     def smallest_difference(self, n_seeds: int | None = None, n_documents: int | None = None) -> float | None:
         """The difference that so many seeds and documents tell in four of five boards (default: those of this one).
 
-        None where that is unknown: one seed says nothing of seeds, and too few documents give no interval.
+        None where that is unknown: one seed says nothing of seeds, too few documents give no interval, and a comparison
+        tells nothing where nothing varied.
         """
         seeds, documents = n_seeds or self.design.n_seeds, n_documents or self.design.n_documents
         if self.noise is None or seeds < 2 or documents < MIN_DOCUMENTS:
@@ -56,7 +57,7 @@ class Power:
         degrees = min(max(self.of_documents * more, MIN_DEGREES), documents - 1.0)
         of_seeds = 2 * self.noise**2 / seeds, self.kinds * (seeds - 1.0)
         found = bootstrap.smallest_difference((self.documents / more, degrees), of_seeds, self.family)
-        return found if math.isfinite(found) else None
+        return found if 0 < found < math.inf else None
 
     def seeds_needed(self, difference: float, n_documents: int | None = None) -> int | None:
         """The fewest seeds that tell a difference; None: no number up to MAX_SEEDS does."""

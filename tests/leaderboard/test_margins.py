@@ -160,6 +160,16 @@ def test_top_keeps_the_best_at_every_target_and_the_best_control(board):
     assert text.index("topk") < text.index("pca")
 
 
+def test_top_keeps_the_best_of_those_that_others_trained(board):
+    """Theirs has no target and no seed; it stands beside rows that have both."""
+    theirs = record("gated", 16.0, 0, "delta_lm_loss")
+    theirs["sae"] |= {"id": "theirs", "origin": {"source": "theirs", "format": "saelens"},
+                      "target_l0": None, "coefficient": None, "seed": None}  # fmt: skip
+    text = board_table.table([*board, *typed([theirs])], "text", ["delta_lm_loss"], top=1)
+    assert "gated" in text
+    assert "relu" not in text
+
+
 def test_margins_beside_top_are_over_the_best_of_all_controls(board):
     """What is not shown is still compared with: the best control of another metric."""
     columns = ["margin:fve"]

@@ -61,6 +61,13 @@ def test_one_seed_and_too_few_documents_tell_nothing(n_seeds: int, n_documents: 
     assert power_by_hand().smallest_difference(n_seeds, n_documents) is None
 
 
+def test_where_nothing_varied_nothing_is_told() -> None:
+    """As of a comparison, whose standard error is then unknown: not a difference of 0."""
+    still = power_by_hand(noise=0.0, documents=0.0)
+    assert still.smallest_difference() is None
+    assert still.seeds_needed(1.0) is None
+
+
 @pytest.mark.parametrize("floor", [0.1, FLOOR, 1.0])
 def test_the_smallest_difference_is_told_in_about_four_of_five_experiments(floor: float) -> None:
     """Normal documents and seeds, variances unknown to the test, as in a comparison of four architectures."""

@@ -88,6 +88,12 @@ def test_quadratic_needs_a_target() -> None:
         ARCHITECTURES["jumprelu"].check(config)
 
 
+def test_tanh_refuses_what_it_would_not_use() -> None:
+    config = SAEConfig(d_in=4, d_sae=8, l0=2, options={"penalty": "tanh", "frequency_scale": 0.1})
+    with pytest.raises(ValueError, match="leave frequency_scale out"):
+        ARCHITECTURES["jumprelu"].check(config)
+
+
 # --- tanh -------------------------------------------------------------------------------------------------------
 
 
