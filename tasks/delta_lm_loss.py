@@ -57,7 +57,7 @@ class DeltaLMLoss(Task):
         )
 
         if losses.frequency is not None:
-            octave = losses.frequency.clamp(min=1).double().log2().long()
+            octave = losses.frequency.clamp(1, FROM[-1]).double().log2().long()
             self.by_frequency.add_count(octave, "predictions")
             self.by_frequency.add(octave, {"clean": clean, "added": losses.spliced - clean})
 

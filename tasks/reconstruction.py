@@ -83,7 +83,7 @@ class Reconstruction(Task):
             },
         )
         if batch.position is not None:
-            octave = batch.position.clamp(min=1).double().log2().long()
+            octave = batch.position.clamp(1, FROM[-1]).double().log2().long()
             self.by_position.add_count(octave, "tokens")
             self.by_position.add(octave, {"squared_error": error, "variance": variance})
 

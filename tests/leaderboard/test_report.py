@@ -157,10 +157,7 @@ def test_the_page_works_in_a_browser(plain, tmp_path):
         (at,) = (i for i, head in enumerate(heads) if head.split()[0] == "l0")
         page(f"document.querySelectorAll('#board thead button')[{at}].focus()")
         page.press("Enter")
-        assert (
-            page("document.querySelectorAll('#board thead th')[" + str(at) + "].getAttribute('aria-sort')")
-            == "ascending"
-        )
+        assert page(f"document.querySelectorAll('#board thead th')[{at}].getAttribute('aria-sort')") == "ascending"
         rows = "[...document.querySelectorAll('#board tbody tr')]"
         l0 = page(f"{rows}.map((row) => parseFloat(row.children[{at}].textContent))")
         assert l0 == sorted(l0)
