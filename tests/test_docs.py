@@ -38,8 +38,8 @@ def test_the_example_architecture_passes_the_contract_and_takes_part_in_a_run(tm
     specs = ("my_batchtopk", "shared_threshold", "shared_threshold:threshold=0.05", "topk")
     settings = {
         "--plugin": ("my_sae.py", "my_batchtopk.py"), "--arch": specs, "--model": gemma2_folder, "--layer": 1,
-        "--dataset": corpus, "--width": 64, "--l0": 8, "--tokens": 2000, "--reuse": 4, "--batch-size": 200, "--eval-tokens": 300,
-        "--context-size": 32, "--out": "run",
+        "--dataset": corpus, "--width": 64, "--l0": 8, "--tokens": 2000, "--reuse": 4, "--batch-size": 200,
+        "--eval-tokens": 300, "--context-size": 32, "--out": "run",
     }  # fmt: skip
     arguments = [str(part) for part in flags(settings)]
     done = python(f"{contract}\nfrom sae_bench.cli.main import main\nmain({arguments!r} + ['--quiet'])", tmp_path)
