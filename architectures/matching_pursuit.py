@@ -46,7 +46,7 @@ class MatchingPursuit(SparseAutoencoder):
     options_type = MatchingPursuitOptions
     options: MatchingPursuitOptions
     nonlinearity = "matching_pursuit"
-    recipes: ClassVar[dict[str, dict[str, Any]]] = {"short": {"b_enc_init": "zeros", "lr": 2e-3}}
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {"short": {"b_enc_init": "zeros", "lr": 8e-3}}
 
     @classmethod
     def check(cls, config: SAEConfig) -> None:
