@@ -21,8 +21,8 @@ from sae_bench.signals import stop_signals
 
 log = logging.getLogger(__name__)
 
-ANSWER_S = 20
-"""Seconds that an address has to answer in."""
+ANSWER_S = 10
+"""Seconds that an address has to answer in: once to be reached, and once in Ray's protocol."""
 
 NODES_S = 300
 """Seconds that the nodes have to say their versions in: a new process on each has to import this package."""
