@@ -50,11 +50,11 @@ class Slots:
 
 
 @contextmanager
-def joined(on: str) -> Iterator[None]:
+def joined(on: str) -> Iterator[str]:
     """Be a driver of the cluster that `--on` names: `ray`, `ray://HOST:PORT`, or the HOST:PORT of its head.
 
     `ray` is the cluster of RAY_ADDRESS, else the one that runs on this machine, else a new one that ends with this
-    block.
+    block. Yield its address.
 
     Raises:
         UserError: there is no such address, nobody answers there, or it is a cluster of other versions.
@@ -73,7 +73,7 @@ def joined(on: str) -> Iterator[None]:
         ) from None
     try:
         with stop_signals():  # Ray has put its own answer to SIGTERM in the place of ours
-            yield
+            yield address if address and address.startswith(CLIENT) else ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
 

@@ -77,7 +77,8 @@ def test_a_run_on_a_cluster_makes_the_files_of_one_process(settings, whole, clus
     assert bench(*command(settings, out, cluster.address)) == 0
     same(out, whole)
     said = capsys.readouterr().err
-    assert "cluster: 3 nodes; 2 cells at once, GPUs of each: 0, cores: 1; every node sees the run's folder" in said
+    settled = "3 nodes; 2 cells at once, GPUs of each: 0, cores: 1; every node sees the run's folder"
+    assert f"cluster at {cluster.address}: {settled}" in said
     cells = RunFolder(out).cells()
     assert len(cells) > 1, "one cell would show nothing"
     assert f"cells: {len(cells)} done in" in said
@@ -277,4 +278,5 @@ def test_settings_of_the_run_in_one_process_are_those_of_the_cluster(whole):
     """What `same` compares is worth comparing."""
     manifest = json.loads((whole / "run.json").read_text())
     assert len(manifest["saes"]) == 8
+    assert len([name for name in files(whole / "records") if ".stability." in name]) == 8
     assert manifest["kernels"]

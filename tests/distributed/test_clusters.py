@@ -66,7 +66,7 @@ def test_the_slurm_script_starts_a_cluster_of_two_nodes_and_runs_a_sweep(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "host 2: On worker node" in done.stdout
-    assert "cluster: 2 nodes" in done.stdout + done.stderr
+    assert f"cluster at {hosts[0]}:6379: 2 nodes" in done.stdout + done.stderr
     assert main([*(str(part) for part in flags(settings | {"--out": tmp_path / "one"})), "--quiet"]) == 0
     assert weights_of(tmp_path / "run") == weights_of(tmp_path / "one")
     records = [{name: without_times(r) for name, r in records_of(tmp_path / of).items()} for of in ("run", "one")]
