@@ -278,9 +278,9 @@ def _got(task: Task) -> Any:
         raise UserError(str(getattr(error, "cause", error))) from None
 
 
-def _here() -> NodeAffinitySchedulingStrategy | None:
-    """The driver's node, which the desk shares its fate with."""
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+def _here() -> NodeAffinitySchedulingStrategy:
+    """The driver's node and no other, for with another the desk could be lost alone."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _error_of(task: Task) -> Exception | None:
