@@ -21,8 +21,8 @@ from sae_bench.signals import stop_signals
 
 log = logging.getLogger(__name__)
 
-ANSWER_S = 20
-"""Seconds that an address has to answer in."""
+ANSWER_S = 10
+"""Seconds that an address has to answer in: once to be reached, and once in Ray's protocol."""
 
 NODES_S = 300
 """Seconds that the nodes have to say their versions in: a new process on each has to import this package."""
@@ -50,11 +50,11 @@ class Slots:
 
 
 @contextmanager
-def joined(on: str) -> Iterator[None]:
+def joined(on: str) -> Iterator[str]:
     """Be a driver of the cluster that `--on` names: `ray`, `ray://HOST:PORT`, or the HOST:PORT of its head.
 
     `ray` is the cluster of RAY_ADDRESS, else the one that runs on this machine, else a new one that ends with this
-    block.
+    block. Yield its address.
 
     Raises:
         UserError: there is no such address, nobody answers there, or it is a cluster of other versions.
@@ -73,7 +73,7 @@ def joined(on: str) -> Iterator[None]:
         ) from None
     try:
         with stop_signals():  # Ray has put its own answer to SIGTERM in the place of ours
-            yield
+            yield address if address and address.startswith(CLIENT) else ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
 

@@ -72,7 +72,8 @@ class ClusterCrew:
         folder: RunFolder,
         progress: Progress,
         log_to: str | None,
-        capture: CaptureMode = "auto",
+        capture: CaptureMode,
+        address: str,
     ) -> None:
         self._config, self._folder, self.progress = config, folder, progress
         lock = Lock.of(folder.path)
@@ -94,7 +95,7 @@ class ClusterCrew:
         self._cell = ray.remote(remote.cell)
         where = "every node sees the run's folder" if self._slots.shared else "files come through Ray's object store"
         progress.say(
-            f"cluster: {len(self._slots.nodes)} nodes; {self._slots.n} cells at once, GPUs of each: "
+            f"cluster at {address}: {len(self._slots.nodes)} nodes; {self._slots.n} cells at once, GPUs of each: "
             f"{self._slots.n_gpus}, cores: {self._slots.n_cpus}; {where}"
         )
 
@@ -252,8 +253,8 @@ def cluster_crew(
     Raises:
         UserError: it cannot be joined, or cannot work on this run.
     """
-    with logged(folder.path / "logs" / "driver.log") as keep, joined(on):
-        yield ClusterCrew(config, folder, KeptProgress(progress, keep), log_to, capture)
+    with logged(folder.path / "logs" / "driver.log") as keep, joined(on) as address:
+        yield ClusterCrew(config, folder, KeptProgress(progress, keep), log_to, capture, address)
 
 
 @contextmanager
@@ -277,9 +278,9 @@ def _got(task: Task) -> Any:
         raise UserError(str(getattr(error, "cause", error))) from None
 
 
-def _here() -> NodeAffinitySchedulingStrategy | None:
-    """The driver's node, which the desk shares its fate with."""
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+def _here() -> NodeAffinitySchedulingStrategy:
+    """The driver's node and no other, for with another the desk could be lost alone."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _error_of(task: Task) -> Exception | None:
