@@ -9,8 +9,8 @@ at the cost of one decoder product in all. A group of less than one latent is le
 
 The paper writes a sum over the dictionaries; the first author's code takes a mean, as this does, but counts b_dec alone
 as a dictionary more. The sum is as many times as large, and leaves AuxK that many times as little weight. SAELens sums;
-dictionary_learning, whose trainer the paper names for its experiments, takes the mean of errors that it has weighted by
-1 / G before, so that its loss of G dictionaries is a G-th of this.
+dictionary_learning takes the mean of errors that it has weighted by 1 / G before, so that its loss of G dictionaries is
+a G-th of this.
 """
 
 from typing import Any, ClassVar
