@@ -143,7 +143,9 @@ def slots_of(device: str, lock: Lock) -> Slots:
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {device}: on a cluster Ray chooses which; write cuda, cpu or auto")
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-    shared = _compare(nodes, lock)
+    seen = _compare(nodes, lock)
+    nodes = {name: node for name, node in nodes.items() if name in seen}
+    shared = all(seen.values())
     gpus = {name: int(node["Resources"].get("GPU", 0)) for name, node in nodes.items()}
     cpus = {name: int(node["Resources"].get("CPU", 0)) for name, node in nodes.items()}
     memory = {name: int(node["Resources"].get("memory", 0)) for name, node in nodes.items()}
@@ -165,8 +167,8 @@ def slots_of(device: str, lock: Lock) -> Slots:
     return Slots(sum(cells.values()), threads, 0, share, shared, names)
 
 
-def _compare(nodes: Mapping[str, Mapping[str, Any]], lock: Lock) -> bool:
-    """See that versions agree on all nodes, and return whether all see the run's folder."""
+def _compare(nodes: Mapping[str, Mapping[str, Any]], lock: Lock) -> dict[str, bool]:
+    """See that versions agree on all nodes, and return which see the run's folder; those lost meanwhile are left out."""
     look = ray.remote(_look)
     asked = {
         look.options(
@@ -180,17 +182,16 @@ def _compare(nodes: Mapping[str, Mapping[str, Any]], lock: Lock) -> bool:
     if silent:
         where = nodes[asked[silent[0]]]["NodeManagerHostname"]
         raise UserError(f"node {where} of the cluster does not answer within {NODES_S} s: take it out, or mend it")
-    seen = []
-    for reference in answered:
-        where = nodes[asked[reference]]["NodeManagerHostname"]
-        seen.append(_agreed(where, reference))
-    return all(seen)
+    found = {asked[one]: _agreed(nodes[asked[one]]["NodeManagerHostname"], one) for one in answered}
+    return {name: sees for name, sees in found.items() if sees is not None}
 
 
-def _agreed(where: str, reference: Any) -> bool:
-    """Whether a node sees the folder, once its versions are the driver's."""
+def _agreed(where: str, reference: Any) -> bool | None:
+    """Whether a node sees the folder, once its versions are the driver's; None where Ray has lost the node meanwhile."""
     try:
         theirs, sees = ray.get(reference)
+    except ray.exceptions.TaskUnschedulableError:
+        return None
     except ray.exceptions.RayError as error:
         raise UserError(f"node {where} of the cluster cannot run this package: {error.__cause__ or error}") from None
     check_versions(theirs, where)

@@ -17,6 +17,7 @@ from sae_bench.distributed.sharing import LINK_BYTES, pays, share_captures
 from sae_bench.distributed.sweep import sweep_work
 from sae_bench.distributed.work import Devices, SAEWork, SharedWork, SiteWork
 from sae_bench.errors import UserError
+from sae_bench.registry import known_architectures
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.costs import evaluation_seconds, peaks_of, training_seconds
 from sae_bench.runs.dry_run import memory_bytes
@@ -276,7 +277,7 @@ def test_a_sweep_is_planned_for_devices_that_are_not_here(capsys, at_work):
     )
     assert code == 0
     assert "devices    8 H100 + 4 A100; a cell may take 72.0 GB" in text
-    assert f"sweep      {26 * 3 * 4 * 3:,} SAEs at 78 sites" in text
+    assert f"sweep      {26 * 3 * len(known_architectures(controls=False)) * 3:,} SAEs at 78 sites" in text
     hours = float(re.search(r"wall time  ([\d.,]+) hours", text)[1])
     dollars = float(re.search(r"dollars    ([\d.,]+), at 2.50", text)[1].replace(",", ""))
     assert dollars == pytest.approx(2.5 * 12 * hours, rel=0.01)

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,12 +44,14 @@ WINDOW = 3
 @pytest.fixture(scope="module")
 def cluster(at_work):
     """A head and two nodes that train; the node `capture` is where captures are, on the head."""
+    tests = Path(__file__).parents[1]
+    there = {"PYTHONPATH": os.pathsep.join(map(str, (tests, tests / "runs", tests / "distributed")))}
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     made = Cluster(initialize_head=True, head_node_args=small(num_cpus=2, resources={"capture": 2}))
     try:
         for _ in range(2):
             made.add_node(**small(num_cpus=2, resources={"train": 2}))
-        ray.init(address=made.address, log_to_driver=False)
+        ray.init(address=made.address, log_to_driver=False, runtime_env={"env_vars": there})
         yield made
     finally:
         ray.shutdown()
