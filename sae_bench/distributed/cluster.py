@@ -168,7 +168,7 @@ def slots_of(device: str, lock: Lock) -> Slots:
 
 
 def _compare(nodes: Mapping[str, Mapping[str, Any]], lock: Lock) -> dict[str, bool]:
-    """See that versions agree on all nodes, and return which see the run's folder; those lost meanwhile are left out."""
+    """See that versions agree on all nodes, and return which see the run's folder, without those lost meanwhile."""
     look = ray.remote(_look)
     asked = {
         look.options(
@@ -187,7 +187,7 @@ def _compare(nodes: Mapping[str, Mapping[str, Any]], lock: Lock) -> dict[str, bo
 
 
 def _agreed(where: str, reference: Any) -> bool | None:
-    """Whether a node sees the folder, once its versions are the driver's; None where Ray has lost the node meanwhile."""
+    """Whether a node sees the folder, once its versions are the driver's; None where the node was lost meanwhile."""
     try:
         theirs, sees = ray.get(reference)
     except ray.exceptions.TaskUnschedulableError:
