@@ -61,8 +61,8 @@ class Geometry(Task):
 
         def of_rows(value: Tensor) -> Score:
             if n_latents < 2:
-                return Score(None, None, n_latents, note="undefined: one latent has no other")
-            return Score(float(value), 0.0, n_latents)  # nothing was sampled: the weights alone decide it
+                return Score(None, None, 0, note="undefined: one latent has no other")
+            return Score(float(value), 0.0, 0)  # no token is behind it, and nothing was sampled
 
         return Result(
             {

@@ -77,17 +77,19 @@ class Stability(Task):
         if self.cosines is None:
             alone = Score(None, None, 0, note="no other seed of this SAE: give --seed two values or more")
             return Result({metric.name: alone for metric in self.metrics})
-        n_latents = self.cosines.shape[1]
+        n_latents, n_tokens = self.cosines.shape[1], int(self.sums.total("tokens"))
 
-        def over_seeds(values: Float[Tensor, " siblings"]) -> Score:
+        def over_seeds(values: Float[Tensor, " siblings"], n_tokens: int = 0) -> Score:
             found = values.double().cpu().numpy()
-            return Score(float(found.mean()), mean_stderr(found), n_latents)
+            return Score(float(found.mean()), mean_stderr(found), n_tokens)
 
         alive = self.cosines[:, self.fired].mean(1) if self.fired.any() else None
         return Result(
             {
                 "pw_mcc": over_seeds(self.cosines.mean(1)),
-                "pw_mcc_alive": Score(None, None, 0, note="no latent fires") if alive is None else over_seeds(alive),
+                "pw_mcc_alive": Score(None, None, 0, note="no latent fires")
+                if alive is None
+                else over_seeds(alive, n_tokens),
                 "shared_share": over_seeds(torch.stack(self.shared).double().mean(1)),
                 "fve_shared": self.sums.ratio("squared_error", "variance", "tokens", one_minus=True),
             },

@@ -45,6 +45,7 @@ class Score:
     value: Number | None
     stderr: Number | None
     n: Count
+    """0 where the weights alone decide the value."""
     formula: str | None = None
     """Which per-document sums of the record give the value, as "numerator / denominator"."""
     note: str | None = None

@@ -47,6 +47,17 @@ def test_cosines_of_rows_by_hand() -> None:
     assert found["antipodal_share"] == pytest.approx(0.5)
 
 
+def test_only_what_looked_at_tokens_counts_them() -> None:
+    rows = torch.randn(32, 6, generator=torch.Generator().manual_seed(2))
+    x = data(n=40, d_in=6)
+    counted = {name: score.n for task in ("geometry", "stability") for name, score in run(
+        task, sae_of(rows), x, (sae_of(rows.flip(0)),)
+    ).scores.items()}  # fmt: skip
+    none = {"c_dec", "max_decoder_cosine", "antipodal_share", "pw_mcc", "shared_share"}
+    assert {name for name, n in counted.items() if n == 0} == none
+    assert {n for name, n in counted.items() if name not in none} == {40}
+
+
 def test_an_orthogonal_dictionary_has_no_cosines() -> None:
     found = values(run("geometry", sae_of(torch.eye(5)), data(d_in=5)))
     assert (found["c_dec"], found["max_decoder_cosine"], found["antipodal_share"]) == (0, 0, 0)
