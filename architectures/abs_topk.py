@@ -16,20 +16,11 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_bench import (
-    Active,
-    AuxKAutoencoder,
-    Largest,
-    Loss,
-    SAEConfig,
-    Step,
-    reconstruction_loss,
-    register_architecture,
-)
+from sae_bench import Loss, Step, TopKAutoencoder, reconstruction_loss, register_architecture
 
 
 @register_architecture("abs_topk")
-class AbsTopK(AuxKAutoencoder):
+class AbsTopK(TopKAutoencoder):
     signed = True
     nonlinearity = "abs_topk"
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
@@ -38,20 +29,8 @@ class AbsTopK(AuxKAutoencoder):
         "short": {"b_enc_init": "zeros", "lr": 8e-3},
     }
 
-    def __init__(self, config: SAEConfig) -> None:
-        super().__init__(config)
-        self.k = int(config.sparsity)
-
-    @classmethod
-    def check(cls, config: SAEConfig) -> None:
-        if config.sparsity != int(config.sparsity) or not 0 < config.sparsity <= config.d_sae:
-            raise ValueError(f"k = {config.sparsity:g}: give a whole number from 1 to the width, {config.d_sae}")
-
-    def encode(self, x: Float[Tensor, "B D"]) -> Active:
-        return self.select(x, Largest(self.k, signed=True))
-
     def loss(self, x: Float[Tensor, "B D"], step: Step) -> Loss:
-        f, f_dead = self.select_with_dead(x, Largest(self.k, signed=True), step.dead)
+        f, f_dead = self.select_largest(x, step)
         x_hat = self.decode(f)
         error, auxiliary = reconstruction_loss(x, x_hat), self.aux_k(x, x_hat, f_dead)
         return Loss(error + self.options.aux_coeff * auxiliary, x_hat, f, {"reconstruction": error, "aux_k": auxiliary})

@@ -25,6 +25,7 @@ from sae_bench import (
     SAEConfig,
     SparseAutoencoder,
     Step,
+    check_whole_k,
     pursue,
     reconstruction_loss,
     register_architecture,
@@ -50,8 +51,7 @@ class MatchingPursuit(SparseAutoencoder):
 
     @classmethod
     def check(cls, config: SAEConfig) -> None:
-        if config.sparsity != int(config.sparsity) or not 0 < config.sparsity <= config.d_sae:
-            raise ValueError(f"k = {config.sparsity:g}: give a whole number from 1 to the width, {config.d_sae}")
+        check_whole_k(config)
 
     def encode(self, x: Float[Tensor, "B D"]) -> Active:
         least, stop = self.options.residual_threshold, self.options.stop_on_duplicate_support

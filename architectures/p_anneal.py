@@ -72,14 +72,21 @@ class PAnneal(SparseAutoencoder):
 
     def level(self, number: int, n_steps: int) -> int:
         """How many steps p has gone down before training step `number`, which follows the one at which it goes."""
-        options = self.options
-        start = n_steps_in(options.anneal_start, n_steps)
-        span = max(1, round(options.anneal_end * n_steps) - start)
-        level = -(-(number - start) * (options.n_levels - 1) // span) - 1
-        return min(max(level, 0), options.n_levels - 1)
+        start, span, n_falls = self._way_down(n_steps)
+        return min(max(-(-(number - start) * n_falls // span) - 1, 0), n_falls)
+
+    def level_below(self, level: int, n_steps: int) -> int:
+        """The next level that p has: one step down, or several in one where there are fewer steps than levels."""
+        start, span, n_falls = self._way_down(n_steps)
+        return self.level(start + (level + 1) * span // n_falls + 1, n_steps)
+
+    def _way_down(self, n_steps: int) -> tuple[int, int, int]:
+        """The training step behind which p begins to go down, in how many it has done so, and how often it goes."""
+        start = n_steps_in(self.options.anneal_start, n_steps)
+        return start, max(1, round(self.options.anneal_end * n_steps) - start), self.options.n_levels - 1
 
     def p(self, level: int) -> float:
-        return 1 - (1 - self.options.p_end) * min(level / (self.options.n_levels - 1), 1.0)
+        return 1 - (1 - self.options.p_end) * level / (self.options.n_levels - 1)
 
     def encode(self, x: Float[Tensor, "B D"]) -> Active:
         return self.select(x, Above(0.0))  # z is f: nothing else is kept
@@ -88,7 +95,7 @@ class PAnneal(SparseAutoencoder):
         f, level = self.encode(x), self.level(step.number, step.n_steps)
         penalty = mean_power(f, self.p(level))
         with torch.no_grad():
-            penalty_next = mean_power(f, self.p(level + 1))
+            penalty_next = mean_power(f, self.p(self.level_below(level, step.n_steps)))
         x_hat = self.decode(f)
         error = reconstruction_loss(x, x_hat)
         total = error + step.coefficient * self.alpha.to(x.dtype) * penalty

@@ -9,41 +9,19 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_bench import (
-    Active,
-    AuxKAutoencoder,
-    Largest,
-    Loss,
-    SAEConfig,
-    Step,
-    reconstruction_loss,
-    rectified,
-    register_architecture,
-)
+from sae_bench import Loss, Step, TopKAutoencoder, reconstruction_loss, register_architecture
 
 
 @register_architecture("topk")
-class TopK(AuxKAutoencoder):
+class TopK(TopKAutoencoder):
     nonlinearity = "topk"
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {"b_dec_init": "geometric_median", "dead_after": 10_000_000},
         "short": {"b_enc_init": "zeros"},
     }
 
-    def __init__(self, config: SAEConfig) -> None:
-        super().__init__(config)
-        self.k = int(config.sparsity)
-
-    @classmethod
-    def check(cls, config: SAEConfig) -> None:
-        if config.sparsity != int(config.sparsity) or not 0 < config.sparsity <= config.d_sae:
-            raise ValueError(f"k = {config.sparsity:g}: give a whole number from 1 to the width, {config.d_sae}")
-
-    def encode(self, x: Float[Tensor, "B D"]) -> Active:
-        return rectified(self.select(x, Largest(self.k)))
-
     def loss(self, x: Float[Tensor, "B D"], step: Step) -> Loss:
-        f, f_dead = self.select_with_dead(x, Largest(self.k), step.dead)
+        f, f_dead = self.select_largest(x, step)
         x_hat = self.decode(f)
         error, auxiliary = reconstruction_loss(x, x_hat), self.aux_k(x, x_hat, f_dead)
         total = error + self.options.aux_coeff * auxiliary

@@ -50,4 +50,5 @@ from .saes.top_k import AuxKAutoencoder as AuxKAutoencoder
 from .saes.top_k import AuxKOptions as AuxKOptions
 from .saes.top_k import BatchTopKAutoencoder as BatchTopKAutoencoder
 from .saes.top_k import BatchTopKOptions as BatchTopKOptions
-from .saes.top_k import rectified as rectified
+from .saes.top_k import TopKAutoencoder as TopKAutoencoder
+from .saes.top_k import check_whole_k as check_whole_k

@@ -34,7 +34,7 @@ class AuxKOptions(Options):
 
 
 class AuxKAutoencoder(SparseAutoencoder):
-    """Base of architectures with f = ReLU(z) on some largest z, and AuxK in their loss."""
+    """Base of architectures with f = ReLU(z) on some largest z (z itself if `signed`), and AuxK in their loss."""
 
     control = "k"
     options_type: ClassVar[type[Options]] = AuxKOptions
@@ -55,13 +55,35 @@ class AuxKAutoencoder(SparseAutoencoder):
 
     def _rectified(self, z: Active) -> Active:
         """ReLU(z), or z itself where f has a sign."""
-        return z if self.signed else rectified(z)
+        return z if self.signed else z.with_values(torch.relu(z.values), zero_at_zero=True)
 
     def aux_k(self, x: Float[Tensor, "B D"], x_hat: Float[Tensor, "B D"], f_dead: Active | None) -> Float[Tensor, ""]:
         """The auxiliary loss, without its coefficient; 0 where no latent is dead."""
         if f_dead is None:
             return x.new_zeros(())
         return reconstruction_loss((x - x_hat).detach(), decode(f_dead, self.W_dec))
+
+
+class TopKAutoencoder(AuxKAutoencoder):
+    """Base of architectures that keep the k largest z of each token, the largest |z| where f has a sign."""
+
+    def __init__(self, config: SAEConfig) -> None:
+        super().__init__(config)
+        self.k = int(config.sparsity)
+
+    @classmethod
+    def check(cls, config: SAEConfig) -> None:
+        check_whole_k(config)
+
+    def encode(self, x: Float[Tensor, "B D"]) -> Active:
+        return self._rectified(self.select(x, self._largest()))
+
+    def select_largest(self, x: Float[Tensor, "B D"], step: Step) -> tuple[Active, Active | None]:
+        """f, and that of AuxK: `select_with_dead` by the rule of each token."""
+        return self.select_with_dead(x, self._largest(), step.dead)
+
+    def _largest(self) -> Largest:
+        return Largest(self.k, signed=self.signed)
 
 
 class BatchTopKOptions(AuxKOptions):
@@ -122,6 +144,7 @@ class BatchTopKAutoencoder(AuxKAutoencoder):
         self.theta.copy_(self.mean_least_kept.nan_to_num(0.0, posinf=0.0))
 
 
-def rectified(z: Active) -> Active:
-    """ReLU(z) on the same pairs."""
-    return z.with_values(torch.relu(z.values), zero_at_zero=True)
+def check_whole_k(config: SAEConfig) -> None:
+    """Raise ValueError where k, the number of latents that each token keeps, cannot be one."""
+    if config.sparsity != int(config.sparsity) or not 0 < config.sparsity <= config.d_sae:
+        raise ValueError(f"k = {config.sparsity:g}: give a whole number from 1 to the width, {config.d_sae}")

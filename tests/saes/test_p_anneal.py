@@ -35,7 +35,7 @@ def test_alpha_scales_lambda() -> None:
 def test_p_goes_down_in_equal_steps_and_stays() -> None:
     sae: Any = build("p_anneal", **SETTING)
     assert [sae.level(number, 40) for number in range(40)] == LEVELS
-    assert [sae.p(level) for level in range(5)] == pytest.approx([1, 1 - 0.8 / 3, 1 - 1.6 / 3, 0.2, 0.2])
+    assert [sae.p(level) for level in range(4)] == pytest.approx([1, 1 - 0.8 / 3, 1 - 1.6 / 3, 0.2])
     assert sae.level(10**6, 10**6) == 3
     assert {sae.level(number, 10) for number in range(10)} == {0}, "a run shorter than anneal_start keeps p = 1"
 
@@ -62,9 +62,10 @@ def test_lambda_is_rescaled_by_the_latest_batches_alone() -> None:
     assert sae.alpha.item() == 15, "where nothing is active nothing is known"
 
 
-def test_rescaling_leaves_the_penalty_as_large_as_it_was() -> None:
+@pytest.mark.parametrize("n_levels", [4, 60])  # 60 levels in 24 steps: p falls by two or three at once
+def test_rescaling_leaves_the_penalty_as_large_as_it_was(n_levels: int) -> None:
     """On one batch, before and after each of the steps down."""
-    sae, x = randomise(build("p_anneal", **SETTING)), activations()
+    sae, x = randomise(build("p_anneal", **SETTING | {"n_levels": n_levels})), activations()
     penalties = []
     for number in range(40):
         when = replace(step(), number=number, n_steps=40)
@@ -72,7 +73,7 @@ def test_rescaling_leaves_the_penalty_as_large_as_it_was() -> None:
             loss = sae.loss(x, when)
             penalties.append((sae.alpha * loss.terms["penalty"]).item())
             sae.after_step(replace(when, seen=loss.terms))
-    assert sae.level(39, 40) == 3
+    assert sae.level(39, 40) == n_levels - 1
     assert penalties == pytest.approx([penalties[0]] * 40)
 
 
