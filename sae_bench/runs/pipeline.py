@@ -21,13 +21,13 @@ from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Provenance, Record, SAEDescription, write_record
 from sae_bench.registry import TASKS
 from sae_bench.runs.cell import begun_cells, compare_seeds, work_on
-from sae_bench.runs.collect import interpreted, random_saes, saved
+from sae_bench.runs.collect import as_saved, interpreted, random_saes
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.interpret import interpret_saes
 from sae_bench.runs.plan import check_names
 from sae_bench.runs.records import is_missing, make_record
 from sae_bench.runs.train import Leg, Order
-from sae_bench.runs.workbench import PlannedSAE, Survey, Workbench
+from sae_bench.runs.workbench import PlannedSAE, RunOutline, Workbench
 from sae_bench.saes.active import Crossovers
 from sae_bench.training.logging import LogSink, log_sink
 
@@ -36,8 +36,8 @@ from sae_bench.training.logging import LogSink, log_sink
 class Crew(Protocol):
     """Who works on a run, and where: this process, or a cluster's."""
 
-    def survey(self, kernels: Mapping[str, Crossovers] | None) -> Survey:
-        """What the run will be; `kernels` as in `Workbench.survey`."""
+    def outline(self, kernels: Mapping[str, Crossovers] | None) -> RunOutline:
+        """What the run will be; `kernels` as in `Workbench.outline`."""
 
     def work(self, order: Order, saes: Sequence[PlannedSAE], begun: Callable[[], None]) -> Mapping[str, str]:
         """Do what is missing of these SAEs, and return why nothing came of some, by name; `begun` as in `work_on`."""
@@ -49,15 +49,15 @@ class Crew(Protocol):
         """What every record repeats."""
 
 
-class Alone:
+class LocalCrew:
     """This process works on the run, as one cell."""
 
     def __init__(self, config: RunConfig, folder: RunFolder, progress: Progress, sink: LogSink) -> None:
         self._folder, self._progress, self._sink = folder, progress, sink
         self._bench = Workbench(config, progress)
 
-    def survey(self, kernels: Mapping[str, Crossovers] | None) -> Survey:
-        return self._bench.survey(kernels)
+    def outline(self, kernels: Mapping[str, Crossovers] | None) -> RunOutline:
+        return self._bench.outline(kernels)
 
     def work(self, order: Order, saes: Sequence[PlannedSAE], begun: Callable[[], None]) -> Mapping[str, str]:
         names = [sae.id for sae in saes]
@@ -92,27 +92,27 @@ def run(
         check_names(config)
         check_judge(config)
         earlier, kernels = begin(folder, config)
-        crew = crew or Alone(config, folder, progress, sink)
-        survey = crew.survey(kernels)
-        check_recipes(folder, survey.saes)
-        check_disk(folder, survey, config)
+        crew = crew or LocalCrew(config, folder, progress, sink)
+        outline = crew.outline(kernels)
+        check_recipes(folder, outline.saes)
+        check_disk(folder, outline, config)
         tasks = config.tasks or tuple(TASKS)
-        order = Order(config, tasks, tuple(earlier), survey.kernels)
+        order = Order(config, tasks, tuple(earlier), outline.kernels)
 
         def begun() -> None:
             if (folder.manifest() or {}).get("config_hash") != config.hash:
-                write_manifest(folder, order, survey.saes)
+                write_manifest(folder, order, outline.saes)
 
-        failures = crew.work(order, survey.saes, begun)
+        failures = crew.work(order, outline.saes, begun)
         begun()  # nothing was missing but the manifest
-        saes = [_outcome(folder, sae, failures, order) for sae in survey.saes]
+        saes = [_outcome(folder, sae, failures, order) for sae in outline.saes]
         for sae in saes:
             if sae.id in failures:
-                write_failures(folder, order, sae, failures[sae.id], crew.provenance(), survey.model_sha256)
+                write_failures(folder, order, sae, failures[sae.id], crew.provenance(), outline.model_sha256)
         crew.compare_seeds(order, [sae for sae in saes if folder.has_sae(sae.id, config.hash)])
-        random = random_saes(config, survey.saes)
+        random = random_saes(config, outline.saes)
         saes += [_outcome(folder, sae, failures, order, owner) for owner, sae in random.items()]
-        subjects = interpreted(config, saes, survey.model_sha256)
+        subjects = interpreted(config, saes, outline.model_sha256)
         interpret_saes(config, subjects, latent_tasks(tasks), folder, crew.provenance, progress)
         records = folder.records()
         check_comparable(records)
@@ -126,7 +126,7 @@ def _outcome(
     """An SAE as its cell left it: with what its files say, or why there are none; random ones go with their `owner`."""
     failure = failures.get(owner or sae.id)
     if owner is None and folder.has_sae(sae.id, order.config.hash):
-        sae = saved(folder, sae)
+        sae = as_saved(folder, sae)
     elif owner is None and failure is not None:
         return sae.failed(failure)
     collects = latent_tasks(order.tasks) and order.config.collects
@@ -189,13 +189,13 @@ def check_recipes(folder: RunFolder, saes: Sequence[PlannedSAE]) -> None:
             )
 
 
-def check_disk(folder: RunFolder, survey: Survey, config: RunConfig) -> None:
+def check_disk(folder: RunFolder, outline: RunOutline, config: RunConfig) -> None:
     """See that there is room for what is to be trained.
 
     Raises:
         UserError: there is not.
     """
-    n_bytes = sum(n for name, n in survey.disk_bytes.items() if not folder.has_sae(name, config.hash))
+    n_bytes = sum(n for name, n in outline.disk_bytes.items() if not folder.has_sae(name, config.hash))
     own = sum(file.stat().st_size for name in ("checkpoints", "saes") for file in (folder.path / name).rglob("*.*"))
     out = folder.path.absolute()
     free = own + shutil.disk_usage(next(path for path in (out, *out.parents) if path.exists())).free
