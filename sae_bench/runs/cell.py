@@ -112,7 +112,7 @@ def is_unfinished(folder: RunFolder, order: Order, sae: PlannedSAE, random: Plan
     if not latent_tasks(order.tasks) or not order.config.collects:
         return False
     return any(
-        not subject.failed and read_latents(folder, subject.id, subject.collected_by) is None
+        not subject.failure and read_latents(folder, subject.id, subject.collected_by) is None
         for subject in interpreted(order.config, [sae, *([random] if random else [])], sha256)
     )
 

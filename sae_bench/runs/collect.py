@@ -67,7 +67,7 @@ def collect_latents(
     without = [
         sae
         for sae in interpreted(config, [*trained, *random], lm.weight_hash())
-        if not sae.failed and read_latents(folder, sae.id, sae.collected_by) is None
+        if not sae.failure and read_latents(folder, sae.id, sae.collected_by) is None
     ]
     if without:
         _collect(bench, without, {sae.id for sae in random}, folder, progress)

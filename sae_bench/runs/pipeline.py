@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from sae_bench.autointerp.judges import check_judge
+from sae_bench.autointerp.latents import read_latents
 from sae_bench.errors import UserError
 from sae_bench.evaluation.task import latent_tasks, token_tasks
 from sae_bench.leaderboard import tables
@@ -24,6 +25,7 @@ from sae_bench.runs.cell import begun_cells, compare_seeds, work_on
 from sae_bench.runs.collect import as_saved, interpreted, random_saes
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.interpret import interpret_saes
+from sae_bench.runs.latent_records import InterpretedSAE
 from sae_bench.runs.plan import check_names
 from sae_bench.runs.records import is_missing, make_record
 from sae_bench.runs.train import Leg, Order
@@ -105,14 +107,16 @@ def run(
 
         failures = crew.work(order, outline.saes, begun)
         begun()  # nothing was missing but the manifest
-        saes = [_outcome(folder, sae, failures, order) for sae in outline.saes]
+        saes = [_outcome(folder, sae, failures, config.hash) for sae in outline.saes]
         for sae in saes:
             if sae.id in failures:
                 write_failures(folder, order, sae, failures[sae.id], crew.provenance(), outline.model_sha256)
         crew.compare_seeds(order, [sae for sae in saes if folder.has_sae(sae.id, config.hash)])
         random = random_saes(config, outline.saes)
-        saes += [_outcome(folder, sae, failures, order, owner) for owner, sae in random.items()]
-        subjects = interpreted(config, saes, outline.model_sha256)
+        failures = {**failures, **{sae.id: failures[owner] for owner, sae in random.items() if owner in failures}}
+        subjects = interpreted(config, [*saes, *random.values()], outline.model_sha256)
+        if config.collects:
+            subjects = [_collected(folder, subject, failures.get(subject.id)) for subject in subjects]
         interpret_saes(config, subjects, latent_tasks(tasks), folder, crew.provenance, progress)
         records = folder.records()
         check_comparable(records)
@@ -120,19 +124,18 @@ def run(
         return records
 
 
-def _outcome(
-    folder: RunFolder, sae: PlannedSAE, failures: Mapping[str, str], order: Order, owner: str | None = None
-) -> PlannedSAE:
-    """An SAE as its cell left it: with what its files say, or why there are none; random ones go with their `owner`."""
-    failure = failures.get(owner or sae.id)
-    if owner is None and folder.has_sae(sae.id, order.config.hash):
-        sae = as_saved(folder, sae)
-    elif owner is None and failure is not None:
-        return sae.failed(failure)
-    collects = latent_tasks(order.tasks) and order.config.collects
-    if failure is not None and collects and folder.collection(sae.id) is None:
-        return sae.failed(failure)
-    return sae
+def _outcome(folder: RunFolder, sae: PlannedSAE, failures: Mapping[str, str], config_hash: str) -> PlannedSAE:
+    """An SAE as its cell left it: with what its files say, or why there are none."""
+    if folder.has_sae(sae.id, config_hash):
+        return as_saved(folder, sae)
+    return sae.failed(failures[sae.id]) if sae.id in failures else sae
+
+
+def _collected(folder: RunFolder, sae: InterpretedSAE, failure: str | None) -> InterpretedSAE:
+    """An SAE whose latents are there, or that says by which `failure` of its cell they are not."""
+    if failure is None or read_latents(folder, sae.id, sae.collected_by) is not None:
+        return sae
+    return dataclasses.replace(sae, not_collected=failure)
 
 
 def write_failures(
