@@ -54,7 +54,7 @@ def main(out: Path = RESULTS) -> None:
         }
     )  # fmt: skip
     bench = Workbench(config, Progress(quiet=True))
-    order = Order(config, tuple(TASKS), (), bench.survey().kernels)
+    order = Order(config, tuple(TASKS), (), bench.outline().kernels)
     bench.read_held_out()
     lm, fleet = bench.lm, fleet_of([(1, "cpu")])
     plans = [plan for plan in bench.plans.values() if isinstance(plan, SAEPlan)]

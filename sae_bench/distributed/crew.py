@@ -27,11 +27,11 @@ from sae_bench.records.redact import redact
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Provenance
 from sae_bench.runs.cell import among_seeds, begun_cells, is_unfinished
-from sae_bench.runs.collect import random_saes, saved
+from sae_bench.runs.collect import as_saved, random_saes
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.records import is_missing, now, siblings_among
 from sae_bench.runs.train import Order
-from sae_bench.runs.workbench import PlannedSAE, Survey
+from sae_bench.runs.workbench import PlannedSAE, RunOutline
 from sae_bench.saes.active import Crossovers
 
 FAULTS = 3
@@ -99,19 +99,19 @@ class ClusterCrew:
             f"{self._slots.n_gpus}, cores: {self._slots.n_cpus}; {where}"
         )
 
-    def survey(self, kernels: Mapping[str, Crossovers] | None) -> Survey:
+    def outline(self, kernels: Mapping[str, Crossovers] | None) -> RunOutline:
         again = {**self._slots.options, "max_retries": FAULTS}
-        task = ray.remote(remote.survey).options(name="survey", **again)
-        found: tuple[Survey, Provenance] = _got(task.remote(self._errand, kernels))
-        self._survey, self._provenance = found
-        return self._survey
+        task = ray.remote(remote.outline).options(name="outline", **again)
+        found: tuple[RunOutline, Provenance] = _got(task.remote(self._errand, kernels))
+        self._outline, self._provenance = found
+        return self._outline
 
     def provenance(self) -> Provenance:
         return self._provenance.model_copy(update={"time": now()})
 
     def work(self, order: Order, saes: Sequence[PlannedSAE], begun: Callable[[], None]) -> Mapping[str, str]:
         random = random_saes(self._config, saes)
-        sha256 = self._survey.model_sha256
+        sha256 = self._outline.model_sha256
         todo = [sae for sae in saes if is_unfinished(self._folder, order, sae, random.get(sae.id), sha256)]
         begun()
         if not todo:
@@ -129,11 +129,11 @@ class ClusterCrew:
 
     def compare_seeds(self, order: Order, saes: Sequence[PlannedSAE]) -> None:
         """A task for each site where something is missing: its SAEs share one capture."""
-        about = {sae.id: saved(self._folder, sae).description for sae in saes}
+        about = {sae.id: as_saved(self._folder, sae).description for sae in saes}
         by_site: dict[Site, list[str]] = {}
         for sae in saes:
             by_site.setdefault(sae.site, []).append(sae.id)
-        hash, sha256, found = self._config.hash, self._survey.model_sha256, siblings_among(about.values())
+        hash, sha256, found = self._config.hash, self._outline.model_sha256, siblings_among(about.values())
         due = {
             sae.site
             for sae in saes

@@ -1,4 +1,4 @@
-"""What runs on a cluster's nodes: a survey of the run, and the work on a cell. Each is one Ray task."""
+"""What runs on a cluster's nodes: an outline of the run, and the work on a cell. Each is one Ray task."""
 
 import logging
 import os
@@ -38,7 +38,7 @@ from sae_bench.runs.costs import CARDS
 from sae_bench.runs.plan import SAEPlan
 from sae_bench.runs.sources import own_capture
 from sae_bench.runs.train import Order
-from sae_bench.runs.workbench import Survey, Workbench
+from sae_bench.runs.workbench import RunOutline, Workbench
 from sae_bench.saes.active import Crossovers
 from sae_bench.signals import stop_signals
 from sae_bench.training.buffer import ActivationBuffer
@@ -101,11 +101,11 @@ def _enter(errand: Errand) -> None:
     os.chdir(new)
 
 
-def survey(errand: Errand, kernels: Mapping[str, Crossovers] | None) -> tuple[Survey, Provenance]:
+def outline(errand: Errand, kernels: Mapping[str, Crossovers] | None) -> tuple[RunOutline, Provenance]:
     """What the run will be, found on the cluster, for the driver may have no device."""
     bench = _bench(errand, Progress(quiet=True))
     bench.read_held_out()
-    return bench.survey(kernels), bench.provenance()
+    return bench.outline(kernels), bench.provenance()
 
 
 def plan(errand: Errand, saes: Collection[str], n_devices: int, n_bytes: int) -> list[Cell]:

@@ -16,7 +16,7 @@ from sae_bench.evaluation.task import Task, latent_tasks, token_tasks
 from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import write_record
-from sae_bench.runs.collect import collect_latents, interpreted, saved
+from sae_bench.runs.collect import as_saved, collect_latents, interpreted
 from sae_bench.runs.costs import LMWork
 from sae_bench.runs.import_saes import ImportPlan, Plan, import_saes
 from sae_bench.runs.plan import SAEPlan
@@ -66,7 +66,7 @@ def work_on(
         stage.run(sink)
         del stage  # and its buffer
     import_saes(lm, config, to_import, folder)
-    evaluate_saes(bench, plans, alone(order.tasks), folder, progress)
+    evaluate_saes(bench, plans, of_one_sae(order.tasks), folder, progress)
     collect_latents(bench, order, saes, folder, progress)
 
 
@@ -76,7 +76,7 @@ def compare_seeds(bench: Workbench, order: Order, saes: Collection[str], folder:
     evaluate_saes(bench, plans, among_seeds(order.tasks), folder, progress)
 
 
-def alone(tasks: Sequence[str]) -> dict[str, type[Task]]:
+def of_one_sae(tasks: Sequence[str]) -> dict[str, type[Task]]:
     """The tasks about tokens among these that look at one SAE alone."""
     return {name: task for name, task in token_tasks(tasks).items() if not task.needs_siblings}
 
@@ -103,16 +103,16 @@ def is_unfinished(folder: RunFolder, order: Order, sae: PlannedSAE, random: Plan
     """
     if not folder.has_sae(sae.id, order.config.hash):
         return True
-    sae = saved(folder, sae)
+    sae = as_saved(folder, sae)
     if any(
         is_missing(folder.record(sae.id, task), task, sae.description, order.config.hash, sha256)
-        for task in alone(order.tasks)
+        for task in of_one_sae(order.tasks)
     ):
         return True
     if not latent_tasks(order.tasks) or not order.config.collects:
         return False
     return any(
-        not subject.failed and read_latents(folder, subject.id, subject.collected_by) is None
+        not subject.failure and read_latents(folder, subject.id, subject.collected_by) is None
         for subject in interpreted(order.config, [sae, *([random] if random else [])], sha256)
     )
 

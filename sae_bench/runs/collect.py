@@ -62,18 +62,18 @@ def collect_latents(
     if not latent_tasks(order.tasks) or not config.collects:
         return
     everything = [PlannedSAE(plan.describe(), plan.config, plan.site) for plan in bench.plans.values()]
-    trained = [saved(folder, sae) for sae in everything if sae.id in saes]
+    trained = [as_saved(folder, sae) for sae in everything if sae.id in saes]
     random = [sae for owner, sae in random_saes(config, everything).items() if owner in saes]
     without = [
         sae
         for sae in interpreted(config, [*trained, *random], lm.weight_hash())
-        if not sae.failed and read_latents(folder, sae.id, sae.collected_by) is None
+        if not sae.failure and read_latents(folder, sae.id, sae.collected_by) is None
     ]
     if without:
         _collect(bench, without, {sae.id for sae in random}, folder, progress)
 
 
-def saved(folder: RunFolder, sae: PlannedSAE) -> PlannedSAE:
+def as_saved(folder: RunFolder, sae: PlannedSAE) -> PlannedSAE:
     """An SAE with what its files say of it."""
     return PlannedSAE(description_of(folder.sae_path(sae.id)), sae.config, sae.site)
 

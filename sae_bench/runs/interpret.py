@@ -41,9 +41,9 @@ def interpret_saes(
     def is_due(sae: InterpretedSAE, task: str) -> bool:
         record = folder.record(sae.id, task)
         sha256 = sae.collected_by["model_sha256"]
-        if record is None or is_missing(record, task, sae.description, config.hash, sha256):
+        if record is None or sae.not_collected or is_missing(record, task, sae.description, config.hash, sha256):
             return True
-        if sae.failed or settings is None:  # what a judge said stands without one
+        if sae.failure or settings is None:  # what a judge said stands without one
             return False
         details = record.details
         return details["judge"] != settings or any(details["failures"].get(kind) for kind in TRANSIENT)
@@ -69,12 +69,12 @@ async def _judge(
     client: Client, judges: Judges, saes: Sequence[InterpretedSAE], records: LatentRecords, progress: Progress
 ) -> None:
     """Have the latents judged, one SAE after the other."""
-    latents = (latent for sae in saes if not sae.failed for latent in _latents(records.folder, sae))
+    latents = (latent for sae in saes if not sae.failure for latent in _latents(records.folder, sae))
     progress.say(estimate(client, judges, latents))
     nothing = {"judge": records.settings, "failures": {}}
     try:
         for sae in saes:
-            if sae.failed:
+            if sae.failure:
                 records.write(sae, (), nothing)
                 continue
             try:

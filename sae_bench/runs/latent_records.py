@@ -30,14 +30,17 @@ class InterpretedSAE:
     site: Site
     collected_by: Mapping[str, Any]
     """The settings that its latents are collected by."""
+    not_collected: str | None = None
+    """Why they were not, where its cell failed before that."""
 
     @property
     def id(self) -> str:
         return self.description.id
 
     @property
-    def failed(self) -> bool:
-        return self.description.training.failure is not None
+    def failure(self) -> str | None:
+        """Why there is nothing to interpret, if there is not."""
+        return self.description.training.failure or self.not_collected
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class LatentRecords:
         """The record of one SAE for every task."""
         for name, cls in self.tasks.items():
             task = cls([scorer.metric for scorer in self.scorers])
-            result, problem = (None, failure) if failure or sae.failed else _found(task, latents)
+            problem = failure or sae.failure
+            result, problem = (None, problem) if problem else _found(task, latents)
             record = make_record(task, result, problem, sae.description, self.provenance())
             write_record(self.folder.record_path(sae.id, name), self._complete(record, facts))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from sae_bench.autointerp.judges import check_judge
+from sae_bench.autointerp.latents import read_latents
 from sae_bench.errors import UserError
 from sae_bench.evaluation.task import latent_tasks, token_tasks
 from sae_bench.leaderboard import tables
@@ -21,13 +22,14 @@ from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Provenance, Record, SAEDescription, write_record
 from sae_bench.registry import TASKS
 from sae_bench.runs.cell import begun_cells, compare_seeds, work_on
-from sae_bench.runs.collect import interpreted, random_saes, saved
+from sae_bench.runs.collect import as_saved, interpreted, random_saes
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.interpret import interpret_saes
+from sae_bench.runs.latent_records import InterpretedSAE
 from sae_bench.runs.plan import check_names
 from sae_bench.runs.records import is_missing, make_record
 from sae_bench.runs.train import Leg, Order
-from sae_bench.runs.workbench import PlannedSAE, Survey, Workbench
+from sae_bench.runs.workbench import PlannedSAE, RunOutline, Workbench
 from sae_bench.saes.active import Crossovers
 from sae_bench.training.logging import LogSink, log_sink
 
@@ -36,8 +38,8 @@ from sae_bench.training.logging import LogSink, log_sink
 class Crew(Protocol):
     """Who works on a run, and where: this process, or a cluster's."""
 
-    def survey(self, kernels: Mapping[str, Crossovers] | None) -> Survey:
-        """What the run will be; `kernels` as in `Workbench.survey`."""
+    def outline(self, kernels: Mapping[str, Crossovers] | None) -> RunOutline:
+        """What the run will be; `kernels` as in `Workbench.outline`."""
 
     def work(self, order: Order, saes: Sequence[PlannedSAE], begun: Callable[[], None]) -> Mapping[str, str]:
         """Do what is missing of these SAEs, and return why nothing came of some, by name; `begun` as in `work_on`."""
@@ -49,15 +51,15 @@ class Crew(Protocol):
         """What every record repeats."""
 
 
-class Alone:
+class LocalCrew:
     """This process works on the run, as one cell."""
 
     def __init__(self, config: RunConfig, folder: RunFolder, progress: Progress, sink: LogSink) -> None:
         self._folder, self._progress, self._sink = folder, progress, sink
         self._bench = Workbench(config, progress)
 
-    def survey(self, kernels: Mapping[str, Crossovers] | None) -> Survey:
-        return self._bench.survey(kernels)
+    def outline(self, kernels: Mapping[str, Crossovers] | None) -> RunOutline:
+        return self._bench.outline(kernels)
 
     def work(self, order: Order, saes: Sequence[PlannedSAE], begun: Callable[[], None]) -> Mapping[str, str]:
         names = [sae.id for sae in saes]
@@ -92,27 +94,29 @@ def run(
         check_names(config)
         check_judge(config)
         earlier, kernels = begin(folder, config)
-        crew = crew or Alone(config, folder, progress, sink)
-        survey = crew.survey(kernels)
-        check_recipes(folder, survey.saes)
-        check_disk(folder, survey, config)
+        crew = crew or LocalCrew(config, folder, progress, sink)
+        outline = crew.outline(kernels)
+        check_recipes(folder, outline.saes)
+        check_disk(folder, outline, config)
         tasks = config.tasks or tuple(TASKS)
-        order = Order(config, tasks, tuple(earlier), survey.kernels)
+        order = Order(config, tasks, tuple(earlier), outline.kernels)
 
         def begun() -> None:
             if (folder.manifest() or {}).get("config_hash") != config.hash:
-                write_manifest(folder, order, survey.saes)
+                write_manifest(folder, order, outline.saes)
 
-        failures = crew.work(order, survey.saes, begun)
+        failures = crew.work(order, outline.saes, begun)
         begun()  # nothing was missing but the manifest
-        saes = [_outcome(folder, sae, failures, order) for sae in survey.saes]
+        saes = [_outcome(folder, sae, failures, config.hash) for sae in outline.saes]
         for sae in saes:
             if sae.id in failures:
-                write_failures(folder, order, sae, failures[sae.id], crew.provenance(), survey.model_sha256)
+                write_failures(folder, order, sae, failures[sae.id], crew.provenance(), outline.model_sha256)
         crew.compare_seeds(order, [sae for sae in saes if folder.has_sae(sae.id, config.hash)])
-        random = random_saes(config, survey.saes)
-        saes += [_outcome(folder, sae, failures, order, owner) for owner, sae in random.items()]
-        subjects = interpreted(config, saes, survey.model_sha256)
+        random = random_saes(config, outline.saes)
+        failures = {**failures, **{sae.id: failures[owner] for owner, sae in random.items() if owner in failures}}
+        subjects = interpreted(config, [*saes, *random.values()], outline.model_sha256)
+        if config.collects:
+            subjects = [_collected(folder, subject, failures.get(subject.id)) for subject in subjects]
         interpret_saes(config, subjects, latent_tasks(tasks), folder, crew.provenance, progress)
         records = folder.records()
         check_comparable(records)
@@ -120,19 +124,18 @@ def run(
         return records
 
 
-def _outcome(
-    folder: RunFolder, sae: PlannedSAE, failures: Mapping[str, str], order: Order, owner: str | None = None
-) -> PlannedSAE:
-    """An SAE as its cell left it: with what its files say, or why there are none; random ones go with their `owner`."""
-    failure = failures.get(owner or sae.id)
-    if owner is None and folder.has_sae(sae.id, order.config.hash):
-        sae = saved(folder, sae)
-    elif owner is None and failure is not None:
-        return sae.failed(failure)
-    collects = latent_tasks(order.tasks) and order.config.collects
-    if failure is not None and collects and folder.collection(sae.id) is None:
-        return sae.failed(failure)
-    return sae
+def _outcome(folder: RunFolder, sae: PlannedSAE, failures: Mapping[str, str], config_hash: str) -> PlannedSAE:
+    """An SAE as its cell left it: with what its files say, or why there are none."""
+    if folder.has_sae(sae.id, config_hash):
+        return as_saved(folder, sae)
+    return sae.failed(failures[sae.id]) if sae.id in failures else sae
+
+
+def _collected(folder: RunFolder, sae: InterpretedSAE, failure: str | None) -> InterpretedSAE:
+    """An SAE whose latents are there, or that says by which `failure` of its cell they are not."""
+    if failure is None or read_latents(folder, sae.id, sae.collected_by) is not None:
+        return sae
+    return dataclasses.replace(sae, not_collected=failure)
 
 
 def write_failures(
@@ -189,13 +192,13 @@ def check_recipes(folder: RunFolder, saes: Sequence[PlannedSAE]) -> None:
             )
 
 
-def check_disk(folder: RunFolder, survey: Survey, config: RunConfig) -> None:
+def check_disk(folder: RunFolder, outline: RunOutline, config: RunConfig) -> None:
     """See that there is room for what is to be trained.
 
     Raises:
         UserError: there is not.
     """
-    n_bytes = sum(n for name, n in survey.disk_bytes.items() if not folder.has_sae(name, config.hash))
+    n_bytes = sum(n for name, n in outline.disk_bytes.items() if not folder.has_sae(name, config.hash))
     own = sum(file.stat().st_size for name in ("checkpoints", "saes") for file in (folder.path / name).rglob("*.*"))
     out = folder.path.absolute()
     free = own + shutil.disk_usage(next(path for path in (out, *out.parents) if path.exists())).free

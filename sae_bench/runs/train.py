@@ -59,7 +59,7 @@ class Order:
     earlier: tuple[Leg, ...] = ()
     """The legs that the training extends, if any."""
     kernels: Mapping[str, Crossovers] = field(default_factory=dict)
-    """As in `Survey`."""
+    """As in `RunOutline`."""
 
 
 class TrainStage:
@@ -255,7 +255,7 @@ class TrainStage:
 
 
 def shape_of(plan: SAEPlan) -> str:
-    """What `Survey.kernels` names."""
+    """What `RunOutline.kernels` names."""
     return f"{plan.config.d_in}x{plan.config.d_sae}"
 
 

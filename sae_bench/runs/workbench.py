@@ -37,7 +37,7 @@ class PlannedSAE:
 
 
 @dataclass(frozen=True)
-class Survey:
+class RunOutline:
     """What is known of a run before its work begins; all of it is the same wherever the work is done."""
 
     saes: tuple[PlannedSAE, ...]
@@ -64,13 +64,15 @@ class Workbench:
         self.plans = {plan.id: plan for plan in plans}
         self.held_out = token_stream(self.lm, config, "eval", config.n_held_out)
 
-    def survey(self, kernels: Mapping[str, Crossovers] | None = None) -> Survey:
+    def outline(self, kernels: Mapping[str, Crossovers] | None = None) -> RunOutline:
         """What the run will be; `kernels` are those that it was begun with."""
         trained = [plan for plan in self.plans.values() if isinstance(plan, SAEPlan)]
         if kernels is None:
             kernels = measured_kernels(self.config, trained, self.lm.device, self.progress)
         saes = tuple(PlannedSAE(plan.describe(), plan.config, plan.site) for plan in self.plans.values())
-        return Survey(saes, kernels, self.lm.weight_hash(), {plan.id: training_disk_bytes([plan]) for plan in trained})
+        return RunOutline(
+            saes, kernels, self.lm.weight_hash(), {plan.id: training_disk_bytes([plan]) for plan in trained}
+        )
 
     def read_held_out(self) -> None:
         """See that there is enough text to evaluate on: what is wrong with it shows before anything long begins."""
