@@ -63,6 +63,8 @@ VARIANTS = (
 
 def trains(variant: Variant, arch: str) -> bool:
     """Whether a trainer is here, and has the architecture: the one peer that is tried has topk alone."""
+    if variant.dense:
+        return hasattr(Dense, arch)
     return variant.peer is None or (arch == "topk" and find_spec(variant.peer) is not None)
 
 

@@ -2,12 +2,9 @@
 
 import pytest
 
-from sae_bench.errors import UserError
-
-pytest.importorskip("ray")
-
 from sae_bench.distributed.captures import rounds, trainers_of
 from sae_bench.distributed.planner import Cell
+from sae_bench.errors import UserError
 
 CELLS = [Cell(f"cell-{i}", (f"sae-{i}",), 1.0, 0, 0.0) for i in range(7)]
 

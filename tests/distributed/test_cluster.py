@@ -32,12 +32,30 @@ from sae_bench.records.run_folder import RunFolder
 ROOT = Path(__file__).parents[2]
 
 
+PATIENT = '''
+"""topk that takes its time."""
+import time
+from sae_bench import ARCHITECTURES, register_architecture
+
+@register_architecture("patient")
+class Patient(ARCHITECTURES["topk"]):
+    def after_step(self, step):
+        super().after_step(step)
+        time.sleep(0.02)
+'''
+
+
 @pytest.fixture(scope="module")
 def settings(gemma2_folder, corpus, at_work):
-    """Two sites, two seeds; chance, so that random SAEs are collected beside the trained ones."""
+    """Two sites, two seeds; chance, so that random SAEs are collected beside the trained ones.
+
+    A step of `patient` lasts long enough, on any machine, for what happens in the tests to happen while cells train.
+    """
+    plugin = at_work / "patient.py"
+    plugin.write_text(PATIENT)
     return {
-        "--arch": ("topk", "relu"), "--l0": 6, "--seed": (0, 1), "--model": gemma2_folder, "--layer": (1, 2),
-        "--dataset": corpus, "--width": 48, "--tokens": 2000, "--reuse": 3, "--batch-size": 60,
+        "--arch": ("patient", "relu"), "--plugin": plugin, "--l0": 6, "--seed": (0, 1), "--model": gemma2_folder,
+        "--layer": (1, 2), "--dataset": corpus, "--width": 48, "--tokens": 2000, "--reuse": 3, "--batch-size": 60,
         "--buffer-tokens": 800, "--eval-tokens": 300, "--context-size": 32, "--checkpoint-every": 10,
         "--latents": 3, "--interp-tokens": 400,
     }  # fmt: skip

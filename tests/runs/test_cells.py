@@ -5,6 +5,7 @@ from command import bench, files, flags
 from test_end_to_end import records_of, weights_of
 
 from sae_bench.registry import TASKS
+from sae_bench.runs.cell import among_seeds
 
 NOISY = '''
 """Draws from torch's global generators, when it is made and in every step."""
@@ -52,7 +53,7 @@ def measured(records):
     return {
         name: {key: record[key] for key in ("scores", "by_document", "per_latent")}
         for name, record in records
-        if not TASKS[record["task"]].needs_siblings
+        if record["task"] not in among_seeds(list(TASKS))
     }
 
 
