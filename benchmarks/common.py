@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -247,7 +248,8 @@ def table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> str:
 def write_result(folder: Path, title: str, parts: Sequence[str], versions: Mapping[str, str], threads: int) -> None:
     """Write (and print) a result: its parts, then where, when, with what and by which command it was measured."""
     name = Path(sys.argv[0]).stem
-    command = " ".join(["python", f"benchmarks/{name}.py", *sys.argv[1:]])
+    words = re.sub(r" --(out|folder)[= ]\S+", "", " ".join(["", *sys.argv[1:]]))  # where files lay is nobody's concern
+    command = f"python benchmarks/{name}.py{words}"
     used = ", ".join(f"{package} {number}" for package, number in (own_version() | dict(versions)).items())
     setting = f"{machine()}; {threads} threads. {datetime.date.today()}. {used}.\n\n    {command}"
     text = "\n\n".join([f"# {title}", *parts, "## Setting", setting]) + "\n"

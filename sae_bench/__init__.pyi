@@ -3,6 +3,7 @@
 from ._version import __version__ as __version__
 from .autointerp.scorer import Scorer as Scorer
 from .evaluation.document_sums import DocumentSums as DocumentSums
+from .evaluation.document_sums import OctaveSums as OctaveSums
 from .evaluation.stderr import jackknife_stderr as jackknife_stderr
 from .evaluation.stderr import mean_stderr as mean_stderr
 from .evaluation.stderr import ratio_stderr as ratio_stderr

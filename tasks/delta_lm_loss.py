@@ -1,11 +1,6 @@
 """What splicing the SAE into the language model costs: the primary metric."""
 
-from sae_bench import DocumentSums, EvalBatch, EvalSetting, Metric, Result, Score, Task, register_task
-
-N_OCTAVES = 24
-
-FROM = [2**octave for octave in range(N_OCTAVES)]
-"""Where the octaves begin of how often the predicted word occurs in the evaluation text; the record has their sums."""
+from sae_bench import DocumentSums, EvalBatch, EvalSetting, Metric, OctaveSums, Result, Score, Task, register_task
 
 
 @register_task("delta_lm_loss")
@@ -35,7 +30,7 @@ class DeltaLMLoss(Task):
 
     def start(self, setting: EvalSetting) -> None:
         self.sums = DocumentSums(setting.n_documents, setting.device)
-        self.by_frequency = DocumentSums(N_OCTAVES, setting.device)
+        self.by_frequency = OctaveSums(setting.device)  # how often the predicted word occurs in the evaluation text
 
     def update(self, batch: EvalBatch) -> None:
         losses = batch.losses
@@ -57,9 +52,8 @@ class DeltaLMLoss(Task):
         )
 
         if losses.frequency is not None:
-            octave = losses.frequency.clamp(1, FROM[-1]).double().log2().long()
-            self.by_frequency.add_count(octave, "predictions")
-            self.by_frequency.add(octave, {"clean": clean, "added": losses.spliced - clean})
+            added = {"clean": clean, "added": losses.spliced - clean}
+            self.by_frequency.add(losses.frequency, added, "predictions")
 
     def finish(self) -> Result:
         def mean(name: str) -> Score:
@@ -75,5 +69,5 @@ class DeltaLMLoss(Task):
             "ce_zero": mean("zero"),
             "ce_mean": mean("mean"),
         }
-        details = {"by_frequency": {"from": FROM, **self.by_frequency.by_document()}}
+        details = {"by_frequency": self.by_frequency.details()}
         return Result(scores, by_document=self.sums.by_document(), details=details)

@@ -4,7 +4,18 @@ import math
 
 import torch
 
-from sae_bench import DocumentSums, EvalBatch, EvalSetting, Metric, Result, Score, Task, ratio_stderr, register_task
+from sae_bench import (
+    DocumentSums,
+    EvalBatch,
+    EvalSetting,
+    Metric,
+    OctaveSums,
+    Result,
+    Score,
+    Task,
+    ratio_stderr,
+    register_task,
+)
 
 UNRELATED = 1e-5
 """A correlation of x_hat with x below this is the rounding of their mean: x_hat does not vary with x."""
@@ -14,11 +25,6 @@ FAR = 1 / 1000
 
 MOST_FAR = 1 << 14
 """So many of them are kept at most: of more than 16 million tokens it is a smaller share."""
-
-N_OCTAVES = 24
-
-FROM = [2**octave for octave in range(N_OCTAVES)]
-"""Where the octaves of positions begin, for which the record has sums: the BOS is 0, the first token of text 1."""
 
 WORTH_SAYING = 0.2
 """The share of the variance that they may hold before a table says so."""
@@ -55,7 +61,7 @@ class Reconstruction(Task):
     def start(self, setting: EvalSetting) -> None:
         self.mean = setting.mean
         self.sums = DocumentSums(setting.n_documents, setting.device)
-        self.by_position = DocumentSums(N_OCTAVES, setting.device)
+        self.by_position = OctaveSums(setting.device)  # the BOS is 0, the first token of text 1
         self.far = torch.empty(3, 0, dtype=torch.float64, device=setting.device)
 
     def update(self, batch: EvalBatch) -> None:
@@ -83,9 +89,8 @@ class Reconstruction(Task):
             },
         )
         if batch.position is not None:
-            octave = batch.position.clamp(1, FROM[-1]).double().log2().long()
-            self.by_position.add_count(octave, "tokens")
-            self.by_position.add(octave, {"squared_error": error, "variance": variance})
+            of_token = {"squared_error": error, "variance": variance}
+            self.by_position.add(batch.position, of_token, "tokens")
 
         self.far = torch.cat([self.far, torch.stack([variance, error, batch.document.double()])], dim=1)
         if self.far.shape[1] > 2 * MOST_FAR:
@@ -114,7 +119,7 @@ class Reconstruction(Task):
                 f"{share:.0%} of the variance is that of {FAR:.1%} of the tokens: so are fve, fvu and gamma_centred; "
                 "fve_without_far leaves them out"
             )
-        details = {"far": of_far, "by_position": {"from": FROM, **self.by_position.by_document()}}
+        details = {"far": of_far, "by_position": self.by_position.details()}
         return Result(scores, by_document=self.sums.by_document(), details=details, caption=caption)
 
     def _far(self) -> tuple[Score, Score, dict[str, list[float]]]:

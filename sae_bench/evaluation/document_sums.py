@@ -58,3 +58,26 @@ class DocumentSums:
     def by_document(self) -> dict[str, list[float]]:
         """Every quantity's sum per document, for the record."""
         return {name: sums.tolist() for name, sums in self._sums.items()}
+
+
+class OctaveSums:
+    """Sums of named per-token quantities, by the octave of a whole number that each token has.
+
+    0 and 1, 2 and 3, 4 to 7, and so on; the last octave is open.
+    """
+
+    N_OCTAVES = 24
+
+    def __init__(self, device: torch.device) -> None:
+        self._begin = [2**octave for octave in range(self.N_OCTAVES)]
+        self._sums = DocumentSums(self.N_OCTAVES, device)
+
+    def add(self, number: Int[Tensor, " n"], values: Mapping[str, Shaped[Tensor, " n"]], count: str) -> None:
+        """Add each token's value of each quantity to the octave of its number; `count` names how many tokens it has."""
+        octave = number.clamp(1, self._begin[-1]).double().log2().long()
+        self._sums.add_count(octave, count)
+        self._sums.add(octave, values)
+
+    def details(self) -> dict[str, list[int] | list[float]]:
+        """Where octaves begin, and the sums of each."""
+        return {"from": self._begin, **self._sums.by_document()}

@@ -3,6 +3,8 @@
 A preset, `short` or `paper`, fills in what is not said: sizes here, the rest in `training.recipe`.
 """
 
+import ast
+import contextlib
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -100,10 +102,11 @@ class ArchSpec(Strict):
 
 
 def _plain_value(text: str) -> Any:
-    try:
+    with contextlib.suppress(json.JSONDecodeError):
         return json.loads(text.lower())
-    except json.JSONDecodeError:
-        return text
+    with contextlib.suppress(ValueError, SyntaxError):
+        return ast.literal_eval(text)  # .5, which is no JSON
+    return text
 
 
 class ImportedSAE(Strict):

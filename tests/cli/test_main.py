@@ -346,6 +346,14 @@ def test_settings_of_an_architecture_reach_it(capsys, settings):
     assert plain["options"]["penalty"] == "l1"
 
 
+def test_a_setting_may_be_a_list_or_a_fraction_without_its_zero(capsys, settings):
+    archs = ("matryoshka:group_shares=[.25,.25]", "gated:lr=.5e-3")
+    assert bench(*flags(settings | {"--arch": archs}), "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "matryoshka-group_shares-0.25-0.25-" in said
+    assert "gated-lr-0.0005" in said
+
+
 def test_a_plugin_file_takes_part_like_a_built_in(capsys, settings, tmp_path):
     plugin = tmp_path / "my_sae.py"
     plugin.write_text(PLUGIN)
