@@ -24,7 +24,7 @@ from torch import Tensor
 from sae_bench.device import halved, has_cuda
 from sae_bench.evaluation.task import EvalBatch, EvalSetting, LMLosses, Result, Task
 from sae_bench.lm.ablations import Ablations
-from sae_bench.lm.activations import ActivationModel, ContextStream
+from sae_bench.lm.activations import ActivationModel, ContextStream, KnownFeatures
 from sae_bench.lm.contexts import Contexts, site_means
 from sae_bench.lm.losses import TILE_BYTES, token_losses
 from sae_bench.lm.model import CleanPass, LanguageModel
@@ -129,6 +129,8 @@ def _evaluate(
     progress: Progress,
 ) -> None:
     with_losses = any(task.needs_lm_loss for candidate in candidates for task in candidate.tasks.values())
+    with_truth = any(task.needs_truth for candidate in candidates for task in candidate.tasks.values())
+    world = lm if with_truth and isinstance(lm, KnownFeatures) else None
     ablations = words = None
     if with_losses:
         assert isinstance(lm, LanguageModel), "losses are a language model's"
@@ -136,7 +138,8 @@ def _evaluate(
     for candidate in candidates:
         candidate.failures.clear()
         candidate.results.clear()
-        setting = EvalSetting(candidate.sae, means[candidate.site], stream.n_documents, lm.device, candidate.siblings)
+        mean, siblings = means[candidate.site], candidate.siblings
+        setting = EvalSetting(candidate.sae, mean, stream.n_documents, lm.device, siblings, world)
         for name, task in candidate.tasks.items():
             with candidate.guarded([name]):
                 task.start(setting)
@@ -148,6 +151,7 @@ def _evaluate(
         activations = clean.activations if clean else lm.capture(contexts.tokens, means, check=False)
         x = {site: whole.flatten(0, 1)[contexts.counted].float() for site, whole in activations.items()}
         places = (contexts.counted, contexts.predicts, contexts.targets, contexts.opening)
+        truth = world.truth(contexts.tokens) if world else None
         ablated = ablations.losses(clean, *places) if ablations and clean else {}
         held: list[Reply] = []
         for i, candidate in enumerate(candidates, start=1):
@@ -155,7 +159,7 @@ def _evaluate(
                 if candidate.running():
                     held.append(_reply(candidate, x[candidate.site], clean, contexts))
             if held and (i == len(candidates) or sum(reply.n_bytes for reply in held) > BATCH_BYTES):
-                _score(held, x, clean, ablated, contexts)
+                _score(held, x, clean, ablated, contexts, truth)
                 held.clear()
 
     for candidate in candidates:
@@ -196,6 +200,7 @@ def _score(
     clean: CleanPass | None,
     ablated: Mapping[Site, tuple[Float[Tensor, " m"], Float[Tensor, " m"]]],
     contexts: Contexts,
+    truth: Float[Tensor, "c N"] | None,
 ) -> None:
     """Feed the tasks of some SAEs with a batch."""
     losses: list[LMLosses | None] = [None] * len(replies)
@@ -209,7 +214,8 @@ def _score(
             for reply, ce, kl in zip(replies, scored.ce, scored.kl, strict=True)
         ]
     for reply, loss in zip(replies, losses, strict=True):
-        view = EvalBatch(x[reply.candidate.site], reply.f, reply.x_hat, contexts.document, loss, contexts.position)
+        about = (contexts.document, loss, contexts.position, truth)
+        view = EvalBatch(x[reply.candidate.site], reply.f, reply.x_hat, *about)
         for name, task in reply.candidate.running():
             with reply.candidate.guarded([name]):
                 task.update(view)

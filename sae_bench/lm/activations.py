@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, TypedDict, Unpack, runtime_checkable
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_bench.lm.near_duplicates import Split
@@ -60,6 +60,25 @@ class ContextStream(Protocol):
 
     def shared_runs(self) -> SharedRuns | None:
         """None where no text can be shared."""
+
+
+@runtime_checkable
+class KnownFeatures(Protocol):
+    """What else an `ActivationModel` has whose activations are made of known features.
+
+    Shapes: N features, D width, c counted positions.
+    """
+
+    @property
+    def features(self) -> Float[Tensor, "N D"]:
+        """Their directions, unit rows."""
+
+    @property
+    def bias(self) -> Float[Tensor, " D"]:
+        """What is added to the sum of the features."""
+
+    def truth(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "c N"]:
+        """How much of each feature is in the activations at the positions that count; 0 where it does not fire."""
 
 
 @runtime_checkable

@@ -98,8 +98,9 @@ def run(
         outline = crew.outline(kernels)
         check_recipes(folder, outline.saes)
         check_disk(folder, outline, config)
-        tasks = config.tasks or tuple(TASKS)
         without = outline.inapplicable
+        unasked = {name for name, task in token_tasks(TASKS).items() if task.needs_truth and name in without}
+        tasks = config.tasks or tuple(name for name in TASKS if name not in unasked)
         collected = [name for name in tasks if name not in without or name not in latent_tasks(tasks)]
         order = Order(config, tuple(collected), tuple(earlier), outline.kernels)
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Sequence
 
 from sae_bench.evaluation.task import BaseTask, LatentTask, Result, Task
-from sae_bench.lm.activations import ActivationModel, ContextStream
+from sae_bench.lm.activations import ActivationModel, ContextStream, KnownFeatures
 from sae_bench.lm.corpus import describe
 from sae_bench.records.schema import NOT_APPLICABLE, Provenance, Record, SAEDescription, Score
 from sae_bench.registry import TASKS
@@ -35,7 +35,11 @@ def is_missing(
 def inapplicable(task: type[BaseTask], lm: ActivationModel) -> str | None:
     """Why a task does not apply to what gives a run's activations; None where it does."""
     reads = issubclass(task, LatentTask) or (issubclass(task, Task) and task.needs_lm_loss)
-    return f"{task.name} does not apply: {lm.no_language_model}" if reads and lm.no_language_model else None
+    if reads and lm.no_language_model:
+        return f"{task.name} does not apply: {lm.no_language_model}"
+    if issubclass(task, Task) and task.needs_truth and not isinstance(lm, KnownFeatures):
+        return f"{task.name} does not apply: features are known of a synthetic world alone (--model synthetic)"
+    return None
 
 
 def inapplicable_record(task: BaseTask, reason: str, description: SAEDescription, provenance: Provenance) -> Record:

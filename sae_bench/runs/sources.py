@@ -10,6 +10,8 @@ from sae_bench.lm.load import language_model_shape, load_language_model
 from sae_bench.lm.near_duplicates import Split
 from sae_bench.progress import Progress
 from sae_bench.runs.config import RunConfig
+from sae_bench.synthetic.settings import WorldSettings
+from sae_bench.synthetic.world import World
 from sae_bench.training.buffer import ActivationBuffer
 
 ORDER_SEED = 0
@@ -22,6 +24,9 @@ def load_model(config: RunConfig, progress: Progress) -> ActivationModel:
     With --dtype auto a CPU multiplies in bfloat16 where it can.
     """
     device, dtype = choose_device(config.device, config.dtype)
+    if config.world is not None:
+        progress.say(f"making the world {config.model} on {device}")
+        return _world(config, config.world, device, dtype)
     what = f"drawing the weights of {config.model} anew" if config.random_lm else f"loading {config.model}"
     progress.say(f"{what} ({str(dtype).removeprefix('torch.')} on {device})")
     lm = load_language_model(
@@ -38,9 +43,16 @@ def load_model(config: RunConfig, progress: Progress) -> ActivationModel:
 
 def model_shape(config: RunConfig, dtype: torch.dtype) -> ActivationModel:
     """The same without its weights, to plan a run: see `language_model_shape`."""
+    if config.world is not None:
+        return _world(config, config.world, torch.device("cpu"), dtype)
     return language_model_shape(
         config.model, dtype=dtype, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
+
+
+def _world(config: RunConfig, settings: WorldSettings, device: torch.device, dtype: torch.dtype) -> World:
+    """A synthetic world, whose activations are float32 unless another dtype is asked for."""
+    return World(settings, config.model, device, torch.float32 if config.dtype == "auto" else dtype)
 
 
 def token_stream(

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sae_bench.errors import UserError
 from sae_bench.lm.load import count_layers
 from sae_bench.lm.sites import SITE_KINDS
+from sae_bench.synthetic.settings import is_synthetic
 
 
 def resolve_all(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -16,6 +18,8 @@ def resolve_all(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: the model's configuration cannot be had.
     """
+    if is_synthetic(given.get("model")):
+        raise UserError(f'"all" stands for layers and sites of language models: leave it out with {given["model"]}')
     layers, sites = given.get("layers", ()), given.get("sites", ())
     found: dict[str, Any] = {}
     if "all" in layers:

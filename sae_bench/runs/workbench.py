@@ -86,10 +86,11 @@ class Workbench:
         """See that there is enough text to evaluate on: what is wrong with it shows before anything long begins."""
         if self.held_out.n_delivered:
             return
-        self.progress.say(f"reading {self.config.dataset}")
+        if self.config.world is None:
+            self.progress.say(f"reading {self.config.dataset}")
         self.held_out.read()
-        n_documents = self.held_out.n_documents
-        self.progress.say(f"evaluating on {self.held_out.n_delivered:,} held-out tokens of {n_documents:,} documents")
+        n_documents, of = self.held_out.n_documents, "tokens" if self.config.world is None else "samples"
+        self.progress.say(f"evaluating on {self.held_out.n_delivered:,} held-out {of} of {n_documents:,} documents")
         if n_documents < MIN_DOCUMENTS:
             self.progress.say(few_documents(n_documents))
 
