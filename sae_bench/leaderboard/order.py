@@ -13,7 +13,9 @@ from sae_bench.leaderboard.curves import pareto_front
 from sae_bench.leaderboard.load import metrics_of
 from sae_bench.records.schema import Record
 
-PRIMARY = ("delta_lm_loss", "f1")
+OF_TRUTH = "f1"
+
+PRIMARY = ("delta_lm_loss", OF_TRUTH)
 """Added loss, and of a synthetic world, which has none, how well features are found."""
 
 Place = tuple[str, str]

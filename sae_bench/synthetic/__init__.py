@@ -1,1 +1,1 @@
-"""A synthetic world: activations made of features that are known, so that what an SAE found can be held against them."""
+"""A synthetic world: activations made of known features, so that what an SAE found can be held against them."""

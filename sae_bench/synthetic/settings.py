@@ -66,7 +66,7 @@ SIZES: dict[str, WorldSettings] = {
 """`full` is the paper's; `small` has as many features for a dimension and as large a share of them in a hierarchy."""
 
 _TRAINED: dict[str, dict[str, Any]] = {
-    "small": {"widths": (256,), "l0s": (8.0,), "tokens": 262_144, "reuse": 1, "eval_tokens": 16_384},
+    "small": {"widths": (256,), "l0s": (5.0,), "tokens": 262_144, "reuse": 1, "eval_tokens": 16_384},
     "full": {"widths": (4096,), "l0s": (25.0,), "tokens": 200_000_000, "reuse": 1, "eval_tokens": 262_144},
 }
 

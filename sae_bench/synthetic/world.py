@@ -1,4 +1,4 @@
-"""A world of known features, as a model that gives activations: x = sum_j a_j d_j + b (SynthSAEBench, arXiv 2602.14687).
+"""A world of known features, as a model that gives activations: x = sum_j a_j d_j + b (arXiv 2602.14687).
 
 A sample is a pure function of its number: samples are drawn in blocks, from random numbers that the block's place
 decides, on the device. So a capture gives the same bits wherever it begins, and evaluation can ask for the features
@@ -38,7 +38,7 @@ class World:
     Nothing is computed before it is asked for: a plan needs no numbers. `dtype` is that of the activations.
     """
 
-    revision = None
+    revision: str | None = None
     n_layers = 1
     special_ids = frozenset({OPENING})
     no_language_model: str | None = "a synthetic world has no language model to splice into, and no text"
@@ -83,7 +83,8 @@ class World:
         s = self.settings
         drawn = torch.randn(s.n_features, s.correlation_rank, generator=generator_for("correlations", s.seed))
         drawn *= s.correlation_scale
-        return drawn * (math.sqrt(1 - LEAST_DELTA) / drawn.norm(dim=1, keepdim=True).clamp(min=1e-9)).clamp(max=1)
+        longest = math.sqrt(1 - LEAST_DELTA)
+        return drawn / (drawn.norm(dim=1, keepdim=True) / longest).clamp(min=1)
 
     @cached_property
     def magnitudes(self) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
