@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Unpack
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_bench.errors import UserError
@@ -113,7 +113,7 @@ class World:
         def normal(n: int) -> Float[Tensor, "B n"]:
             return torch.randn(BLOCK, n, generator=draws, device=self.device)
 
-        fires = normal(s.n_features).mul_(own).addmm_(normal(len(factor)), factor) > above
+        fires = firing(normal(len(factor)), normal(s.n_features), factor, own, above)
         a = normal(s.n_features).mul_(deviation).add_(mean).relu_().mul_(fires)
         if not levels:
             return a
@@ -186,6 +186,20 @@ class World:
         """Floating-point operations of one sample, about."""
         s = self.settings
         return s.n_features * (2 * (s.d_in + s.correlation_rank) + 3 * DRAWN)
+
+
+def firing(
+    eps: Float[Tensor, "B R"],
+    eta: Float[Tensor, "B N"],
+    factor: Float[Tensor, "R N"],
+    own: Float[Tensor, " N"],
+    above: Float[Tensor, " N"],
+) -> Bool[Tensor, "B N"]:
+    """Which features fire, before the hierarchy: where z = F eps + sqrt(delta) eta exceeds its threshold.
+
+    `own` is sqrt(delta); `eta` is overwritten.
+    """
+    return eta.mul_(own).addmm_(eps, factor) > above
 
 
 def _blocks(tokens: Int[Tensor, "n S"]) -> list[int]:
