@@ -84,7 +84,8 @@ class World:
         drawn = torch.randn(s.n_features, s.correlation_rank, generator=generator_for("correlations", s.seed))
         drawn *= s.correlation_scale
         longest = math.sqrt(1 - LEAST_DELTA)
-        return drawn / (drawn.norm(dim=1, keepdim=True) / longest).clamp(min=1)
+        shortened: Tensor = drawn / (drawn.norm(dim=1, keepdim=True) / longest).clamp(min=1)
+        return shortened
 
     @cached_property
     def magnitudes(self) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
@@ -158,13 +159,14 @@ class World:
         )
 
     def weight_hash(self) -> str:
-        """sha256 (hex) over the settings and everything that was drawn from them."""
+        """sha256 (hex) over the settings, everything that was drawn from them, and what fires in the first block."""
         return self._weight_hash
 
     @cached_property
     def _weight_hash(self) -> str:
         digest = hashlib.sha256(self.settings.model_dump_json().encode())
-        for numbers in (self.features, self.bias, self.drawn_with, self.factor, *self.magnitudes):
+        drawn = (self.features, self.bias, self.drawn_with, self.factor, *self.magnitudes)
+        for numbers in (*drawn, self.block(0) > 0):
             digest.update(numbers.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
