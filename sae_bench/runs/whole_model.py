@@ -18,9 +18,9 @@ def resolve_all(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: the model's configuration cannot be had.
     """
-    if is_synthetic(given.get("model")):
-        raise UserError(f'"all" stands for layers and sites of language models: leave it out with {given["model"]}')
     layers, sites = given.get("layers", ()), given.get("sites", ())
+    if is_synthetic(given.get("model")) and ("all" in layers or "all" in sites):
+        raise UserError(f'"all" stands for layers and sites of language models: leave it out with {given["model"]}')
     found: dict[str, Any] = {}
     if "all" in layers:
         options = {key: given[key] for key in ("revision", "trust_remote_code") if key in given}
