@@ -4,6 +4,11 @@ from ._version import __version__ as __version__
 from .autointerp.scorer import Scorer as Scorer
 from .evaluation.document_sums import DocumentSums as DocumentSums
 from .evaluation.document_sums import OctaveSums as OctaveSums
+from .evaluation.recovery import abs_cosines as abs_cosines
+from .evaluation.recovery import best_features as best_features
+from .evaluation.recovery import detection as detection
+from .evaluation.recovery import matched_cosine as matched_cosine
+from .evaluation.recovery import unique_share as unique_share
 from .evaluation.stderr import jackknife_stderr as jackknife_stderr
 from .evaluation.stderr import mean_stderr as mean_stderr
 from .evaluation.stderr import ratio_stderr as ratio_stderr

@@ -3,10 +3,10 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_bench.evaluation.task import (
@@ -111,7 +111,8 @@ class _EvalData:
         self.losses = 3 + torch.rand(5, self.n, generator=torch.Generator().manual_seed(0))
         other = ARCHITECTURES["relu"](SAEConfig(d_in=6, d_sae=24, l0=3, seed=1)).requires_grad_(False)
         siblings = (other,) if cls.needs_siblings else ()
-        self.setting = EvalSetting(sae, self.x.double().mean(0), n_documents, torch.device("cpu"), siblings)
+        world = _World(self.x) if cls.needs_truth else None
+        self.setting = EvalSetting(sae, self.x.double().mean(0), n_documents, torch.device("cpu"), siblings, world)
 
     @torch.no_grad()
     def run(
@@ -133,8 +134,27 @@ class _EvalData:
             x_hat = factor * self.setting.sae.decode(f)
             predicts = document > 0
             losses = LMLosses(document[predicts], *self.losses[:, rows][:, predicts]) if task.needs_lm_loss else None
-            task.update(EvalBatch(x, f, x_hat, document, losses))
+            truth = self.x[rows].relu() if task.needs_truth else None
+            task.update(EvalBatch(x, f, x_hat, document, losses, truth=truth))
         return task.finish()
+
+
+@dataclass(frozen=True)
+class _World:
+    """Features that are the axes."""
+
+    x: Float[Tensor, "n D"]
+
+    @property
+    def features(self) -> Float[Tensor, "D D"]:
+        return torch.eye(self.x.shape[1])
+
+    @property
+    def bias(self) -> Float[Tensor, " D"]:
+        return torch.zeros(self.x.shape[1])
+
+    def truth(self, tokens: Int[Tensor, "n S"]) -> Float[Tensor, "n D"]:
+        return self.x[tokens[:, 0]].relu()
 
 
 def _require_same_scores(one: Result, other: Result, change: str) -> None:

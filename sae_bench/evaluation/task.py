@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_bench.lm.activations import KnownFeatures
 from sae_bench.records.schema import Metric, Score
 from sae_bench.registry import TASKS
 from sae_bench.saes.active import Active
@@ -81,6 +82,8 @@ class EvalBatch:
     """None unless a task of the run has `needs_lm_loss`."""
     position: Int[Tensor, " n"] | None = None
     """Place of each token in its context, from 0 at the BOS; None where activations come from no context."""
+    truth: Float[Tensor, "n N"] | None = None
+    """How much of each known feature is in x; None unless a task of the run has `needs_truth`."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ class EvalSetting:
     device: torch.device
     siblings: Sequence[SparseAutoencoder] = ()
     """The SAEs of the run that differ from this one in the seed alone, for tasks with `needs_siblings`."""
+    world: KnownFeatures | None = None
+    """The features that activations are made of, where they are known, for tasks with `needs_truth`."""
 
 
 class BaseTask(ABC):
@@ -128,6 +133,9 @@ class Task(BaseTask):
     """Base of all tasks about tokens."""
 
     needs_lm_loss: ClassVar[bool] = False
+    needs_truth: ClassVar[bool] = False
+    """Whether it asks for the features that activations are made of: then it applies to a synthetic world alone, and a
+    run on a language model leaves it out unless it is asked for."""
     needs_siblings: ClassVar[bool] = False
     """Whether it compares an SAE with those of other seeds: then it is due anew when another seed joins the run."""
 

@@ -38,13 +38,15 @@ def caption(records: Sequence[Record], error: str = "") -> str:
     counts = _distinct(score.n for record in on_tokens for score in record.scores.values() if score.n)
     documents = _distinct(record.provenance.eval_documents for record in on_tokens)
     datasets = _listed(one.dataset for one in made)
+    synthetic = all(record.provenance.config.get("world") for record in records)
+    inputs, tokens, of = ("samples", "samples", "blocks") if synthetic else ("activations", "tokens", "documents")
     parts = [
         f"Model {_listed(one.model for one in made)}; site {_listed(record.sae.site.name for record in records)}; "
         f"width {_listed(record.sae.d_sae for record in records)}.",
-        f"Trained on {_range(trained)} activations of {datasets} (preset {_listed(one.preset for one in made)});"
+        f"Trained on {_range(trained)} {inputs} of {datasets} (preset {_listed(one.preset for one in made)});"
         if trained
         else f"Dataset {datasets};",
-        f"evaluated on {_range(counts)} held-out tokens of {_range(documents)} documents, fingerprint "
+        f"evaluated on {_range(counts)} held-out {tokens} of {_range(documents)} {of}, fingerprint "
         f"{_listed(one.eval_fingerprint[:12] for one in made)}.",
     ]
     if overlaps:

@@ -13,7 +13,10 @@ from sae_bench.leaderboard.curves import pareto_front
 from sae_bench.leaderboard.load import metrics_of
 from sae_bench.records.schema import Record
 
-PRIMARY = "delta_lm_loss"
+OF_TRUTH = "f1"
+
+PRIMARY = ("delta_lm_loss", OF_TRUTH)
+"""Added loss, and of a synthetic world, which has none, how well features are found."""
 
 Place = tuple[str, str]
 """A run's hash and an SAE's name in it."""
@@ -27,9 +30,9 @@ def place_of(record: Record) -> Place:
 
 
 def primary(records: Sequence[Record]) -> str | None:
-    """What boards are ordered by: added loss, else the first headline metric that has a better direction."""
+    """What boards are ordered by: one of `PRIMARY`, else the first headline metric that has a better direction."""
     headline = [name for name, metric in metrics_of(records).items() if metric.headline and metric.better]
-    return PRIMARY if PRIMARY in headline else next(iter(headline), None)
+    return next((name for name in (*PRIMARY, *headline) if name in headline), None)
 
 
 def values(records: Iterable[Record], metric: str) -> dict[Place, float]:

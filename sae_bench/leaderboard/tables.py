@@ -112,10 +112,11 @@ def _one_stderr(e: Estimate) -> str:
 
 
 def headline(records: Sequence[Record]) -> list[str]:
-    """The metrics that are shown unasked; L0, the x-axis of every comparison, comes first."""
+    """The metrics that are shown unasked; L0, the x-axis of every comparison, comes first, then truth if known."""
     names = [name for name, metric in metrics_of(records).items() if metric.headline]
-    names.sort(key=lambda name: name != "l0")
     main = order.primary(records)
+    truth = {name for record in records if main == order.OF_TRUTH and main in record.metrics for name in record.metrics}
+    names.sort(key=lambda name: (name != "l0", name not in truth))
     if main is not None and any(record.sae.control for record in records):
         names.insert(names.index(main) + 1, f"{PREFIX}{main}")
     return names

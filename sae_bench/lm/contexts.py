@@ -16,9 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_bench.device import send
-from sae_bench.lm.model import LanguageModel, check_finite
+from sae_bench.lm.activations import ActivationModel, ContextStream
+from sae_bench.lm.model import check_finite
 from sae_bench.lm.sites import Site
-from sae_bench.lm.tokens import TokenBatch, TokenStream, special_mask
+from sae_bench.lm.tokens import TokenBatch, special_mask
 from sae_bench.progress import Progress
 
 
@@ -68,7 +69,7 @@ class Contexts:
 
 @torch.no_grad()
 def site_means(
-    lm: LanguageModel, stream: TokenStream, sites: Sequence[Site], size: int, progress: Progress
+    lm: ActivationModel, stream: ContextStream, sites: Sequence[Site], size: int, progress: Progress
 ) -> dict[Site, Float[Tensor, " D"]]:
     """Mean activation of each site over all counted tokens of the stream, in float64.
 

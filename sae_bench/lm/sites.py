@@ -39,7 +39,7 @@ class Site:
     """One side of one module of a language model, where activations of width `d_in` are read and replaced.
 
     `layer` counts decoder layers from 0, `kind` is one of `KINDS` or the `path:...` that the user gave, and `path`
-    is the module's name in `model.named_modules()`.
+    is the module's name in `model.named_modules()`; the two are one name where there is no language model.
     """
 
     layer: int
@@ -54,6 +54,8 @@ class Site:
     @property
     def name(self) -> str:
         """A name that is safe for folders: `layer_9.resid_post`, or `path.model.layers.9.mlp.input`."""
+        if self.kind == self.path:
+            return self.kind  # no module of a language model
         centred = ".centred" if self.centred else ""
         if self.kind in KINDS:
             return f"layer_{self.layer}.{self.kind}{centred}"

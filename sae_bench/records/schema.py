@@ -222,6 +222,9 @@ def write_record(path: Path, record: Record) -> None:
     write_sealed(path, record.as_json() | {"schema_version": SCHEMA_VERSION})
 
 
+NOT_APPLICABLE = "does not apply"
+"""What `not_measured` says of a task that asks for what the run's activations do not have; the caption says why."""
+
 JUDGED_BY = "judges, prompts or latents"
 """What records of judged latents must share."""
 NO_JUDGE = "no judge"

@@ -18,6 +18,7 @@ from sae_bench.errors import UserError, did_you_mean
 from sae_bench.parsing import Count, Flag, Heading, parse_count
 from sae_bench.records.files import digest_of
 from sae_bench.records.names import file_name
+from sae_bench.synthetic.settings import NAME, WorldSettings, is_synthetic, run_defaults, world_settings
 from sae_bench.training.recipe import Preset
 
 HUB_DATASET = "monology/pile-uncopyrighted"
@@ -127,7 +128,8 @@ class RunConfig(JudgeConfig):
     """SAEs from elsewhere to evaluate: files, folders, globs, runs, gemma-scope:9b-pt-res/layer_20/..., or
     hf:owner/repo/path. Their site is read off them; where they do not say it, --layer and --site have to."""
     model: Annotated[str, Flag(Heading.MODEL)] = "demo"
-    """Short name (see `ls models`), Hugging Face name, or folder."""
+    """Short name (see `ls models`), Hugging Face name, or folder; or a synthetic world of known features: synthetic,
+    synthetic:full, or synthetic:FILE.toml."""
     random_lm: Annotated[bool, Flag(Heading.MODEL)] = False
     """Draw the model's weights anew, from the first --seed: a control. Boards say so."""
     layers: Annotated[
@@ -183,6 +185,8 @@ class RunConfig(JudgeConfig):
     """Compile the losses with torch.compile: slow to start, needs a C++ compiler."""
     checkpoint_every: Annotated[str, BeforeValidator(_checked_interval), Flag(Heading.RUN)] = "10m"
     """Time (30s, 10m) or number of steps between two checkpoints."""
+    world: WorldSettings | None = None
+    """The synthetic world that `model` names."""
     split: Literal["near-duplicates 1"] | None = None
     """The rules by which text is held out, `near_duplicates.RULE`; none in runs from before they had a name."""
     limit: Annotated[Count | None, Flag(Heading.RUN)] = None
@@ -233,6 +237,9 @@ class RunConfig(JudgeConfig):
             "dataset": HUB_DATASET if str(given.get("model")) in hub_models else "embedded",
             "split": RULE,
         }
+        if is_synthetic(model := given.get("model")):
+            given["model"], world = world_settings(str(model))
+            defaults |= run_defaults(given["model"]) | {"world": world, "split": None}
         if given.get("sparsity"):
             defaults.pop("l0s")
         archs = given.setdefault("archs", () if given.get("saes") else ("all",))
@@ -253,10 +260,21 @@ class RunConfig(JudgeConfig):
         if self.tokens * self.reuse < self.batch_size:
             served = f"--tokens {self.tokens} used {self.reuse} times"
             raise UserError(f"{served} is less than one batch of {self.batch_size}: raise --tokens")
+        if self.world is not None:
+            self._check_world()
         if self.kernels == "dense" and self.screening == "on":
             raise UserError(
                 "--screening on finds few pairs, and --kernels dense works on all: leave out one of the two"
             )
+
+    def _check_world(self) -> None:
+        """Raise UserError for what a language model has, and a synthetic world does not."""
+        for flag, given in (
+            ("--layer", self.layers), ("--sae", self.saes), ("--random-lm", self.random_lm),
+            ("--site", self.sites != (NAME,)), ("--dataset", self.dataset != NAME), ("--revision", self.revision),
+        ):  # fmt: skip
+            if given:
+                raise UserError(f"{flag} is for language models: leave it out with --model {self.model}")
 
     @property
     def n_held_out(self) -> int:
@@ -274,7 +292,7 @@ class RunConfig(JudgeConfig):
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers; tasks and judges only add records, so they are left out."""
         without = {"controls", "tasks", "checkpoint_every", *JudgeConfig.model_fields}  # controls are among the archs
-        without |= {name for name in ("saes", "split", "random_lm") if not getattr(self, name)}
+        without |= {name for name in ("saes", "split", "random_lm", "world") if not getattr(self, name)}
         without |= {"screening"} if self.screening == "auto" else set()
         return self.model_dump(mode="json", exclude=without)
 

@@ -98,8 +98,11 @@ def run(
         outline = crew.outline(kernels)
         check_recipes(folder, outline.saes)
         check_disk(folder, outline, config)
-        tasks = config.tasks or tuple(TASKS)
-        order = Order(config, tasks, tuple(earlier), outline.kernels)
+        without = outline.inapplicable
+        unasked = {name for name, task in token_tasks(TASKS).items() if task.needs_truth and name in without}
+        tasks = config.tasks or tuple(name for name in TASKS if name not in unasked)
+        collected = [name for name in tasks if name not in without or name not in latent_tasks(tasks)]
+        order = Order(config, tuple(collected), tuple(earlier), outline.kernels)
 
         def begun() -> None:
             if (folder.manifest() or {}).get("config_hash") != config.hash:
@@ -117,7 +120,7 @@ def run(
         subjects = interpreted(config, [*saes, *random.values()], outline.model_sha256)
         if config.collects:
             subjects = [_collected(folder, subject, failures.get(subject.id)) for subject in subjects]
-        interpret_saes(config, subjects, latent_tasks(tasks), folder, crew.provenance, progress)
+        interpret_saes(config, subjects, latent_tasks(tasks), folder, crew.provenance, progress, without)
         records = folder.records()
         check_comparable(records)
         tables.write_board(folder.path, records)

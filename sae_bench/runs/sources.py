@@ -1,25 +1,32 @@
-"""What a run's settings name: its language model, its activations, and the tokens that it trains and evaluates on."""
+"""What a run's settings name: what gives its activations, and the contexts that it trains and evaluates on."""
 
 from functools import partial
 
+import torch
+
 from sae_bench.device import choose_device, multiplies_bfloat16
-from sae_bench.lm.load import load_language_model
-from sae_bench.lm.model import LanguageModel
-from sae_bench.lm.tokens import Split, TokenStream
+from sae_bench.lm.activations import ActivationModel, ContextStream
+from sae_bench.lm.load import language_model_shape, load_language_model
+from sae_bench.lm.near_duplicates import Split
 from sae_bench.progress import Progress
 from sae_bench.runs.config import RunConfig
+from sae_bench.synthetic.settings import WorldSettings
+from sae_bench.synthetic.world import World
 from sae_bench.training.buffer import ActivationBuffer
 
 ORDER_SEED = 0
 """Documents come in one order for every run, so that runs on one corpus evaluate on the same tokens."""
 
 
-def load_model(config: RunConfig, progress: Progress) -> LanguageModel:
-    """The run's language model; with --random-lm, drawn from the run's first seed.
+def load_model(config: RunConfig, progress: Progress) -> ActivationModel:
+    """What gives the run's activations, a language model; with --random-lm, drawn from the run's first seed.
 
     With --dtype auto a CPU multiplies in bfloat16 where it can.
     """
     device, dtype = choose_device(config.device, config.dtype)
+    if config.world is not None:
+        progress.say(f"making the world {config.model} on {device}")
+        return _world(config, config.world, device, dtype)
     what = f"drawing the weights of {config.model} anew" if config.random_lm else f"loading {config.model}"
     progress.say(f"{what} ({str(dtype).removeprefix('torch.')} on {device})")
     lm = load_language_model(
@@ -34,31 +41,43 @@ def load_model(config: RunConfig, progress: Progress) -> LanguageModel:
     return lm
 
 
+def model_shape(config: RunConfig, dtype: torch.dtype) -> ActivationModel:
+    """The same without its weights, to plan a run: see `language_model_shape`."""
+    if config.world is not None:
+        return _world(config, config.world, torch.device("cpu"), dtype)
+    return language_model_shape(
+        config.model, dtype=dtype, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+
+
+def _world(config: RunConfig, settings: WorldSettings, device: torch.device, dtype: torch.dtype) -> World:
+    """A synthetic world, whose activations are float32 unless another dtype is asked for."""
+    return World(settings, config.model, device, torch.float32 if config.dtype == "auto" else dtype)
+
+
 def token_stream(
-    lm: LanguageModel, config: RunConfig, split: Split, n_tokens: int, after: int = 0, flag: str = "--eval-tokens"
-) -> TokenStream:
+    lm: ActivationModel, config: RunConfig, split: Split, n_tokens: int, after: int = 0, flag: str = "--eval-tokens"
+) -> ContextStream:
     """The run's training or evaluation tokens; `after` as many more held-out ones, named by `flag` in messages."""
-    return TokenStream(
+    return lm.stream(
         config.dataset,
-        lm.tokenizer,
         split=split,
         context_size=config.context_size,
         n_tokens=n_tokens,
         order_seed=ORDER_SEED,
         column=config.text_column,
-        max_context=lm.max_context,
         skip_tokens=(config.eval_skip, after) if split == "eval" else (),
         flag=flag,
     )
 
 
-def own_capture(lm: LanguageModel, config: RunConfig, progress: Progress) -> "partial[ActivationBuffer]":
+def own_capture(lm: ActivationModel, config: RunConfig, progress: Progress) -> "partial[ActivationBuffer]":
     """What opens the run's activations, captured in this process; what they share with the held-out text is counted."""
     tokens = token_stream(lm, config, "train", config.tokens)
     tokens.watch = token_stream(lm, config, "eval", config.n_held_out).shared_runs()
     return partial(ActivationBuffer, lm, tokens, progress=progress)
 
 
-def interpretation_stream(lm: LanguageModel, config: RunConfig) -> TokenStream:
+def interpretation_stream(lm: ActivationModel, config: RunConfig) -> ContextStream:
     """The tokens that latents are interpreted on: held out, and after those of the evaluation."""
     return token_stream(lm, config, "eval", config.interp_tokens_wanted, config.eval_tokens, "--interp-tokens")

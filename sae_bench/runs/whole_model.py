@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sae_bench.errors import UserError
 from sae_bench.lm.load import count_layers
 from sae_bench.lm.sites import SITE_KINDS
+from sae_bench.synthetic.settings import is_synthetic
 
 
 def resolve_all(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -17,6 +19,8 @@ def resolve_all(given: Mapping[str, Any]) -> dict[str, Any]:
         UserError: the model's configuration cannot be had.
     """
     layers, sites = given.get("layers", ()), given.get("sites", ())
+    if is_synthetic(given.get("model")) and ("all" in layers or "all" in sites):
+        raise UserError(f'"all" stands for layers and sites of language models: leave it out with {given["model"]}')
     found: dict[str, Any] = {}
     if "all" in layers:
         options = {key: given[key] for key in ("revision", "trust_remote_code") if key in given}

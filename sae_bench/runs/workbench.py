@@ -8,10 +8,11 @@ from sae_bench.leaderboard.captions import few_documents
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 from sae_bench.records.schema import Provenance, SAEDescription, Training
+from sae_bench.registry import TASKS
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.import_saes import Plan, open_imports, plan_imports
 from sae_bench.runs.plan import SAEPlan, plan_saes, training_disk_bytes
-from sae_bench.runs.records import provenance_of
+from sae_bench.runs.records import inapplicable, provenance_of
 from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.runs.train import measured_kernels
 from sae_bench.saes.active import Crossovers
@@ -45,12 +46,14 @@ class RunOutline:
     """For each shape of the SAEs to train, where one way of computing overtakes another: other kernels round otherwise,
     so all of a run's SAEs go by one measurement."""
     model_sha256: str
+    inapplicable: Mapping[str, str]
+    """The tasks that do not apply to what gives the run's activations, and why."""
     disk_bytes: Mapping[str, int]
     """What each SAE to train takes on the disk at the height, with checkpoints."""
 
 
 class Workbench:
-    """A run's language model, its plans and its held-out tokens.
+    """What gives a run's activations, its plans and its held-out tokens.
 
     Raises:
         UserError: something that the run names does not exist, or does not go together.
@@ -70,18 +73,24 @@ class Workbench:
         if kernels is None:
             kernels = measured_kernels(self.config, trained, self.lm.device, self.progress)
         saes = tuple(PlannedSAE(plan.describe(), plan.config, plan.site) for plan in self.plans.values())
+        reasons = {name: inapplicable(TASKS[name], self.lm) for name in self.config.tasks or TASKS}
         return RunOutline(
-            saes, kernels, self.lm.weight_hash(), {plan.id: training_disk_bytes([plan]) for plan in trained}
+            saes,
+            kernels,
+            self.lm.weight_hash(),
+            {name: reason for name, reason in reasons.items() if reason},
+            {plan.id: training_disk_bytes([plan]) for plan in trained},
         )
 
     def read_held_out(self) -> None:
         """See that there is enough text to evaluate on: what is wrong with it shows before anything long begins."""
         if self.held_out.n_delivered:
             return
-        self.progress.say(f"reading {self.config.dataset}")
+        if self.config.world is None:
+            self.progress.say(f"reading {self.config.dataset}")
         self.held_out.read()
-        n_documents = self.held_out.n_documents
-        self.progress.say(f"evaluating on {self.held_out.n_delivered:,} held-out tokens of {n_documents:,} documents")
+        n_documents, of = self.held_out.n_documents, "tokens" if self.config.world is None else "samples"
+        self.progress.say(f"evaluating on {self.held_out.n_delivered:,} held-out {of} of {n_documents:,} documents")
         if n_documents < MIN_DOCUMENTS:
             self.progress.say(few_documents(n_documents))
 
