@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ByteSize, Field, TypeAdapter, ValidationError
 
 
 def parse_count(text: object) -> int:
@@ -20,6 +20,17 @@ def parse_count(text: object) -> int:
 
 
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+
+
+def parse_bytes(text: object) -> int:
+    """Read a size as people write it: 200GB, 1.5TB, 512MiB."""
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise ValueError(f"{text!r} is no size: write 200GB or 500MB") from None
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 
 
 def n_steps_in(duration: float, n_steps: int) -> int:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from sae_bench.autointerp.settings import DEFAULT_TOKENS, JudgeConfig
 from sae_bench.errors import UserError, did_you_mean
-from sae_bench.parsing import Count, Flag, Heading, parse_count
+from sae_bench.parsing import Bytes, Count, Flag, Heading, parse_count
 from sae_bench.records.files import digest_of
 from sae_bench.records.names import file_name
 from sae_bench.training.recipe import Preset
@@ -46,6 +46,11 @@ def parse_layers(layers: object) -> object:
         plain = isinstance(layer, str) and layer.strip().isdigit()
         found |= dict.fromkeys(range(int(match[1]), int(match[2]) + 1) if match else [int(layer) if plain else layer])
     return tuple(found)
+
+
+def _absolute(path: object) -> object:
+    """A folder as it is called from elsewhere, too."""
+    return str(Path(path).expanduser().absolute()) if isinstance(path, str) and path else path
 
 
 def _checked_interval(text: object) -> str:
@@ -180,6 +185,10 @@ class RunConfig(JudgeConfig):
     """Compile the losses with torch.compile: slow to start, needs a C++ compiler."""
     checkpoint_every: Annotated[str, BeforeValidator(_checked_interval), Flag(Heading.RUN)] = "10m"
     """Time (30s, 10m) or number of steps between two checkpoints."""
+    activations_cache: Annotated[str | None, BeforeValidator(_absolute), Flag(Heading.RUN)] = None
+    """A folder that keeps activations: what it has of the run's, the language model is not run for. The same numbers."""
+    cache_limit: Annotated[Bytes | None, Flag(Heading.RUN)] = None
+    """What --activations-cache may take of the disk in all, 200GB. Default: what is free."""
     split: Literal["near-duplicates 1"] | None = None
     """The rules by which text is held out, `near_duplicates.RULE`; none in runs from before they had a name."""
     limit: Annotated[Count | None, Flag(Heading.RUN)] = None
@@ -255,6 +264,11 @@ class RunConfig(JudgeConfig):
                 "--screening on finds few pairs, and --kernels dense works on all: leave out one of the two"
             )
 
+        if self.activations_cache == "":
+            raise UserError("--activations-cache: name a folder")
+        if self.cache_limit is not None and self.activations_cache is None:
+            raise UserError("--cache-limit bounds --activations-cache: name its folder, or leave it out")
+
     @property
     def n_held_out(self) -> int:
         """Tokens to evaluate on: `eval_tokens`, or those of `limit` contexts if they are fewer."""
@@ -271,6 +285,7 @@ class RunConfig(JudgeConfig):
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers; tasks and judges only add records, so they are left out."""
         without = {"controls", "tasks", "checkpoint_every", *JudgeConfig.model_fields}  # controls are among the archs
+        without |= {"activations_cache", "cache_limit"}
         without |= {name for name in ("saes", "split", "random_lm") if not getattr(self, name)}
         without |= {"screening"} if self.screening == "auto" else set()
         return self.model_dump(mode="json", exclude=without)
