@@ -1,1 +1,1 @@
-"""Everything on disk: the run's folder, sealed and atomic files, names, secrets cut out, where numbers come from."""
+"""Activations kept on the disk: captured once, and read by every later run that would capture the same."""

@@ -46,50 +46,64 @@ class CachedModel(LanguageModel):
         self.__dict__.update(about)
         self._shape, self._mode, self._load, self.store = shape, mode, load, store
         self._weight_hash = known_hash
+        self._loaded: LanguageModel | None = None
+        self.n_read = self.n_captured = 0
+        """Contexts that were read, and captured, at one site after the other."""
 
     def __getattr__(self, name: str) -> Any:
         # Only what is not there is looked up here.
         if name not in OF_THE_WEIGHTS:
             raise AttributeError(name)
-        self.load()
-        return self.__dict__[name]
-
-    @property
-    def is_loaded(self) -> bool:
-        return "model" in self.__dict__
+        return getattr(self.loaded(), name)
 
     @property
     def cached_as(self) -> str:
         """What records say of where the activations were kept."""
         return f"cache {self.store.capture[:12]}"
 
-    def load(self) -> None:
-        """Have the weights, from now on."""
-        if self.is_loaded:
-            return
-        loaded, known = self._load(), self._weight_hash
-        if known is not None and loaded.weight_hash() != known:
-            raise UserError(
-                f'model "{self.name}" has other weights than when {self.store.folder} was begun ({known[:8]} -> '
-                f"{loaded.weight_hash()[:8]}): delete that folder, or choose another --activations-cache"
-            )
-        self.__dict__.update({name: vars(loaded)[name] for name in OF_THE_WEIGHTS})
-        self._weight_hash = loaded.weight_hash()
+    def loaded(self) -> LanguageModel:
+        """The language model itself, none of whose passes is kept."""
+        if self._loaded is None:
+            loaded, known = self._load(), self._weight_hash
+            if known is not None and loaded.weight_hash() != known:
+                raise UserError(
+                    f'model "{self.name}" has other weights than when {self.store.folder} was begun ({known[:8]} -> '
+                    f"{loaded.weight_hash()[:8]}): delete that folder, or choose another --activations-cache"
+                )
+            self._loaded = loaded
+        return self._loaded
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the weights once they are loaded."""
+        return self._shape.n_bytes
+
+    def weight_hash(self) -> str:
+        return self._weight_hash or self.loaded().weight_hash()
 
     def find_sites(self, kinds: Sequence[str], layers: Sequence[int]) -> list[Site]:
         """As the loaded model finds them; without it, sites that the cache has."""
-        if not self.is_loaded:
+        if self._loaded is None:
             with self._mode:
                 found = self._shape.find_sites(kinds, layers)
             if self.store.sites.issuperset(found):
                 return found
-        return super().find_sites(kinds, layers)
+        return self.loaded().find_sites(kinds, layers)
+
+    def told(self) -> str:
+        """What the cache was good for since this was last asked, in words; nothing where nobody asked it."""
+        n_read, n_captured = self.n_read, self.n_captured
+        self.n_read = self.n_captured = 0
+        told = f"activations cache: {n_read:,} contexts read, {n_captured:,} captured (at one site after the other)"
+        return told if n_read or n_captured else ""
 
     def kept_pass(self, batch: TokenBatch, sites: Sequence[Site], of: int) -> dict[Site, Float[Tensor, "n S D"]]:
         """What `passes.run_pass` asks for: read, or captured and kept."""
         found = {site: self.store.find(site, batch.tokens, of) for site in sites}
         missing = [site for site, x in found.items() if x is None]
-        new = live_pass(self, batch, missing, of) if missing else {}
+        self.n_read += len(batch.tokens) * (len(sites) - len(missing))
+        self.n_captured += len(batch.tokens) * len(missing)
+        new = live_pass(self.loaded(), batch, missing, of) if missing else {}
         if new:
             self.store.add(batch, of, new)
         read = {site: send(x, self.device) for site, x in found.items() if x is not None}

@@ -134,7 +134,9 @@ class ShardReader:
 
     def _part(self, name: str, first: int, n: int) -> Tensor:
         try:
-            part: Tensor = self._file.get_slice(name)[first : first + n]
+            part: Tensor = self._file.get_slice(name)[first : first + n]  # type: ignore[no-untyped-call]
         except (OSError, SafetensorError) as error:
-            raise UserError(f"a shard cannot be read any more ({error}): mend the disk of --activations-cache") from None
+            raise UserError(
+                f"a shard cannot be read any more ({error}): mend the disk of --activations-cache"
+            ) from None
         return part

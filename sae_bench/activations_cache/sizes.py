@@ -34,9 +34,12 @@ class Need:
         trained: set[Site], evaluated: set[Site], dtype: torch.dtype, tokens: int, held_out: int, context_size: int
     ) -> "Need":
         """That of some sites in the language model's dtype: whole contexts, whose first position is kept, too."""
+
         def n_bytes(site: Site) -> int:
             contexts = sum(
-                math.ceil(n / (context_size - 1)) for n, sites in ((tokens, trained), (held_out, evaluated)) if site in sites
+                math.ceil(n / (context_size - 1))
+                for n, sites in ((tokens, trained), (held_out, evaluated))
+                if site in sites
             )
             return contexts * context_size * (site.d_in * dtype.itemsize + BESIDE)
 
@@ -52,7 +55,9 @@ class Need:
         Raises:
             UserError: there is not; it says what would fit.
         """
-        there = sum(min(n, bytes_in(folder / file_name(site.name))) for site, n in self.by_site.items()) if folder else 0
+        there = (
+            sum(min(n, bytes_in(folder / file_name(site.name))) for site, n in self.by_site.items()) if folder else 0
+        )
         missing, used = self.total - there, bytes_in(root)
         holds = f", and {root} holds {in_words(used)}, of it {in_words(there)} of these" if used else ""
         about = f"this run's activations take {in_words(self.total)}{holds}"
@@ -70,7 +75,9 @@ class Need:
 
     def _fitting(self, n_bytes: int) -> str:
         """How many tokens would fit, beside the same held-out ones."""
-        n_contexts = math.ceil(self.tokens / (self.context_size - 1)) + math.ceil(self.held_out / (self.context_size - 1))
+        n_contexts = math.ceil(self.tokens / (self.context_size - 1)) + math.ceil(
+            self.held_out / (self.context_size - 1)
+        )
         fit = int(n_bytes / (self.total / n_contexts)) - math.ceil(self.held_out / (self.context_size - 1))
         return f"--tokens {fit * (self.context_size - 1)} would fit" if fit > 0 else "not even one context would fit"
 

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,8 +61,18 @@ class PassStore:
     for the very same contexts alone; any other for its first ones, too.
     """
 
-    def __init__(self, folder: Path, capture: str, root: Path, limit: int | None = None, *, alone: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        capture: str,
+        root: Path,
+        limit: int | None = None,
+        *,
+        alone: bool = False,
+        begun: Callable[[], None] = lambda: None,
+    ) -> None:
         self.folder, self.capture, self.root, self.limit, self.alone = folder, capture, root, limit, alone
+        self._begun = begun
         self._index: dict[Key, list[Place]] = defaultdict(list)
         self._seen: dict[Path, Shard | None] = {}  # by description; None where it is of no use
         self._times: dict[Path, int] = {}
@@ -70,10 +80,10 @@ class PassStore:
         self._whole: set[Path] = set()
         self._pending: dict[Site, list[Captured]] = defaultdict(list)
         self._full = False
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._locked():
-            self._sweep()
-            self._refresh()
+        if self.folder.is_dir():
+            with self._locked():
+                self._sweep()
+                self._refresh()
 
     @property
     def sites(self) -> set[Site]:
@@ -108,7 +118,9 @@ class PassStore:
         if not pending:
             return
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             with self._locked():
+                self._begun()
                 self._refresh()
                 for site, of_site in pending.items():
                     self._write(site, [one for one in of_site if not self._has(site, one.what)])
@@ -177,7 +189,7 @@ class PassStore:
     def _refresh(self) -> bool:
         """See what is new in the folder; whether anything is."""
         new = False
-        for of_site in sorted(path for path in self.folder.iterdir() if path.is_dir()):
+        for of_site in sorted(path for path in self.folder.glob("*") if path.is_dir()):
             if self._times.get(of_site) == (time := of_site.stat().st_mtime_ns):
                 continue
             self._times[of_site] = time
@@ -193,7 +205,9 @@ class PassStore:
         except ForeignError:
             log.warning("%s is of another capture than its folder: it is not used", description)
         except (UserError, KeyError, TypeError) as damage:
-            log.warning("%s: its activations are captured anew", damage if isinstance(damage, UserError) else description)
+            log.warning(
+                "%s: its activations are captured anew", damage if isinstance(damage, UserError) else description
+            )
             _delete(description)
         return self._seen[description] is not None
 

@@ -29,10 +29,10 @@ from sae_bench.autointerp.examples import (
 )
 from sae_bench.autointerp.reservoir import Reservoir, random_keys
 from sae_bench.device import halved
+from sae_bench.lm.activations import ContextStream
 from sae_bench.lm.contexts import Contexts
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
-from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
 from sae_bench.saes.active import Active, as_active
 from sae_bench.saes.base import SparseAutoencoder
@@ -77,7 +77,7 @@ class Collection:
     """What was collected of one SAE from a text: the sampled latents, and how many there were to sample from."""
 
     subject: Subject
-    stream: TokenStream
+    stream: ContextStream
     found: list[CollectedLatent]
     n_eligible: int
 
@@ -85,7 +85,7 @@ class Collection:
 @torch.no_grad()
 def collect(
     lm: LanguageModel,
-    stream: TokenStream,
+    stream: ContextStream,
     subjects: Sequence[Subject],
     n_latents: int,
     progress: Progress,
@@ -126,7 +126,7 @@ def collection_bytes(n_latents: int, widths: Sequence[int], n_tokens: int, conte
 
 def _passes(
     lm: LanguageModel,
-    stream: TokenStream,
+    stream: ContextStream,
     subjects: Sequence[Subject],
     n_latents: int,
     size: int,
@@ -266,7 +266,7 @@ class Collector:
 class Text:
     """The interpretation tokens as text: read once more from the corpus, without the language model."""
 
-    def __init__(self, lm: LanguageModel, stream: TokenStream) -> None:
+    def __init__(self, lm: LanguageModel, stream: ContextStream) -> None:
         batches = [(batch.tokens.int(), batch.document.int()) for batch in stream.batches(MAX_CONTEXTS)]
         self.tokens, self.document = (torch.cat(parts) for parts in zip(*batches, strict=True))
         self.pieces = Pieces(lm.tokenizer)

@@ -12,11 +12,11 @@ from sae_bench.distributed.sharing import LINK_BYTES, SharedPlan, pays, share_ca
 from sae_bench.distributed.sweep import Speed, sweep_work
 from sae_bench.distributed.work import Devices
 from sae_bench.errors import UserError
-from sae_bench.lm.load import language_model_shape
-from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.activations import ActivationModel
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.plan import SAEPlan, check_names, plan_saes
+from sae_bench.runs.sources import model_shape
 
 CHECKPOINTS = 3
 """On disk at the height, of each SAE in training: with weights and two moments each."""
@@ -73,13 +73,11 @@ def describe_sweep(
     return "\n".join(lines)
 
 
-def shape_of(config: RunConfig, fleet: Sequence[Devices]) -> tuple[LanguageModel, list[SAEPlan]]:
+def shape_of(config: RunConfig, fleet: Sequence[Devices]) -> tuple[ActivationModel, list[SAEPlan]]:
     """The language model without weights, as on the fleet's devices, and every SAE of the run."""
     device, dtype = device_of(fleet[0].kind, config.dtype)
     with FakeTensorMode():
-        lm = language_model_shape(
-            config.model, dtype=dtype, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+        lm = model_shape(config, dtype)
         plans = plan_saes(config, lm)
     lm.device = device
     return lm, plans

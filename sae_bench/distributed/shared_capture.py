@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_bench.distributed.capture_messages import Opening, Served, as_rows
 from sae_bench.distributed.capture_server import PATIENCE_S, CaptureServer, NotConnectedError, OpenBuffer
-from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.activations import ActivationModel
 from sae_bench.lm.sites import Site
 from sae_bench.training.initial_values import INIT_SAMPLE
 from sae_bench.training.serving import Batch, Key, Scaling, Serving
@@ -82,7 +82,7 @@ class SharedSource:
         self,
         capture: Any,
         name: str,
-        lm: LanguageModel,
+        lm: ActivationModel,
         n_tokens: int,
         sites: Sequence[Site],
         serving: Serving,

@@ -7,8 +7,8 @@ from sae_bench.distributed.fleet import CPU, peaks_for
 from sae_bench.distributed.planner import CellPlan, plan_cells
 from sae_bench.distributed.work import Devices, Room, SAEWork, SharedWork, SiteWork
 from sae_bench.evaluation.loop import BATCH_BYTES, PAIR_BYTES, WORKING_BYTES
+from sae_bench.lm.activations import ActivationModel
 from sae_bench.lm.losses import TILE_BYTES
-from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.costs import LMWork, Peaks, active, encoding_seconds, step_seconds
@@ -22,7 +22,7 @@ START_SECONDS = 30.0
 an assumption."""
 
 
-def plan_sweep(config: RunConfig, lm: LanguageModel, plans: Sequence[SAEPlan], fleet: Sequence[Devices]) -> CellPlan:
+def plan_sweep(config: RunConfig, lm: ActivationModel, plans: Sequence[SAEPlan], fleet: Sequence[Devices]) -> CellPlan:
     """The cells of a run's SAEs, for a fleet.
 
     Raises:
@@ -32,7 +32,7 @@ def plan_sweep(config: RunConfig, lm: LanguageModel, plans: Sequence[SAEPlan], f
 
 
 def sweep_work(
-    config: RunConfig, lm: LanguageModel, plans: Sequence[SAEPlan], fleet: Sequence[Devices]
+    config: RunConfig, lm: ActivationModel, plans: Sequence[SAEPlan], fleet: Sequence[Devices]
 ) -> tuple[list[SAEWork], SharedWork]:
     """What every SAE takes on each kind of device, and what every cell takes."""
     speeds = [Speed(config, lm, devices.kind) for devices in fleet]
@@ -73,7 +73,7 @@ def sweep_work(
 class Speed:
     """How long the parts of the work take on one kind of device: as measured here where they were, else computed."""
 
-    def __init__(self, config: RunConfig, lm: LanguageModel, kind: str) -> None:
+    def __init__(self, config: RunConfig, lm: ActivationModel, kind: str) -> None:
         self._config, self._lm, self._device = config, lm, lm.device
         self._measured_here = kind == CPU  # a card's steps are not timed one by one
         self._found: dict[str, float | None] = {}
@@ -111,7 +111,7 @@ class Speed:
         return self.n_steps * step + own + self.evaluate(self.work.after(plan.site))
 
 
-def _site_work(site: Site, config: RunConfig, lm: LanguageModel, speeds: Sequence[Speed]) -> SiteWork:
+def _site_work(site: Site, config: RunConfig, lm: ActivationModel, speeds: Sequence[Speed]) -> SiteWork:
     buffer = buffer_bytes([site], lm.dtype, config.tokens, config.buffer_tokens, overlap=lm.device.type == "cuda")
     return SiteWork(
         name=site.name,

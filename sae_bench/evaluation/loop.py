@@ -24,11 +24,12 @@ from torch import Tensor
 from sae_bench.device import halved, has_cuda
 from sae_bench.evaluation.task import EvalBatch, EvalSetting, LMLosses, Result, Task
 from sae_bench.lm.ablations import Ablations
+from sae_bench.lm.activations import ActivationModel, ContextStream
 from sae_bench.lm.contexts import Contexts, site_means
 from sae_bench.lm.losses import TILE_BYTES, token_losses
 from sae_bench.lm.model import CleanPass, LanguageModel
+from sae_bench.lm.passes import run_pass
 from sae_bench.lm.sites import Site
-from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
 from sae_bench.saes.active import Active, as_active, kernels
 from sae_bench.saes.base import START_DENSITY, SAEConfig, SparseAutoencoder
@@ -96,8 +97,8 @@ class Reply:
 
 @torch.no_grad()
 def evaluate(
-    lm: LanguageModel,
-    stream: TokenStream,
+    lm: ActivationModel,
+    stream: ContextStream,
     candidates: Sequence[Candidate],
     progress: Progress,
     means: dict[Site, Float[Tensor, " _"]] | None = None,
@@ -105,7 +106,8 @@ def evaluate(
     """Run every task of every candidate over the stream's contexts and fill in their `results` or `failures`.
 
     `means` are the sites' mean activations, measured on the same tokens if they are not given. Where memory does not
-    suffice the pass begins again with half as many contexts at a time.
+    suffice the pass begins again with half as many contexts at a time. Tasks that need losses are for a language model
+    alone.
     """
     sites = list(dict.fromkeys(candidate.site for candidate in candidates))
     size = contexts_at_once(lm, stream.context_size)
@@ -120,15 +122,18 @@ def evaluate(
 
 
 def _evaluate(
-    lm: LanguageModel,
-    stream: TokenStream,
+    lm: ActivationModel,
+    stream: ContextStream,
     candidates: Sequence[Candidate],
     means: dict[Site, Float[Tensor, " D"]],
     size: int,
     progress: Progress,
 ) -> None:
     with_losses = any(task.needs_lm_loss for candidate in candidates for task in candidate.tasks.values())
-    ablations, words = Ablations(lm, means), _word_counts(lm, stream)
+    ablations = words = None
+    if with_losses:
+        assert isinstance(lm, LanguageModel), "losses are a language model's"
+        ablations, words = Ablations(lm, means), _word_counts(lm, stream)
     for candidate in candidates:
         candidate.failures.clear()
         candidate.results.clear()
@@ -140,11 +145,11 @@ def _evaluate(
     for batch in progress.track("evaluate", stream.batches(size), stream.n_contexts, lambda batch: len(batch.tokens)):
         contexts = Contexts.of(batch, lm.special_ids, lm.device, words)
         # `site_means` has seen that the same activations are finite.
-        clean = lm.clean_pass(contexts.tokens, means, check=False) if with_losses else None
-        activations = clean.activations if clean else lm.capture(contexts.tokens, means, check=False)
+        clean = ablations.lm.clean_pass(contexts.tokens, means, check=False) if ablations else None
+        activations = clean.activations if clean else run_pass(lm, batch, list(means), len(batch.tokens))
         x = {site: whole.flatten(0, 1)[contexts.counted].float() for site, whole in activations.items()}
         places = (contexts.counted, contexts.predicts, contexts.targets, contexts.opening)
-        ablated = ablations.losses(clean, *places) if clean else {}
+        ablated = ablations.losses(clean, *places) if ablations and clean else {}
         held: list[Reply] = []
         for i, candidate in enumerate(candidates, start=1):
             with candidate.guarded(candidate.tasks):
@@ -160,7 +165,7 @@ def _evaluate(
                 candidate.results[name] = task.finish().checked()
 
 
-def _word_counts(lm: LanguageModel, stream: TokenStream) -> Int[Tensor, " V"]:
+def _word_counts(lm: LanguageModel, stream: ContextStream) -> Int[Tensor, " V"]:
     """How often each word of the vocabulary occurs in the stream."""
     if not stream.words:
         stream.read()
@@ -211,7 +216,7 @@ def _score(
                 task.update(view)
 
 
-def contexts_at_once(lm: LanguageModel, context_size: int) -> int:
+def contexts_at_once(lm: ActivationModel, context_size: int) -> int:
     """How many contexts make a batch: as many as keep what is held of the language model within BATCH_BYTES.
 
     What is held of each site comes on top (`batch_bytes`): how many there are must not decide a batch's size.
@@ -220,7 +225,7 @@ def contexts_at_once(lm: LanguageModel, context_size: int) -> int:
     return max(1, min(MAX_CONTEXTS, BATCH_BYTES // (context_size * per_token)))
 
 
-def batch_bytes(lm: LanguageModel, context_size: int, saes: Sequence[tuple[Site, SAEConfig]]) -> int:
+def batch_bytes(lm: ActivationModel, context_size: int, saes: Sequence[tuple[Site, SAEConfig]]) -> int:
     """About how many bytes the device holds at the height of a batch, weights apart."""
     word = lm.dtype.itemsize
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sae_bench.errors import UserError, did_you_mean
 from sae_bench.records.run_folder import RunFolder
-from sae_bench.records.schema import Metric, Record
+from sae_bench.records.schema import NOT_APPLICABLE, Metric, Record
 
 
 def gather(folders: Sequence[Path], *, mix: bool = False) -> list[Record]:
@@ -27,12 +27,17 @@ def gather(folders: Sequence[Path], *, mix: bool = False) -> list[Record]:
 
 
 def metrics_of(records: Iterable[Record], wanted: Iterable[str] = ()) -> dict[str, Metric]:
-    """All metrics of some records, by name.
+    """All metrics of some records, by name, but for those that apply to none of them.
 
     Raises:
         UserError: one of those that are wanted is not among them.
     """
-    known = {name: metric for record in records for name, metric in record.metrics.items()}
+    known = {
+        name: metric
+        for record in records
+        if record.not_measured != NOT_APPLICABLE
+        for name, metric in record.metrics.items()
+    }
     for name in wanted:
         if name not in known:
             raise UserError(f'unknown metric "{name}"{did_you_mean(name, known)}')

@@ -27,11 +27,11 @@ Shape letters: batch contexts, seq tokens in each, d_in width of a site, d_model
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -40,10 +40,11 @@ from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sae_bench.errors import UserError
+from sae_bench.lm.activations import StreamOptions
 from sae_bench.lm.families import find_backbone
 from sae_bench.lm.hooks import Side, intercept, run_until_seen
-from sae_bench.lm.sites import Site
-from sae_bench.lm.tokens import opening_id, special_ids
+from sae_bench.lm.sites import Site, find_sites
+from sae_bench.lm.tokens import TokenStream, opening_id, special_ids
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +66,11 @@ class LanguageModel:
 
     `name` is what records call it and `revision` the hub's commit hash, None for a folder. `device` and `dtype` are
     those of the model and of its residual stream; `max_context` is the most tokens it takes at once. `special_ids` are
-    those of `tokens.special_ids`, which are neither trained on nor counted in any metric.
+    those of `tokens.special_ids`, which are neither trained on nor counted in any metric. It is an `ActivationModel`.
     """
+
+    no_language_model: str | None = None
+    """It is one; see `ActivationModel`."""
 
     bfloat16_products = False
     """Whether the passes of a float32 model multiply in bfloat16; set before the first pass, if at all."""
@@ -107,6 +111,17 @@ class LanguageModel:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         text = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def find_sites(self, kinds: Sequence[str], layers: Sequence[int]) -> list[Site]:
+        """Return every kind of site in every layer, each once; in the middle layer where none is named.
+
+        Raises UserError for what the model does not have; see `sites.find_sites`.
+        """
+        return find_sites(self.model, kinds, layers or (self.n_layers // 2,))
+
+    def stream(self, source: str, **options: Unpack[StreamOptions]) -> TokenStream:
+        """Return one side of a corpus in the model's tokens; arguments and errors are those of `TokenStream`."""
+        return TokenStream(source, self.tokenizer, max_context=self.max_context, **options)
 
     @torch.no_grad()
     def capture(
@@ -174,6 +189,13 @@ class LanguageModel:
     def n_bytes(self) -> int:
         """Size of the weights; tied ones count once."""
         return sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
+
+    def token_flops(self, context_size: int) -> float:
+        """Return the floating-point operations of a decoder layer, a mean one, on one token of such a context."""
+        inner = self._backbone.layers if self._backbone else [self.model]
+        n_weights = sum(weight.numel() for module in inner for weight in module.parameters())
+        # Each weight is multiplied and added once; every query meets every key, and every weight a value.
+        return 2 * n_weights / self.n_layers + 4 * context_size * self.d_model
 
     @property
     def n_vocab(self) -> int:

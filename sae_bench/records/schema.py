@@ -93,6 +93,8 @@ class Training(_Part):
     failure: str | None = None
     tokens_seen: Count | None = None
     seconds: Number | None = None
+    activations: str | None = None
+    """As in `Provenance`."""
     eval_overlap: Number | None = None
     """Share of the evaluation tokens that lie in a run of 13 tokens which the training text has too."""
 
@@ -160,6 +162,8 @@ class Provenance(_Part):
     tokenizer_sha256: str | None = None
     lm_dtype: str | None = None
     sae_dtype: str | None = None
+    activations: str | None = None
+    """The cache that activations were kept in, and read from; None where the model was run for them and nothing kept."""
     time: str | None = None
 
 
@@ -221,6 +225,9 @@ def write_record(path: Path, record: Record) -> None:
     """Write a record, sealed and without secrets."""
     write_sealed(path, record.as_json() | {"schema_version": SCHEMA_VERSION})
 
+
+NOT_APPLICABLE = "does not apply"
+"""What `not_measured` says of a task that asks for what the run's activations do not have; the caption says why."""
 
 JUDGED_BY = "judges, prompts or latents"
 """What records of judged latents must share."""

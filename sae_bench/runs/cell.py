@@ -7,6 +7,7 @@ makes the same files.
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
+from itertools import product
 
 import torch
 
@@ -21,7 +22,14 @@ from sae_bench.runs.costs import LMWork
 from sae_bench.runs.import_saes import ImportPlan, Plan, import_saes
 from sae_bench.runs.plan import SAEPlan
 from sae_bench.runs.rates import remember_parts, remember_rate
-from sae_bench.runs.records import is_missing, make_record, provenance_of, siblings_among
+from sae_bench.runs.records import (
+    inapplicable,
+    inapplicable_record,
+    is_missing,
+    make_record,
+    provenance_of,
+    siblings_among,
+)
 from sae_bench.runs.train import Order, TrainStage
 from sae_bench.runs.workbench import PlannedSAE, Workbench
 from sae_bench.saes.save import description_of, load_sae
@@ -58,22 +66,24 @@ def work_on(
     to_import = [plan for plan in missing if isinstance(plan, ImportPlan)]
     for plan in to_import:
         plan.build()  # a number that is not finite shows before the first file is written, too
-    if missing:
-        bench.read_held_out()
-    stage = TrainStage(lm, order, to_train, folder, progress, cell, saved, open_source) if to_train else None
-    begun()
-    if stage is not None:
-        stage.run(sink)
-        del stage  # and its buffer
-    import_saes(lm, config, to_import, folder)
-    evaluate_saes(bench, plans, of_one_sae(order.tasks), folder, progress)
-    collect_latents(bench, order, saes, folder, progress)
+    with bench.keeping_activations():
+        if missing:
+            bench.read_held_out()
+        stage = TrainStage(lm, order, to_train, folder, progress, cell, saved, open_source) if to_train else None
+        begun()
+        if stage is not None:
+            stage.run(sink)
+            del stage  # and its buffer
+        import_saes(lm, config, to_import, folder)
+        evaluate_saes(bench, plans, of_one_sae(order.tasks), folder, progress)
+        collect_latents(bench, order, saes, folder, progress)
 
 
 def compare_seeds(bench: Workbench, order: Order, saes: Collection[str], folder: RunFolder, progress: Progress) -> None:
     """Write the missing records of tasks that compare an SAE with those of other seeds, all of them among `saes`."""
     plans = [plan for plan in bench.plans.values() if plan.id in saes]
-    evaluate_saes(bench, plans, among_seeds(order.tasks), folder, progress)
+    with bench.keeping_activations():
+        evaluate_saes(bench, plans, among_seeds(order.tasks), folder, progress)
 
 
 def of_one_sae(tasks: Sequence[str]) -> dict[str, type[Task]]:
@@ -117,12 +127,28 @@ def is_unfinished(folder: RunFolder, order: Order, sae: PlannedSAE, random: Plan
     )
 
 
+def write_inapplicable(
+    bench: Workbench, plans: Sequence[Plan], tasks: Mapping[str, type[Task]], folder: RunFolder
+) -> None:
+    """Write the missing records of tasks that do not apply to what gives the run's activations."""
+    for plan, (name, task) in product(plans, tasks.items()):
+        description = description_of(folder.sae_path(plan.id))
+        made, sha256 = folder.record(plan.id, name), bench.lm.weight_hash()
+        reason = inapplicable(task, bench.lm)
+        if reason and is_missing(made, name, description, bench.config.hash, sha256):
+            record = inapplicable_record(task(), reason, description, bench.provenance())
+            write_record(folder.record_path(plan.id, name), record)
+
+
 def evaluate_saes(
     bench: Workbench, plans: Sequence[Plan], tasks: Mapping[str, type[Task]], folder: RunFolder, progress: Progress
 ) -> None:
     """Write the records that are missing: one pass over the held-out tokens for all of them."""
     candidates, healthy = [], []
     lm, config, stream = bench.lm, bench.config, bench.held_out
+    reasons = {name: reason for name, task in tasks.items() if (reason := inapplicable(task, lm))}
+    write_inapplicable(bench, plans, {name: tasks[name] for name in reasons}, folder)
+    tasks = {name: task for name, task in tasks.items() if name not in reasons}
     descriptions = {plan.id: description_of(folder.sae_path(plan.id)) for plan in plans}
     among = siblings_among(descriptions.values())
     loaded = cache(lambda name: load_sae(folder.sae_path(name), lm.device))

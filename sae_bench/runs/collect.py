@@ -58,7 +58,7 @@ def collect_latents(
     bench: Workbench, order: Order, saes: Collection[str], folder: RunFolder, progress: Progress
 ) -> None:
     """Collect what is missing of some SAEs, given by name, and of the random ones that belong to them."""
-    config, lm = order.config, bench.lm
+    config = order.config
     if not latent_tasks(order.tasks) or not config.collects:
         return
     everything = [PlannedSAE(plan.describe(), plan.config, plan.site) for plan in bench.plans.values()]
@@ -66,7 +66,7 @@ def collect_latents(
     random = [sae for owner, sae in random_saes(config, everything).items() if owner in saes]
     without = [
         sae
-        for sae in interpreted(config, [*trained, *random], lm.weight_hash())
+        for sae in interpreted(config, [*trained, *random], bench.lm.weight_hash())
         if not sae.failure and read_latents(folder, sae.id, sae.collected_by) is None
     ]
     if without:
@@ -82,7 +82,7 @@ def _collect(
     bench: Workbench, saes: Sequence[InterpretedSAE], random: Collection[str], folder: RunFolder, progress: Progress
 ) -> None:
     """Collect the latents of some SAEs."""
-    config, lm = bench.config, bench.lm
+    config, lm = bench.config, bench.language_model()
     stream, n_latents = interpretation_stream(lm, config), config.latents_wanted
     takes = collection_bytes(n_latents, [sae.config.d_sae for sae in saes], stream.n_tokens, stream.context_size)
     progress.say(

@@ -13,18 +13,18 @@ from torch import Tensor
 
 from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, evaluate
-from sae_bench.evaluation.task import token_tasks
+from sae_bench.evaluation.task import Task, token_tasks
 from sae_bench.formats import ours
 from sae_bench.formats.export import saes_of
+from sae_bench.lm.activations import ActivationModel, ContextStream
 from sae_bench.lm.contexts import Contexts
-from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site, site_of
-from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
 from sae_bench.records.files import read_sealed, write_sealed
 from sae_bench.records.names import file_name
 from sae_bench.records.schema import SAEDescription
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.records import inapplicable
 from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.convert import check_conversion, convert, to_built_in
@@ -53,6 +53,7 @@ def convert_run(
     for sae in built_in:
         check_conversion(sae, to)  # before the model is loaded
     lm = load_model(config, progress)
+    tasks = {name: task for name, task in token_tasks(COSTS.values()).items() if not inapplicable(task, lm)}
     calibration: dict[Site, Tensor] = {}
     converted = []
     for foreign, before in zip(chosen, built_in, strict=True):
@@ -62,7 +63,7 @@ def convert_run(
             stream = token_stream(lm, config, "train", calibration_tokens)
             calibration[site] = activations_at(lm, site, stream, progress)
         after = convert(before, to, calibration.get(site))
-        converted.append((foreign.own, about, _candidate(before, site), _candidate(after, site)))
+        converted.append((foreign.own, about, _candidate(before, site, tasks), _candidate(after, site, tasks)))
     held_out = token_stream(lm, config, "eval", min(eval_tokens, config.n_held_out))
     held_out.read()
     evaluate(lm, held_out, [candidate for _, _, *pair in converted for candidate in pair], progress)
@@ -81,7 +82,7 @@ def convert_run(
 
 
 @torch.no_grad()
-def activations_at(lm: LanguageModel, site: Site, stream: TokenStream, progress: Progress) -> Tensor:
+def activations_at(lm: ActivationModel, site: Site, stream: ContextStream, progress: Progress) -> Tensor:
     """Raw activations of a stream's tokens at a site; special positions are left out."""
     found = []
     for batch in progress.track(
@@ -93,8 +94,8 @@ def activations_at(lm: LanguageModel, site: Site, stream: TokenStream, progress:
     return torch.cat(found)
 
 
-def _candidate(sae: SparseAutoencoder, site: Site) -> Candidate:
-    return Candidate(sae, site, {name: task() for name, task in token_tasks(COSTS.values()).items()})
+def _candidate(sae: SparseAutoencoder, site: Site, tasks: Mapping[str, type[Task]]) -> Candidate:
+    return Candidate(sae, site, {name: task() for name, task in tasks.items()})
 
 
 def _scores(candidate: Candidate) -> dict[str, Any]:

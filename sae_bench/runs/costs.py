@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from sae_bench.device import has_cuda
-from sae_bench.lm.families import find_backbone
+from sae_bench.lm.activations import ActivationModel
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.registry import ARCHITECTURES
@@ -79,16 +79,15 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 class LMWork:
-    """Floating-point operations of the language model on one token: of a decoder layer, and of the vocabulary."""
+    """Floating-point operations of the language model on one token: of a decoder layer, and of the vocabulary.
 
-    def __init__(self, lm: LanguageModel, context_size: int) -> None:
+    What is no language model has neither layers after a site nor a vocabulary.
+    """
+
+    def __init__(self, lm: ActivationModel, context_size: int) -> None:
         self.n_layers, self.half = lm.n_layers, lm.dtype != torch.float32
-        backbone = find_backbone(lm.model)
-        inner = backbone.layers if backbone else [lm.model]
-        n_weights = sum(weight.numel() for module in inner for weight in module.parameters())
-        # Each weight is multiplied and added once; every query meets every key, and every weight a value.
-        self.layer = 2 * n_weights / lm.n_layers + 4 * context_size * lm.d_model
-        self.vocabulary = 2 * lm.d_model * lm.n_vocab
+        self.layer = lm.token_flops(context_size)
+        self.vocabulary = 2 * lm.d_model * lm.n_vocab if isinstance(lm, LanguageModel) else 0
 
     def before(self, site: Site) -> float:
         """The layers that an activation at the site takes."""
@@ -96,6 +95,8 @@ class LMWork:
 
     def after(self, site: Site) -> float:
         """The layers that a replay from the site runs, and what it predicts."""
+        if not self.vocabulary:
+            return 0
         whole = site.kind == "resid_post"
         return self.layer * max(self.n_layers - site.layer - whole, 0) + self.vocabulary
 
@@ -114,7 +115,7 @@ class LMWork:
         return max(map(self.before, sites)) + self.clean_pass + of_sites + sum(map(self.after, sites))
 
 
-def training_seconds(lm: LanguageModel, config: RunConfig, plans: Sequence[SAEPlan], peaks: Peaks) -> float:
+def training_seconds(lm: ActivationModel, config: RunConfig, plans: Sequence[SAEPlan], peaks: Peaks) -> float:
     """Capture once, and every SAE's steps."""
     work = LMWork(lm, config.context_size)
     capture = peaks.seconds(config.tokens * max(work.before(plan.site) for plan in plans), half=work.half)
@@ -159,7 +160,7 @@ def pursuit_seconds(plan: Plan, n_tokens: int, peaks: Peaks) -> float:
     return active(plan) * min(peaks.seconds(2 * n * plan.config.d_in), peaks.seconds(0, 4 * 4 * n))
 
 
-def evaluation_seconds(lm: LanguageModel, config: RunConfig, plans: Sequence[Plan], peaks: Peaks) -> float:
+def evaluation_seconds(lm: ActivationModel, config: RunConfig, plans: Sequence[Plan], peaks: Peaks) -> float:
     """Means, the clean pass, ablations where contexts stay apart, and for each SAE a replay and its own products."""
     work = LMWork(lm, config.context_size)
     flops = config.n_held_out * work.evaluation([plan.site for plan in plans])

@@ -10,22 +10,23 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sae_bench.autointerp.sample import collection_bytes
 from sae_bench.device import choose_device, free_bytes, has_cuda
 from sae_bench.evaluation.loop import batch_bytes, contexts_at_once
-from sae_bench.lm.load import language_model_shape, random_name
-from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.activations import ActivationModel
+from sae_bench.lm.load import random_name
 from sae_bench.records.run_folder import RunFolder
+from sae_bench.runs.cached import describe_cache
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.costs import evaluation_seconds, peaks_of, training_seconds
 from sae_bench.runs.import_saes import ImportPlan, Plan, open_imports, plan_imports
 from sae_bench.runs.plan import SAEPlan, check_names, plan_saes, training_bytes, training_disk_bytes
 from sae_bench.runs.rates import known_rate
-from sae_bench.runs.sources import token_stream
+from sae_bench.runs.sources import model_shape, token_stream
 from sae_bench.training.serving import buffer_bytes
 
 PROCESS_BYTES = 1000 << 20
 """Python with torch and transformers imported, and the working memory of a forward pass."""
 
 
-def memory_bytes(config: RunConfig, plans: list[SAEPlan], everything: list[Plan], lm: LanguageModel) -> int:
+def memory_bytes(config: RunConfig, plans: list[SAEPlan], everything: list[Plan], lm: ActivationModel) -> int:
     """Peak memory of a run, the device's, with the process: what training or evaluation holds, whichever is more."""
     weights = 4 * sum(plan.n_parameters for plan in everything)
     training = 0
@@ -53,9 +54,7 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
     opened = open_imports(config.saes)
     device, dtype = choose_device(config.device, config.dtype, here=False)
     with FakeTensorMode():
-        lm = language_model_shape(
-            config.model, dtype=dtype, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+        lm = model_shape(config, dtype)
         plans = plan_saes(config, lm)
         imports = plan_imports(lm, opened, config)
         held_out = token_stream(lm, config, "eval", config.n_held_out)
@@ -92,13 +91,14 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
             f"memory     about {memory / 1e9:.1f} GB at the peak (computed)"
             + ("" if free is None else f"; {free / 1e9:.1f} GB are free on {device}"),
             f"disk       about {disk / 1e9:.2f} GB in {folder.path} (computed)",
+            *describe_cache(config, {plan.site for plan in everything}, lm.dtype),
             *describe_time(config, plans, everything, lm, here=here),
         ]
     )
 
 
 def describe_time(
-    config: RunConfig, plans: list[SAEPlan], everything: list[Plan], lm: LanguageModel, *, here: bool
+    config: RunConfig, plans: list[SAEPlan], everything: list[Plan], lm: ActivationModel, *, here: bool
 ) -> list[str]:
     """How long training and evaluation take, as measured where an earlier run was like this one, else computed."""
     n_tokens = {"training": config.tokens * config.reuse if plans else 0, "evaluation": config.n_held_out}

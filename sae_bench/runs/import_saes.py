@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sae_bench.errors import UserError
 from sae_bench.formats.foreign import ForeignSAE
 from sae_bench.formats.open import find_sources, open_sae
+from sae_bench.lm.activations import ActivationModel
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.records.names import file_name
@@ -101,7 +103,7 @@ def open_imports(saes: Sequence[ImportedSAE]) -> list[Opened]:
     return [(imported, open_sae(source)) for imported in saes for source in find_sources(imported.source)]
 
 
-def plan_imports(lm: LanguageModel, opened: Sequence[Opened], config: RunConfig) -> list[ImportPlan]:
+def plan_imports(lm: ActivationModel, opened: Sequence[Opened], config: RunConfig) -> list[ImportPlan]:
     """Find the site of every SAE in the model; each SAE once. What there is to know of one is said.
 
     Raises:
@@ -109,6 +111,9 @@ def plan_imports(lm: LanguageModel, opened: Sequence[Opened], config: RunConfig)
     """
     plans = {}
     for imported, sae in opened:
+        if not isinstance(lm, LanguageModel):
+            without = f"--sae {imported.source}: {lm.no_language_model}"
+            raise UserError(f"{without}: leave out --sae, or choose another --model")
         plan = ImportPlan(imported, sae, locate(lm, config, sae))
         plans[plan.id] = plan
         for note in plan.located.notes:
@@ -119,7 +124,7 @@ def plan_imports(lm: LanguageModel, opened: Sequence[Opened], config: RunConfig)
     return list(plans.values())
 
 
-def import_saes(lm: LanguageModel, config: RunConfig, plans: Sequence[ImportPlan], folder: RunFolder) -> None:
+def import_saes(lm: ActivationModel, config: RunConfig, plans: Sequence[ImportPlan], folder: RunFolder) -> None:
     """Copy SAEs into the run's folder, in the form that its own have."""
     for plan in plans:
         write_sae(folder, config, lm, plan.site, plan.build(), plan.describe())

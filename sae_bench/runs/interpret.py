@@ -31,11 +31,12 @@ def interpret_saes(
     folder: RunFolder,
     provenance: Callable[[], Provenance],
     progress: Progress,
+    inapplicable: Mapping[str, str],
 ) -> None:
-    """Write the missing records of tasks about latents."""
+    """Write the missing records of tasks about latents; `inapplicable` says which do not apply here, and why."""
     if not tasks:
         return
-    judges = judges_of(config)
+    judges = None if inapplicable.keys() >= tasks.keys() else judges_of(config)
     settings = judge_settings(config, judges, config.interp_tokens_wanted)
 
     def is_due(sae: InterpretedSAE, task: str) -> bool:
@@ -51,7 +52,7 @@ def interpret_saes(
     due = [sae for sae in saes if any(is_due(sae, task) for task in tasks)]
     if not due:
         return
-    records = LatentRecords(folder, tasks, scorers_of(config), settings, provenance)
+    records = LatentRecords(folder, tasks, scorers_of(config), settings, provenance, inapplicable)
     if judges is None:
         for sae in due:
             records.write(sae, (), {"judge": None})

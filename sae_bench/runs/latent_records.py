@@ -15,7 +15,7 @@ from sae_bench.lm.sites import Site
 from sae_bench.records.files import digest_of
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import JUDGED_BY, Provenance, Record, SAEDescription, write_record
-from sae_bench.runs.records import make_record
+from sae_bench.runs.records import inapplicable_record, make_record
 from sae_bench.saes.base import SAEConfig
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ class LatentRecords:
     settings: Mapping[str, Any] | None
     """Of the judges; None if there are none."""
     provenance: Callable[[], Provenance]
+    inapplicable: Mapping[str, str]
+    """The tasks that do not apply to what gives the run's activations, and why."""
 
     def write(
         self, sae: InterpretedSAE, latents: Sequence[LatentFile], facts: Mapping[str, Any], failure: str | None = None
@@ -60,6 +62,11 @@ class LatentRecords:
         """The record of one SAE for every task."""
         for name, cls in self.tasks.items():
             task = cls([scorer.metric for scorer in self.scorers])
+            if name in self.inapplicable:
+                record = inapplicable_record(task, self.inapplicable[name], sae.description, self.provenance())
+                about = {"details": dict(facts), "measured_on": "latents"}
+                write_record(self.folder.record_path(sae.id, name), record.model_copy(update=about))
+                continue
             problem = failure or sae.failure
             result, problem = (None, problem) if problem else _found(task, latents)
             record = make_record(task, result, problem, sae.description, self.provenance())

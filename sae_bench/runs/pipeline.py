@@ -99,7 +99,9 @@ def run(
         check_recipes(folder, outline.saes)
         check_disk(folder, outline, config)
         tasks = config.tasks or tuple(TASKS)
-        order = Order(config, tasks, tuple(earlier), outline.kernels)
+        without = outline.inapplicable
+        collected = [name for name in tasks if name not in without or name not in latent_tasks(tasks)]
+        order = Order(config, tuple(collected), tuple(earlier), outline.kernels)
 
         def begun() -> None:
             if (folder.manifest() or {}).get("config_hash") != config.hash:
@@ -117,7 +119,7 @@ def run(
         subjects = interpreted(config, [*saes, *random.values()], outline.model_sha256)
         if config.collects:
             subjects = [_collected(folder, subject, failures.get(subject.id)) for subject in subjects]
-        interpret_saes(config, subjects, latent_tasks(tasks), folder, crew.provenance, progress)
+        interpret_saes(config, subjects, latent_tasks(tasks), folder, crew.provenance, progress, without)
         records = folder.records()
         check_comparable(records)
         tables.write_board(folder.path, records)

@@ -10,8 +10,8 @@ import torch
 from pydantic import ValidationError
 
 from sae_bench.errors import UserError, did_you_mean
-from sae_bench.lm.model import LanguageModel
-from sae_bench.lm.sites import Site, find_sites
+from sae_bench.lm.activations import ActivationModel
+from sae_bench.lm.sites import Site
 from sae_bench.records.names import file_name
 from sae_bench.records.schema import SAEDescription, SiteDescription
 from sae_bench.registry import ARCHITECTURES, SCORERS, TASKS
@@ -82,7 +82,7 @@ def check_names(config: RunConfig) -> None:
         SCORERS[scorer]
 
 
-def plan_saes(config: RunConfig, lm: LanguageModel) -> list[SAEPlan]:
+def plan_saes(config: RunConfig, lm: ActivationModel) -> list[SAEPlan]:
     """Every SAE of the run: architectures x sites x widths x sparsities x seeds.
 
     Raises:
@@ -90,7 +90,7 @@ def plan_saes(config: RunConfig, lm: LanguageModel) -> list[SAEPlan]:
     """
     if not config.archs:
         return []  # SAEs from elsewhere say their own sites
-    sites = find_sites(lm.model, config.sites, config.layers or (lm.n_layers // 2,))
+    sites = lm.find_sites(config.sites, config.layers)
     sparsities = [*({"l0": l0} for l0 in config.l0s), *({"coefficient": value} for value in config.sparsity)]
     plans = [
         SAEPlan(arch, site, SAEConfig(d_in=site.d_in, d_sae=d_sae, seed=seed, options=options, **wanted), recipe)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from sae_bench.errors import UserError
-from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.activations import ActivationModel
 from sae_bench.records.files import Damaged, read_json, write_json
 from sae_bench.records.names import cache_folder
 from sae_bench.records.schema import SAEDescription
@@ -28,7 +28,7 @@ class Rate:
     seconds: float
 
 
-def _key(stage: str, lm: LanguageModel, config: RunConfig, saes: Sequence[SAEDescription]) -> str:
+def _key(stage: str, lm: ActivationModel, config: RunConfig, saes: Sequence[SAEDescription]) -> str:
     """What decides how fast a stage goes: all but the number of tokens, L0s and seeds."""
     place = environment(lm.device)
     kinds = Counter(f"{sae.label} at {sae.site.name}, width {sae.d_sae}" for sae in saes)
@@ -53,20 +53,22 @@ def _rates() -> dict[str, dict[str, float]]:
     return found
 
 
-def known_rate(stage: str, lm: LanguageModel, config: RunConfig, saes: Sequence[SAEDescription]) -> Rate | None:
+def known_rate(stage: str, lm: ActivationModel, config: RunConfig, saes: Sequence[SAEDescription]) -> Rate | None:
     """What the longest such stage of an earlier run showed here; None if there was none."""
     found, key = _rates(), _key(stage, lm, config, saes)
     return Rate(**found[key]) if key in found else None
 
 
 def remember_rate(
-    stage: str, lm: LanguageModel, config: RunConfig, saes: Sequence[SAEDescription], n_tokens: int, began: float
+    stage: str, lm: ActivationModel, config: RunConfig, saes: Sequence[SAEDescription], n_tokens: int, began: float
 ) -> None:
     """Keep how fast a stage went that began at `began` (`time.monotonic`), unless a longer one is known.
 
     Where that cannot be done a warning says so: what was made in that time is worth more than how long it took.
     """
     seconds = time.monotonic() - began
+    if config.activations_cache is not None:
+        return  # another run would have to run its language model
     try:
         known = known_rate(stage, lm, config, saes)
         if n_tokens and (known is None or known.seconds <= seconds):
@@ -81,18 +83,20 @@ def step_part(label: str, d_in: int, d_sae: int) -> str:
     return f"steps of {label}, {d_in} x {d_sae}"
 
 
-def known_part(part: str, lm: LanguageModel, config: RunConfig, threads: int | None = None) -> float | None:
+def known_part(part: str, lm: ActivationModel, config: RunConfig, threads: int | None = None) -> float | None:
     """How much of a part of the work was done here in a second; None if it was not measured. See `remember_parts`."""
     found = _rates().get(_part_key(part, lm, config, threads or torch.get_num_threads()))
     return found["tokens_per_second"] if found else None
 
 
-def remember_parts(lm: LanguageModel, config: RunConfig, parts: Mapping[str, tuple[float, float]]) -> None:
+def remember_parts(lm: ActivationModel, config: RunConfig, parts: Mapping[str, tuple[float, float]]) -> None:
     """Keep how much was done of each part of the work, and the seconds that it took.
 
     The parts are what a plan for several devices is put together from: "capture" and "evaluation", in tokens through
     one decoder layer; "start", in starts; and those of `step_part`, in steps.
     """
+    if config.activations_cache is not None:
+        return
     threads = torch.get_num_threads()
     new = {
         _part_key(part, lm, config, threads): {"tokens_per_second": amount / seconds, "seconds": seconds}
@@ -105,7 +109,7 @@ def remember_parts(lm: LanguageModel, config: RunConfig, parts: Mapping[str, tup
         log.warning("how fast %s went is not kept: %s", " and ".join(parts), error)
 
 
-def _part_key(part: str, lm: LanguageModel, config: RunConfig, threads: int) -> str:
+def _part_key(part: str, lm: ActivationModel, config: RunConfig, threads: int) -> str:
     place = f"{part} on {environment(lm.device)['device']}, {threads} threads"
     batches = f"contexts of {config.context_size}, batches of {config.batch_size}"
     return f"{place}: {batches}" if part.startswith("steps") else f"{place}: {lm.name} in {lm.dtype}, {batches}"

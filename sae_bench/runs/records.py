@@ -3,12 +3,13 @@
 import datetime
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from sae_bench.evaluation.task import BaseTask, Result
+from sae_bench.activations_cache.model import CachedModel
+from sae_bench.evaluation.task import BaseTask, LatentTask, Result, Task
+from sae_bench.lm.activations import ActivationModel, ContextStream
 from sae_bench.lm.corpus import describe
-from sae_bench.lm.model import LanguageModel
-from sae_bench.lm.tokens import TokenStream
-from sae_bench.records.schema import Provenance, Record, SAEDescription
+from sae_bench.records.schema import NOT_APPLICABLE, Provenance, Record, SAEDescription, Score
 from sae_bench.registry import TASKS
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.provenance import environment
@@ -31,6 +32,21 @@ def is_missing(
     then = made.config_hash, made.model_sha256, record.task_version, record.sae.weights_sha256, record.failure
     now = config_hash, model_sha256, TASKS[task].version, description.weights_sha256, description.training.failure
     return then != now
+
+
+def inapplicable(task: type[BaseTask], lm: ActivationModel) -> str | None:
+    """Why a task does not apply to what gives a run's activations; None where it does."""
+    reads = issubclass(task, LatentTask) or (issubclass(task, Task) and task.needs_lm_loss)
+    return f"{task.name} does not apply: {lm.no_language_model}" if reads and lm.no_language_model else None
+
+
+def inapplicable_record(task: BaseTask, reason: str, description: SAEDescription, provenance: Provenance) -> Record:
+    """One (SAE, task) of which there is nothing to measure; that is no failure, and the record stands."""
+    if description.training.failure:
+        return make_record(task, None, None, description, provenance)
+    nothing = Result({metric.name: Score(None, None, 0, note=reason) for metric in task.metrics})
+    record = make_record(task, nothing, None, description, provenance)
+    return record.model_copy(update={"not_measured": NOT_APPLICABLE, "caption": f"{reason}."})
 
 
 def make_record(
@@ -78,17 +94,18 @@ def hashes_of(siblings: Sequence[SAEDescription]) -> list[str]:
     return sorted(one.weights_sha256 for one in siblings)
 
 
-def provenance_of(lm: LanguageModel, config: RunConfig, stream: TokenStream) -> Provenance:
+def provenance_of(lm: ActivationModel, config: RunConfig, stream: ContextStream) -> Provenance:
     """What every record of a run repeats."""
+    about: dict[str, Any] = {**environment(lm.device), **where_kept(lm)}
     return Provenance(
-        **environment(lm.device),
+        **about,
         model=lm.name,
         model_revision=lm.revision,
         model_sha256=lm.weight_hash(),
         tokenizer_sha256=lm.tokenizer_hash(),
         lm_dtype=lm.precision,
         sae_dtype="float32",
-        dataset=describe(config.dataset),
+        dataset=describe(stream.source),
         eval_fingerprint=stream.fingerprint,
         eval_tokens=stream.n_delivered,
         eval_documents=stream.n_documents,
@@ -97,6 +114,11 @@ def provenance_of(lm: LanguageModel, config: RunConfig, stream: TokenStream) -> 
         config_hash=config.hash,
         time=now(),
     )
+
+
+def where_kept(lm: ActivationModel) -> dict[str, str]:
+    """What a record says of the cache that the activations were kept in, if they were."""
+    return {"activations": lm.cached_as} if isinstance(lm, CachedModel) else {}
 
 
 def now() -> str:

@@ -1,12 +1,16 @@
-"""What a run's settings name: its language model, its activations, and the tokens that it trains and evaluates on."""
+"""What a run's settings name: what gives its activations, and the contexts that it trains and evaluates on."""
 
 from functools import partial
 
+import torch
+
 from sae_bench.device import choose_device, multiplies_bfloat16
-from sae_bench.lm.load import load_language_model
+from sae_bench.lm.activations import ActivationModel, ContextStream
+from sae_bench.lm.load import language_model_shape, load_language_model
 from sae_bench.lm.model import LanguageModel
-from sae_bench.lm.tokens import Split, TokenStream
+from sae_bench.lm.near_duplicates import Split
 from sae_bench.progress import Progress
+from sae_bench.runs.cached import cached_model
 from sae_bench.runs.config import RunConfig
 from sae_bench.training.buffer import ActivationBuffer
 
@@ -14,12 +18,23 @@ ORDER_SEED = 0
 """Documents come in one order for every run, so that runs on one corpus evaluate on the same tokens."""
 
 
-def load_model(config: RunConfig, progress: Progress) -> LanguageModel:
-    """The run's language model; with --random-lm, drawn from the run's first seed.
+def load_model(config: RunConfig, progress: Progress) -> ActivationModel:
+    """What gives the run's activations, a language model; with --random-lm, drawn from the run's first seed.
 
-    With --dtype auto a CPU multiplies in bfloat16 where it can.
+    With --dtype auto a CPU multiplies in bfloat16 where it can. With --activations-cache it is loaded once something is
+    asked for that the cache has not.
     """
     device, dtype = choose_device(config.device, config.dtype)
+    products = config.dtype == "auto" and multiplies_bfloat16(device)
+    load = partial(_loaded, config, device, dtype, products, progress)
+    if config.activations_cache is None:
+        return load()
+    return cached_model(config, device, dtype, load, progress, bfloat16_products=products)
+
+
+def _loaded(
+    config: RunConfig, device: torch.device, dtype: torch.dtype, bfloat16_products: bool, progress: Progress
+) -> LanguageModel:
     what = f"drawing the weights of {config.model} anew" if config.random_lm else f"loading {config.model}"
     progress.say(f"{what} ({str(dtype).removeprefix('torch.')} on {device})")
     lm = load_language_model(
@@ -30,35 +45,40 @@ def load_model(config: RunConfig, progress: Progress) -> LanguageModel:
         trust_remote_code=config.trust_remote_code,
         random_seed=config.seeds[0] if config.random_lm else None,
     )
-    lm.bfloat16_products = config.dtype == "auto" and multiplies_bfloat16(device)
+    lm.bfloat16_products = bfloat16_products
     return lm
 
 
+def model_shape(config: RunConfig, dtype: torch.dtype) -> ActivationModel:
+    """The same without its weights, to plan a run: see `language_model_shape`."""
+    return language_model_shape(
+        config.model, dtype=dtype, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+
+
 def token_stream(
-    lm: LanguageModel, config: RunConfig, split: Split, n_tokens: int, after: int = 0, flag: str = "--eval-tokens"
-) -> TokenStream:
+    lm: ActivationModel, config: RunConfig, split: Split, n_tokens: int, after: int = 0, flag: str = "--eval-tokens"
+) -> ContextStream:
     """The run's training or evaluation tokens; `after` as many more held-out ones, named by `flag` in messages."""
-    return TokenStream(
+    return lm.stream(
         config.dataset,
-        lm.tokenizer,
         split=split,
         context_size=config.context_size,
         n_tokens=n_tokens,
         order_seed=ORDER_SEED,
         column=config.text_column,
-        max_context=lm.max_context,
         skip_tokens=(config.eval_skip, after) if split == "eval" else (),
         flag=flag,
     )
 
 
-def own_capture(lm: LanguageModel, config: RunConfig, progress: Progress) -> "partial[ActivationBuffer]":
+def own_capture(lm: ActivationModel, config: RunConfig, progress: Progress) -> "partial[ActivationBuffer]":
     """What opens the run's activations, captured in this process; what they share with the held-out text is counted."""
     tokens = token_stream(lm, config, "train", config.tokens)
     tokens.watch = token_stream(lm, config, "eval", config.n_held_out).shared_runs()
     return partial(ActivationBuffer, lm, tokens, progress=progress)
 
 
-def interpretation_stream(lm: LanguageModel, config: RunConfig) -> TokenStream:
+def interpretation_stream(lm: ActivationModel, config: RunConfig) -> ContextStream:
     """The tokens that latents are interpreted on: held out, and after those of the evaluation."""
     return token_stream(lm, config, "eval", config.interp_tokens_wanted, config.eval_tokens, "--interp-tokens")

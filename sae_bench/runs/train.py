@@ -13,7 +13,7 @@ import torch
 from sae_bench.errors import UserError
 from sae_bench.formats import ours
 from sae_bench.formats.hook_names import HOOKS
-from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.activations import ActivationModel
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
@@ -22,6 +22,7 @@ from sae_bench.runs.config import RunConfig, parse_interval
 from sae_bench.runs.plan import SAEPlan, training_bytes
 from sae_bench.runs.provenance import environment
 from sae_bench.runs.rates import remember_parts, remember_rate, step_part
+from sae_bench.runs.records import where_kept
 from sae_bench.runs.sources import own_capture
 from sae_bench.saes.active import Crossovers
 from sae_bench.saes.base import SparseAutoencoder
@@ -77,7 +78,7 @@ class TrainStage:
 
     def __init__(
         self,
-        lm: LanguageModel,
+        lm: ActivationModel,
         order: Order,
         plans: Sequence[SAEPlan],
         folder: RunFolder,
@@ -213,8 +214,8 @@ class TrainStage:
             remember_rate("training", self.lm, self.config, saes, n_tokens, self._started)
             if isinstance(self.source, ActivationBuffer) and self.lm.device.type == "cpu" and not self._n_done:
                 self._remember_parts(self.source)  # the host waited for all that it timed
-        overlap = self._facts["eval_overlap"]
-        self.progress.say(f"{overlap:.1%} of the held-out tokens lie in runs of 13 that were trained on")
+        if (overlap := self._facts["eval_overlap"]) is not None:
+            self.progress.say(f"{overlap:.1%} of the held-out tokens lie in runs of 13 that were trained on")
         for plan, trainer in zip(self.plans, self.trainers, strict=True):
             self._save(plan, trainer)
 
@@ -249,6 +250,7 @@ class TrainStage:
             "steps_skipped": trainer.stats.n_skipped,
             "failure": trainer.failure,
             "legs": [asdict(leg) for leg in self._earlier],
+            **where_kept(self.lm),
         }
         description = plan.describe().model_copy(update={"training": Training(**training)})
         write_sae(self.folder, self.config, self.lm, plan.site, trainer.sae, description, trainer.log)
@@ -277,7 +279,7 @@ def measured_kernels(
 
 
 def write_sae(
-    folder: RunFolder, config: RunConfig, lm: LanguageModel, site: Site, sae: SparseAutoencoder,
+    folder: RunFolder, config: RunConfig, lm: ActivationModel, site: Site, sae: SparseAutoencoder,
     description: SAEDescription, log: Iterable[Mapping[str, float | int]] = (),
 ) -> None:  # fmt: skip
     """Write an SAE into the run's folder, with what other tools need to know to use it; TransformerLens names hooks."""

@@ -21,7 +21,7 @@ from sae_bench.lm.sites import site_of
 from sae_bench.progress import Progress
 from sae_bench.records.files import read_sealed, sha256
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder, changed_file
-from sae_bench.records.schema import Record, read_record
+from sae_bench.records.schema import NOT_APPLICABLE, Record, read_record
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.saes.save import description_of, load_sae
@@ -116,14 +116,15 @@ def _verify_numbers(
     }
     for what, digest in now.items():
         was = {getattr(record.provenance, what) for record in records.values()}
-        yield (what, None if was == {digest} else f"is now {digest[:12]}, was {', '.join(sorted(was))}")
+        yield (what, None if was == {digest} else f"is now {str(digest)[:12]}, was {', '.join(sorted(map(str, was)))}")
         if what == "eval_fingerprint" and was != {digest}:
             return
     candidates = {}
     loaded = cache(lambda name: load_sae(folder.sae_path(name), lm.device))
     by_hash = {record.sae.weights_sha256: name for (name, _), record in records.items() if name in saes}
     for sae_id in saes:
-        names = [task for (of, task), record in records.items() if of == sae_id and not record.failure]
+        measured = [task for (of, task), record in records.items() if of == sae_id and not record.failure]
+        names = [task for task in measured if records[sae_id, task].not_measured != NOT_APPLICABLE]
         tasks = {name: task() for name, task in token_tasks(names).items()}  # a judge is not asked again
         if tasks:
             site = site_of(description_of(folder.sae_path(sae_id)))

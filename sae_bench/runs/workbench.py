@@ -1,17 +1,21 @@
 """What a process needs to work on a run, and what it finds out before the work begins."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from sae_bench.activations_cache.model import CachedModel
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
 from sae_bench.leaderboard.captions import few_documents
+from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 from sae_bench.records.schema import Provenance, SAEDescription, Training
+from sae_bench.registry import TASKS
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.import_saes import Plan, open_imports, plan_imports
 from sae_bench.runs.plan import SAEPlan, plan_saes, training_disk_bytes
-from sae_bench.runs.records import provenance_of
+from sae_bench.runs.records import inapplicable, provenance_of
 from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.runs.train import measured_kernels
 from sae_bench.saes.active import Crossovers
@@ -45,12 +49,14 @@ class RunOutline:
     """For each shape of the SAEs to train, where one way of computing overtakes another: other kernels round otherwise,
     so all of a run's SAEs go by one measurement."""
     model_sha256: str
+    inapplicable: Mapping[str, str]
+    """The tasks that do not apply to what gives the run's activations, and why."""
     disk_bytes: Mapping[str, int]
     """What each SAE to train takes on the disk at the height, with checkpoints."""
 
 
 class Workbench:
-    """A run's language model, its plans and its held-out tokens.
+    """What gives a run's activations, its plans and its held-out tokens.
 
     Raises:
         UserError: something that the run names does not exist, or does not go together.
@@ -64,14 +70,37 @@ class Workbench:
         self.plans = {plan.id: plan for plan in plans}
         self.held_out = token_stream(self.lm, config, "eval", config.n_held_out)
 
+    def language_model(self) -> LanguageModel:
+        """The language model itself: loaded, and nothing that it captures is kept."""
+        if isinstance(self.lm, CachedModel):
+            return self.lm.loaded()
+        assert isinstance(self.lm, LanguageModel), "others have no text, and predict nothing"
+        return self.lm
+
+    @contextmanager
+    def keeping_activations(self) -> Iterator[None]:
+        """Where there is a cache of activations, it has on the disk what this block captured, however that ends."""
+        try:
+            yield
+        finally:
+            if isinstance(self.lm, CachedModel):
+                self.lm.store.flush()
+                if told := self.lm.told():
+                    self.progress.say(told)
+
     def outline(self, kernels: Mapping[str, Crossovers] | None = None) -> RunOutline:
         """What the run will be; `kernels` are those that it was begun with."""
         trained = [plan for plan in self.plans.values() if isinstance(plan, SAEPlan)]
         if kernels is None:
             kernels = measured_kernels(self.config, trained, self.lm.device, self.progress)
         saes = tuple(PlannedSAE(plan.describe(), plan.config, plan.site) for plan in self.plans.values())
+        reasons = {name: inapplicable(TASKS[name], self.lm) for name in self.config.tasks or TASKS}
         return RunOutline(
-            saes, kernels, self.lm.weight_hash(), {plan.id: training_disk_bytes([plan]) for plan in trained}
+            saes,
+            kernels,
+            self.lm.weight_hash(),
+            {name: reason for name, reason in reasons.items() if reason},
+            {plan.id: training_disk_bytes([plan]) for plan in trained},
         )
 
     def read_held_out(self) -> None:

@@ -25,9 +25,8 @@ from torch import Tensor
 
 from sae_bench.device import SideStream, has_room, send
 from sae_bench.errors import UserError
-from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.activations import ActivationModel, ContextStream
 from sae_bench.lm.sites import Site
-from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
 from sae_bench.training.capture import Capture, contexts_in_a_pass
 from sae_bench.training.serving import Batch, Key, Scaling, Serving, buffer_bytes, buffer_size, half_size
@@ -38,7 +37,7 @@ Draws = dict[int, Int[Tensor, " draws"]]
 
 
 class ActivationBuffer:
-    """Shuffled, scaled activations at some sites of a language model.
+    """Shuffled, scaled activations at some sites of a language model, or of another `ActivationModel`.
 
     To make one is to fill its first half. The input `scale` C of every site, with E||x / C||^2 = 1, and the `mean` of
     its x / C are measured on that, whose documents come in random order, unless `scaling` gives them. With `state` the
@@ -50,8 +49,8 @@ class ActivationBuffer:
 
     def __init__(
         self,
-        lm: LanguageModel,
-        tokens: TokenStream,
+        lm: ActivationModel,
+        tokens: ContextStream,
         sites: Sequence[Site],
         serving: Serving,
         progress: Progress,

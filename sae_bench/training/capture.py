@@ -1,4 +1,4 @@
-"""Activations captured from a language model, pass by pass, and written where they are wanted.
+"""Activations captured from what gives them, pass by pass, and written where they are wanted.
 
 Activations are numbered from the beginning of the stream's tokens. A pass has the same contexts wherever a capture
 begins, and as many wherever it ends, so that it gives the same bits. On a CUDA device the model has a stream of its own.
@@ -14,10 +14,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_bench.device import SideStream, halved, send
-from sae_bench.lm.model import LanguageModel, check_finite
+from sae_bench.lm.activations import ActivationModel, ContextStream
+from sae_bench.lm.model import check_finite
 from sae_bench.lm.passes import run_pass
 from sae_bench.lm.sites import Site
-from sae_bench.lm.tokens import TokenBatch, TokenStream, special_mask
+from sae_bench.lm.tokens import TokenBatch, special_mask
 
 CAPTURE_TOKENS = {"cpu": 4096, "cuda": 32_768}
 """Tokens in one forward pass: enough to fill the device."""
@@ -36,8 +37,8 @@ class Capture:
 
     def __init__(
         self,
-        lm: LanguageModel,
-        tokens: TokenStream,
+        lm: ActivationModel,
+        tokens: ContextStream,
         sites: Sequence[Site],
         side: SideStream,
         row: int,

@@ -228,7 +228,9 @@ def test_too_small_a_limit_says_what_would_fit(tmp_path):
     need = Need.of({SITE}, {SITE}, torch.float32, tokens=1_000_000, held_out=1000, context_size=101)
     assert need.total == 10_010 * 101 * 20
     need.check(tmp_path, None, 21_000_000)
-    with pytest.raises(UserError, match=r"--cache-limit 10MB: .* take 20.22MB; --tokens 494000 would fit, raise it to 20.23MB"):
+    with pytest.raises(
+        UserError, match=r"--cache-limit 10MB: .* take 20.22MB; --tokens 494000 would fit, raise it to 20.23MB"
+    ):
         need.check(tmp_path, None, 10_000_000)
     fits = Need.of({SITE}, {SITE}, torch.float32, tokens=494_000, held_out=1000, context_size=101)
     fits.check(tmp_path, None, 10_000_000)

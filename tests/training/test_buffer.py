@@ -30,6 +30,7 @@ class CountingTokens(TokenStream):
 
     def __init__(self, n_tokens: int) -> None:
         self.n_tokens, self.context_size, self.source, self.n_delivered = n_tokens, CONTEXT, "numbers", 0
+        self.n_documents, self.passes, self.sizes, self.words = 0, 1, Counter(), Counter()
 
     @property
     def fingerprint(self) -> str:
@@ -45,8 +46,12 @@ class CountingTokens(TokenStream):
             yield TokenBatch(tokens, torch.zeros_like(tokens))
 
 
-class CountingModel(LanguageModel):
+class CountingModel:
     """The activation at token n is (n, n, ...) at site one and (-n, -n, ...) at site two."""
+
+    name, revision, no_language_model, precision = "counting", None, "it counts", "float64"
+    n_layers, d_model, n_bytes = 1, 3, 0
+    weight_hash = tokenizer_hash = token_flops = find_sites = stream = NotImplemented  # not asked for in training
 
     def __init__(self) -> None:
         self.device, self.dtype, self.n_passes = torch.device("cpu"), torch.float64, 0
