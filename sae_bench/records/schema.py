@@ -163,7 +163,7 @@ class Provenance(_Part):
     lm_dtype: str | None = None
     sae_dtype: str | None = None
     activations: str | None = None
-    """The cache that activations were kept in, and read from; None where the model was run for them and nothing kept."""
+    """The cache that activations were kept in, and read from; None where nothing was kept."""
     time: str | None = None
 
 

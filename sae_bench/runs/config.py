@@ -186,7 +186,7 @@ class RunConfig(JudgeConfig):
     checkpoint_every: Annotated[str, BeforeValidator(_checked_interval), Flag(Heading.RUN)] = "10m"
     """Time (30s, 10m) or number of steps between two checkpoints."""
     activations_cache: Annotated[str | None, BeforeValidator(_absolute), Flag(Heading.RUN)] = None
-    """A folder that keeps activations: what it has of the run's, the language model is not run for. The same numbers."""
+    """A folder that keeps activations: for what it has the language model is not run. The numbers are the same."""
     cache_limit: Annotated[Bytes | None, Flag(Heading.RUN)] = None
     """What --activations-cache may take of the disk in all, 200GB. Default: what is free."""
     split: Literal["near-duplicates 1"] | None = None

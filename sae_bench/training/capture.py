@@ -1,7 +1,8 @@
 """Activations captured from what gives them, pass by pass, and written where they are wanted.
 
 Activations are numbered from the beginning of the stream's tokens. A pass has the same contexts wherever a capture
-begins, and as many wherever it ends, so that it gives the same bits. On a CUDA device the model has a stream of its own.
+begins, and as many wherever it ends, so that it gives the same bits. On a CUDA device the model has a stream of its
+own.
 
 Shapes: P positions of a pass, n of them counted, D width of a site.
 """
