@@ -1,6 +1,7 @@
 """What a cache takes of the disk, and whether there is room for it."""
 
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ SPARE_BYTES = 256 << 20
 
 BESIDE = 8
 """Bytes of each token and site besides its activation: the token, and the document that it is from."""
+
+OVERHEAD = 1.01
+"""For headers, descriptions, and the pass in which a stream ended before it was made longer."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Need:
                 for n, sites in ((tokens, trained), (held_out, evaluated))
                 if site in sites
             )
-            return contexts * context_size * (site.d_in * dtype.itemsize + BESIDE)
+            return math.ceil(OVERHEAD * contexts * context_size * (site.d_in * dtype.itemsize + BESIDE))
 
         return Need({site: n_bytes(site) for site in trained | evaluated}, tokens, held_out, context_size)
 
@@ -59,6 +63,9 @@ class Need:
             sum(min(n, bytes_in(folder / file_name(site.name))) for site, n in self.by_site.items()) if folder else 0
         )
         missing, used = self.total - there, bytes_in(root)
+        above = next(path for path in (root, *root.parents) if path.exists())
+        if missing and not os.access(above, os.W_OK):
+            raise UserError(f"--activations-cache {root} cannot be written: choose another folder")
         holds = f", and {root} holds {in_words(used)}, of it {in_words(there)} of these" if used else ""
         about = f"this run's activations take {in_words(self.total)}{holds}"
         if limit is not None and used + missing > limit:
@@ -66,7 +73,7 @@ class Need:
                 f"--cache-limit {in_words(limit)}: {about}; {self._fitting(limit - used + there)}, raise it to "
                 f"{in_words(used + missing, up=True)}, or choose another --activations-cache"
             )
-        free = shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free - SPARE_BYTES
+        free = shutil.disk_usage(above).free - SPARE_BYTES
         if missing > free:
             raise UserError(
                 f"--activations-cache {root}: {about}, and {in_words(max(free, 0))} can be had of its disk; "

@@ -12,7 +12,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -81,9 +81,9 @@ class PassStore:
         self._pending: dict[Site, list[Captured]] = defaultdict(list)
         self._full = False
         if self.folder.is_dir():
-            with self._locked():
+            with suppress(PermissionError), self._locked():  # one may be given a cache to read alone
                 self._sweep()
-                self._refresh()
+            self._refresh()
 
     @property
     def sites(self) -> set[Site]:
@@ -176,7 +176,7 @@ class PassStore:
         for place in self._index.values():
             place[:] = [one for one in place if one[0] is not shard]
         self._seen[description_path(shard.path)] = None
-        with self._locked():
+        with suppress(PermissionError), self._locked():
             _delete(shard.path)
 
     def _take(self, shard: Shard) -> None:
@@ -208,7 +208,8 @@ class PassStore:
             log.warning(
                 "%s: its activations are captured anew", damage if isinstance(damage, UserError) else description
             )
-            _delete(description)
+            with suppress(PermissionError):
+                _delete(description)
         return self._seen[description] is not None
 
     def _sweep(self) -> None:

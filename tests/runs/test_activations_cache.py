@@ -251,7 +251,7 @@ def test_too_small_a_limit_is_an_error_before_anything_begins(settings, tmp_path
     mine = settings | {"--arch": "topk", "--out": tmp_path / "run", "--activations-cache": cache}
     assert bench(*flags(mine | {"--cache-limit": "1MB"})) == 2
     error = capsys.readouterr().err
-    assert "--cache-limit 1MB: this run's activations take 1.38MB" in error
+    assert "--cache-limit 1MB: this run's activations take 1.39MB" in error
     assert "--tokens" in error
     assert passes == []
     assert not cache.exists()
@@ -259,7 +259,7 @@ def test_too_small_a_limit_is_an_error_before_anything_begins(settings, tmp_path
     assert bench(*flags(mine | {"--cache-limit": "1MB"}), "--dry-run") == 2
     capsys.readouterr()
     assert bench(*flags(mine), "--dry-run") == 0
-    assert "cache      about 1.38MB in" in capsys.readouterr().out
+    assert "cache      about 1.4MB in" in capsys.readouterr().out
     assert not cache.exists()
 
 
