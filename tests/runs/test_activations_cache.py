@@ -205,13 +205,12 @@ def test_activations_of_another_model_corpus_dtype_or_context_are_never_served(
     text = tmp_path / "other.jsonl"
     text.write_text("\n".join(reversed(Path(corpus).read_text().splitlines()[5:])))
     foreign = {"--model": model, "--dataset": text, "--dtype": "bfloat16", "--context-size": 30}
+    few = {"--tokens": 900, "--eval-tokens": 300, "--arch": "topk", "--activations-cache": cache}
     for number, (flag, value) in enumerate(foreign.items()):
-        changed_settings = settings | {flag: value, "--arch": "topk"}
-        live = content(run(changed_settings, tmp_path / f"live{number}"))
         passes.clear()
-        assert bench(*flags(changed_settings | {"--out": tmp_path / f"{number}", "--activations-cache": cache})) == 0
-        assert content(tmp_path / f"{number}") == live
+        assert bench(*flags(settings | few | {flag: value, "--out": tmp_path / f"{number}"})) == 0
         assert passes[0] == "loaded"
+        assert {128 if flag != "--context-size" else 136} < {*passes}, "all was captured"
         assert f"nothing of this run in {cache} (the nearest there differs: " in capsys.readouterr().err
     passes.clear()
     run(settings, tmp_path / "last", arch="gated", activations_cache=cache)
