@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from sae_bench.autointerp.settings import DEFAULT_TOKENS, JudgeConfig
 from sae_bench.errors import UserError, did_you_mean
-from sae_bench.parsing import Bytes, Count, Flag, Heading, parse_count
+from sae_bench.parsing import Bytes, Count, Flag, Heading, parse_count, parse_layers
 from sae_bench.records.files import digest_of
 from sae_bench.records.names import file_name
 from sae_bench.training.recipe import Preset
@@ -30,22 +30,6 @@ def parse_interval(text: str) -> dict[str, float | int]:
     if not match[2]:
         return {"steps": int(match[1])}
     return {"seconds": float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]}
-
-
-def parse_layers(layers: object) -> object:
-    """Read layers and ranges of them, ("3", "5-7"), as 3, 5, 6, 7; each once."""
-    if not isinstance(layers, Sequence) or isinstance(layers, str):
-        return layers  # no list: whoever validates it says so
-    found: dict[object, None] = {}
-    for layer in layers:
-        match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", str(layer))
-        if match and int(match[1]) > int(match[2]):
-            raise ValueError(f"{layer!r} is a range from high to low: write {match[2]}-{match[1]}")
-        if not isinstance(layer, str | int):
-            raise ValueError(f"{layer!r} is no layer: write 3, 5-7 or all")
-        plain = isinstance(layer, str) and layer.strip().isdigit()
-        found |= dict.fromkeys(range(int(match[1]), int(match[2]) + 1) if match else [int(layer) if plain else layer])
-    return tuple(found)
 
 
 def _absolute(path: object) -> object:
