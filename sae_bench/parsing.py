@@ -1,11 +1,12 @@
 """What a setting is to those who write it: counts such as 16k or 2M, and which fields of a model are flags."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ByteSize, Field, TypeAdapter, ValidationError
 
 
 def parse_count(text: object) -> int:
@@ -20,6 +21,33 @@ def parse_count(text: object) -> int:
 
 
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+
+
+def parse_bytes(text: object) -> int:
+    """Read a size as people write it: 200GB, 1.5TB, 512MiB."""
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise ValueError(f"{text!r} is no size: write 200GB or 500MB") from None
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+
+
+def parse_layers(layers: object) -> object:
+    """Read layers and ranges of them, ("3", "5-7"), as 3, 5, 6, 7; each once."""
+    if not isinstance(layers, Sequence) or isinstance(layers, str):
+        return layers  # no list: whoever validates it says so
+    found: dict[object, None] = {}
+    for layer in layers:
+        match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", str(layer))
+        if match and int(match[1]) > int(match[2]):
+            raise ValueError(f"{layer!r} is a range from high to low: write {match[2]}-{match[1]}")
+        if not isinstance(layer, str | int):
+            raise ValueError(f"{layer!r} is no layer: write 3, 5-7 or all")
+        plain = isinstance(layer, str) and layer.strip().isdigit()
+        found |= dict.fromkeys(range(int(match[1]), int(match[2]) + 1) if match else [int(layer) if plain else layer])
+    return tuple(found)
 
 
 def n_steps_in(duration: float, n_steps: int) -> int:

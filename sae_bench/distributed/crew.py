@@ -76,6 +76,13 @@ class ClusterCrew:
         address: str,
     ) -> None:
         self._config, self._folder, self.progress = config, folder, progress
+        if config.activations_cache is not None:
+            if capture == "shared":
+                raise UserError(
+                    "--capture shared: with --activations-cache every cell reads what is kept, and captures what is "
+                    "not; leave out one of the two"
+                )
+            capture = "own"
         lock = Lock.of(folder.path)
         self._slots = slots_of(config.device, lock)
         self._errand = remote.Errand(

@@ -28,6 +28,7 @@ from sae_bench.lm.activations import ActivationModel, ContextStream, KnownFeatur
 from sae_bench.lm.contexts import Contexts, site_means
 from sae_bench.lm.losses import TILE_BYTES, token_losses
 from sae_bench.lm.model import CleanPass, LanguageModel
+from sae_bench.lm.passes import run_pass
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 from sae_bench.saes.active import Active, as_active, kernels
@@ -148,7 +149,7 @@ def _evaluate(
         contexts = Contexts.of(batch, lm.special_ids, lm.device, words)
         # `site_means` has seen that the same activations are finite.
         clean = ablations.lm.clean_pass(contexts.tokens, means, check=False) if ablations else None
-        activations = clean.activations if clean else lm.capture(contexts.tokens, means, check=False)
+        activations = clean.activations if clean else run_pass(lm, batch, list(means), len(batch.tokens))
         x = {site: whole.flatten(0, 1)[contexts.counted].float() for site, whole in activations.items()}
         places = (contexts.counted, contexts.predicts, contexts.targets, contexts.opening)
         truth = world.truth(contexts.tokens) if world else None

@@ -18,6 +18,7 @@ from torch import Tensor
 from sae_bench.device import send
 from sae_bench.lm.activations import ActivationModel, ContextStream
 from sae_bench.lm.model import check_finite
+from sae_bench.lm.passes import run_pass
 from sae_bench.lm.sites import Site
 from sae_bench.lm.tokens import TokenBatch, special_mask
 from sae_bench.progress import Progress
@@ -81,7 +82,7 @@ def site_means(
     for batch in progress.track("site means", stream.batches(size), stream.n_contexts, lambda batch: len(batch.tokens)):
         contexts = Contexts.of(batch, lm.special_ids, lm.device)
         n_tokens += len(contexts.counted)
-        for site, x in lm.capture(contexts.tokens, sites, check=False).items():
+        for site, x in run_pass(lm, batch, sites, len(batch.tokens)).items():
             finite[site] &= torch.isfinite(x).all()
             sums[site] += x.flatten(0, 1)[contexts.counted].sum(0, dtype=torch.float64)
     for site in sites:

@@ -78,17 +78,23 @@ def random_name(name: str, seed: int) -> str:
 
 
 def language_model_shape(
-    name_or_path: str, *, dtype: torch.dtype, revision: str | None = None, trust_remote_code: bool = False
+    name_or_path: str,
+    *,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    published: bool = True,
 ) -> LanguageModel:
     """A language model without its weights: under torch's FakeTensorMode it takes no memory, and a run can be planned.
 
     A model of `ls models` asks for neither network nor licence: its configuration is the cached one, or else the
-    published one, and in its tokenizer's place stands one that opens contexts and knows no word.
+    published one, and in its tokenizer's place stands one that opens contexts and knows no word. Without `published` it
+    has its own, as any other has.
 
     Raises UserError for any other model whose configuration or tokenizer cannot be had.
     """
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    shape = known_shape(name_or_path)
+    shape = known_shape(name_or_path) if published else None
     if shape is None:
         name, source = resolve_model(name_or_path)
         with _explained(source, revision):
@@ -96,7 +102,7 @@ def language_model_shape(
             check_quantisation(config)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             skeleton = build_skeleton(config, trust_remote_code=trust_remote_code, **_how(config, dtype))
-        lm = LanguageModel(skeleton, tokenizer, name)
+        lm = LanguageModel(skeleton, tokenizer, name, hub_commit(source, revision))
         lm.check_words()
         return lm
     on_hub = name_or_path in {*HUB_MODELS, *HUB_MODELS.values()}  # the demo model is not made for a plan

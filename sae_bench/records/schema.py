@@ -93,6 +93,8 @@ class Training(_Part):
     failure: str | None = None
     tokens_seen: Count | None = None
     seconds: Number | None = None
+    activations: str | None = None
+    """As in `Provenance`."""
     eval_overlap: Number | None = None
     """Share of the evaluation tokens that lie in a run of 13 tokens which the training text has too."""
 
@@ -160,6 +162,8 @@ class Provenance(_Part):
     tokenizer_sha256: str | None = None
     lm_dtype: str | None = None
     sae_dtype: str | None = None
+    activations: str | None = None
+    """The cache that activations were kept in, and read from; None where nothing was kept."""
     time: str | None = None
 
 

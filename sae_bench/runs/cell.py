@@ -66,22 +66,24 @@ def work_on(
     to_import = [plan for plan in missing if isinstance(plan, ImportPlan)]
     for plan in to_import:
         plan.build()  # a number that is not finite shows before the first file is written, too
-    if missing:
-        bench.read_held_out()
-    stage = TrainStage(lm, order, to_train, folder, progress, cell, saved, open_source) if to_train else None
-    begun()
-    if stage is not None:
-        stage.run(sink)
-        del stage  # and its buffer
-    import_saes(lm, config, to_import, folder)
-    evaluate_saes(bench, plans, of_one_sae(order.tasks), folder, progress)
-    collect_latents(bench, order, saes, folder, progress)
+    with bench.keeping_activations():
+        if missing:
+            bench.read_held_out()
+        stage = TrainStage(lm, order, to_train, folder, progress, cell, saved, open_source) if to_train else None
+        begun()
+        if stage is not None:
+            stage.run(sink)
+            del stage  # and its buffer
+        import_saes(lm, config, to_import, folder)
+        evaluate_saes(bench, plans, of_one_sae(order.tasks), folder, progress)
+        collect_latents(bench, order, saes, folder, progress)
 
 
 def compare_seeds(bench: Workbench, order: Order, saes: Collection[str], folder: RunFolder, progress: Progress) -> None:
     """Write the missing records of tasks that compare an SAE with those of other seeds, all of them among `saes`."""
     plans = [plan for plan in bench.plans.values() if plan.id in saes]
-    evaluate_saes(bench, plans, among_seeds(order.tasks), folder, progress)
+    with bench.keeping_activations():
+        evaluate_saes(bench, plans, among_seeds(order.tasks), folder, progress)
 
 
 def of_one_sae(tasks: Sequence[str]) -> dict[str, type[Task]]:

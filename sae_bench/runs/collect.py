@@ -9,7 +9,6 @@ from sae_bench.autointerp.random_baseline import RandomSAE, random_baselines
 from sae_bench.autointerp.sample import Subject, collect, collection_bytes
 from sae_bench.evaluation.task import latent_tasks
 from sae_bench.lm.contexts import site_means
-from sae_bench.lm.model import LanguageModel
 from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.config import RunConfig
@@ -83,8 +82,7 @@ def _collect(
     bench: Workbench, saes: Sequence[InterpretedSAE], random: Collection[str], folder: RunFolder, progress: Progress
 ) -> None:
     """Collect the latents of some SAEs."""
-    config, lm = bench.config, bench.lm
-    assert isinstance(lm, LanguageModel), "others have no text to collect from"
+    config, lm = bench.config, bench.language_model()
     stream, n_latents = interpretation_stream(lm, config), config.latents_wanted
     takes = collection_bytes(n_latents, [sae.config.d_sae for sae in saes], stream.n_tokens, stream.context_size)
     progress.say(

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from sae_bench.autointerp.settings import DEFAULT_TOKENS, JudgeConfig
 from sae_bench.errors import UserError, did_you_mean
-from sae_bench.parsing import Count, Flag, Heading, parse_count
+from sae_bench.parsing import Bytes, Count, Flag, Heading, parse_count, parse_layers
 from sae_bench.records.files import digest_of
 from sae_bench.records.names import file_name
 from sae_bench.synthetic.settings import NAME, WorldSettings, is_synthetic, run_defaults, world_settings
@@ -35,20 +35,9 @@ def parse_interval(text: str) -> dict[str, float | int]:
     return {"seconds": float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]}
 
 
-def parse_layers(layers: object) -> object:
-    """Read layers and ranges of them, ("3", "5-7"), as 3, 5, 6, 7; each once."""
-    if not isinstance(layers, Sequence) or isinstance(layers, str):
-        return layers  # no list: whoever validates it says so
-    found: dict[object, None] = {}
-    for layer in layers:
-        match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", str(layer))
-        if match and int(match[1]) > int(match[2]):
-            raise ValueError(f"{layer!r} is a range from high to low: write {match[2]}-{match[1]}")
-        if not isinstance(layer, str | int):
-            raise ValueError(f"{layer!r} is no layer: write 3, 5-7 or all")
-        plain = isinstance(layer, str) and layer.strip().isdigit()
-        found |= dict.fromkeys(range(int(match[1]), int(match[2]) + 1) if match else [int(layer) if plain else layer])
-    return tuple(found)
+def _absolute(path: object) -> object:
+    """A folder as it is called from elsewhere, too."""
+    return str(Path(path).expanduser().absolute()) if isinstance(path, str) and path else path
 
 
 def _checked_interval(text: object) -> str:
@@ -187,6 +176,10 @@ class RunConfig(JudgeConfig):
     """Time (30s, 10m) or number of steps between two checkpoints."""
     world: WorldSettings | None = None
     """The synthetic world that `model` names."""
+    activations_cache: Annotated[str | None, BeforeValidator(_absolute), Flag(Heading.RUN)] = None
+    """A folder that keeps activations: for what it has the language model is not run. The numbers are the same."""
+    cache_limit: Annotated[Bytes | None, Flag(Heading.RUN)] = None
+    """What --activations-cache may take of the disk in all, 200GB. Default: what is free."""
     split: Literal["near-duplicates 1"] | None = None
     """The rules by which text is held out, `near_duplicates.RULE`; none in runs from before they had a name."""
     limit: Annotated[Count | None, Flag(Heading.RUN)] = None
@@ -267,11 +260,17 @@ class RunConfig(JudgeConfig):
                 "--screening on finds few pairs, and --kernels dense works on all: leave out one of the two"
             )
 
+        if self.activations_cache == "":
+            raise UserError("--activations-cache: name a folder")
+        if self.cache_limit is not None and self.activations_cache is None:
+            raise UserError("--cache-limit bounds --activations-cache: name its folder, or leave it out")
+
     def _check_world(self) -> None:
         """Raise UserError for what a language model has, and a synthetic world does not."""
         for flag, given in (
             ("--layer", self.layers), ("--sae", self.saes), ("--random-lm", self.random_lm),
             ("--site", self.sites != (NAME,)), ("--dataset", self.dataset != NAME), ("--revision", self.revision),
+            ("--activations-cache", self.activations_cache),
         ):  # fmt: skip
             if given:
                 raise UserError(f"{flag} is for language models: leave it out with --model {self.model}")
@@ -292,6 +291,7 @@ class RunConfig(JudgeConfig):
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers; tasks and judges only add records, so they are left out."""
         without = {"controls", "tasks", "checkpoint_every", *JudgeConfig.model_fields}  # controls are among the archs
+        without |= {"activations_cache", "cache_limit"}
         without |= {name for name in ("saes", "split", "random_lm", "world") if not getattr(self, name)}
         without |= {"screening"} if self.screening == "auto" else set()
         return self.model_dump(mode="json", exclude=without)

@@ -13,6 +13,7 @@ from sae_bench.evaluation.loop import batch_bytes, contexts_at_once
 from sae_bench.lm.activations import ActivationModel
 from sae_bench.lm.load import random_name
 from sae_bench.records.run_folder import RunFolder
+from sae_bench.runs.cached import describe_cache
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.costs import evaluation_seconds, peaks_of, training_seconds
 from sae_bench.runs.import_saes import ImportPlan, Plan, open_imports, plan_imports
@@ -90,6 +91,7 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
             f"memory     about {memory / 1e9:.1f} GB at the peak (computed)"
             + ("" if free is None else f"; {free / 1e9:.1f} GB are free on {device}"),
             f"disk       about {disk / 1e9:.2f} GB in {folder.path} (computed)",
+            *describe_cache(config, {plan.site for plan in everything}, lm.dtype),
             *describe_time(config, plans, everything, lm, here=here),
         ]
     )

@@ -67,6 +67,8 @@ def remember_rate(
     Where that cannot be done a warning says so: what was made in that time is worth more than how long it took.
     """
     seconds = time.monotonic() - began
+    if config.activations_cache is not None:
+        return  # another run would have to run its language model
     try:
         known = known_rate(stage, lm, config, saes)
         if n_tokens and (known is None or known.seconds <= seconds):
@@ -93,6 +95,8 @@ def remember_parts(lm: ActivationModel, config: RunConfig, parts: Mapping[str, t
     The parts are what a plan for several devices is put together from: "capture" and "evaluation", in tokens through
     one decoder layer; "start", in starts; and those of `step_part`, in steps.
     """
+    if config.activations_cache is not None:
+        return
     threads = torch.get_num_threads()
     new = {
         _part_key(part, lm, config, threads): {"tokens_per_second": amount / seconds, "seconds": seconds}

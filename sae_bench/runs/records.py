@@ -3,7 +3,9 @@
 import datetime
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+from sae_bench.activations_cache.model import CachedModel
 from sae_bench.evaluation.task import BaseTask, LatentTask, Result, Task
 from sae_bench.lm.activations import ActivationModel, ContextStream, KnownFeatures
 from sae_bench.lm.corpus import describe
@@ -98,8 +100,9 @@ def hashes_of(siblings: Sequence[SAEDescription]) -> list[str]:
 
 def provenance_of(lm: ActivationModel, config: RunConfig, stream: ContextStream) -> Provenance:
     """What every record of a run repeats."""
+    about: dict[str, Any] = {**environment(lm.device), **where_kept(lm)}
     return Provenance(
-        **environment(lm.device),
+        **about,
         model=lm.name,
         model_revision=lm.revision,
         model_sha256=lm.weight_hash(),
@@ -115,6 +118,11 @@ def provenance_of(lm: ActivationModel, config: RunConfig, stream: ContextStream)
         config_hash=config.hash,
         time=now(),
     )
+
+
+def where_kept(lm: ActivationModel) -> dict[str, str]:
+    """What a record says of the cache that the activations were kept in, if they were."""
+    return {"activations": lm.cached_as} if isinstance(lm, CachedModel) else {}
 
 
 def now() -> str:

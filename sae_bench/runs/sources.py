@@ -7,8 +7,10 @@ import torch
 from sae_bench.device import choose_device, multiplies_bfloat16
 from sae_bench.lm.activations import ActivationModel, ContextStream
 from sae_bench.lm.load import language_model_shape, load_language_model
+from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.near_duplicates import Split
 from sae_bench.progress import Progress
+from sae_bench.runs.cached import cached_model
 from sae_bench.runs.config import RunConfig
 from sae_bench.synthetic.settings import WorldSettings
 from sae_bench.synthetic.world import World
@@ -21,12 +23,23 @@ ORDER_SEED = 0
 def load_model(config: RunConfig, progress: Progress) -> ActivationModel:
     """What gives the run's activations, a language model; with --random-lm, drawn from the run's first seed.
 
-    With --dtype auto a CPU multiplies in bfloat16 where it can.
+    With --dtype auto a CPU multiplies in bfloat16 where it can. With --activations-cache it is loaded once something is
+    asked for that the cache has not.
     """
     device, dtype = choose_device(config.device, config.dtype)
     if config.world is not None:
         progress.say(f"making the world {config.model} on {device}")
         return _world(config, config.world, device, dtype)
+    products = config.dtype == "auto" and multiplies_bfloat16(device)
+    load = partial(_loaded, config, device, dtype, products, progress)
+    if config.activations_cache is None:
+        return load()
+    return cached_model(config, device, dtype, load, progress, bfloat16_products=products)
+
+
+def _loaded(
+    config: RunConfig, device: torch.device, dtype: torch.dtype, bfloat16_products: bool, progress: Progress
+) -> LanguageModel:
     what = f"drawing the weights of {config.model} anew" if config.random_lm else f"loading {config.model}"
     progress.say(f"{what} ({str(dtype).removeprefix('torch.')} on {device})")
     lm = load_language_model(
@@ -37,7 +50,7 @@ def load_model(config: RunConfig, progress: Progress) -> ActivationModel:
         trust_remote_code=config.trust_remote_code,
         random_seed=config.seeds[0] if config.random_lm else None,
     )
-    lm.bfloat16_products = config.dtype == "auto" and multiplies_bfloat16(device)
+    lm.bfloat16_products = bfloat16_products
     return lm
 
 

@@ -22,6 +22,7 @@ from sae_bench.runs.config import RunConfig, parse_interval
 from sae_bench.runs.plan import SAEPlan, training_bytes
 from sae_bench.runs.provenance import environment
 from sae_bench.runs.rates import remember_parts, remember_rate, step_part
+from sae_bench.runs.records import where_kept
 from sae_bench.runs.sources import own_capture
 from sae_bench.saes.active import Crossovers
 from sae_bench.saes.base import SparseAutoencoder
@@ -249,6 +250,7 @@ class TrainStage:
             "steps_skipped": trainer.stats.n_skipped,
             "failure": trainer.failure,
             "legs": [asdict(leg) for leg in self._earlier],
+            **where_kept(self.lm),
         }
         description = plan.describe().model_copy(update={"training": Training(**training)})
         write_sae(self.folder, self.config, self.lm, plan.site, trainer.sae, description, trainer.log)

@@ -1,10 +1,13 @@
 """What a process needs to work on a run, and what it finds out before the work begins."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from sae_bench.activations_cache.model import CachedModel
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
 from sae_bench.leaderboard.captions import few_documents
+from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 from sae_bench.records.schema import Provenance, SAEDescription, Training
@@ -66,6 +69,24 @@ class Workbench:
         plans: list[Plan] = [*plan_saes(config, self.lm), *plan_imports(self.lm, opened, config)]
         self.plans = {plan.id: plan for plan in plans}
         self.held_out = token_stream(self.lm, config, "eval", config.n_held_out)
+
+    def language_model(self) -> LanguageModel:
+        """The language model itself: loaded, and nothing that it captures is kept."""
+        if isinstance(self.lm, CachedModel):
+            return self.lm.loaded()
+        assert isinstance(self.lm, LanguageModel), "others have no text, and predict nothing"
+        return self.lm
+
+    @contextmanager
+    def keeping_activations(self) -> Iterator[None]:
+        """Where there is a cache of activations, it has on the disk what this block captured, however that ends."""
+        try:
+            yield
+        finally:
+            if isinstance(self.lm, CachedModel):
+                self.lm.store.flush()
+                if told := self.lm.told():
+                    self.progress.say(told)
 
     def outline(self, kernels: Mapping[str, Crossovers] | None = None) -> RunOutline:
         """What the run will be; `kernels` are those that it was begun with."""

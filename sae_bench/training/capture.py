@@ -1,7 +1,8 @@
 """Activations captured from what gives them, pass by pass, and written where they are wanted.
 
 Activations are numbered from the beginning of the stream's tokens. A pass has the same contexts wherever a capture
-begins, so that it gives the same bits. On a CUDA device the model has a stream of its own.
+begins, and as many wherever it ends, so that it gives the same bits. On a CUDA device the model has a stream of its
+own.
 
 Shapes: P positions of a pass, n of them counted, D width of a site.
 """
@@ -16,6 +17,7 @@ from torch import Tensor
 from sae_bench.device import SideStream, halved, send
 from sae_bench.lm.activations import ActivationModel, ContextStream
 from sae_bench.lm.model import check_finite
+from sae_bench.lm.passes import run_pass
 from sae_bench.lm.sites import Site
 from sae_bench.lm.tokens import TokenBatch, special_mask
 
@@ -88,21 +90,20 @@ class Capture:
         self.n_captured += len(positions[:n_left])
         started = time.perf_counter()
         with self._side.work():
-            activations = self._activations(batch.tokens)
+            activations = self._activations(batch)
             self.seconds += time.perf_counter() - started
             for site, x in activations.items():
                 self._finite[site] = torch.isfinite(x).all() & self._finite.get(site, True)
             rows = {site: x.flatten(0, 1).to(self.lm.dtype) for site, x in activations.items()}
             return rows, send(counted, self.lm.device)
 
-    def _activations(self, tokens: Int[Tensor, "contexts S"]) -> dict[Site, Tensor]:
+    def _activations(self, batch: TokenBatch) -> dict[Site, Tensor]:
         """One pass, or several where memory does not suffice."""
         while True:
+            size = self._at_once or self.contexts_per_pass
+            parts = zip(batch.tokens.split(size), batch.document.split(size), strict=True)
             try:
-                parts = [
-                    self.lm.capture(send(some, self.lm.device), self.sites, check=False)
-                    for some in tokens.split(self._at_once or len(tokens))
-                ]
-                return {site: torch.cat([part[site] for part in parts]) for site in self.sites}
+                passes = [run_pass(self.lm, TokenBatch(*part), self.sites, size) for part in parts]
+                return {site: torch.cat([of_pass[site] for of_pass in passes]) for site in self.sites}
             except torch.OutOfMemoryError:
-                self._at_once = halved(self._at_once or len(tokens), "contexts in a pass that captures activations")
+                self._at_once = halved(size, "contexts in a pass that captures activations")

@@ -11,7 +11,7 @@ from sae_bench import TASKS
 from sae_bench.evaluation import loop as evaluate
 from sae_bench.evaluation.loop import Candidate
 from sae_bench.evaluation.task import Result, token_tasks
-from sae_bench.lm import ablations, contexts
+from sae_bench.lm import ablations, contexts, passes
 from sae_bench.lm.sites import find_site
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
@@ -49,7 +49,7 @@ def test_nothing_in_a_batch_waits_for_the_device(family, tmp_path, monkeypatch):
             with cuda.border(closed=False):
                 return torch.empty(x.shape, dtype=x.dtype, device="cuda")
 
-        for module in (contexts, ablations):
+        for module in (contexts, ablations, passes):
             monkeypatch.setattr(module, "send", announced)
         monkeypatch.setattr(contexts, "check_finite", lambda site, finite, dtype: None)  # once, before the batches
         monkeypatch.setattr(ablations, "_alike", lambda a, b: True)  # once, at the first batch

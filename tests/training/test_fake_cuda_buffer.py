@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sae_bench.device import SideStream
+from sae_bench.lm import passes
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import find_site
 from sae_bench.lm.tokens import TokenStream
@@ -57,7 +58,7 @@ def reads(monkeypatch, cuda):
         assert (finite.device.type, finite.shape, finite.dtype) == ("cuda", (), torch.bool)
         reads["finite"] += 1
 
-    for module in (buffers, capture):
+    for module in (buffers, capture, passes):
         monkeypatch.setattr(module, "send", announced)
     monkeypatch.setattr(serving, "scale_and_mean", scale_and_mean)
     monkeypatch.setattr(capture, "check_finite", check_finite)
