@@ -3,6 +3,7 @@
 from ._version import __version__ as __version__
 from .autointerp.scorer import Scorer as Scorer
 from .evaluation.document_sums import DocumentSums as DocumentSums
+from .evaluation.settings import TextSettings as TextSettings
 from .evaluation.stderr import jackknife_stderr as jackknife_stderr
 from .evaluation.stderr import mean_stderr as mean_stderr
 from .evaluation.stderr import ratio_stderr as ratio_stderr
@@ -10,8 +11,11 @@ from .evaluation.task import EvalBatch as EvalBatch
 from .evaluation.task import EvalSetting as EvalSetting
 from .evaluation.task import JudgedLatent as JudgedLatent
 from .evaluation.task import LatentTask as LatentTask
+from .evaluation.task import OwnText as OwnText
+from .evaluation.task import Passages as Passages
 from .evaluation.task import Result as Result
 from .evaluation.task import Task as Task
+from .evaluation.task import TextTask as TextTask
 from .lm.corpus import Corpus as Corpus
 from .lm.families import Family as Family
 from .lm.families import register_family as register_family

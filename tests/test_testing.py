@@ -382,7 +382,7 @@ BROKEN_TASKS = {
     LastLatent: "another order of latents turns mean's value",
     SharedLatents: "turns mean's",
     NoMetrics: "declares no metrics",
-    NeitherKind: "neither a Task nor a LatentTask",
+    NeitherKind: "neither a Task nor a LatentTask nor a TextTask",
 }
 
 

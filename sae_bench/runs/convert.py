@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, evaluate
-from sae_bench.evaluation.task import token_tasks
+from sae_bench.evaluation.task import Task, token_tasks
 from sae_bench.formats import ours
 from sae_bench.formats.export import saes_of
 from sae_bench.lm.contexts import Contexts
@@ -93,11 +93,11 @@ def activations_at(lm: LanguageModel, site: Site, stream: TokenStream, progress:
     return torch.cat(found)
 
 
-def _candidate(sae: SparseAutoencoder, site: Site) -> Candidate:
+def _candidate(sae: SparseAutoencoder, site: Site) -> Candidate[Task]:
     return Candidate(sae, site, {name: task() for name, task in token_tasks(COSTS.values()).items()})
 
 
-def _scores(candidate: Candidate) -> dict[str, Any]:
+def _scores(candidate: Candidate[Task]) -> dict[str, Any]:
     found = {}
     for metric, task in COSTS.items():
         score = candidate.results[task].scores.get(metric) if task in candidate.results else None

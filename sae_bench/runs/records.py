@@ -2,7 +2,8 @@
 
 import datetime
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from sae_bench.evaluation.task import BaseTask, Result
 from sae_bench.lm.corpus import describe
@@ -21,11 +22,15 @@ def is_missing(
     config_hash: str,
     model_sha256: str,
     siblings: Sequence[SAEDescription] = (),
+    comparable: Mapping[str, str] = MappingProxyType({}),
 ) -> bool:
-    """Whether there is no record of this SAE, task and model as they are now; what failed in evaluation is missing."""
+    """Whether there is no record of this SAE, task and model as they are now; what failed in evaluation is missing.
+
+    `comparable` is the identity of the task's own text, if it brings any.
+    """
     if record is None:
         return True
-    if record.siblings != hashes_of(siblings):
+    if record.siblings != hashes_of(siblings) or record.comparable != comparable:
         return True
     made = record.provenance
     then = made.config_hash, made.model_sha256, record.task_version, record.sae.weights_sha256, record.failure
@@ -34,7 +39,7 @@ def is_missing(
 
 
 def make_record(
-    task: BaseTask,
+    task: BaseTask | type[BaseTask],
     result: Result | None,
     failure: str | None,
     description: SAEDescription,
