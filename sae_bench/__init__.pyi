@@ -20,6 +20,9 @@ from .lm.corpus import Corpus as Corpus
 from .lm.families import Family as Family
 from .lm.families import register_family as register_family
 from .parsing import n_steps_in as n_steps_in
+from .probing.probe import ProbeScores as ProbeScores
+from .probing.texts import LabelledPassages as LabelledPassages
+from .probing.texts import ProbeTexts as ProbeTexts
 from .records.schema import Metric as Metric
 from .records.schema import Score as Score
 from .registry import ARCHITECTURES as ARCHITECTURES
