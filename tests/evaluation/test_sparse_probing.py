@@ -13,7 +13,7 @@ from sae_bench import SAEConfig, SparseAutoencoder, TextSettings
 from sae_bench.errors import UserError
 from sae_bench.evaluation.task import Passages
 from sae_bench.probing.probe import Split, fit_probe
-from sae_bench.probing.sets import SMALL, ProbeSet, own_set, package_sets
+from sae_bench.probing.sets import SHORT, SMALL, ProbeSet, own_set, package_sets
 from sae_bench.probing.sparse import ranked_latents, standardised
 from sae_bench.probing.texts import LabelledPassages, ProbeTexts
 from sae_bench.records.schema import read_record
@@ -269,11 +269,12 @@ def test_without_the_package_it_is_said_how_to_have_it(monkeypatch):
 
 
 @with_package
-def test_small_are_the_20_sets_of_the_package_with_the_fewest_characters():
+def test_small_are_the_packages_20_smallest_sets_of_short_texts():
     sets = package_sets(["all"])
     assert len(sets) == 113
     assert all(one.labels.mean() == 0.5 for one in sets)
-    by_size = sorted(sets, key=lambda one: sum(map(len, one.texts)))
-    assert sorted(one.name for one in by_size[:20]) == sorted(SMALL)
+    short = [one for one in sets if np.mean([len(text) for text in one.texts]) <= SHORT]
+    by_size = sorted(short, key=lambda one: (len(one.texts), int(one.name.partition("_")[0])))
+    assert {one.name for one in by_size[:20]} == {*SMALL}
     with pytest.raises(UserError, match='did you mean "117_us_state_FL"'):
         package_sets(["117_us_state_F"])
