@@ -35,7 +35,7 @@ from workers.protocol import peak_gib
 import sae_bench.evaluation.loop
 from sae_bench import ARCHITECTURES, TASKS, SAEConfig
 from sae_bench.evaluation.loop import Candidate, evaluate
-from sae_bench.evaluation.task import Score
+from sae_bench.evaluation.task import Score, token_tasks
 from sae_bench.lm.model_names import resolve_model
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.progress import Progress
@@ -100,7 +100,8 @@ def main(
     ours, theirs = [], []
     with Worker("sae_bench", {"model": MODEL, "threads": threads}, {"HF_HOME": str(hub_home())}) as worker:
         for number in range(rounds + 1):
-            candidates = [Candidate(sae, site, {name: TASKS[name]() for name in TASKS}) for sae in saes]
+            tasks = token_tasks(TASKS)
+            candidates = [Candidate(sae, site, {name: task() for name, task in tasks.items()}) for sae in saes]
             start = time.perf_counter()
             evaluate(lm, stream, candidates, Progress(quiet=True))
             taken = (time.perf_counter() - start) / n_saes

@@ -9,6 +9,7 @@ from .evaluation.recovery import best_features as best_features
 from .evaluation.recovery import detection as detection
 from .evaluation.recovery import matched_cosine as matched_cosine
 from .evaluation.recovery import unique_share as unique_share
+from .evaluation.settings import TextSettings as TextSettings
 from .evaluation.stderr import jackknife_stderr as jackknife_stderr
 from .evaluation.stderr import mean_stderr as mean_stderr
 from .evaluation.stderr import ratio_stderr as ratio_stderr
@@ -16,12 +17,18 @@ from .evaluation.task import EvalBatch as EvalBatch
 from .evaluation.task import EvalSetting as EvalSetting
 from .evaluation.task import JudgedLatent as JudgedLatent
 from .evaluation.task import LatentTask as LatentTask
+from .evaluation.task import OwnText as OwnText
+from .evaluation.task import Passages as Passages
 from .evaluation.task import Result as Result
 from .evaluation.task import Task as Task
+from .evaluation.task import TextTask as TextTask
 from .lm.corpus import Corpus as Corpus
 from .lm.families import Family as Family
 from .lm.families import register_family as register_family
 from .parsing import n_steps_in as n_steps_in
+from .probing.probe import ProbeScores as ProbeScores
+from .probing.texts import LabelledPassages as LabelledPassages
+from .probing.texts import ProbeTexts as ProbeTexts
 from .records.schema import Metric as Metric
 from .records.schema import Score as Score
 from .registry import ARCHITECTURES as ARCHITECTURES

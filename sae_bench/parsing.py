@@ -63,6 +63,7 @@ class Heading(StrEnum):
     SAES = "SAEs"
     DATA = "Data and training"
     INTERPRETABILITY = "Interpretability"
+    PROBING = "Probing"
     RUN = "Run"
 
 

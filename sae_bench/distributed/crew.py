@@ -21,6 +21,7 @@ from sae_bench.distributed.planner import Cell
 from sae_bench.distributed.shared_capture import CaptureLostError
 from sae_bench.distributed.view import TRAIN, CellView, View
 from sae_bench.errors import UserError
+from sae_bench.evaluation.task import read_texts
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 from sae_bench.records.redact import redact
@@ -119,7 +120,8 @@ class ClusterCrew:
     def work(self, order: Order, saes: Sequence[PlannedSAE], begun: Callable[[], None]) -> Mapping[str, str]:
         random = random_saes(self._config, saes)
         sha256 = self._outline.model_sha256
-        todo = [sae for sae in saes if is_unfinished(self._folder, order, sae, random.get(sae.id), sha256)]
+        texts = read_texts(order.tasks, self._config)
+        todo = [sae for sae in saes if is_unfinished(self._folder, order, sae, random.get(sae.id), sha256, texts)]
         begun()
         if not todo:
             return {}

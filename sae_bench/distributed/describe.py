@@ -12,6 +12,7 @@ from sae_bench.distributed.sharing import LINK_BYTES, SharedPlan, pays, share_ca
 from sae_bench.distributed.sweep import Speed, sweep_work
 from sae_bench.distributed.work import Devices
 from sae_bench.errors import UserError
+from sae_bench.evaluation.task import read_texts
 from sae_bench.lm.activations import ActivationModel
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.config import RunConfig
@@ -43,6 +44,7 @@ def describe_sweep(
         raise UserError("--devices plans SAEs that are trained: leave out --sae, or leave out --devices")
     fleet = fleet_of(parse_devices(devices))
     check_names(config)
+    read_texts(config.tasks, config)
     folder.check(config.identity)
     lm, plans = shape_of(config, fleet)
     works, shared = sweep_work(config, lm, plans, fleet)

@@ -4,11 +4,15 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from sae_bench.evaluation.settings import TextSettings
 from sae_bench.evaluation.task import (
     BaseTask,
     EvalBatch,
@@ -16,17 +20,27 @@ from sae_bench.evaluation.task import (
     JudgedLatent,
     LatentTask,
     LMLosses,
+    Passages,
     Result,
     Task,
+    TextTask,
 )
+from sae_bench.lm.tokens import opening_id
 from sae_bench.records.schema import Metric
 from sae_bench.registry import ARCHITECTURES, TASKS
 from sae_bench.saes.active import as_active, kernels
-from sae_bench.saes.base import SAEConfig
+from sae_bench.saes.base import SAEConfig, SparseAutoencoder
+
+MAX_CONTEXT = 64
+"""The most tokens that the contract's language model takes at once, were there one."""
 
 
-def check_task(name: str) -> None:
-    """Raise AssertionError if the task, about tokens or about latents, breaks the contract."""
+def check_task(name: str, *, tokenizer: PreTrainedTokenizerBase | None = None, **settings: Any) -> None:
+    """Raise AssertionError if the task breaks the contract, be it about tokens, about latents, or with its own text.
+
+    One with text of its own is read with these `settings` (`TextSettings`), and its text made into tokens by
+    `tokenizer`, or into bytes without one.
+    """
     cls = TASKS[name]
     try:
         require(isinstance(getattr(cls, "version", None), str), 'it declares no version; write version = "1"')
@@ -34,8 +48,10 @@ def check_task(name: str) -> None:
             _check_token_task(cls)
         elif issubclass(cls, LatentTask):
             _check_latent_task(cls)
+        elif issubclass(cls, TextTask):
+            _check_text_task(cls, TextSettings(**settings), tokenizer or _bytes_tokenizer())
         else:
-            raise AssertionError("it is neither a Task nor a LatentTask")
+            raise AssertionError("it is neither a Task nor a LatentTask nor a TextTask")
     except AssertionError as error:
         raise AssertionError(f'task "{name}": {error}') from error
 
@@ -72,6 +88,72 @@ def _check_latent_task(cls: type[LatentTask]) -> None:
         run(latents)
     _require_same_scores(result, run([unscored, *scored[::-1]]), "another order of latents")
     _require_same_scores(result, run([*scored, unscored], lambda: run(scored)), "another instance at work meanwhile")
+
+
+def _check_text_task(cls: type[TextTask], settings: TextSettings, tokenizer: PreTrainedTokenizerBase) -> None:
+    _check_metrics(cls)
+    text = cls.read(settings)
+    require(
+        dict(cls.read(settings).identity) == dict(text.identity), "what `read` returns has another identity each time"
+    )
+    require(all(isinstance(of, str) and of for of in text.identity.values()), "identity holds what is no text")
+    require(bool(text.identity), "identity is empty: it says by what hash its text is known")
+    require("\n" not in text.describe(), "describe() has more than a line")
+    everything = list(text.passages(tokenizer, MAX_CONTEXT))
+    require(bool(everything), "passages() yields nothing")
+    for passages in everything:
+        _check_passages(passages, opening_id(tokenizer))
+    again = [one.contexts for one in text.passages(tokenizer, MAX_CONTEXT)]
+    same = [list(map(list, one)) for one in again] == [list(map(list, one.contexts)) for one in everything]
+    require(same, "passages() gives other contexts at a second call")
+    sae = ARCHITECTURES["relu"](SAEConfig(d_in=6, d_sae=24, l0=3)).requires_grad_(False)
+    silent = ARCHITECTURES["relu"](SAEConfig(d_in=6, d_sae=24, l0=3)).requires_grad_(False)
+    silent.b_enc[:] = -1e9
+    x = [_embedded(passages) for passages in everything]
+
+    def run(of: SparseAutoencoder, meanwhile: Callable[[], object] = lambda: None) -> Result:
+        task = cls(text)
+        for i, passages in enumerate(everything):
+            task.update(passages, x[i].clone(), of, text.of_site(passages, x[i].clone()))
+            if i == 0:
+                meanwhile()
+        result = task.finish()
+        _check_result(task, result, {"per_latent": of.config.d_sae})
+        return result
+
+    with torch.no_grad():
+        result = run(sae)
+        run(silent)
+        _require_same_scores(result, run(sae), "a second run")
+        _require_same_scores(result, run(sae, lambda: run(silent)), "another instance at work meanwhile")
+
+
+def _check_passages(passages: Passages, opening: int) -> None:
+    wanted = passages.wanted
+    require(len(wanted) == len(passages.contexts) > 0, "passages have no contexts, or not positions for each")
+    for context, positions in zip(passages.contexts, wanted, strict=True):
+        require(0 < len(context) <= MAX_CONTEXT, f"a context has {len(context)} tokens, of at most {MAX_CONTEXT}")
+        require(context[0] == opening, f"a context begins with {context[0]}, not with opening_id, {opening}")
+        inside = all(0 <= at < len(context) for at in positions)
+        require(inside, f"positions {list(positions)} of a context of {len(context)}; count from 0")
+
+
+def _embedded(passages: Passages) -> Float[Tensor, "n D"]:
+    """Activations of no model, but of the tokens: a random vector of each, that before it weighing half."""
+    table = 5 * scaled_activations(1024, 6, seed=0)
+    rows = []
+    for context, positions in zip(passages.contexts, passages.wanted, strict=True):
+        vectors = table[torch.tensor(list(context)) % len(table)]
+        rows += [vectors[at] + vectors[max(at - 1, 0)] / 2 for at in positions]
+    return torch.stack(rows)
+
+
+def _bytes_tokenizer() -> PreTrainedTokenizerBase:
+    """A tokenizer whose words are bytes."""
+    alphabet = ["<bos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE({word: i for i, word in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<bos>")
 
 
 def _check_metrics(task: BaseTask | type[BaseTask]) -> None:

@@ -16,13 +16,14 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_bench.device import halved, has_cuda
-from sae_bench.evaluation.task import EvalBatch, EvalSetting, LMLosses, Result, Task
+from sae_bench.evaluation.task import BaseTask, EvalBatch, EvalSetting, LMLosses, Result, Task
 from sae_bench.lm.ablations import Ablations
 from sae_bench.lm.activations import ActivationModel, ContextStream, KnownFeatures
 from sae_bench.lm.contexts import Contexts, site_means
@@ -50,13 +51,16 @@ WORKING_BYTES = 48
 """Per number of an activation, while a decoder layer runs or a task computes in float64, one SAE at a time."""
 
 
+T = TypeVar("T", bound=BaseTask)
+
+
 @dataclass
-class Candidate:
+class Candidate(Generic[T]):
     """An SAE under evaluation: it takes raw activations at its site; one task instance per task."""
 
     sae: SparseAutoencoder
     site: Site
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, T]
     siblings: Sequence[SparseAutoencoder] = ()
     """SAEs that differ from it in the seed alone."""
     results: dict[str, Result] = field(default_factory=dict)
@@ -72,10 +76,14 @@ class Candidate:
             raise
         except Exception as error:
             log.exception("%s failed", " and ".join(tasks))
-            for name in tasks:
-                self.failures.setdefault(name, f"{type(error).__name__}: {error}")
+            self.fail(tasks, error)
 
-    def running(self) -> list[tuple[str, Task]]:
+    def fail(self, tasks: Iterable[str], error: Exception) -> None:
+        """Note why some tasks have no result; of two reasons the first stays."""
+        for name in tasks:
+            self.failures.setdefault(name, f"{type(error).__name__}: {error}")
+
+    def running(self) -> list[tuple[str, T]]:
         """The tasks that have not failed."""
         return [(name, task) for name, task in self.tasks.items() if name not in self.failures]
 
@@ -84,7 +92,7 @@ class Candidate:
 class Reply:
     """What an SAE makes of a batch, and what the model makes of that: its final hidden states at the predictions."""
 
-    candidate: Candidate
+    candidate: Candidate[Task]
     f: Active
     x_hat: Float[Tensor, "c D"]
     hidden: Float[Tensor, "m d_model"] | None
@@ -99,7 +107,7 @@ class Reply:
 def evaluate(
     lm: ActivationModel,
     stream: ContextStream,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[Candidate[Task]],
     progress: Progress,
     means: dict[Site, Float[Tensor, " _"]] | None = None,
 ) -> None:
@@ -124,7 +132,7 @@ def evaluate(
 def _evaluate(
     lm: ActivationModel,
     stream: ContextStream,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[Candidate[Task]],
     means: dict[Site, Float[Tensor, " D"]],
     size: int,
     progress: Progress,
@@ -179,7 +187,7 @@ def _word_counts(lm: LanguageModel, stream: ContextStream) -> Int[Tensor, " V"]:
     return counts
 
 
-def _reply(candidate: Candidate, x: Float[Tensor, "c D"], clean: CleanPass | None, contexts: Contexts) -> Reply:
+def _reply(candidate: Candidate[Task], x: Float[Tensor, "c D"], clean: CleanPass | None, contexts: Contexts) -> Reply:
     with _encoding(candidate.sae.config, x):
         f = as_active(candidate.sae.encode(x))
     x_hat = candidate.sae.decode(f)

@@ -6,19 +6,24 @@ what it needs (`needs_lm_loss`), and the pass that feeds all tasks of all SAEs p
 A `LatentTask` is about single latents: it is fed the sampled latents that a judge has explained and scored, one after
 the other, and none of them if there is no judge. It knows as little of the judge as the others know of the language
 model: collecting and judging are the harness's.
+
+A `TextTask` brings text of its own, with labels or whatever else it knows of it (`OwnText`): it says which contexts it
+wants, and at which positions, and is fed the activations there. They are captured once for all SAEs of a site.
 """
 
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from sae_bench.evaluation.settings import TextSettings
 from sae_bench.lm.activations import KnownFeatures
 from sae_bench.records.schema import Metric, Score
 from sae_bench.registry import TASKS
@@ -114,8 +119,52 @@ class EvalSetting:
     """The features that activations are made of, where they are known, for tasks with `needs_truth`."""
 
 
+@dataclass(frozen=True)
+class Passages:
+    """Contexts whose activations a task wants, and where; a task's own subclass says what it knows of them.
+
+    What is captured of all passages of one object is held at once, so few thousand make one object.
+    """
+
+    contexts: Sequence[Sequence[int]]
+    """Token ids, of any length up to the model's; each begins as the harness's contexts do, with `opening_id`."""
+    positions: Sequence[Sequence[int]] | None = None
+    """In each context, the positions that are wanted. None: the last one of each."""
+
+    @property
+    def wanted(self) -> list[list[int]]:
+        """The positions, context by context: the rows of x in this order."""
+        if self.positions is None:
+            return [[len(context) - 1] for context in self.contexts]
+        return [list(of) for of in self.positions]
+
+
+class OwnText(ABC):
+    """The text that a task brings: read once for all SAEs of a run, before a language model is there."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> Mapping[str, str]:
+        """What decides numbers besides the SAE and the model, by what it is: hashes of contents, choices.
+
+        Records made with another identity are made anew, and boards refuse to mix them.
+        """
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What it is and how much of it, in a line, for `--dry-run`."""
+
+    @abstractmethod
+    def passages(self, tokenizer: PreTrainedTokenizerBase, max_context: int) -> Iterable[Passages]:
+        """The passages in the language model's tokens; the same, in the same order, at every call."""
+
+    def of_site(self, passages: Passages, x: Float[Tensor, "n D"]) -> Any:
+        """What all SAEs of a site share and only x decides, such as probes on x itself; worked out once a site."""
+        return None
+
+
 class BaseTask(ABC):
-    """What the two kinds of tasks share."""
+    """What the kinds of tasks share."""
 
     name: ClassVar[str]
     """Short name, set by registration."""
@@ -123,6 +172,8 @@ class BaseTask(ABC):
     """Raised when a change alters a value; boards refuse to mix versions."""
     metrics: Sequence[Metric]
     """Of the class, or of an instance once it is made."""
+    on_request: ClassVar[bool] = False
+    """Whether a run without `--tasks` leaves it out."""
 
     @abstractmethod
     def finish(self) -> Result:
@@ -163,6 +214,40 @@ class LatentTask(BaseTask):
         """Called for every judged latent."""
 
 
+class TextTask(BaseTask):
+    """Base of all tasks that bring text of their own. `metrics` are of the class.
+
+    Args:
+        text: what `read` returned: one object for all SAEs of a run.
+    """
+
+    on_request = True
+
+    def __init__(self, text: Any) -> None:
+        self.text = text
+
+    @classmethod
+    @abstractmethod
+    def read(cls, settings: TextSettings) -> OwnText:
+        """Read the task's text.
+
+        Raises:
+            UserError: something that it needs is missing, a package or a file; the message says how to get it.
+        """
+
+    @abstractmethod
+    def update(self, passages: Any, x: Float[Tensor, "n D"], sae: SparseAutoencoder, of_site: Any) -> None:
+        """Called for every object that `OwnText.passages` gives, with the raw activations there, row by row.
+
+        `of_site` is what `OwnText.of_site` returned for them.
+        """
+
+
+def default_tasks() -> tuple[str, ...]:
+    """The tasks of a run that names none."""
+    return tuple(name for name in TASKS if not TASKS[name].on_request)
+
+
 def token_tasks(names: Iterable[str]) -> dict[str, type[Task]]:
     """The tasks about tokens among these; UserError if one of these does not exist."""
     return {name: cls for name in names if issubclass(cls := TASKS[name], Task)}
@@ -171,3 +256,13 @@ def token_tasks(names: Iterable[str]) -> dict[str, type[Task]]:
 def latent_tasks(names: Iterable[str]) -> dict[str, type[LatentTask]]:
     """The tasks about latents among these; UserError if one of these does not exist."""
     return {name: cls for name in names if issubclass(cls := TASKS[name], LatentTask)}
+
+
+def text_tasks(names: Iterable[str]) -> dict[str, type[TextTask]]:
+    """The tasks that bring text among these; UserError if one of these does not exist."""
+    return {name: cls for name in names if issubclass(cls := TASKS[name], TextTask)}
+
+
+def read_texts(names: Iterable[str], settings: TextSettings) -> dict[str, OwnText]:
+    """The text that each of these tasks brings, if it does; UserError as `TextTask.read`."""
+    return {name: cls.read(settings) for name, cls in text_tasks(names).items()}

@@ -13,7 +13,7 @@ import torch
 
 from sae_bench.autointerp.latents import read_latents
 from sae_bench.evaluation.loop import Candidate, evaluate
-from sae_bench.evaluation.task import Task, latent_tasks, token_tasks
+from sae_bench.evaluation.task import OwnText, Task, latent_tasks, token_tasks
 from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import write_record
@@ -30,6 +30,7 @@ from sae_bench.runs.records import (
     provenance_of,
     siblings_among,
 )
+from sae_bench.runs.texts import evaluate_on_texts, without_record
 from sae_bench.runs.train import Order, TrainStage
 from sae_bench.runs.workbench import PlannedSAE, Workbench
 from sae_bench.saes.save import description_of, load_sae
@@ -76,6 +77,7 @@ def work_on(
             del stage  # and its buffer
         import_saes(lm, config, to_import, folder)
         evaluate_saes(bench, plans, of_one_sae(order.tasks), folder, progress)
+        evaluate_on_texts(bench, plans, order.tasks, folder, progress)
         collect_latents(bench, order, saes, folder, progress)
 
 
@@ -106,10 +108,17 @@ def begun_cells(folder: RunFolder, saes: Collection[str], config_hash: str) -> d
     }
 
 
-def is_unfinished(folder: RunFolder, order: Order, sae: PlannedSAE, random: PlannedSAE | None, sha256: str) -> bool:
+def is_unfinished(
+    folder: RunFolder,
+    order: Order,
+    sae: PlannedSAE,
+    random: PlannedSAE | None,
+    sha256: str,
+    texts: Mapping[str, OwnText],
+) -> bool:
     """Whether `work_on` has something to do for an SAE and for the `random` one that belongs to it.
 
-    `sha256` is the language model's.
+    `sha256` is the language model's; `texts` are those that the order's tasks bring.
     """
     if not folder.has_sae(sae.id, order.config.hash):
         return True
@@ -118,6 +127,8 @@ def is_unfinished(folder: RunFolder, order: Order, sae: PlannedSAE, random: Plan
         is_missing(folder.record(sae.id, task), task, sae.description, order.config.hash, sha256)
         for task in of_one_sae(order.tasks)
     ):
+        return True
+    if without_record(folder, sae.description, order.config.hash, sha256, texts):
         return True
     if not latent_tasks(order.tasks) or not order.config.collects:
         return False
@@ -144,7 +155,8 @@ def evaluate_saes(
     bench: Workbench, plans: Sequence[Plan], tasks: Mapping[str, type[Task]], folder: RunFolder, progress: Progress
 ) -> None:
     """Write the records that are missing: one pass over the held-out tokens for all of them."""
-    candidates, healthy = [], []
+    candidates = []
+    healthy: list[Candidate[Task]] = []
     lm, config, stream = bench.lm, bench.config, bench.held_out
     reasons = {name: reason for name, task in tasks.items() if (reason := inapplicable(task, lm))}
     write_inapplicable(bench, plans, {name: tasks[name] for name in reasons}, folder)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from sae_bench.autointerp.settings import DEFAULT_TOKENS, JudgeConfig
 from sae_bench.errors import UserError, did_you_mean
+from sae_bench.evaluation.settings import TextSettings
 from sae_bench.parsing import Bytes, Count, Flag, Heading, parse_count, parse_layers
 from sae_bench.records.files import digest_of
 from sae_bench.records.names import file_name
@@ -106,7 +107,7 @@ class ImportedSAE(Strict):
     sha256: str
 
 
-class RunConfig(JudgeConfig):
+class RunConfig(JudgeConfig, TextSettings):
     """Everything that decides the numbers of a run. A field with a `Flag` is all that a setting needs."""
 
     archs: Annotated[tuple[Annotated[ArchSpec, BeforeValidator(ArchSpec.parse)], ...], Flag(Heading.WHAT, "arch")]
@@ -149,7 +150,7 @@ class RunConfig(JudgeConfig):
     text_column: Annotated[str, Flag(Heading.DATA)] = "text"
     """Column that holds the text."""
     tasks: Annotated[tuple[str, ...], Flag(Heading.WHAT)] = ()
-    """Tasks to evaluate. Default: all."""
+    """Tasks to evaluate (see `ls tasks`). Default: all but those that bring text of their own."""
     preset: Annotated[Preset, Flag(Heading.WHAT)] = "short"
     """Training recipe: paper (two million steps) or short."""
     context_size: Annotated[Count, Field(ge=3), Flag(Heading.DATA)]
@@ -291,7 +292,7 @@ class RunConfig(JudgeConfig):
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers; tasks and judges only add records, so they are left out."""
         without = {"controls", "tasks", "checkpoint_every", *JudgeConfig.model_fields}  # controls are among the archs
-        without |= {"activations_cache", "cache_limit"}
+        without |= {"activations_cache", "cache_limit", *TextSettings.model_fields}
         without |= {name for name in ("saes", "split", "random_lm", "world") if not getattr(self, name)}
         without |= {"screening"} if self.screening == "auto" else set()
         return self.model_dump(mode="json", exclude=without)

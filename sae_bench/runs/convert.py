@@ -94,11 +94,11 @@ def activations_at(lm: ActivationModel, site: Site, stream: ContextStream, progr
     return torch.cat(found)
 
 
-def _candidate(sae: SparseAutoencoder, site: Site, tasks: Mapping[str, type[Task]]) -> Candidate:
+def _candidate(sae: SparseAutoencoder, site: Site, tasks: Mapping[str, type[Task]]) -> Candidate[Task]:
     return Candidate(sae, site, {name: task() for name, task in tasks.items()})
 
 
-def _scores(candidate: Candidate) -> dict[str, Any]:
+def _scores(candidate: Candidate[Task]) -> dict[str, Any]:
     found = {}
     for metric, task in COSTS.items():
         score = candidate.results[task].scores.get(metric) if task in candidate.results else None

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sae_bench.autointerp.sample import collection_bytes
 from sae_bench.device import choose_device, free_bytes, has_cuda
 from sae_bench.evaluation.loop import batch_bytes, contexts_at_once
+from sae_bench.evaluation.task import read_texts
 from sae_bench.lm.activations import ActivationModel
 from sae_bench.lm.load import random_name
 from sae_bench.records.run_folder import RunFolder
@@ -50,6 +51,7 @@ def latent_bytes(config: RunConfig, plans: list[Plan]) -> int:
 def describe_plan(config: RunConfig, folder: RunFolder) -> str:
     """The plan as text: what is new, what is finished, and what it takes; the device may be another machine's."""
     check_names(config)
+    texts = read_texts(config.tasks, config)
     folder.check(config.identity)
     opened = open_imports(config.saes)
     device, dtype = choose_device(config.device, config.dtype, here=False)
@@ -88,6 +90,7 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
             f" {n_contexts} contexts of {config.context_size} at a time",
             f"training   {len(plans)} SAEs, {n_steps:,} steps of {config.batch_size:,}, preset {config.preset}",
             *(latents if config.collects else ()),
+            *(f"{name}: {text.describe()}" for name, text in texts.items()),
             f"memory     about {memory / 1e9:.1f} GB at the peak (computed)"
             + ("" if free is None else f"; {free / 1e9:.1f} GB are free on {device}"),
             f"disk       about {disk / 1e9:.2f} GB in {folder.path} (computed)",

@@ -13,14 +13,13 @@ from typing import Any, Protocol, runtime_checkable
 from sae_bench.autointerp.judges import check_judge
 from sae_bench.autointerp.latents import read_latents
 from sae_bench.errors import UserError
-from sae_bench.evaluation.task import latent_tasks, token_tasks
+from sae_bench.evaluation.task import OwnText, default_tasks, latent_tasks, read_texts, token_tasks
 from sae_bench.leaderboard import tables
 from sae_bench.leaderboard.load import check_comparable
 from sae_bench.progress import Progress
 from sae_bench.records.files import sha256
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Provenance, Record, SAEDescription, write_record
-from sae_bench.registry import TASKS
 from sae_bench.runs.cell import begun_cells, compare_seeds, work_on
 from sae_bench.runs.collect import as_saved, interpreted, random_saes
 from sae_bench.runs.config import RunConfig
@@ -28,6 +27,7 @@ from sae_bench.runs.interpret import interpret_saes
 from sae_bench.runs.latent_records import InterpretedSAE
 from sae_bench.runs.plan import check_names
 from sae_bench.runs.records import is_missing, make_record
+from sae_bench.runs.texts import without_record, write_text_failures
 from sae_bench.runs.train import Leg, Order
 from sae_bench.runs.workbench import PlannedSAE, RunOutline, Workbench
 from sae_bench.saes.active import Crossovers
@@ -93,14 +93,16 @@ def run(
     with log_sink(log_to, folder.path) as sink:
         check_names(config)
         check_judge(config)
+        tasks = config.tasks or default_tasks()
+        texts = read_texts(tasks, config)
         earlier, kernels = begin(folder, config)
         crew = crew or LocalCrew(config, folder, progress, sink)
         outline = crew.outline(kernels)
         check_recipes(folder, outline.saes)
         check_disk(folder, outline, config)
         without = outline.inapplicable
-        unasked = {name for name, task in token_tasks(TASKS).items() if task.needs_truth and name in without}
-        tasks = config.tasks or tuple(name for name in TASKS if name not in unasked)
+        unasked = {name for name, task in token_tasks(tasks).items() if task.needs_truth and name in without}
+        tasks = config.tasks or tuple(name for name in tasks if name not in unasked)
         collected = [name for name in tasks if name not in without or name not in latent_tasks(tasks)]
         order = Order(config, tuple(collected), tuple(earlier), outline.kernels)
 
@@ -113,7 +115,7 @@ def run(
         saes = [_outcome(folder, sae, failures, config.hash) for sae in outline.saes]
         for sae in saes:
             if sae.id in failures:
-                write_failures(folder, order, sae, failures[sae.id], crew.provenance(), outline.model_sha256)
+                write_failures(folder, order, sae, failures[sae.id], crew.provenance(), outline.model_sha256, texts)
         crew.compare_seeds(order, [sae for sae in saes if folder.has_sae(sae.id, config.hash)])
         random = random_saes(config, outline.saes)
         failures = {**failures, **{sae.id: failures[owner] for owner, sae in random.items() if owner in failures}}
@@ -142,14 +144,25 @@ def _collected(folder: RunFolder, sae: InterpretedSAE, failure: str | None) -> I
 
 
 def write_failures(
-    folder: RunFolder, order: Order, sae: PlannedSAE, failure: str, provenance: Provenance, model_sha256: str
+    folder: RunFolder,
+    order: Order,
+    sae: PlannedSAE,
+    failure: str,
+    provenance: Provenance,
+    model_sha256: str,
+    texts: Mapping[str, OwnText],
 ) -> None:
-    """Records that say why there are no numbers of an SAE whose cell failed; the same command tries it again."""
+    """Records that say why there are no numbers of an SAE whose cell failed; the same command tries it again.
+
+    `texts` are those that the order's tasks bring.
+    """
     for name, task in token_tasks(order.tasks).items():
         made = folder.record(sae.id, name)
         if is_missing(made, name, sae.description, order.config.hash, model_sha256):
             record = make_record(task(), None, failure, sae.description, provenance)
             write_record(folder.record_path(sae.id, name), record)
+    without = without_record(folder, sae.description, order.config.hash, model_sha256, texts)
+    write_text_failures(folder, without, texts, sae.description, failure, provenance)
 
 
 def begin(folder: RunFolder, config: RunConfig) -> tuple[list[Leg], dict[str, Crossovers] | None]:

@@ -2,11 +2,12 @@
 
 import datetime
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from sae_bench.activations_cache.model import CachedModel
-from sae_bench.evaluation.task import BaseTask, LatentTask, Result, Task
+from sae_bench.evaluation.task import BaseTask, LatentTask, Result, Task, TextTask
 from sae_bench.lm.activations import ActivationModel, ContextStream, KnownFeatures
 from sae_bench.lm.corpus import describe
 from sae_bench.records.schema import NOT_APPLICABLE, Provenance, Record, SAEDescription, Score
@@ -22,11 +23,15 @@ def is_missing(
     config_hash: str,
     model_sha256: str,
     siblings: Sequence[SAEDescription] = (),
+    comparable: Mapping[str, str] = MappingProxyType({}),
 ) -> bool:
-    """Whether there is no record of this SAE, task and model as they are now; what failed in evaluation is missing."""
+    """Whether there is no record of this SAE, task and model as they are now; what failed in evaluation is missing.
+
+    `comparable` is the identity of the task's own text, if it brings any.
+    """
     if record is None:
         return True
-    if record.siblings != hashes_of(siblings):
+    if record.siblings != hashes_of(siblings) or record.comparable != comparable:
         return True
     made = record.provenance
     then = made.config_hash, made.model_sha256, record.task_version, record.sae.weights_sha256, record.failure
@@ -36,7 +41,7 @@ def is_missing(
 
 def inapplicable(task: type[BaseTask], lm: ActivationModel) -> str | None:
     """Why a task does not apply to what gives a run's activations; None where it does."""
-    reads = issubclass(task, LatentTask) or (issubclass(task, Task) and task.needs_lm_loss)
+    reads = issubclass(task, LatentTask | TextTask) or (issubclass(task, Task) and task.needs_lm_loss)
     if reads and lm.no_language_model:
         return f"{task.name} does not apply: {lm.no_language_model}"
     if issubclass(task, Task) and task.needs_truth and not isinstance(lm, KnownFeatures):
@@ -54,7 +59,7 @@ def inapplicable_record(task: BaseTask, reason: str, description: SAEDescription
 
 
 def make_record(
-    task: BaseTask,
+    task: BaseTask | type[BaseTask],
     result: Result | None,
     failure: str | None,
     description: SAEDescription,

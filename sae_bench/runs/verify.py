@@ -13,7 +13,7 @@ import numpy as np
 
 from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, contexts_at_once, evaluate
-from sae_bench.evaluation.task import token_tasks
+from sae_bench.evaluation.task import Task, token_tasks
 from sae_bench.leaderboard.bootstrap import Design, metric_replicates
 from sae_bench.leaderboard.tables import board_files
 from sae_bench.lm.contexts import site_means
@@ -119,7 +119,7 @@ def _verify_numbers(
         yield (what, None if was == {digest} else f"is now {str(digest)[:12]}, was {', '.join(sorted(map(str, was)))}")
         if what == "eval_fingerprint" and was != {digest}:
             return
-    candidates = {}
+    candidates: dict[str, Candidate[Task]] = {}
     loaded = cache(lambda name: load_sae(folder.sae_path(name), lm.device))
     by_hash = {record.sae.weights_sha256: name for (name, _), record in records.items() if name in saes}
     for sae_id in saes:
@@ -148,7 +148,9 @@ def _verify_numbers(
             yield (f"{task} of {sae_id}, {sample.n_documents} documents", problem)
 
 
-def _difference(candidate: Candidate, task: str, record: Record, complete: Sequence[int], *, whole: bool) -> str | None:
+def _difference(
+    candidate: Candidate[Task], task: str, record: Record, complete: Sequence[int], *, whole: bool
+) -> str | None:
     """What differs between a record's documents and the same ones measured now, if they were measured completely."""
     if task in candidate.failures:
         return f"cannot be evaluated now: {candidate.failures[task]}"
