@@ -3,6 +3,10 @@
 from ._version import __version__ as __version__
 from .autointerp.scorer import Scorer as Scorer
 from .evaluation.document_sums import DocumentSums as DocumentSums
+from .evaluation.first_letters import LETTERS as LETTERS
+from .evaluation.first_letters import FirstLetters as FirstLetters
+from .evaluation.first_letters import LetterProbes as LetterProbes
+from .evaluation.first_letters import LetterWords as LetterWords
 from .evaluation.settings import TextSettings as TextSettings
 from .evaluation.stderr import jackknife_stderr as jackknife_stderr
 from .evaluation.stderr import mean_stderr as mean_stderr
