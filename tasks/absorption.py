@@ -144,7 +144,7 @@ def letters_of(
     )
     letters = {}
     for i in np.flatnonzero((probes.f1 > MIN_F1) & probes.found.any(1)):
-        split, f1 = split_latents(f / probes.scale, words.letter == i, words.trained, signed=sae.signed)
+        split, f1 = split_latents(csr_array(f / probes.scale), words.letter == i, words.trained, signed=sae.signed)
         found, direction = probes.found[i], probes.direction[i]
         absorbed = [
             values.astype(float)
