@@ -3,10 +3,6 @@
 from ._version import __version__ as __version__
 from .autointerp.scorer import Scorer as Scorer
 from .evaluation.document_sums import DocumentSums as DocumentSums
-from .evaluation.first_letters import LETTERS as LETTERS
-from .evaluation.first_letters import FirstLetters as FirstLetters
-from .evaluation.first_letters import LetterProbes as LetterProbes
-from .evaluation.first_letters import LetterWords as LetterWords
 from .evaluation.settings import TextSettings as TextSettings
 from .evaluation.stderr import jackknife_stderr as jackknife_stderr
 from .evaluation.stderr import mean_stderr as mean_stderr
@@ -24,6 +20,13 @@ from .lm.corpus import Corpus as Corpus
 from .lm.families import Family as Family
 from .lm.families import register_family as register_family
 from .parsing import n_steps_in as n_steps_in
+from .probing.first_letters import LETTERS as LETTERS
+from .probing.first_letters import FirstLetters as FirstLetters
+from .probing.first_letters import LetterProbes as LetterProbes
+from .probing.first_letters import LetterWords as LetterWords
+from .probing.probe import ProbeScores as ProbeScores
+from .probing.texts import LabelledPassages as LabelledPassages
+from .probing.texts import ProbeTexts as ProbeTexts
 from .records.schema import Metric as Metric
 from .records.schema import Score as Score
 from .registry import ARCHITECTURES as ARCHITECTURES

@@ -27,6 +27,7 @@ ROOMS = {
     "evaluation": {"words", "records", "saes", "lm"},
     "formats": {"words", "records", "saes"},
     "autointerp": {"words", "records", "saes", "lm", "evaluation"},
+    "probing": {"words", "records", "saes", "lm", "evaluation"},
     "leaderboard": {"words", "records"},
     "runs": {"words", "records", "saes", "lm", "training", "evaluation", "formats", "autointerp", "leaderboard"},
     "distributed": {

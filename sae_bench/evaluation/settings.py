@@ -17,9 +17,11 @@ class TextSettings(BaseModel):
     # Help follows from the docstrings; validators are built when they are first needed, which `--help` does not.
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
 
-    probe_sets: Annotated[tuple[str, ...], Flag(Heading.PROBING)] = ("small",)
-    """For sparse_probing: small, the 20 smallest balanced sets; all; or names of sets (docs/probing.md)."""
+    probe_sets: Annotated[tuple[str, ...], Flag(Heading.PROBING)] = ()
+    """For sparse_probing: small, the 20 smallest sets; all; or names of sets (docs/probing.md). Default: small, none
+    beside --probe-set."""
     probe_set: Annotated[tuple[str, ...], Flag(Heading.PROBING)] = ()
-    """Labelled texts of your own to probe: a csv, jsonl or parquet file with columns text and label, of two values."""
+    """Labelled texts of your own to probe: csv, jsonl or parquet files with columns text and label, which has two
+    values."""
     absorption_words: Annotated[Count, Field(ge=1), Flag(Heading.PROBING)] = 150
     """For absorption: at most so many words of each first letter, four in five of them for its probes to learn from."""

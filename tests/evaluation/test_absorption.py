@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae_bench import ARCHITECTURES, TASKS, LetterProbes, LetterWords, Result, SAEConfig, SparseAutoencoder
 from sae_bench.errors import UserError
-from sae_bench.evaluation.first_letters import EXAMPLES, FirstLetters, contexts_of, lines_of
+from sae_bench.probing.first_letters import EXAMPLES, FirstLetters, contexts_of, lines_of
 from sae_bench.saes.active import latent_major
 
 N_LETTERS, N_TRAINED, N_TESTED = 4, 40, 8
@@ -287,5 +287,5 @@ def test_a_vocabulary_without_words_and_a_package_that_is_missing_are_told_in_a_
     with pytest.raises(UserError, match="leave the task out"):
         lines_of(letter_tokenizer(["être"]), 50, trained=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"scikit-learn is not installed; pip install 'sae-arch-bench\[probes\]'"):
+    with pytest.raises(UserError, match="probes need scikit-learn"):
         FirstLetters(50, "of a test")

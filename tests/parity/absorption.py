@@ -23,10 +23,10 @@ from scores import folder_of, score_row
 from torch import Tensor
 
 from sae_bench import TASKS, LetterProbes, LetterWords
-from sae_bench.evaluation.first_letters import EXAMPLES, LETTERS, LINE, FirstLetters
 from sae_bench.evaluation.text_loop import positions_of
 from sae_bench.lm.load import load_language_model
 from sae_bench.lm.sites import find_site
+from sae_bench.probing.first_letters import EXAMPLES, LETTERS, LINE, FirstLetters
 from sae_bench.runs.provenance import own_version
 from sae_bench.saes.save import load_sae
 

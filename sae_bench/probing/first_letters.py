@@ -8,7 +8,6 @@ Shapes: n words that are read, D width of a site.
 """
 
 import hashlib
-import importlib.util
 import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from sae_bench.errors import UserError
 from sae_bench.evaluation.task import OwnText, Passages
 from sae_bench.lm.tokens import opening_id
+from sae_bench.probing.probe import check_sklearn
 
 LETTERS = string.ascii_lowercase
 
@@ -100,8 +100,7 @@ class FirstLetters(OwnText):
     """
 
     def __init__(self, per_letter: int, definitions: str) -> None:
-        if importlib.util.find_spec("sklearn") is None:
-            raise UserError("absorption: scikit-learn is not installed; pip install 'sae-arch-bench[probes]'")
+        check_sklearn()
         self.per_letter, self.definitions = per_letter, definitions
 
     @property
