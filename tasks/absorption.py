@@ -76,12 +76,12 @@ class Absorption(TextTask):
 
     version = "1"
     metrics = (
-        Metric("mean_absorption_fraction", "down", "", "share of a first letter that latents of words carry, mean"),
+        Metric("mean_absorption_fraction", "down", "", "share of a first letter that latents of words carry", True),
         Metric("mean_full_absorption", "down", "", "share of words whose first letter one other latent carries alone"),
-        Metric("absorption_fraction_centred", "down", "", "mean_absorption_fraction, of x - b_dec instead of x"),
-        Metric("full_absorption_centred", "down", "", "mean_full_absorption, of x - b_dec instead of x"),
+        Metric("absorption_fraction_centred", "down", "", "the first, out of x - b_dec instead of x", True),
+        Metric("full_absorption_centred", "down", "", "the second, out of x - b_dec instead of x"),
         Metric("num_split_latents", None, "", "latents that stand for one letter, mean over letters"),
-        Metric("split_latents_f1", "up", "", "F1 of a letter's latents at telling its words, mean over letters"),
+        Metric("split_latents_f1", "up", "", "F1 of a letter's latents at telling its words, mean over letters", True),
         Metric("letters_scored", None, "", f"letters whose probe on x has an F1 above {MIN_F1}"),
         Metric("probe_f1", None, "", "F1 of the probes on x, mean over all letters"),
     )
@@ -120,6 +120,10 @@ class Absorption(TextTask):
                 "words_sha256": words,
                 "letters": {LETTERS[i]: self._row(i, letter) for i, letter in self.letters.items()},
             },
+            caption=(
+                f"absorption of {len(found)} first letters, ± over letters; probes on x have an F1 of "
+                f"{scores['probe_f1'].value:.2f}. It is low, too, where split_latents_f1 is: nothing is there to absorb"
+            ),
         )
 
     def _row(self, i: int, letter: Letter) -> dict[str, Any]:

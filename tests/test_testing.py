@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from letters import letter_tokenizer, made_up
 from torch import nn
 
 from sae_bench import (
@@ -41,9 +42,15 @@ def test_every_architecture_passes(name: str, options: dict[str, Any]) -> None:
     check_architecture(name, **options)
 
 
+TEXTS: dict[str, dict[str, Any]] = {
+    "absorption": {"tokenizer": letter_tokenizer(made_up("abcd", 40)), "absorption_words": 20},
+}
+"""What some tasks with text of their own are tried on."""
+
+
 @pytest.mark.parametrize("name", list(TASKS))
 def test_every_task_passes(name: str) -> None:
-    check_task(name)
+    check_task(name, **TEXTS.get(name, {}))
 
 
 @pytest.fixture(autouse=True)
