@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from letters import letter_tokenizer, made_up
 from torch import nn
 
 from sae_bench import (
@@ -21,7 +20,7 @@ from sae_bench import (
     Task,
     active_per_token,
 )
-from sae_bench.evaluation.task import BaseTask
+from sae_bench.evaluation.task import BaseTask, default_tasks
 from sae_bench.testing import check_architecture, check_task
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -42,15 +41,9 @@ def test_every_architecture_passes(name: str, options: dict[str, Any]) -> None:
     check_architecture(name, **options)
 
 
-TEXTS: dict[str, dict[str, Any]] = {
-    "absorption": {"tokenizer": letter_tokenizer(made_up("abcd", 40)), "absorption_words": 20},
-}
-"""What some tasks with text of their own are tried on."""
-
-
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", default_tasks())  # those with text of their own are checked where their text is
 def test_every_task_passes(name: str) -> None:
-    check_task(name, **TEXTS.get(name, {}))
+    check_task(name)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from sae_bench import ARCHITECTURES, TASKS, LetterProbes, LetterWords, Result, S
 from sae_bench.errors import UserError
 from sae_bench.probing.first_letters import EXAMPLES, FirstLetters, contexts_of, lines_of
 from sae_bench.saes.active import latent_major
+from sae_bench.testing import check_task
 
 N_LETTERS, N_TRAINED, N_TESTED = 4, 40, 8
 PARENT, CHILD = 10.0, 5.0
@@ -270,6 +271,10 @@ def test_every_word_is_read_once_after_ten_lines_or_more_and_at_the_word(tokeniz
     assert [passages.words[i][0].lower() for i in range(5)] == [
         "abcdefghijklmnopqrstuvwxyz"[passages.letter[i]] for i in range(5)
     ]
+
+
+def test_the_task_keeps_the_contract(tokenizer):
+    check_task("absorption", tokenizer=tokenizer, absorption_words=20)
 
 
 def test_a_short_context_reads_fewer_words_and_one_that_holds_no_eleven_lines_is_told_so():

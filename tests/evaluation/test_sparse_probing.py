@@ -13,7 +13,7 @@ from sae_bench import SAEConfig, SparseAutoencoder, TextSettings
 from sae_bench.errors import UserError
 from sae_bench.evaluation.task import Passages
 from sae_bench.probing.probe import Split, fit_probe
-from sae_bench.probing.sets import SMALL, ProbeSet, own_set, package_sets
+from sae_bench.probing.sets import SHORT, SMALL, ProbeSet, own_set, package_sets
 from sae_bench.probing.sparse import ranked_latents, standardised
 from sae_bench.probing.texts import LabelledPassages, ProbeTexts
 from sae_bench.records.schema import read_record
@@ -78,7 +78,7 @@ def test_a_latent_that_is_the_label_has_an_auc_of_1_alone(passages, x):
 def test_the_best_latent_may_be_one_that_is_off_where_the_label_is_1(passages, x):
     scores, details = measured(passages, x, Given(torch.eye(12)[:, 1:]))
     assert details["latents"][0] == 0
-    assert 0.75 < scores["auc_k1"] < 1.0
+    assert 0.65 < scores["auc_k1"] < 1.0  # cut at 0, the opposite loses some of what noise leaves
 
 
 def test_latents_of_noise_have_an_auc_of_about_a_half(passages, x):
@@ -104,11 +104,9 @@ def test_neither_order_nor_scale_of_latents_changes_anything(passages, x):
     permuted, of_permuted = measured(passages, x[:, 1:], Given(W[1:][:, order], top=9))
     assert scores == pytest.approx(permuted, abs=1e-6)
     assert [order[i] for i in of_permuted["latents"]] == details["latents"]
-    without_k = Given(W[1:])
-    scaled = Given(W[1:] * scale)
-    assert measured(passages, x[:, 1:], without_k)[0] == pytest.approx(
-        measured(passages, x[:, 1:], scaled)[0], abs=1e-6
-    )
+    plain, scaled = (measured(passages, x[:, 1:], Given(of)) for of in (W[1:], W[1:] * scale))
+    assert plain[1]["latents"] == scaled[1]["latents"]
+    assert plain[0] == pytest.approx(scaled[0], abs=1e-6)
 
 
 def test_copies_of_a_latent_add_nothing(passages, x):
@@ -271,11 +269,12 @@ def test_without_the_package_it_is_said_how_to_have_it(monkeypatch):
 
 
 @with_package
-def test_small_are_the_20_sets_of_the_package_with_the_fewest_characters():
+def test_small_are_the_packages_20_smallest_sets_of_short_texts():
     sets = package_sets(["all"])
     assert len(sets) == 113
     assert all(one.labels.mean() == 0.5 for one in sets)
-    by_size = sorted(sets, key=lambda one: sum(map(len, one.texts)))
-    assert sorted(one.name for one in by_size[:20]) == sorted(SMALL)
+    short = [one for one in sets if np.mean([len(text) for text in one.texts]) <= SHORT]
+    by_size = sorted(short, key=lambda one: (len(one.texts), int(one.name.partition("_")[0])))
+    assert {one.name for one in by_size[:20]} == {*SMALL}
     with pytest.raises(UserError, match='did you mean "117_us_state_FL"'):
-        package_sets(["us_state_FL"])
+        package_sets(["117_us_state_F"])
