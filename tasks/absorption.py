@@ -142,18 +142,19 @@ def letters_of(
 ) -> dict[int, Letter]:
     """What an SAE makes of every letter that is scored."""
     f = activations(sae, x)
-    rows, bias, raw = (
-        tensor.detach().cpu().double().numpy()
-        for tensor in (torch.nn.functional.normalize(sae.W_dec, dim=1), sae.b_dec, x)
-    )
+    scaled, W_dec = csr_array(f / probes.scale), sae.W_dec.detach()
+    projection, offset = (of.detach().cpu().double().numpy() @ probes.direction.T for of in (x, sae.b_dec))
+    directions = torch.from_numpy(probes.direction).to(W_dec)
+    cosine = (W_dec @ directions.T / W_dec.norm(dim=1, keepdim=True).clamp(min=1e-30)).cpu().double().numpy()
     letters = {}
     for i in np.flatnonzero((probes.f1 > MIN_F1) & probes.found.any(1)):
-        split, f1 = split_latents(csr_array(f / probes.scale), words.letter == i, words.trained, signed=sae.signed)
-        found, direction = probes.found[i], probes.direction[i]
+        split, f1 = split_latents(scaled, words.letter == i, words.trained, signed=sae.signed)
+        found = probes.found[i]
+        of_words = projection[found, i]
         absorbed = [
             values.astype(float)
-            for some in (raw[found], raw[found] - bias)
-            for values in absorption(f[found].toarray(), rows @ direction, some @ direction, split)
+            for out_of in (of_words, of_words - offset[i])
+            for values in absorption(f[found].toarray(), cosine[:, i], out_of, split)
         ]
         letters[int(i)] = Letter(split, f1, dict(zip(ABSORBED, absorbed, strict=True)))
     return letters
