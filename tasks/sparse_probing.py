@@ -74,10 +74,11 @@ class SparseProbing(TextTask):
 
     def finish(self) -> Result:
         n_test = sum(of["n_test"] for of in self.sets.values())
+        by_set = {metric.name: [of[metric.name] for of in self.sets.values()] for metric in self.metrics}
 
         def mean(name: str) -> Score:
-            values = np.array([of[name] for of in self.sets.values()])
-            return Score(float(values.mean()), mean_stderr(values), n_test)
+            values = np.array(by_set[name])
+            return Score(float(values.mean()), mean_stderr(values), n_test, formula=f"{name} / sets")
 
         scores = {metric.name: mean(metric.name) for metric in self.metrics}
         dense = scores["auc_dense"].value
@@ -85,4 +86,5 @@ class SparseProbing(TextTask):
             f"auc_k: AUC of probes on k latents, mean over {len(self.sets)} sets of labelled texts, ± over sets; a "
             f"probe on x itself has {dense:.3f}"
         )
-        return Result(scores, details={"sets": self.sets}, caption=caption)
+        by_set["sets"] = [1.0] * len(self.sets)
+        return Result(scores, by_set, details={"sets": self.sets}, caption=caption)

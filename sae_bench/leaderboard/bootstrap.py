@@ -21,7 +21,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy import special
 
-from sae_bench.records.schema import Record
+from sae_bench.records.schema import ON_TEXTS, Record
 
 LEVEL = 0.95
 
@@ -42,12 +42,24 @@ class Design:
     """The replicates of an experiment, one a row.
 
     First the data themselves; then each document left out; then, for each architecture, its values moved by the
-    standard error of what is known by a standard error alone; then, with two seeds or more, each seed left out.
+    standard error of what is known by a standard error alone; then, with two seeds or more, each seed left out; then
+    each unit left out of the text that tasks bring, such as a set of labelled texts.
     """
 
     n_documents: int
     n_seeds: int
     n_architectures: int = 1
+    n_units: int = 1
+
+    @staticmethod
+    def of(records: Sequence[Record], n_seeds: int, n_architectures: int) -> "Design":
+        """The design of SAEs with these records; where tasks' own texts differ in their units, the most of them."""
+
+        def most(*, on_texts: bool) -> int:
+            some = [record for record in records if (record.measured_on == ON_TEXTS) == on_texts]
+            return max((len(sums) for record in some for sums in record.by_document.values()), default=1)
+
+        return Design(most(on_texts=False), n_seeds, n_architectures, most(on_texts=True))
 
     @property
     def documents(self) -> slice:
@@ -62,8 +74,12 @@ class Design:
         return slice(self.moved.stop, self.moved.stop + (self.n_seeds if self.n_seeds > 1 else 0))
 
     @property
+    def units(self) -> slice:
+        return slice(self.seeds.stop, self.seeds.stop + (self.n_units if self.n_units > 1 else 0))
+
+    @property
     def n_replicates(self) -> int:
-        return int(self.seeds.stop)
+        return int(self.units.stop)
 
 
 @dataclass(frozen=True)
@@ -176,24 +192,33 @@ def seed_variance(replicates: Float[ndarray, " R"], design: Design) -> float:
 
 
 def document_variance(replicates: Float[ndarray, " R"], design: Design) -> tuple[float, float]:
-    """The variance that comes from the choice of documents, and its degrees of freedom.
+    """The variance that comes from the choice of documents, or of units of other text, and its degrees of freedom.
 
     The variance of G documents of kurtosis k has 2 G / (k - 1) of them by its first two moments. But a sample shows
     too small a kurtosis where tails are heavy, and skewness makes a value and its standard error depend on each other:
     half as many degrees let intervals cover on real per-document sums.
     """
-    n = design.n_documents
-    left_out = replicates[design.documents] - replicates[design.documents].mean()
+    sources = [_left_out(replicates[design.documents])]
+    if design.n_units > 1:
+        sources.append(_left_out(replicates[design.units]))
+    sources.append((float(np.square(replicates[design.moved] - replicates[0]).sum()), design.n_documents - 1.0))
+    sources = [source for source in sources if source[0] > 0] or sources[:1]
+    total = sum(variance for variance, _ in sources)
+    if len(sources) == 1:
+        return sources[0]
+    return total, total**2 / sum(variance**2 / degrees for variance, degrees in sources)
+
+
+def _left_out(replicates: Float[ndarray, " n"]) -> tuple[float, float]:
+    """The variance that comes from the choice of n things, from a statistic without each, and its degrees."""
+    n = len(replicates)
+    left_out = replicates - replicates.mean()
     square = float(np.square(left_out).mean())
     variance, degrees = square * (n - 1), n - 1.0
     if square > 0:
         kurtosis = float(np.mean(left_out**4)) / square**2
         degrees = min(max(n / max(kurtosis - 1, 1e-9), MIN_DEGREES), degrees)
-    alone = float(np.square(replicates[design.moved] - replicates[0]).sum())
-    total = variance + alone
-    if alone > 0:
-        degrees = total**2 / (variance**2 / degrees + alone**2 / (n - 1))
-    return total, degrees
+    return variance, degrees
 
 
 def _weight_of_seeds(share: float) -> float:
@@ -219,10 +244,10 @@ def _weight_of_pooled(share: float, degrees: float) -> float:
 def metric_replicates(record: Record, metric: str, design: Design, architecture: int = 0) -> Float[ndarray, " R"]:
     """A metric of one SAE in every replicate; leaving seeds out is `over_seeds`' part.
 
-    Metrics that are ratios of per-document sums are worked out anew. Of others, as the shares of latents or what a
-    judge said of a sample of them, the record has a value and a standard error alone: all SAEs of an architecture are
-    moved by theirs together, and each architecture by itself. That is the cautious reading of both: a mean over seeds
-    gets no surer by it, and nothing cancels in a difference.
+    Metrics that are ratios of sums per document, or per unit of a task's own text, are worked out anew. Of others, as
+    the shares of latents or what a judge said of a sample of them, the record has a value and a standard error alone:
+    all SAEs of an architecture are moved by theirs together, and each architecture by itself. That is the cautious
+    reading of both: a mean over seeds gets no surer by it, and nothing cancels in a difference.
 
     Raises:
         KeyError: the record has no value for the metric, or no standard error of it.
@@ -240,8 +265,10 @@ def metric_replicates(record: Record, metric: str, design: Design, architecture:
     one_minus, numerator, denominator = formula.groups()
     above, below = (np.asarray(record.by_document[name], dtype=float) for name in (numerator, denominator))
     found = np.full(design.n_replicates, above.sum() / below.sum())
-    if design.n_documents > 1:
-        found[design.documents] = (above.sum() - above) / (below.sum() - below)
+    left_out = design.units if record.measured_on == ON_TEXTS else design.documents
+    if left_out.stop > left_out.start:
+        rows = slice(left_out.start, left_out.start + len(above))
+        found[rows] = (above.sum() - above) / (below.sum() - below)
     return 1 - found if one_minus else found
 
 

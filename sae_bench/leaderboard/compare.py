@@ -174,8 +174,7 @@ def _comparison_of(setting: Setting, records: Sequence[Record], metrics: Sequenc
         have = "; ".join(f"{label}: {', '.join(map(str, sorted(of)))}" for label, of in sorted(compared.items()))
         raise UserError(f"the architectures at {setting.site} share no seed ({have}): give runs of the same seeds")
     labels = sorted(compared) + sorted(label for label in controls - {*compared} if by_label[label] >= {*seeds})
-    n_documents = max((len(sums) for record in records for sums in record.by_document.values()), default=1)
-    design = Design(n_documents, len(seeds), len(labels))
+    design = Design.of(records, len(seeds), len(labels))
     wanted = list(dict.fromkeys([*metrics, "l0"]))
     directions: dict[str, str | None] = {
         name: metric.better for name, metric in metrics_of(records).items() if name in wanted

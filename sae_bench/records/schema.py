@@ -163,6 +163,10 @@ class Provenance(_Part):
     time: str | None = None
 
 
+ON_TOKENS, ON_TEXTS = "tokens", "texts"
+"""What a record's scores are measured on: the evaluation tokens, or text that its task brings."""
+
+
 class Record(_Part):
     """One (SAE, task)."""
 
@@ -178,8 +182,8 @@ class Record(_Part):
     details: dict[str, Any]
     sae: SAEDescription
     provenance: Provenance
-    measured_on: str = "tokens"
-    """What scores count: the evaluation tokens, or something else."""
+    measured_on: str = ON_TOKENS
+    """What scores count: the evaluation tokens, or something else. `by_document` is by the units of that."""
     comparable: dict[str, str] = {}
     """What two records of this task must share, besides tokens and versions, to stand in one table, by what it is."""
     not_measured: str | None = None

@@ -9,7 +9,7 @@ from sae_bench.evaluation.task import OwnText, TextTask, read_texts, text_tasks
 from sae_bench.evaluation.text_loop import measure_texts
 from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
-from sae_bench.records.schema import Provenance, Record, SAEDescription, write_record
+from sae_bench.records.schema import ON_TEXTS, Provenance, Record, SAEDescription, write_record
 from sae_bench.runs.import_saes import Plan
 from sae_bench.runs.records import is_missing, make_record
 from sae_bench.runs.workbench import Workbench
@@ -72,4 +72,4 @@ def write_text_failures(
 
 def on_text(record: Record, text: OwnText) -> Record:
     """The record with what it was measured on: other text than the evaluation's."""
-    return record.model_copy(update={"comparable": dict(text.identity), "measured_on": "texts"})
+    return record.model_copy(update={"comparable": dict(text.identity), "measured_on": ON_TEXTS})

@@ -534,3 +534,26 @@ def test_failed_saes_are_said_to_be_missing():
     architecture = next(f for f in comparison.architectures if f.label == "a")
     assert architecture.metrics["loss"].targets == (32.0, 64.0)
     assert architecture.missing == (f"{broken['sae']['id']}: diverged",)
+
+
+def test_a_metric_on_a_tasks_own_text_is_paired_by_the_units_of_that_text():
+    draw = np.random.default_rng(0)
+    of_set, tokens = draw.normal(0.7, 0.1, 20), np.ones(N_DOCUMENTS)  # sets differ far more than SAEs do
+    by_label = {label: of_set + draw.normal(0, 0.01, 20) for label in "ab"}
+    of_tokens = [record(label, 16, 0, 16.0, 2 * tokens, tokens) for label in "ab"]
+    of_texts = [
+        record(label, 16, 0, 16.0, values, np.ones(20)) | {"task": "probes", "measured_on": "texts"}
+        for label, values in by_label.items()
+    ]
+    records = typed([*of_tokens, *of_texts])
+    design = Design.of(records, 1, 2)
+    assert (design.n_documents, design.n_units, design.n_replicates) == (N_DOCUMENTS, 20, 1 + N_DOCUMENTS + 2 + 20)
+    a, b = (metric_replicates(one, "loss", design, i) for i, one in enumerate(records[2:]))
+    assert estimate(a, design).stderr == pytest.approx(stats.sem(by_label["a"]))
+    paired = difference(a - b, design, 0.0, 4.0, 1)
+    assert paired.stderr == pytest.approx(stats.sem(by_label["a"] - by_label["b"]))
+    assert paired.stderr < 0.2 * estimate(a, design).stderr
+    tokens_alone = metric_replicates(records[0], "loss", design)
+    assert set(tokens_alone[design.units]) == {2.0}  # no set left out changes what tokens say
+    both = document_variance(a + metric_replicates(records[0], "l0", design), design)
+    assert both[0] == pytest.approx(stats.sem(by_label["a"]) ** 2)
