@@ -102,19 +102,24 @@ class Absorption(TextTask):
             note = f"probes on x find {len(found)} letters; SAEBench wants {USUAL_LETTERS}"
         n_words = int(self.probes.found[list(self.letters)].sum())
 
-        def over(of_letters: Iterable[float], n: int, note: str | None) -> Score:
-            values = np.array([float(value) for value in of_letters])
-            return Score(float(values.mean()) if len(values) else None, mean_stderr(values), n, note=note)
-
-        scores = {name: over((one.absorbed[name].mean() for one in found), n_words, note) for name in ABSORBED}
-        scores["num_split_latents"] = over((len(one.split) for one in found), n_words, note)
-        scores["split_latents_f1"] = over((one.f1 for one in found), n_words, note)
-        scores["letters_scored"] = Score(float(len(found)), None, n_words)
+        by_letter = {name: [float(one.absorbed[name].mean()) for one in found] for name in ABSORBED}
+        by_letter["num_split_latents"] = [float(len(one.split)) for one in found]
+        by_letter["split_latents_f1"] = [one.f1 for one in found]
+        scores = {
+            name: Score(float(np.mean(of)), mean_stderr(np.array(of)), n_words, f"{name} / letters", note)
+            if found
+            else Score(None, None, 0, note=note)
+            for name, of in by_letter.items()
+        }
+        by_letter["letters"] = [1.0] * len(found)
         tested = self.words.letter[~self.words.trained]
-        scores["probe_f1"] = over(self.probes.f1[np.unique(tested)], len(tested), None)
+        f1 = self.probes.f1[np.unique(tested)]
+        scores["letters_scored"] = Score(float(len(found)), None, n_words)
+        scores["probe_f1"] = Score(float(f1.mean()), mean_stderr(f1), len(tested))
         words = hashlib.sha256("\n".join(self.words.words).encode()).hexdigest()
         return Result(
             scores,
+            by_letter if found else {},
             details={
                 "words": len(self.words.words),
                 "words_sha256": words,

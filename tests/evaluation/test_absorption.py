@@ -123,6 +123,9 @@ def test_what_is_absorbed_in_part_counts_in_part_and_not_as_full(world):
     of_letters = np.array([0.6 / 8, 0, 0, 0])
     stderr = result.scores["mean_absorption_fraction"].stderr
     assert stderr == pytest.approx(of_letters.std(ddof=1) / 2)  # clustered by letter: root of 4
+    assert result.by_document["mean_absorption_fraction"] == pytest.approx(of_letters)  # so SAEs are paired by letter
+    assert result.by_document["letters"] == [1, 1, 1, 1]
+    assert result.scores["mean_absorption_fraction"].formula == "mean_absorption_fraction / letters"
 
 
 def test_a_hierarchy_whose_child_is_common_is_split_and_not_absorbed(world):
