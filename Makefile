@@ -21,6 +21,7 @@ test: .venv/dev.stamp
 # their own the first time.
 parity: .venv/demo.stamp
 	$(BIN)/python tests/parity/run.py
+	$(BIN)/python tests/parity/absorption.py
 
 # Known holes in the pinned versions. Asks a service on the network, so it is no part of `make test`; without --strict, what
 # the service cannot be asked about would count as sound.

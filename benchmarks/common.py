@@ -51,6 +51,7 @@ ENVIRONMENTS = {
     "dictionary_learning": "dictionary_learning",
     "sparsify": "dictionary_learning",
     "sae_bench": "sae_bench",
+    "sae_bench_absorption": "sae_bench",
     "sae_lens_files": "sae_bench",  # which has SAELens in it
     "dictionary_learning_files": "dictionary_learning",
     "llamascopium_files": "llamascopium",

@@ -26,6 +26,10 @@ from .lm.corpus import Corpus as Corpus
 from .lm.families import Family as Family
 from .lm.families import register_family as register_family
 from .parsing import n_steps_in as n_steps_in
+from .probing.first_letters import LETTERS as LETTERS
+from .probing.first_letters import FirstLetters as FirstLetters
+from .probing.first_letters import LetterProbes as LetterProbes
+from .probing.first_letters import LetterWords as LetterWords
 from .probing.probe import ProbeScores as ProbeScores
 from .probing.texts import LabelledPassages as LabelledPassages
 from .probing.texts import ProbeTexts as ProbeTexts

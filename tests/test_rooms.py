@@ -6,7 +6,10 @@ from rooms import BESIDE, MAP, MODULES, PACKAGE, PLUGINS, ROOMS, ROOT, drawn_map
 WITHOUT_TORCH = {"words": {"device"}, "records": set(), "leaderboard": set(), "cli": set()}
 """Rooms that never load torch, nor anything that does; the files that are excepted."""
 
-OUTSIDE_OF_PLUGINS = {"torch", "jaxtyping", "pydantic", "numpy", "scipy", "typing", "math", "collections"}
+OUTSIDE_OF_PLUGINS = {
+    "torch", "jaxtyping", "pydantic", "numpy", "scipy", "sklearn", "typing", "math", "collections", "dataclasses",
+    "hashlib",
+}  # fmt: skip
 
 
 def loaded_by(module: str) -> set[str]:

@@ -6,9 +6,9 @@ they do decide is in the records of the tasks (`OwnText.identity`).
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from sae_bench.parsing import Flag, Heading
+from sae_bench.parsing import Count, Flag, Heading
 
 
 class TextSettings(BaseModel):
@@ -23,3 +23,5 @@ class TextSettings(BaseModel):
     probe_set: Annotated[tuple[str, ...], Flag(Heading.PROBING)] = ()
     """Labelled texts of your own to probe: csv, jsonl or parquet files with columns text and label, which has two
     values."""
+    absorption_words: Annotated[Count, Field(ge=1), Flag(Heading.PROBING)] = 150
+    """For absorption: at most so many words of each first letter, four in five of them for its probes to learn from."""
