@@ -82,10 +82,12 @@ def run(
     progress: Progress,
     log_to: str | None = None,
     crew: Crew | None = None,
+    *,
+    train_only: bool = False,
 ) -> Sequence[Record]:
     """Do the main job and return the run's records; `log_to` is where the training log is shown, too.
 
-    `crew` are those who work on it; without one this process does.
+    `crew` are those who work on it; without one this process does. With `train_only` nothing is evaluated.
 
     Raises:
         UserError: something asked for cannot be done; what was finished before stays.
@@ -98,7 +100,7 @@ def run(
         outline = crew.outline(kernels)
         check_recipes(folder, outline.saes)
         check_disk(folder, outline, config)
-        tasks = config.tasks or tuple(TASKS)
+        tasks = () if train_only else config.tasks or tuple(TASKS)
         order = Order(config, tasks, tuple(earlier), outline.kernels)
 
         def begun() -> None:
@@ -120,7 +122,8 @@ def run(
         interpret_saes(config, subjects, latent_tasks(tasks), folder, crew.provenance, progress)
         records = folder.records()
         check_comparable(records)
-        tables.write_board(folder.path, records)
+        if records:
+            tables.write_board(folder.path, records)
         return records
 
 

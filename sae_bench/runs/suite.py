@@ -1,7 +1,7 @@
-"""Suites: a run's settings in a TOML file, whose keys are the flags' names."""
+"""A run's configuration from what users give: by flags' names, as flags, in Python, or in a suite's TOML file."""
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +32,57 @@ def load_suite(name: str) -> dict[str, Any]:
         raise UserError(f"suite {path}: {error.strerror}; give the path of a readable TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"suite {path}: not valid TOML: {error}") from None
+    return fields_of(suite, f"suite {path}: ")
+
+
+def fields_of(given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Settings by the names of fields, from those of flags; `where` goes before what is wrong.
+
+    Raises:
+        UserError: a setting does not exist, or is there twice.
+    """
     fields = {flag.name: field for field, flag in RunConfig.flags().items()}
     settings: dict[str, Any] = {}
-    for key, value in suite.items():
+    for key, value in given.items():
         field = fields.get(key, key)
         if field not in fields.values():
-            raise UserError(f'suite {path}: unknown setting "{key}"{did_you_mean(key, fields)}')
+            raise UserError(f'{where}unknown setting "{key}"{did_you_mean(key, fields)}')
         if field in settings:
-            other = next(name for name in suite if fields.get(name, name) == field)
-            raise UserError(f'suite {path}: "{other}" and "{key}" are one setting: give it once')
+            other = next(name for name in given if fields.get(name, name) == field)
+            raise UserError(f'{where}"{other}" and "{key}" are one setting: give it once')
         if field in USED_FIRST and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
-            raise UserError(f"suite {path}: {key}: write a list of texts (given: {value!r})")
+            raise UserError(f"{where}{key}: write a list of texts (given: {value!r})")
         settings[field] = value
     return settings
+
+
+def configure(suite_name: str | None, flags: Mapping[str, Any]) -> RunConfig:
+    """A run's configuration: flags over the suite over defaults. Loads plugins, for their names to be known."""
+    from sae_bench.lm.model_names import HUB_MODELS
+    from sae_bench.registry import known_architectures, load_plugin
+
+    suite = load_suite(suite_name) if suite_name else {}
+    if suite.get("trust_remote_code") and not flags.get("trust_remote_code"):
+        code = f"suite {suite_name} runs code that comes with the model"
+        raise UserError(f"{code}: add --trust-remote-code if you trust it")
+    given = {**suite, **flags}
+    load_plugin(*given.get("plugins", ()))
+    sources: dict[str, Any] = {}
+    if given.get("saes"):
+        from sae_bench.runs.import_saes import name_sources
+
+        sources["saes"] = name_sources(given["saes"])
+    if "all" in [*_listed(given.get("layers")), *_listed(given.get("sites"))]:
+        from sae_bench.runs.whole_model import resolve_all
+
+        sources |= resolve_all(given)
+    on_hub = {*HUB_MODELS, *HUB_MODELS.values()}
+    return RunConfig.build(suite, flags, sources, known=known_architectures, hub_models=on_hub)
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    """A suite may say "all" for ["all"]."""
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def suite_files() -> Iterable[Path]:

@@ -312,7 +312,7 @@ class More(config.RunConfig):
 
 config.RunConfig = More
 from sae_bench.cli.main import app, main
-from sae_bench.cli.settings import configure
+from sae_bench.runs.suite import configure
 for arguments in ([], ["--config", sys.argv[1]], ["--config", sys.argv[1], "--cups", "2k"]):
     _, bound, _ = app.parse_args(arguments)
     command = bound.arguments.get("command")
