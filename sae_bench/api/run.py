@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -178,6 +178,7 @@ def evaluate(
         UserError: as `run`.
     """
     folder = Path(tempfile.mkdtemp(prefix="sae_bench-") if out is None else out)
+    settings = {**settings, "model": model, **({"tasks": tasks} if tasks else {})}
     if isinstance(sae, SAE | SparseAutoencoder):
         with tempfile.TemporaryDirectory() as files:
             if isinstance(sae, SAE):
@@ -185,9 +186,9 @@ def evaluate(
                 sae, settings = sae.autoencoder, {**place, **settings}
             own = to_built_in(sae)
             saelens.write(Path(files) / own.name, own, About({}, {}))
-            return run(out=folder, quiet=quiet, model=model, sae=files + "/" + own.name, tasks=tasks, **settings)
+            return run(out=folder, quiet=quiet, sae=files + "/" + own.name, **settings)
     sources = [sae] if isinstance(sae, str | Path) else sae
-    return run(out=folder, quiet=quiet, model=model, sae=[str(one) for one in sources], tasks=tasks, **settings)
+    return run(out=folder, quiet=quiet, sae=[str(one) for one in sources], **settings)
 
 
 def load_sae(name: str | Path, device: str = "cpu") -> SAE:
@@ -272,17 +273,12 @@ def work(
 
 
 def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by the names of fields, from those of flags; a single value where several may be is a list of one.
+    """Settings by the names of fields, from those of flags.
 
     Raises:
         UserError: there is no such setting.
     """
-    tuples = {name for name, field in RunConfig.model_fields.items() if get_origin(field.annotation) is tuple}
-    several = tuples | {flag.name for name, flag in RunConfig.flags().items() if name in tuples}
-    plain = {name: _plain(value) for name, value in given.items()}
-    return fields_of(
-        {name: value if isinstance(value, list) or name not in several else [value] for name, value in plain.items()}
-    )
+    return fields_of({name: _plain(value) for name, value in given.items()})
 
 
 def _plain(value: Any) -> Any:

@@ -134,7 +134,12 @@ def main(arguments: list[str] | None = None) -> None:
             code = app(arguments, exit_on_error=False, print_error=False)
     except UnusedCliTokensError as error:
         word = (error.unused_tokens or [""])[0]
-        code = _complain(f'unknown verb "{word}"{did_you_mean(word, (verb.__name__ for verb in VERBS))}')
+        words = sys.argv[1:] if arguments is None else arguments
+        before = [part for part in words[: words.index(word)] if part.startswith("--")]
+        if before:
+            code = _complain(f'"{word}" is too much: {before[-1]} takes one value')
+        else:
+            code = _complain(f'unknown verb "{word}"{did_you_mean(word, (verb.__name__ for verb in VERBS))}')
     except (CycloptsError, UserError) as error:
         code = _complain(str(error))
     except BrokenPipeError:  # whoever read our output, as `head` does, has enough

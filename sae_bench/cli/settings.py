@@ -29,7 +29,7 @@ def _typed(hint: Any, metadata: Sequence[Any] = ()) -> Any:
     if any(isinstance(one, BeforeValidator) for one in metadata):
         return list[str] if origin is tuple else str
     if origin is tuple:
-        return list[_typed(parts[0])]  # type: ignore[misc]
+        return list[str]
     if origin in (Union, UnionType):
         return _typed(next(part for part in parts if part is not NoneType))
     if origin is Annotated:
