@@ -1,7 +1,17 @@
 """The public names, and where each stands: for type checkers, and for `__init__.py`, which loads them from here."""
 
 from ._version import __version__ as __version__
+from .api.run import Compared as Compared
+from .api.run import Run as Run
+from .api.run import compare as compare
+from .api.run import evaluate as evaluate
+from .api.run import load_run as load_run
+from .api.run import load_sae as load_sae
+from .api.run import run as run
+from .api.run import train as train
+from .api.sae import SAE as SAE
 from .autointerp.scorer import Scorer as Scorer
+from .errors import UserError as UserError
 from .evaluation.document_sums import DocumentSums as DocumentSums
 from .evaluation.document_sums import OctaveSums as OctaveSums
 from .evaluation.recovery import abs_cosines as abs_cosines

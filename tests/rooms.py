@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sae_bench"
 MAP = ROOT / "docs" / "map.md"
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py"))
 PLUGINS = sorted([*ROOT.glob("architectures/*.py"), *ROOT.glob("tasks/*.py")])
 
 WORDS = {"_version", "errors", "progress", "signals", "parsing", "device", "registry"}
@@ -57,7 +57,8 @@ ROOMS = {
         "leaderboard",
         "runs",
     },
-    "cli": {"words", "records", "saes", "lm", "evaluation", "formats", "leaderboard", "runs", "distributed"},
+    "api": {"words", "records", "saes", "formats", "leaderboard", "runs", "distributed"},
+    "cli": {"words", "records", "saes", "lm", "evaluation", "formats", "leaderboard", "runs", "distributed", "api"},
 }
 """A room and the rooms that it may import from."""
 

@@ -4,11 +4,10 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
@@ -17,17 +16,13 @@ from sae_bench.cli.latents import explain
 from sae_bench.cli.leaderboard import board, claims, compare, figures, power, report, table
 from sae_bench.cli.lists import ls
 from sae_bench.cli.runs import convert, export, publish, quieten_libraries, verify
-from sae_bench.cli.settings import GROUPS, Settings, configure
+from sae_bench.cli.settings import GROUPS, Settings
 from sae_bench.errors import UserError, did_you_mean, one_line
 from sae_bench.parsing import Heading
 from sae_bench.progress import Progress
 from sae_bench.records.redact import install_redaction, redact
+from sae_bench.runs.suite import configure
 from sae_bench.signals import stop_signals
-
-if TYPE_CHECKING:
-    from sae_bench.records.run_folder import RunFolder
-    from sae_bench.records.schema import Record
-    from sae_bench.runs.config import RunConfig
 
 HELP = """Compare sparse autoencoder architectures on one stream of language-model activations.
 
@@ -92,9 +87,9 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
     quieten_libraries()
     if not command.quiet:  # what is done once, and under which licence, is news
         logging.getLogger("sae_bench").setLevel(logging.INFO)
+    from sae_bench.api.run import work
     from sae_bench.leaderboard import captions, tables
     from sae_bench.records.run_folder import RunFolder
-    from sae_bench.runs.pipeline import run
 
     folder = RunFolder(command.out or Path("runs") / config.name)
     if command.devices is not None or command.dollars_per_hour is not None:
@@ -112,14 +107,10 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
     if command.extend_tokens and command.out is None:
         raise UserError("--extend-tokens needs --out, the folder of the run that is to be trained further")
     with folder.locked():
-        if command.overwrite:
-            folder.clear()
-        else:
-            folder.check(config.identity, extended=command.extend_tokens)
-        if command.on is None:
-            records = run(config, folder, progress, command.log_to)
-        else:
-            records = run_on_cluster(command.on, config, folder, progress, command.log_to, command.capture or "auto")
+        records = work(
+            config, folder, progress, command.on, command.capture or "auto", command.log_to,
+            overwrite=command.overwrite, extend_tokens=command.extend_tokens,
+        )  # fmt: skip
         if command.emit:
             from sae_bench.formats.saebench import emit
 
@@ -127,27 +118,6 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
     print(tables.terminal(records))
     progress.say(f"records and tables: {folder.path}")
     return 1 if captions.failed(records) else 0
-
-
-def run_on_cluster(
-    on: str,
-    config: "RunConfig",
-    folder: "RunFolder",
-    progress: Progress,
-    log_to: str | None,
-    capture: Literal["auto", "shared", "own"],
-) -> "Sequence[Record]":
-    """The main job on a cluster of Ray's."""
-    from sae_bench.runs.pipeline import run
-
-    try:
-        from sae_bench.distributed.crew import cluster_crew
-    except ImportError as error:
-        if error.name not in ("ray", "grpc"):
-            raise
-        raise UserError("--on needs Ray: pip install 'sae-arch-bench[ray]'") from None
-    with cluster_crew(on, config, folder, progress, log_to, capture) as crew:
-        return run(config, folder, crew.progress, log_to, crew)
 
 
 VERBS = (ls, table, compare, power, claims, figures, report, board, explain, verify, export, convert, publish)
@@ -164,7 +134,12 @@ def main(arguments: list[str] | None = None) -> None:
             code = app(arguments, exit_on_error=False, print_error=False)
     except UnusedCliTokensError as error:
         word = (error.unused_tokens or [""])[0]
-        code = _complain(f'unknown verb "{word}"{did_you_mean(word, (verb.__name__ for verb in VERBS))}')
+        words = sys.argv[1:] if arguments is None else arguments
+        before = [part for part in words[: words.index(word)] if part.startswith("--")]
+        if before:
+            code = _complain(f'"{word}" is too much: {before[-1]} takes one value')
+        else:
+            code = _complain(f'unknown verb "{word}"{did_you_mean(word, (verb.__name__ for verb in VERBS))}')
     except (CycloptsError, UserError) as error:
         code = _complain(str(error))
     except BrokenPipeError:  # whoever read our output, as `head` does, has enough

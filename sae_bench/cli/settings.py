@@ -8,7 +8,6 @@ from cyclopts import Group, Parameter
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
-from sae_bench.errors import UserError
 from sae_bench.parsing import Flag, Heading
 from sae_bench.runs.config import RunConfig
 
@@ -30,7 +29,7 @@ def _typed(hint: Any, metadata: Sequence[Any] = ()) -> Any:
     if any(isinstance(one, BeforeValidator) for one in metadata):
         return list[str] if origin is tuple else str
     if origin is tuple:
-        return list[_typed(parts[0])]  # type: ignore[misc]
+        return list[str]
     if origin in (Union, UnionType):
         return _typed(next(part for part in parts if part is not NoneType))
     if origin is Annotated:
@@ -47,33 +46,3 @@ else:
         for name, flag in RunConfig.flags().items()
     }
     Settings = Annotated[TypedDict("Settings", shown, total=False), Parameter(name="*")]
-
-
-def _listed(value: Any) -> Sequence[Any]:
-    """A suite may say "all" for ["all"]."""
-    return value if isinstance(value, list | tuple) else [value]
-
-
-def configure(suite_name: str | None, flags: Mapping[str, Any]) -> RunConfig:
-    """A run's configuration: flags over the suite over defaults. Loads plugins, for their names to be known."""
-    from sae_bench.lm.model_names import HUB_MODELS
-    from sae_bench.registry import known_architectures, load_plugin
-    from sae_bench.runs.suite import load_suite
-
-    suite = load_suite(suite_name) if suite_name else {}
-    if suite.get("trust_remote_code") and not flags.get("trust_remote_code"):
-        code = f"suite {suite_name} runs code that comes with the model"
-        raise UserError(f"{code}: add --trust-remote-code if you trust it")
-    given = {**suite, **flags}
-    load_plugin(*given.get("plugins", ()))
-    sources: dict[str, Any] = {}
-    if given.get("saes"):
-        from sae_bench.runs.import_saes import name_sources
-
-        sources["saes"] = name_sources(given["saes"])
-    if "all" in [*_listed(given.get("layers")), *_listed(given.get("sites"))]:
-        from sae_bench.runs.whole_model import resolve_all
-
-        sources |= resolve_all(given)
-    on_hub = {*HUB_MODELS, *HUB_MODELS.values()}
-    return RunConfig.build(suite, flags, sources, known=known_architectures, hub_models=on_hub)

@@ -82,7 +82,8 @@ def written(
     What is not told apart from the best is in bold; in text it has an asterisk, in csv a column.
     """
     if form == "csv":
-        return _csv(comparisons, metrics, l0s)
+        # To nine digits, for the last ones depend on which processor added up.
+        return render.csv_table(long_table(comparisons, metrics, l0s), float_format="%.9g")
     tables = list(shown(comparisons, metrics, l0s, top))
     if form == "tex":
         return "\n".join(_latex(table, facts) for table in tables)
@@ -116,11 +117,8 @@ def _latex(table: Table, facts: str) -> str:
     return render.latex_table(columns, head, body, caption, caption_first=True)
 
 
-def _csv(comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequence[float]) -> str:
-    """One row for each setting, metric, architecture and L0 (or the area), with its 95% interval.
-
-    To nine digits, for the last ones depend on which processor added up.
-    """
+def long_table(comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequence[float]) -> pd.DataFrame:
+    """One row for each setting, metric, architecture and L0 (or the area), with its 95% interval."""
     rows: list[dict[str, Any]] = []
     for comparison, metric in product(comparisons, metrics):
         standings, controls = _standings(comparison, metric, l0s), controls_of(comparison)
@@ -137,7 +135,7 @@ def _csv(comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequenc
                     "documents": comparison.design.n_documents,
                 }
             )  # fmt: skip
-    return render.csv_table(pd.DataFrame(rows), float_format="%.9g")
+    return pd.DataFrame(rows)
 
 
 def _standings(comparison: Comparison, metric: str, l0s: Sequence[float]) -> dict[str, list[Standing]]:

@@ -82,10 +82,12 @@ def run(
     progress: Progress,
     log_to: str | None = None,
     crew: Crew | None = None,
+    *,
+    train_only: bool = False,
 ) -> Sequence[Record]:
     """Do the main job and return the run's records; `log_to` is where the training log is shown, too.
 
-    `crew` are those who work on it; without one this process does.
+    `crew` are those who work on it; without one this process does. With `train_only` nothing is evaluated.
 
     Raises:
         UserError: something asked for cannot be done; what was finished before stays.
@@ -93,7 +95,7 @@ def run(
     with log_sink(log_to, folder.path) as sink:
         check_names(config)
         check_judge(config)
-        tasks = config.tasks or default_tasks()
+        tasks = () if train_only else config.tasks or default_tasks()
         texts = read_texts(tasks, config)
         earlier, kernels = begin(folder, config)
         crew = crew or LocalCrew(config, folder, progress, sink)
@@ -101,8 +103,9 @@ def run(
         check_recipes(folder, outline.saes)
         check_disk(folder, outline, config)
         without = outline.inapplicable
-        unasked = {name for name, task in token_tasks(tasks).items() if task.needs_truth and name in without}
-        tasks = config.tasks or tuple(name for name in tasks if name not in unasked)
+        if not config.tasks:
+            unasked = {name for name, task in token_tasks(tasks).items() if task.needs_truth and name in without}
+            tasks = tuple(name for name in tasks if name not in unasked)
         collected = [name for name in tasks if name not in without or name not in latent_tasks(tasks)]
         order = Order(config, tuple(collected), tuple(earlier), outline.kernels)
 
@@ -125,7 +128,8 @@ def run(
         interpret_saes(config, subjects, latent_tasks(tasks), folder, crew.provenance, progress, without)
         records = folder.records()
         check_comparable(records)
-        tables.write_board(folder.path, records)
+        if records:
+            tables.write_board(folder.path, records)
         return records
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sae_bench.cli.main import app
 from sae_bench.registry import known_architectures
 from sae_bench.runs.config import RunConfig
-from sae_bench.runs.suite import load_suite, suite_files
+from sae_bench.runs.suite import load_suite, several, suite_files
 from sae_bench.runs.whole_model import resolve_all
 
 ROOT = Path(__file__).parents[2]
@@ -185,8 +185,9 @@ def poisoned_run(model, tokens, points):
         ("token = 3", 'did you mean "tokens"?'),
         ("archz = []", 'did you mean "arch"?'),
         ("arch = ['topk']\narchs = ['relu']", '"arch" and "archs" are one setting: give it once'),
-        ("plugins = 'mine.py'", "plugins: write a list of texts (given: 'mine.py')"),
-        ("sae = [3]", "sae: write a list of texts (given: [3])"),
+        ("plugins = [3]", "plugin: write a text or a list of texts (given: [3])"),
+        ("sae = [3]", "sae: write a text or a list of texts (given: [3])"),
+        ("l0 = []", "l0: give a value, or leave it out"),
         (None, "No such file"),
     ],
 )
@@ -297,7 +298,9 @@ def test_a_suite_may_call_a_setting_as_its_flag_does_or_as_run_json_does(tmp_pat
         suite = tmp_path / f"{place}.toml"
         lines = zip(keys, (json.dumps(values.get(name, 3)) for name in names), strict=True)
         suite.write_text("".join(f"{key} = {value}\n" for key, value in lines))
-        assert load_suite(str(suite)) == {field: values.get(name, 3) for name, field in names.items()}
+        found = load_suite(str(suite))
+        assert found == several({field: values.get(name, 3) for name, field in names.items()})
+        assert (found["seeds"], found["tokens"]) == ([3], 3), "what may have several values is a list"
 
 
 ONE_FIELD = '''
@@ -312,7 +315,7 @@ class More(config.RunConfig):
 
 config.RunConfig = More
 from sae_bench.cli.main import app, main
-from sae_bench.cli.settings import configure
+from sae_bench.runs.suite import configure
 for arguments in ([], ["--config", sys.argv[1]], ["--config", sys.argv[1], "--cups", "2k"]):
     _, bound, _ = app.parse_args(arguments)
     command = bound.arguments.get("command")
@@ -344,6 +347,39 @@ def test_settings_of_an_architecture_reach_it(capsys, settings):
     )
     assert (own["options"]["penalty"], own["recipe"]["lr"]) == ("ri_l1", 5e-4)
     assert plain["options"]["penalty"] == "l1"
+
+
+def test_commas_may_stand_between_values_and_a_single_one_needs_no_list(capsys, settings, tmp_path):
+    (tmp_path / "suite.toml").write_text('widths = "1k"\narch = "topk"\nlayer = "0,2"\n')
+    suite = {name: value for name, value in settings.items() if name not in ("--width", "--arch", "--layer", "--l0")}
+    command = flags(suite | {"--config": tmp_path / "suite.toml", "--l0": "4,8", "--seed": ("0,1", 2)})
+    assert bench(*command, "--dry-run") == 0
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("topk.")]
+    assert len(rows) == len({*rows}) == 2 * 2 * 3
+    assert "topk.layer_2.resid_post.w1024.l0_8.seed2" in rows
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["--l0"], "--l0: give a value, or leave it out"),
+        (["--tasks"], "--tasks: give a value, or leave it out"),
+        (["--l0", "4,x"], "--l0: should be a valid number, unable to parse string as a number (given: 'x')"),
+        (["--model", "demo", "pythia-70m"], '"pythia-70m" is too much: --model takes one value'),
+        (["tabel"], 'unknown verb "tabel" (did you mean "table"?'),
+    ],
+)
+def test_what_is_missing_or_too_much_is_named(capsys, command, says):
+    assert bench(*command) == 2
+    assert f"error: {says}" in capsys.readouterr().err
+
+
+def test_ls_alone_lists_everything(capsys):
+    assert bench("ls") == 0
+    said = capsys.readouterr().out
+    for kind, name in (("archs", "topk"), ("tasks", "reconstruction"), ("sites", "resid_post"), ("suites", "demo-all")):
+        assert f"{kind}:\n" in said
+        assert f"\n{name} " in said
 
 
 def test_a_setting_may_be_a_list_or_a_fraction_without_its_zero(capsys, settings):

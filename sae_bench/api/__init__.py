@@ -1,0 +1,1 @@
+"""The harness from Python, as first-class as the command line."""
