@@ -8,7 +8,7 @@ import pytest
 from command import bench, files
 from synthetic import HOSTILE, records, typed, write_run
 
-from sae_bench.leaderboard import compare_table
+from sae_bench.leaderboard import captions, compare_table
 from sae_bench.leaderboard import tables as leaderboard
 from sae_bench.leaderboard.board_folder import outputs
 from sae_bench.leaderboard.board_table import table
@@ -111,7 +111,7 @@ def test_all_tables_of_latex_compile_in_a_minimal_document(tmp_path):
     for record in of:
         record["provenance"]["dataset"] = r"a_b % & # $ ~ ^ \ { } < > | [x] *"
     of = typed(of)
-    compared, facts = comparisons(of, ["fve", "delta_lm_loss"]), leaderboard.caption(of)
+    compared, facts = comparisons(of, ["fve", "delta_lm_loss"]), captions.caption(of)
     tables = [
         leaderboard.latex(of),
         compare_table.written("tex", compared, ["fve", "delta_lm_loss"], (20.0, 50.0), facts),
