@@ -36,7 +36,7 @@ from sae_bench import ARCHITECTURES, SAEConfig
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
-from sae_bench.runs.config import ArchSpec
+from sae_bench.runs.arch_spec import ArchSpec
 from sae_bench.runs.plan import settle
 from sae_bench.saes.kernel_choice import crossovers
 from sae_bench.training.initial_values import INIT_SAMPLE

@@ -23,7 +23,7 @@ from sae_bench.errors import UserError
 from sae_bench.evaluation.contract import check_task, require, scaled_activations
 from sae_bench.lm.sites import Site
 from sae_bench.registry import ARCHITECTURES
-from sae_bench.runs.config import ArchSpec
+from sae_bench.runs.arch_spec import ArchSpec
 from sae_bench.runs.plan import settle
 from sae_bench.saes.active import Latents, as_active, kernels
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder, initial_decoder

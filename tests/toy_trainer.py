@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sae_bench import ARCHITECTURES, SAEConfig, SparseAutoencoder
 from sae_bench.lm.sites import Site
-from sae_bench.runs.config import ArchSpec
+from sae_bench.runs.arch_spec import ArchSpec
 from sae_bench.runs.plan import settle
 from sae_bench.training.recipe import Recipe
 from sae_bench.training.trainer import SAETrainer, StepSettings

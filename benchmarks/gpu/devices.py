@@ -20,7 +20,7 @@ from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site, find_site
 from sae_bench.progress import Progress
 from sae_bench.registry import known_architectures
-from sae_bench.runs.config import ArchSpec
+from sae_bench.runs.arch_spec import ArchSpec
 from sae_bench.runs.plan import settle
 from sae_bench.saes.active import kernels
 from sae_bench.saes.rules import Above, Largest, LargestOfBatch, Rule

@@ -24,7 +24,7 @@ from sae_bench.lm.model import CleanPass, LanguageModel
 from sae_bench.lm.sites import find_site
 from sae_bench.progress import Progress
 from sae_bench.registry import known_architectures
-from sae_bench.runs.config import ArchSpec
+from sae_bench.runs.arch_spec import ArchSpec
 from sae_bench.runs.plan import settle
 
 ABOUT = "(e) Evaluation"

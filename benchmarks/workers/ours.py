@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae_bench import ARCHITECTURES, SAEConfig, SparseAutoencoder, Step, active_per_token
 from sae_bench.lm.sites import Site
-from sae_bench.runs.config import ArchSpec
+from sae_bench.runs.arch_spec import ArchSpec
 from sae_bench.runs.plan import settle
 from sae_bench.saes.active import Kernels
 from sae_bench.saes.kernel_choice import crossovers

@@ -3,15 +3,12 @@
 A preset, `short` or `paper`, fills in what is not said: sizes here, the rest in `training.recipe`.
 """
 
-import ast
-import contextlib
-import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from sae_bench.autointerp.settings import DEFAULT_TOKENS, JudgeConfig
 from sae_bench.errors import UserError, did_you_mean
@@ -19,6 +16,7 @@ from sae_bench.evaluation.settings import TextSettings
 from sae_bench.parsing import Bytes, Count, Flag, Heading, parse_count, parse_layers
 from sae_bench.records.files import digest_of
 from sae_bench.records.names import file_name
+from sae_bench.runs.arch_spec import ArchSpec, Strict
 from sae_bench.synthetic.settings import NAME, WorldSettings, is_synthetic, run_defaults, world_settings
 from sae_bench.training.recipe import Preset
 
@@ -46,10 +44,6 @@ def _checked_interval(text: object) -> str:
     return str(text)
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
-
-
 _RUN_DEFAULTS: dict[Preset, dict[str, Any]] = {
     "paper": {
         "tokens": 8_000_000_000, "eval_tokens": 1_000_000, "context_size": 1024, "batch_size": 4096,
@@ -60,44 +54,6 @@ _RUN_DEFAULTS: dict[Preset, dict[str, Any]] = {
         "buffer_tokens": 262_144, "reuse": 8, "widths": (2048,), "l0s": (32.0,),
     },
 }  # fmt: skip
-
-
-class ArchSpec(Strict):
-    """An architecture as asked for: `gated`, or with settings, `gated:penalty=ri_l1,lr=5e-4`.
-
-    Settings name the architecture's options or fields of the recipe; which is which is found when it is built.
-    """
-
-    name: str
-    settings: dict[str, Any] = Field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, text: object) -> "ArchSpec":
-        if not isinstance(text, str):
-            return cls.model_validate(text)
-        name, _, rest = text.partition(":")
-        settings: dict[str, Any] = {}
-        for pair in filter(None, re.split(r",(?![^\[]*\])", rest)):  # a comma inside [...] belongs to a value
-            key, equals, value = pair.partition("=")
-            if not equals:
-                raise ValueError(f'architecture "{text}": "{pair}" is not key=value; write NAME:key=value,key=value')
-            settings[key.strip()] = _plain_value(value.strip())
-        return cls(name=name, settings=settings)
-
-    @property
-    def label(self) -> str:
-        """How tables call it."""
-        settings = ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
-                            for key, value in self.settings.items())  # fmt: skip
-        return f"{self.name}:{settings}" if settings else self.name
-
-
-def _plain_value(text: str) -> Any:
-    with contextlib.suppress(json.JSONDecodeError):
-        return json.loads(text.lower())
-    with contextlib.suppress(ValueError, SyntaxError):
-        return ast.literal_eval(text)  # .5, which is no JSON
-    return text
 
 
 class ImportedSAE(Strict):

@@ -15,7 +15,8 @@ from sae_bench.lm.sites import Site
 from sae_bench.records.names import file_name
 from sae_bench.records.schema import SAEDescription, SiteDescription
 from sae_bench.registry import ARCHITECTURES, SCORERS, TASKS
-from sae_bench.runs.config import ArchSpec, RunConfig
+from sae_bench.runs.arch_spec import ArchSpec
+from sae_bench.runs.config import RunConfig
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder
 from sae_bench.training.recipe import Preset, Recipe, recipe_for
 

@@ -14,7 +14,8 @@ from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.model_names import HUB_MODELS
 from sae_bench.lm.sites import Site
 from sae_bench.runs import costs
-from sae_bench.runs.config import ArchSpec, RunConfig
+from sae_bench.runs.arch_spec import ArchSpec
+from sae_bench.runs.config import RunConfig
 from sae_bench.runs.costs import CARDS, Peaks, encoding_seconds, peaks_of, step_seconds
 from sae_bench.runs.plan import SAEPlan
 from sae_bench.runs.rates import known_rate, remember_rate

@@ -25,7 +25,7 @@ from twins import (
 )
 
 from sae_bench import ARCHITECTURES, SAEConfig, SparseAutoencoder, Step
-from sae_bench.runs.config import ArchSpec
+from sae_bench.runs.arch_spec import ArchSpec
 from sae_bench.runs.plan import settle
 from sae_bench.saes.base import START_OVER
 

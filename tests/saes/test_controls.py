@@ -13,7 +13,8 @@ from sae_bench import ARCHITECTURES, SAEConfig, SparseAutoencoder
 from sae_bench.errors import UserError
 from sae_bench.lm.sites import Site
 from sae_bench.registry import known_architectures
-from sae_bench.runs.config import ArchSpec, RunConfig
+from sae_bench.runs.arch_spec import ArchSpec
+from sae_bench.runs.config import RunConfig
 from sae_bench.runs.plan import settle
 from sae_bench.saes.base import initial_decoder
 from sae_bench.training.trainer import SAETrainer, StepSettings

@@ -14,7 +14,7 @@ from torch import Tensor
 from twins import quadratic_twin, step, tanh_twin
 
 from sae_bench import ARCHITECTURES, SAEConfig, jump_relu
-from sae_bench.runs.config import ArchSpec
+from sae_bench.runs.arch_spec import ArchSpec
 from sae_bench.runs.plan import settle
 from sae_bench.testing import check_architecture
 from sae_bench.training.schedules import sparsity_factor

@@ -14,7 +14,7 @@ from torch import Tensor
 from toy_trainer import activations, begun
 
 from sae_bench import ARCHITECTURES, SAEConfig
-from sae_bench.runs.config import ArchSpec
+from sae_bench.runs.arch_spec import ArchSpec
 from sae_bench.runs.plan import settle
 from sae_bench.training import optimiser as optimiser_module
 from sae_bench.training import trainer as trainer_module
