@@ -37,7 +37,7 @@ PARTS: tuple[tuple[object, str, str], ...] = (
     (SparseAutoencoder, "decode", "decode"),
     (CleanPass, "splice", "replays"),
     (loop, "token_losses", "vocabulary"),
-    *((task, "update", f"task {name}") for name, task in token_tasks(TASKS).items()),
+    *((task, "update", f"task {name}") for name, task in token_tasks(TASKS).items() if not task.needs_truth),
     *((ARCHITECTURES[arch], "encode", "encode") for arch in known_architectures(False)),
 )
 """Who has it, its name, the part that it is."""
@@ -83,7 +83,10 @@ def timed(lm: LanguageModel, text: Text, scale: Scale, saes: list[SparseAutoenco
         torch.cuda.reset_peak_memory_stats()
     held_out = stream(lm, text, scale, "eval", scale.n_evaluated)
     site = find_site(lm.model, "resid_post", scale.layer)
-    candidates = [Candidate(sae, site, {name: task() for name, task in token_tasks(TASKS).items()}) for sae in saes]
+    candidates = [
+        Candidate(sae, site, {name: task() for name, task in token_tasks(TASKS).items() if not task.needs_truth})
+        for sae in saes
+    ]
     with patch.object(loop, "BATCH_BYTES", factor * loop.BATCH_BYTES):
         at_once = loop.contexts_at_once(lm, scale.context)
         start = time.perf_counter()

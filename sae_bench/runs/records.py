@@ -3,7 +3,6 @@
 import datetime
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from sae_bench.activations_cache.model import CachedModel
@@ -23,7 +22,7 @@ def is_missing(
     config_hash: str,
     model_sha256: str,
     siblings: Sequence[SAEDescription] = (),
-    comparable: Mapping[str, str] = MappingProxyType({}),
+    comparable: Mapping[str, str] | None = None,
 ) -> bool:
     """Whether there is no record of this SAE, task and model as they are now; what failed in evaluation is missing.
 
@@ -31,7 +30,7 @@ def is_missing(
     """
     if record is None:
         return True
-    if record.siblings != hashes_of(siblings) or record.comparable != comparable:
+    if record.siblings != hashes_of(siblings) or (comparable is not None and record.comparable != comparable):
         return True
     made = record.provenance
     then = made.config_hash, made.model_sha256, record.task_version, record.sae.weights_sha256, record.failure

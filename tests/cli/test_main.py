@@ -30,6 +30,7 @@ FLAGS = set(
     --latents --interp-tokens --hard-negatives --chance --autointerp-scorers --judge-model --judge-base-url
     --explainer-model --explainer-base-url --judge-excerpts --judge-budget --judge-prices --judge-concurrency
     --judge-timeout
+    --activations-cache --cache-limit --probe-sets --probe-set --absorption-words
     --extend-tokens --emit --log-to --dry-run --quiet --devices --dollars-per-hour --on --capture
     """.split()  # noqa: SIM905
 )

@@ -104,7 +104,8 @@ def ancestors(process: int) -> list[int]:
     return [parent, *ancestors(parent)] if parent > 1 else []
 
 
-def kill_a_worker() -> None:
-    """An event: SIGKILL, as the kernel sends it where memory is out."""
+def kill_workers() -> None:
+    """An event: SIGKILL to all that work on cells, as the kernel sends it where memory is out."""
     wait_for(workers_at_cells)
-    os.kill(workers_at_cells()[0], signal.SIGKILL)
+    for worker in workers_at_cells():
+        os.kill(worker, signal.SIGKILL)

@@ -15,7 +15,7 @@ import pytest
 from command import bench, files, flags
 from local_cluster import (
     checkpoints,
-    kill_a_worker,
+    kill_workers,
     local_cluster,
     meanwhile,
     more_checkpoints,
@@ -117,7 +117,7 @@ def test_a_worker_and_a_node_are_killed_on_the_way(settings, whole, cluster, tmp
     def kill_a_node() -> None:
         cluster.remove_node(lost, allow_graceful=False)
 
-    with meanwhile(more_checkpoints(out, 2), kill_a_worker, more_checkpoints(out, 2), kill_a_node):
+    with meanwhile(more_checkpoints(out, 2), kill_workers, more_checkpoints(out, 2), kill_a_node):
         assert bench(*command(settings, out, cluster.address)) == 0
     assert "begins again: WorkerCrashedError" in capsys.readouterr().err
     assert "going on after step" in "".join(path.read_text() for path in (out / "logs").iterdir())
@@ -127,7 +127,7 @@ def test_a_worker_and_a_node_are_killed_on_the_way(settings, whole, cluster, tmp
 def test_files_come_through_the_object_store_where_nodes_see_no_folder(settings, whole, cluster, tmp_path, monkeypatch):
     out = tmp_path / "run"
     monkeypatch.setattr(crew_module, "slots_of", apart(crew_module.slots_of))
-    with meanwhile(more_checkpoints(out, 2), kill_a_worker):
+    with meanwhile(more_checkpoints(out, 2), kill_workers):
         assert bench(*command(settings, out, cluster.address), "--quiet") == 0
     same(out, whole)
     logs = "".join(path.read_text() for path in (out / "logs").iterdir())

@@ -34,7 +34,7 @@ def test_all_is_what_the_model_has_and_the_sites_of_gemma_scope():
 @pytest.mark.parametrize("suite", ["gemma-2-2b", "gemma-2-9b"])
 def test_a_suite_of_a_whole_model_is_that_of_its_middle_layer_elsewhere(suite):
     middle, whole = load_suite(suite), load_suite(f"{suite}-all")
-    assert whole == middle | {"layers": "all", "sites": "all"}
+    assert whole == middle | {"layers": ["all"], "sites": ["all"]}
 
 
 @pytest.mark.parametrize("build", [tiny_gemma2, tiny_gpt_neox])
