@@ -175,7 +175,7 @@ def test_activations_that_overflow_are_a_mistake(capsys, settings, monkeypatch):
 def poisoned_run(model, tokens, points):
     seen = {key: torch.ones(*tokens.shape, 32) for key in points}
     for x in seen.values():
-        x[-1, -1, 7] = torch.inf
+        x[:, -1, 7] = torch.inf
     return seen
 
 
