@@ -17,6 +17,8 @@ jaxtyping.install_import_hook("sae_bench", "conftest.typechecker")
 from command import write_corpus  # noqa: E402  (after the hook)
 from tiny import save_tiny  # noqa: E402
 
+from sae_bench.registry import ARCHITECTURES, CORPORA, MODELS, SCORERS, TASKS  # noqa: E402
+
 torch.set_num_threads(1)  # everything is tiny, and machines are shared
 
 SENTENCES = [
@@ -56,6 +58,17 @@ def gemma2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus in words that the tiny models know."""
     return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_plugins() -> Iterator[None]:
+    """What a module's tests register is gone with them: "all" architectures are the same for every module."""
+    registries = (ARCHITECTURES, TASKS, SCORERS, MODELS, CORPORA)
+    before = [{*registry._classes} for registry in registries]
+    yield
+    for registry, names in zip(registries, before, strict=True):
+        for name in {*registry._classes} - names - registry._modules().keys():
+            del registry._classes[name]
 
 
 @pytest.fixture(scope="module")
