@@ -5,6 +5,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import ray
 import torch
@@ -30,7 +31,6 @@ N_STEPS = SERVING.n_steps(N_TOKENS)
 
 def toy_model() -> LanguageModel:
     torch.set_num_threads(1)
-    capture.CAPTURE_TOKENS = {"cpu": 20 * CONTEXT, "cuda": 0}
     return LanguageModel(tiny_gemma2(), tiny_tokenizer(), "tiny")
 
 
@@ -55,7 +55,10 @@ def toy_buffer(
     streams["train"].watch = streams["eval"].shared_runs()
     serving = Serving(SERVING.batch_size, SERVING.buffer_tokens, SERVING.reuse, seeds)
     sites = sites or toy_sites(lm)
-    return ActivationBuffer(lm, streams["train"], sites, serving, Progress(quiet=True), scaling=scaling, state=state)
+    with patch.dict(capture.CAPTURE_TOKENS, cpu=20 * CONTEXT):  # several passes in a half
+        return ActivationBuffer(
+            lm, streams["train"], sites, serving, Progress(quiet=True), scaling=scaling, state=state
+        )
 
 
 def opener(corpus: str) -> OpenBuffer:

@@ -15,7 +15,6 @@ from sae_bench.activations_cache import store
 from sae_bench.lm.model import LanguageModel
 from sae_bench.records.files import read_sealed, write_sealed
 from sae_bench.runs import sources
-from sae_bench.training import capture
 from sae_bench.training import trainer as trainer_module
 
 
@@ -41,7 +40,6 @@ def settings(gemma2_folder, corpus, at_work):
 def small_shards():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "SHARD_BYTES", 100_000)
-        patch.setattr(capture, "CAPTURE_TOKENS", {"cpu": 4096, "cuda": 32_768})
         yield
 
 
