@@ -76,17 +76,25 @@ def own_set(file: str) -> ProbeSet:
     import pandas as pd
 
     try:
+        # As it is written: "007" is no number, and "NA" no gap.
         if path.suffix == ".csv":
-            table = pd.read_csv(path)
+            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        elif path.suffix == ".jsonl":
+            table = pd.read_json(path, lines=True, dtype=False)
         else:
-            table = pd.read_json(path, lines=True) if path.suffix == ".jsonl" else pd.read_parquet(path)
-    except (ValueError, OSError) as error:
+            table = pd.read_parquet(path)
+    except (ValueError, TypeError, OSError) as error:  # TypeError: a line of null
         said = " ".join(str(error).split())
         raise UserError(f'--probe-set "{file}" cannot be read as {path.suffix[1:]}: {said}') from None
     for column in ("text", "label"):
         if column not in table.columns:
             found = ", ".join(map(str, table.columns))
             raise UserError(f'--probe-set "{file}": no column "{column}" among: {found}; name one so')
+    for i, text in enumerate(table["text"]):
+        if not isinstance(text, str) and text is not None:
+            raise UserError(
+                f'--probe-set "{file}": row {i + 1} of column "text" holds {type(text).__name__}, not text; mend it'
+            )
     return _labelled(path.stem, table, "text", "label", path)
 
 
@@ -115,7 +123,9 @@ def _compressed(path: Path) -> Any:
 
 def _labelled(name: str, table: Any, text: str, label: str, path: Path) -> ProbeSet:
     """A set of a table's two columns, whose labels are numbered in their order."""
-    empty = table[text].isna() | table[label].isna() | (table[text].astype(str).str.strip() == "")
+    empty = table[text].isna() | table[label].isna()
+    for column in (text, label):
+        empty |= table[column].astype(str).str.strip() == ""
     if empty.any():
         raise UserError(
             f'probe set "{name}": row {int(np.argmax(empty)) + 1} has no text or no label; fill it, or drop it'

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import json
+import math
 import re
 from typing import Any
 
@@ -32,6 +33,8 @@ class ArchSpec(Strict):
             key, equals, value = pair.partition("=")
             if not equals:
                 raise ValueError(f'architecture "{text}": "{pair}" is not key=value; write NAME:key=value,key=value')
+            if key.strip() in settings:
+                raise ValueError(f'architecture "{text}": {key.strip()} is given twice; give it once')
             settings[key.strip()] = _plain_value(value.strip())
         return cls(name=name, settings=settings)
 
@@ -44,8 +47,23 @@ class ArchSpec(Strict):
 
 
 def _plain_value(text: str) -> Any:
-    with contextlib.suppress(json.JSONDecodeError):
-        return json.loads(text.lower())
-    with contextlib.suppress(ValueError, SyntaxError):
-        return ast.literal_eval(text)  # .5, which is no JSON
-    return text
+    value: Any = text
+    try:
+        value = json.loads(text.lower())
+    except json.JSONDecodeError:
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError):
+            value = ast.literal_eval(text)  # .5, which is no JSON
+    except RecursionError:
+        raise ValueError(f"{text[:20]}... is nested too deeply: write a number, a word or a list") from None
+    if not _is_plain(value):
+        raise ValueError(f"{text} is no finite number, word or list of them")
+    return value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is one that records can hold."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value, *value.values())))
+    return math.isfinite(value) if isinstance(value, float) else isinstance(value, str | int | None)

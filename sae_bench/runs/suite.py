@@ -102,9 +102,18 @@ def several(settings: Mapping[str, Any], where: str = "--") -> dict[str, Any]:
         if name in USED_FIRST and not all(isinstance(value, str) for value in values):
             raise UserError(f"{where}{flags[name].name}: write a text or a list of texts (given: {settings[name]!r})")
         if name in SEPARATED:
-            values = [part for value in values for part in (value.split(",") if isinstance(value, str) else [value])]
+            values = [part for value in values for part in _parts(value)]
+            if "" in values:
+                raise UserError(
+                    f"{where}{flags[name].name}: a value is missing beside a comma (given: {settings[name]!r})"
+                )
         found[name] = values
     return found
+
+
+def _parts(value: object) -> list[object]:
+    """What commas separate in a text; anything else is one value."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else [value]
 
 
 def suite_files() -> Iterable[Path]:

@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sae_bench.errors import UserError, did_you_mean
 
@@ -16,7 +16,9 @@ BLOCK = 256
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, le=1e6)]
+"""Far below what float32 holds, so that activations are finite."""
+Magnitude = Annotated[float, Field(gt=0, le=1e6)]
 
 
 class WorldSettings(BaseModel):
@@ -31,7 +33,7 @@ class WorldSettings(BaseModel):
     d_in: Positive
     n_roots: Annotated[int, Field(ge=0)]
     """Trees of the hierarchy, which takes the features breadth first, from the most frequent; 0: no hierarchy."""
-    n_children: Positive = 4
+    n_children: Annotated[int, Field(gt=0, le=1_000_000)] = 4
     """Of every feature of a tree that is not at its depth."""
     depth: Positive = 3
     """Levels below the roots."""
@@ -47,9 +49,9 @@ class WorldSettings(BaseModel):
     """Of the rank r: probabilities go as r^-exponent, mapped onto the two above."""
     correlation_rank: Annotated[int, Field(ge=0)] = 25
     correlation_scale: NotNegative = 0.1
-    first_magnitude: NotNegative = 5.0
+    first_magnitude: Magnitude = 5.0
     """Mean magnitude of the first feature; it goes linearly to that of the last."""
-    last_magnitude: NotNegative = 4.0
+    last_magnitude: Magnitude = 4.0
     deviation_mean: NotNegative = 0.5
     """A feature's magnitude has the standard deviation |N(deviation_mean, deviation_spread^2)|."""
     deviation_spread: NotNegative = 0.5
@@ -57,6 +59,14 @@ class WorldSettings(BaseModel):
     orthogonal_steps: Annotated[int, Field(ge=0)] = 100
     orthogonal_lr: NotNegative = 3e-4
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> "WorldSettings":
+        if self.min_probability > self.max_probability:
+            raise ValueError(f"min_probability {self.min_probability:g} is above max_probability: exchange them")
+        if self.n_roots > self.n_features:
+            raise ValueError(f"n_roots {self.n_roots} are more than the {self.n_features} features: give fewer")
+        return self
 
 
 SIZES: dict[str, WorldSettings] = {
@@ -88,6 +98,8 @@ def world_settings(model: str) -> tuple[str, WorldSettings]:
     path = Path(size)
     if path.suffix != ".toml":
         raise UserError(f'--model {model}: unknown size "{size}"{did_you_mean(size, SIZES)}; or give a .toml file')
+    if path.exists() and not path.is_file():
+        raise UserError(f"--model {model}: no file; give the path of a readable TOML file")
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -95,16 +107,18 @@ def world_settings(model: str) -> tuple[str, WorldSettings]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"--model {model}: not valid TOML: {error}") from None
     base = found.pop("like", None)
-    if base is not None and base not in SIZES:
+    if base is not None and (not isinstance(base, str) or base not in SIZES):
         raise UserError(f'--model {model}: like: unknown size "{base}"{did_you_mean(str(base), SIZES)}')
     like = SIZES[base].model_dump() if base else {}
     try:
         return f"{NAME}:{path.stem}", WorldSettings(**{**like, **found})
     except ValidationError as error:
         first = error.errors()[0]
-        setting = str(first["loc"][0])
+        setting = str(first["loc"][0]) if first["loc"] else ""
         meant = did_you_mean(setting, WorldSettings.model_fields) if first["type"] == "extra_forbidden" else ""
-        message = f"--model {model}: {setting}: {first['msg']} (given: {first['input']!r:.60}){meant}"
+        said = first["msg"].removeprefix("Value error, ")
+        about = f"{setting}: {said} (given: {first['input']!r:.60}){meant}" if setting else said
+        message = f"--model {model}: {about}"
         raise UserError(message) from None
 
 

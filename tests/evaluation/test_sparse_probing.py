@@ -1,6 +1,7 @@
 """Sparse probing: dictionaries whose probes are known beforehand, what must change nothing, and labelled sets."""
 
 import importlib.util
+import json
 
 import numpy as np
 import pandas as pd
@@ -208,6 +209,25 @@ def test_bad_sets_are_told_what_is_wrong(tmp_path):
             own_set(str(tmp_path / name))
         assert message in str(caught.value), name
         assert "\n" not in str(caught.value)
+
+
+def test_texts_and_labels_are_what_is_written(tmp_path):
+    """Digits stay text, "NA" is a text and a label; what is no text is no text's name."""
+    (tmp_path / "digits.csv").write_text("text,label\n" + "007,NA\nNA,01\n" * 20)
+    rows = [{"text": "007", "label": "NA"}, {"text": "NA", "label": "01"}] * 20
+    (tmp_path / "digits.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for kind in (".csv", ".jsonl"):
+        one = own_set(str(tmp_path / f"digits{kind}"))
+        assert list(one.texts) == ["007", "NA"] * 20, kind
+        assert one.labels.tolist() == [1, 0] * 20, kind
+    for bad, said in (({"a": "x"}, "holds dict, not text"), (["x"], "holds list, not text"), (0.5, "holds float")):
+        path = tmp_path / "bad.jsonl"
+        path.write_text("\n".join(json.dumps({"text": bad, "label": i % 2}) for i in range(40)))
+        with pytest.raises(UserError, match=f'row 1 of column "text" {said}'):
+            own_set(str(path))
+    path.write_text(json.dumps({"text": "x", "label": 0}) + "\nnull\n")
+    with pytest.raises(UserError, match="cannot be read as jsonl"):
+        own_set(str(path))
 
 
 def test_texts_lose_their_beginning_where_they_are_too_long(tokenizer, tmp_path):

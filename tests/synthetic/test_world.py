@@ -180,6 +180,12 @@ def test_two_worlds_are_one_by_their_settings_alone():
         ("like = 'small'\nn_feature = 8", 'Did you mean "n_features"'),
         ("like = 'small'\nmax_probability = 1.5", "max_probability: Input should be less than or equal to 1"),
         ("like = 'large'", 'unknown size "large"'),
+        ("like = ['small']", "unknown size"),
+        ("like = 'small'\nfirst_magnitude = 0", "first_magnitude: Input should be greater than 0"),
+        ("like = 'small'\ndeviation_spread = 1e300", "deviation_spread: Input should be less than"),
+        ("like = 'small'\nbias_norm = inf", "bias_norm: Input should be less than"),
+        ("like = 'small'\nmin_probability = 0.9", "min_probability 0.9 is above max_probability"),
+        ("like = 'small'\nn_roots = 1025", "n_roots 1025 are more than the 1024 features"),
         ("like =", "not valid TOML"),
     ],
 )
