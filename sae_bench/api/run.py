@@ -24,7 +24,7 @@ from sae_bench.api.sae import SAE
 from sae_bench.errors import UserError, did_you_mean
 from sae_bench.formats import saelens
 from sae_bench.formats.foreign import About
-from sae_bench.formats.open import find_sources, open_sae
+from sae_bench.formats.open import find_sources, given, open_sae
 from sae_bench.leaderboard import board_table, captions, compare_table, curves, load, tables
 from sae_bench.leaderboard import compare as comparing
 from sae_bench.leaderboard.compare import Comparison
@@ -180,13 +180,18 @@ def evaluate(
     folder = Path(tempfile.mkdtemp(prefix="sae_bench-") if out is None else out)
     settings = {**settings, "model": model, **({"tasks": tasks} if tasks else {})}
     if isinstance(sae, SAE | SparseAutoencoder):
+        if settings.get("on"):
+            raise UserError(
+                f"on={settings['on']!r}: an SAE in memory is in this process: leave out on, or give its files"
+            )
         with tempfile.TemporaryDirectory() as files:
             if isinstance(sae, SAE):
                 place = {name: of for name, of in (("layer", sae.layer), ("site", sae.site)) if of is not None}
                 sae, settings = sae.autoencoder, {**place, **settings}
             own = to_built_in(sae)
-            saelens.write(Path(files) / own.name, own, About({}, {}))
-            return run(out=folder, quiet=quiet, sae=files + "/" + own.name, **settings)
+            saelens.write(Path(files), own, About({}, {}))
+            with given(Path(files)) as name:
+                return run(out=folder, quiet=quiet, sae=name, **settings)
     sources = [sae] if isinstance(sae, str | Path) else sae
     return run(out=folder, quiet=quiet, sae=[str(one) for one in sources], **settings)
 
