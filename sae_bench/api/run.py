@@ -24,8 +24,8 @@ from sae_bench.api.sae import SAE
 from sae_bench.errors import UserError, did_you_mean
 from sae_bench.formats import saelens
 from sae_bench.formats.foreign import About
-from sae_bench.formats.open import find_sources, open_sae
-from sae_bench.leaderboard import board_table, captions, compare_table, curves, load, tables
+from sae_bench.formats.open import find_sources, given, open_sae
+from sae_bench.leaderboard import board_table, captions, compare_table, load, matched, tables
 from sae_bench.leaderboard import compare as comparing
 from sae_bench.leaderboard.compare import Comparison
 from sae_bench.progress import Progress
@@ -180,13 +180,16 @@ def evaluate(
     folder = Path(tempfile.mkdtemp(prefix="sae_bench-") if out is None else out)
     settings = {**settings, "model": model, **({"tasks": tasks} if tasks else {})}
     if isinstance(sae, SAE | SparseAutoencoder):
+        if settings.get("on"):
+            raise UserError("--on: an SAE in memory is in this process alone: leave out on, or give the SAE's files")
         with tempfile.TemporaryDirectory() as files:
             if isinstance(sae, SAE):
                 place = {name: of for name, of in (("layer", sae.layer), ("site", sae.site)) if of is not None}
                 sae, settings = sae.autoencoder, {**place, **settings}
             own = to_built_in(sae)
-            saelens.write(Path(files) / own.name, own, About({}, {}))
-            return run(out=folder, quiet=quiet, sae=files + "/" + own.name, **settings)
+            saelens.write(Path(files), own, About({}, {}))
+            with given(Path(files)) as name:
+                return run(out=folder, quiet=quiet, sae=name, **settings)
     sources = [sae] if isinstance(sae, str | Path) else sae
     return run(out=folder, quiet=quiet, sae=[str(one) for one in sources], **settings)
 
@@ -218,14 +221,14 @@ def load_run(path: str | Path) -> Run:
 def compare(
     *runs: Run | str | Path,
     metric: Sequence[str] | str | None = None,
-    at_l0: Sequence[float] = curves.AT_L0,
+    at_l0: Sequence[float] | None = None,
     controls: bool = False,
 ) -> Compared:
     """Compare architectures at matched L0 over the seeds and documents of one or more runs.
 
     Args:
         metric: Metrics to compare; by default those of the leaderboard that have a better direction.
-        at_l0: L0s to compare at, where they were measured.
+        at_l0: L0s to compare at, where they were measured; by default as the command `compare`.
         controls: Compare with controls, too.
 
     Raises:
@@ -236,7 +239,7 @@ def compare(
     records = load.gather([one.path if isinstance(one, Run) else Path(one) for one in runs])
     metrics = comparing.check_metrics(records, [metric] if isinstance(metric, str) else metric)
     found = comparing.comparisons(records, metrics, controls=controls)
-    return Compared(found, metrics, at_l0, captions.caption(records))
+    return Compared(found, metrics, at_l0 or matched.default_l0s(records), captions.caption(records))
 
 
 def work(

@@ -12,7 +12,9 @@ Form = Annotated[Literal["text", "md", "tex", "csv"], Parameter(name="--format",
 L0s = Annotated[
     list[float] | None,
     Parameter(
-        validator=Number(gt=0, lt=inf), help="L0s to compare at, where they were measured. Default: 20 50 100 150."
+        validator=Number(gt=0, lt=inf),
+        help="L0s to compare at, where they were measured. Default: 20 50 100 150; where none of these was, round "
+        "numbers between those that were wanted.",
     ),
 ]
 
@@ -69,12 +71,12 @@ def compare(
         metric: Metrics to compare. Default: those of the leaderboard that have a better direction.
         controls: Compare with controls, too, and show the margins over the best of them.
     """
-    from sae_bench.leaderboard import captions, compare, compare_table, curves, load
+    from sae_bench.leaderboard import captions, compare, compare_table, load, matched
 
     records = load.gather(runs)
     metrics = compare.check_metrics(records, metric)
     compared, facts = compare.comparisons(records, metrics, controls=controls), captions.caption(records)
-    print(compare_table.written(form, compared, metrics, at_l0 or curves.AT_L0, facts, top))
+    print(compare_table.written(form, compared, metrics, at_l0 or matched.default_l0s(records), facts, top))
     return 0
 
 
@@ -93,22 +95,23 @@ def power(
         metric: Metrics. Default: those of the leaderboard that have a better direction.
         difference: How many seeds and documents it would take to tell a difference of this size, in the metric's unit.
     """
-    from sae_bench.leaderboard import compare, curves, load
+    from sae_bench.leaderboard import compare, load, matched
     from sae_bench.leaderboard import power as of_board
 
     records = load.gather(runs)
     metrics = compare.check_metrics(records, metric)
     compared = compare.comparisons(records, metrics)
-    print(of_board.written(form, compared, metrics, at_l0 or curves.AT_L0, difference), end="")
+    print(of_board.written(form, compared, metrics, at_l0 or matched.default_l0s(records), difference), end="")
     return 0
 
 
 def claims(runs: Runs, /, *, at_l0: L0s = None) -> int:
     """Check the findings of the JumpReLU paper on runs: each holds, does not hold, or cannot be told."""
-    from sae_bench.leaderboard import claims, compare, curves, load
+    from sae_bench.leaderboard import claims, compare, load, matched
 
-    compared = compare.comparisons(load.gather(runs), claims.METRICS)
-    for comparison, judged in claims.check_claims(compared, at_l0 or curves.AT_L0):
+    records = load.gather(runs)
+    compared = compare.comparisons(records, claims.METRICS)
+    for comparison, judged in claims.check_claims(compared, at_l0 or matched.default_l0s(records)):
         print(f"{judged.verdict}: {judged.claim} ({comparison.setting})")
         for number in judged.numbers:
             print(f"    {number}")
@@ -138,12 +141,11 @@ def report(runs: Runs, /, *, out: Path | None = None, at_l0: L0s = None) -> int:
         out: The file. Default: report.html in the first run's folder.
     """
     from sae_bench.leaderboard.board import Board
-    from sae_bench.leaderboard.curves import AT_L0
     from sae_bench.leaderboard.html import report as page
     from sae_bench.records.files import write_text
 
     path = out or runs[0] / "report.html"
-    write_text(path, page.report(Board.read(runs), at_l0 or AT_L0))
+    write_text(path, page.report(Board.read(runs), at_l0))
     print(path)
     return 0
 
@@ -156,8 +158,7 @@ def board(run: Path, /, *, out: Path | None = None, at_l0: L0s = None) -> int:
         out: The board's folder. Default: draw everything anew where it is.
     """
     from sae_bench.leaderboard.board_folder import draw_board
-    from sae_bench.leaderboard.curves import AT_L0
 
-    for name in draw_board(run, out, at_l0 or AT_L0):
+    for name in draw_board(run, out, at_l0):
         print((out or run) / name)
     return 0

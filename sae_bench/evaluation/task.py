@@ -243,9 +243,10 @@ class TextTask(BaseTask):
         """
 
 
-def default_tasks() -> tuple[str, ...]:
-    """The tasks of a run that names none."""
-    return tuple(name for name in TASKS if not TASKS[name].on_request)
+def default_tasks(*, features_known: bool = True) -> tuple[str, ...]:
+    """The tasks of a run that names none; without known features, none of those that ask for them."""
+    left_out = {name for name, task in token_tasks(TASKS).items() if task.needs_truth and not features_known}
+    return tuple(name for name in TASKS if not TASKS[name].on_request and name not in left_out)
 
 
 def token_tasks(names: Iterable[str]) -> dict[str, type[Task]]:

@@ -3,6 +3,7 @@
 import glob
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -44,6 +45,23 @@ ALL_FILES = tuple(dict.fromkeys(name for module in FOLDERS for name in module.FI
 GEMMA_SCOPE = re.compile(r"^gemma-scope:([\w.-]+)/")
 HUB = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?(?:/(.+))?")
 
+MEMORY = "memory:"
+"""What the name of an SAE begins with that a program gave; the rest is the hash of what it is."""
+
+_given: dict[str, Source] = {}
+
+
+@contextmanager
+def given(folder: Path) -> Iterator[str]:
+    """A name of the SAE in a folder that will not last: the same for the same files, wherever they are written."""
+    (found,) = _local(folder)
+    source = Source(MEMORY + found.sha256()[:16], found.files)
+    _given[source.name] = source
+    try:
+        yield source.name
+    finally:
+        del _given[source.name]
+
 
 def find_sources(text: str) -> list[Source]:
     """Every SAE that an argument of `--sae` stands for; several for a glob or a run.
@@ -53,6 +71,10 @@ def find_sources(text: str) -> list[Source]:
     """
     if text.startswith(("gemma-scope:", "hf:")):
         return [_on_hub(text)]
+    if text.startswith(MEMORY):
+        if text not in _given:
+            raise UserError(f'--sae "{text}" was in the memory of a program: give it to evaluate() there, or its files')
+        return [_given[text]]
     paths = [text] if Path(text).exists() or not glob.has_magic(text) else sorted(glob.glob(text, recursive=True))
     found = list({source.name: source for path in paths for source in _local(Path(path))}.values())
     if not found and glob.has_magic(text):

@@ -13,10 +13,10 @@ from sae_bench.leaderboard import captions, compare_table, tables
 from sae_bench.leaderboard.board import TRAINING_LOG, Board
 from sae_bench.leaderboard.claims import METRICS, as_markdown, check_claims
 from sae_bench.leaderboard.compare import check_metrics, comparisons
-from sae_bench.leaderboard.curves import AT_L0
 from sae_bench.leaderboard.figures.draw import figures
 from sae_bench.leaderboard.html.report import report
 from sae_bench.leaderboard.load import gather
+from sae_bench.leaderboard.matched import default_l0s
 from sae_bench.records.files import write_bytes
 
 SOURCES = ("run.json", "records/*.json", f"saes/*/{TRAINING_LOG}", "latents/*/*.json")
@@ -40,9 +40,10 @@ def copy_sources(run: Path, to: Path) -> None:
             write_bytes(to / path.relative_to(run), path.read_bytes())
 
 
-def outputs(folders: Sequence[Path], l0s: Sequence[float] = AT_L0) -> Iterator[tuple[str, bytes]]:
+def outputs(folders: Sequence[Path], l0s: Sequence[float] | None = None) -> Iterator[tuple[str, bytes]]:
     """Name and content of everything that is drawn: tables, claims, figures, report."""
     board = Board.read(folders)
+    l0s = l0s or default_l0s(board.records)
     metrics = check_metrics(board.records, None)
     compared, facts = comparisons(board.records, metrics), captions.caption(board.records)
     texts = tables.board_files(board.records) | {
@@ -58,7 +59,7 @@ def outputs(folders: Sequence[Path], l0s: Sequence[float] = AT_L0) -> Iterator[t
         yield f"figures/{name}", content
 
 
-def draw_board(run: Path, out: Path | None, l0s: Sequence[float] = AT_L0) -> list[str]:
+def draw_board(run: Path, out: Path | None, l0s: Sequence[float] | None = None) -> list[str]:
     """Write the folder, or without `out` everything that is drawn anew where it is; return the names of what was drawn.
 
     Raises:

@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 
 from sae_bench.leaderboard.compare import Comparison
-from sae_bench.leaderboard.curves import AT_L0
 from sae_bench.leaderboard.frequency_claim import falls_with_frequency
+from sae_bench.leaderboard.matched import AT_L0
 from sae_bench.leaderboard.render import escape_markdown
 from sae_bench.leaderboard.verdicts import Check, JudgedClaim, about_equal, not_worse, within
 

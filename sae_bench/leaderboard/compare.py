@@ -19,8 +19,9 @@ from numpy import ndarray
 from sae_bench.errors import UserError
 from sae_bench.leaderboard import bootstrap
 from sae_bench.leaderboard.bootstrap import Design, Estimate
-from sae_bench.leaderboard.curves import AT_L0, area, at_l0, common_range, measured_range
+from sae_bench.leaderboard.curves import area, at_l0, common_range, measured_range
 from sae_bench.leaderboard.load import metrics_of
+from sae_bench.leaderboard.matched import AT_L0
 from sae_bench.records.schema import Record
 
 ALPHA = 0.05

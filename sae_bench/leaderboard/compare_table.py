@@ -12,8 +12,9 @@ from sae_bench.errors import one_line
 from sae_bench.leaderboard import render
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS, Estimate
 from sae_bench.leaderboard.compare import Comparison, Standing, compare
-from sae_bench.leaderboard.curves import AT_L0, pareto_front
+from sae_bench.leaderboard.curves import pareto_front
 from sae_bench.leaderboard.margins import controls_of, over_best
+from sae_bench.leaderboard.matched import AT_L0
 from sae_bench.leaderboard.order import best
 
 Cell = tuple[str, bool]

@@ -14,9 +14,6 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-AT_L0 = (20.0, 50.0, 100.0, 150.0)
-"""Where architectures are compared unless told otherwise."""
-
 
 def measured_range(l0: Float[ndarray, " T"]) -> tuple[float, float]:
     """The L0s between which a curve is known."""

@@ -5,16 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sae_bench.autointerp import judges
 from sae_bench.autointerp.examples import MIN_FIRED
 from sae_bench.autointerp.explainer import judged
-from sae_bench.autointerp.judges import NO_JUDGE
 from sae_bench.autointerp.latents import LatentFile
 from sae_bench.autointerp.scorer import Scorer
 from sae_bench.evaluation.task import LatentTask, Result
 from sae_bench.lm.sites import Site
 from sae_bench.records.files import digest_of
 from sae_bench.records.run_folder import RunFolder
-from sae_bench.records.schema import JUDGED_BY, Provenance, Record, SAEDescription, write_record
+from sae_bench.records.schema import JUDGED_BY, NO_JUDGE, Provenance, Record, SAEDescription, write_record
 from sae_bench.runs.records import inapplicable_record, make_record
 from sae_bench.saes.base import SAEConfig
 
@@ -86,7 +86,7 @@ class LatentRecords:
                 "remarks": _remarks(record, details),
             }
         elif record.failure is None:
-            known |= {"not_measured": "no judge", "caption": NO_JUDGE}
+            known |= {"not_measured": NO_JUDGE, "caption": judges.NO_JUDGE}
         return record.model_copy(update=known)
 
     def _caption(self, settings: Mapping[str, Any]) -> str:

@@ -95,7 +95,7 @@ def run(
     with log_sink(log_to, folder.path) as sink:
         check_names(config)
         check_judge(config)
-        tasks = () if train_only else config.tasks or default_tasks()
+        tasks = () if train_only else config.tasks or default_tasks(features_known=config.world is not None)
         texts = read_texts(tasks, config)
         earlier, kernels = begin(folder, config)
         crew = crew or LocalCrew(config, folder, progress, sink)
@@ -103,9 +103,6 @@ def run(
         check_recipes(folder, outline.saes)
         check_disk(folder, outline, config)
         without = outline.inapplicable
-        if not config.tasks:
-            unasked = {name for name, task in token_tasks(tasks).items() if task.needs_truth and name in without}
-            tasks = tuple(name for name in tasks if name not in unasked)
         collected = [name for name in tasks if name not in without or name not in latent_tasks(tasks)]
         order = Order(config, tuple(collected), tuple(earlier), outline.kernels)
 

@@ -103,6 +103,20 @@ def test_an_sae_from_a_file_or_from_memory_scores_what_it_scored_in_its_run(sett
     assert values(sb.evaluate(mine, layer=1, site="resid_post", **here)) == in_memory
 
 
+def test_an_sae_in_memory_is_called_by_what_it_is(settings, run, tmp_path):
+    here = {key: settings[key] for key in ("model", "dataset", "eval_tokens", "context_size", "tasks")}
+    first, again = (sb.evaluate(run.sae(NAME), out=tmp_path / "one", **here) for _ in range(2))
+    assert again.records == first.records  # the same call has nothing to do
+    source = first.records[0].sae.origin.source
+    assert re.fullmatch("memory:[0-9a-f]{16}", source)
+    with pytest.raises(sb.UserError, match="holds a run with other settings"):
+        sb.evaluate(run.sae(NAME.replace("seed0", "seed1")), out=tmp_path / "one", **here)
+    with pytest.raises(sb.UserError, match="was in the memory of a program"):
+        sb.load_sae(source)
+    with pytest.raises(sb.UserError, match="leave out on"):
+        sb.evaluate(run.sae(NAME), on="ray", **here)
+
+
 def test_weights_of_ones_own_are_an_sae():
     W_dec = torch.eye(4)[:3]
     weights = {"W_enc": W_dec.T.clone(), "W_dec": W_dec, "b_enc": -torch.ones(3), "b_dec": torch.zeros(4)}

@@ -21,15 +21,16 @@ from sae_bench.leaderboard.board import Board
 from sae_bench.leaderboard.claims import METRICS, check_claims
 from sae_bench.leaderboard.compare import check_metrics, comparisons
 from sae_bench.leaderboard.compare_table import CONTROLS, RULE, note, shown
-from sae_bench.leaderboard.curves import AT_L0
 from sae_bench.leaderboard.html.report_data import board_data
+from sae_bench.leaderboard.matched import default_l0s
 
 TEMPLATES = resources.files("sae_bench.leaderboard.html") / "templates"
 
 
-def report(board: Board, l0s: Sequence[float] = AT_L0) -> str:
+def report(board: Board, l0s: Sequence[float] | None = None) -> str:
     """The whole page."""
     style, script = (TEMPLATES.joinpath(f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    l0s = l0s or default_l0s(board.records)
     metrics = check_metrics(board.records, None)
     compared = comparisons(board.records, metrics)
     data, digest = board_data(board), base64.b64encode(hashlib.sha256(script.encode()).digest())
