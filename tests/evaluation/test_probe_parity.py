@@ -20,7 +20,7 @@ from sae_bench.saes.active import as_active
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("sae_probes") is None,
-    reason="needs the files of sae-probes: pip install --no-deps sae-probes",
+    reason="45 MB of labelled texts, under their sources' terms: pip install --no-deps sae-probes",
 )
 
 

@@ -277,7 +277,9 @@ def test_a_run_probes_a_users_set_and_a_changed_file_is_probed_again(gemma2_fold
 
 
 PACKAGE = importlib.util.find_spec("sae_probes") is not None
-with_package = pytest.mark.skipif(not PACKAGE, reason="needs the files of sae-probes: pip install --no-deps sae-probes")
+with_package = pytest.mark.skipif(
+    not PACKAGE, reason="45 MB of labelled texts, under their sources' terms: pip install --no-deps sae-probes"
+)
 
 
 def test_without_the_package_it_is_said_how_to_have_it(monkeypatch):
