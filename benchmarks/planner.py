@@ -12,15 +12,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from common import RESULTS, application, scratch
+from common import RESULTS, application, scratch, write_result
 from tabulate import tabulate
 
 from sae_bench.distributed.fleet import fleet_of
 from sae_bench.distributed.planner import plan_cells
 from sae_bench.distributed.sweep import sweep_work
+from sae_bench.evaluation.task import default_tasks
 from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
-from sae_bench.registry import TASKS
 from sae_bench.runs import rates
 from sae_bench.runs.cell import work_on
 from sae_bench.runs.config import RunConfig
@@ -54,7 +54,7 @@ def main(out: Path = RESULTS) -> None:
         }
     )  # fmt: skip
     bench = Workbench(config, Progress(quiet=True))
-    order = Order(config, tuple(TASKS), (), bench.outline().kernels)
+    order = Order(config, default_tasks(features_known=False), (), bench.outline().kernels)
     bench.read_held_out()
     lm, fleet = bench.lm, fleet_of([(1, "cpu")])
     plans = [plan for plan in bench.plans.values() if isinstance(plan, SAEPlan)]
@@ -75,12 +75,10 @@ def main(out: Path = RESULTS) -> None:
     rows.append(["all", f"{predicted_all:.1f}", f"{measured_all:.1f}", f"{predicted_all / measured_all:.2f}"])
     drawn = tabulate(rows, ["layer", "predicted, s", "measured, s", "ratio"], tablefmt="pipe", disable_numparse=True)
     about = (
-        f"Each cell has two SAEs (topk and jumprelu, width 256) at one layer of the demo model.\n"
+        f"Each cell has two SAEs (topk and jumprelu, width 256) at one layer of the demo model. "
         f"The first, at layer {FIRST}: {first}."
     )
-    text = f"# The planner against the clock, on one core\n\n    python benchmarks/planner.py\n\n{about}\n\n{drawn}\n"
-    (out / "planner.md").write_text(text)
-    print(text)
+    write_result(out, "Planner", [about, drawn], {}, 1)
 
 
 if __name__ == "__main__":
