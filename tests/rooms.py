@@ -62,7 +62,7 @@ ROOMS = {
 }
 """A room and the rooms that it may import from."""
 
-BESIDE = {"demo": {"words", "records", "lm"}, "testing": {*ROOMS}}
+BESIDE = {"demo": {"words", "records", "lm", "probing"}, "testing": {*ROOMS}}
 """The plug-in model and corpus, and the contract of plugins: nothing imports them but who asks for them."""
 
 

@@ -101,8 +101,8 @@ class RunConfig(JudgeConfig, TextSettings):
     seeds: Annotated[tuple[int, ...], Field(min_length=1), Flag(Heading.SAES, "seed")] = (0,)
     """Seeds of initial weights and data order."""
     dataset: Annotated[str, Flag(Heading.DATA)]
-    """"embedded", a local text, jsonl, csv, parquet file or folder, or a hub dataset NAME or NAME:CONFIG. Default: the
-    Pile for models of `ls models`, else embedded."""
+    """"embedded" (docstrings), "natural" (texts of the package sae-probes), a local text, jsonl, csv, parquet file or
+    folder, or a hub dataset NAME or NAME:CONFIG. Default: the Pile for models of `ls models`, else embedded."""
     text_column: Annotated[str, Flag(Heading.DATA)] = "text"
     """Column that holds the text."""
     tasks: Annotated[tuple[str, ...], Flag(Heading.WHAT)] = ()
@@ -216,11 +216,23 @@ class RunConfig(JudgeConfig, TextSettings):
             raise UserError(
                 "--screening on finds few pairs, and --kernels dense works on all: leave out one of the two"
             )
-
+        if self.dataset == "natural":
+            self._check_unprobed()
         if self.activations_cache == "":
             raise UserError("--activations-cache: name a folder")
         if self.cache_limit is not None and self.activations_cache is None:
             raise UserError("--cache-limit bounds --activations-cache: name its folder, or leave it out")
+
+    def _check_unprobed(self) -> None:
+        """Raise UserError if probes would be asked about text that the SAEs learn from."""
+        from sae_bench.probing.sets import SMALL  # loads numpy
+
+        for name in self.probe_sets:
+            if name not in ("small", *SMALL):
+                raise UserError(
+                    f"--probe-sets {name}: --dataset natural has these texts, and a probe is not asked about what was "
+                    "trained on: give sets of small, or another --dataset"
+                )
 
     def _check_world(self) -> None:
         """Raise UserError for what a language model has, and a synthetic world does not."""
