@@ -1,4 +1,4 @@
-"""Natural text: what people wrote, out of the sets that come with SAE-Probes (Kantamneni et al. 2025, arXiv 2502.16681).
+"""Natural text: what people wrote, out of the sets that come with SAE-Probes (Kantamneni et al., arXiv 2502.16681).
 
 News, reviews, questions, encyclopaedic sentences, medical abstracts and more, for a run that is to learn from more than
 docstrings without a network. The sets that `--probe-sets small` asks about are left out, so that no probe is tested on
