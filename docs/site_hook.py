@@ -12,7 +12,8 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
-LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(\s*([^)\s]+)\s*\)")
+LINK = re.compile(r"!?\[((?:[^\[\]]|\[[^\]]*\])*)\]\(\s*([^)\s]+)\s*\)")
+TARGET = re.compile(r"\]\(\s*([^)\s]+)\s*\)")  # of a picture within a link, too
 CODE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.M | re.S)
 
 
@@ -27,7 +28,7 @@ def target_of(page: str, link: str) -> str | None:
 def linked(page: str) -> set[str]:
     """The files of the repository that a page links to."""
     text = CODE.sub("", (ROOT / page).read_text(encoding="utf-8"))
-    found = {target_of(page, link) for _, _, link in LINK.findall(text)}
+    found = {target_of(page, link) for link in TARGET.findall(text)}
     return {path for path in found if path and not path.startswith("..") and (ROOT / path).is_file()}
 
 
@@ -54,8 +55,8 @@ def on_page_markdown(markdown: str, *, page: Any, files: Files, **_: Any) -> str
     """A page without the links that lead out of the site."""
 
     def kept(match: re.Match[str]) -> str:
-        target = target_of(page.file.src_uri, match[3])
-        return match[0] if target is None or files.get_file_from_path(target) else match[2]
+        target = target_of(page.file.src_uri, match[2])
+        return match[0] if target is None or files.get_file_from_path(target) else match[1]
 
     parts = CODE.split(markdown)
     return "".join(part if place % 2 else LINK.sub(kept, part) for place, part in enumerate(parts))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -30,3 +31,6 @@ def test_a_notebook_is_kept_without_outputs(path):
     notebook = json.loads(path.read_text())
     assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook["cells"])
     assert {*notebook["metadata"]} == {"kernelspec", "language_info"}
+    text = "".join("".join(cell["source"]) for cell in notebook["cells"])
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (path.parent / target).exists(), target
