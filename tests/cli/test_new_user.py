@@ -56,7 +56,7 @@ SESSION = [
     ("compare runs/first --metric f1 --at-l0 30", 0, ["Nothing to compare", "an L0 of 30", "--l0 16 32"]),
     ("report runs/first", 0, []),
     ("figures runs/first --out figures", 0, []),
-    ("verify runs/first", 0, ["runs/first"]),
+    ("verify runs/first", 0, ["run.json: as recorded", "97 as recorded, 0 not"]),
     # its SAEs elsewhere, and back
     ("export runs/first --format dictionary_learning --out exported", 0, []),
     ("export runs/first --format pickle --out elsewhere", 2, ["pickle", "dictionary_learning"]),

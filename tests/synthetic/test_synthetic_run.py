@@ -60,7 +60,8 @@ def test_saes_that_are_there_are_held_against_the_truth_as_the_runs_own_were(fin
     truth = [record for record in again.values() if record["task"] == "ground_truth"]
     assert len(truth) == 4
     for record in truth:
-        (own,) = (r for r in before.values() if r["sae"]["id"] in record["sae"]["id"] and r["task"] == "ground_truth")
+        name = record["sae"]["origin"]["source"].rpartition("/")[2]
+        own = before[f"{name}.ground_truth.json"]
         assert record["scores"] == own["scores"]
         assert record["sae"]["origin"]["site_from"] == "synthetic:toy"
     assert bench("--sae", finished, "--model", "synthetic:small", "--out", tmp_path / "wide") == 2
