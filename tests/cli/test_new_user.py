@@ -55,7 +55,7 @@ SESSION = [
     ("table runs/first --columns fev", 2, ['"fev"', 'did you mean "fvu"? known: ']),
     ("compare runs/first --metric f1 --at-l0 30", 0, ["Nothing to compare", "an L0 of 30", "--l0 16 32"]),
     ("report runs/first", 0, []),
-    ("figures runs/first --out figures", 0, []),
+    ("power runs/first --metric f1 --at-l0 30", 2, ["on both sides of an L0 of 30", "give another --at-l0"]),
     ("verify runs/first", 0, ["run.json: as recorded", "97 as recorded, 0 not"]),
     # its SAEs elsewhere, and back
     ("export runs/first --format dictionary_learning --out exported", 0, []),
@@ -101,7 +101,6 @@ def test_thirty_commands(session, capsys):
             assert (said.out, made(session)) == (before[command], known), "done is done"
         before[command] = said.out
     assert (session / "runs/first/report.html").read_text().startswith("<!doctype html>")
-    assert len(list((session / "figures").glob("*.pdf"))) > 1
 
 
 def test_ten_calls(session):
