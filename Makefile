@@ -6,16 +6,26 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test parity audit faults benchmarks clean
+# SAEBench's package has the import name of ours, and would be found in its place.
+ALONE := @if ls -d .venv/lib*/python3*/site-packages/sae_bench >/dev/null 2>&1; then echo "error: SAEBench's package is \
+in .venv, and is imported as sae_bench, as ours is: run $(BIN)/pip uninstall sae-bench" >&2; exit 1; fi
+
+.PHONY: demo test docs parity audit faults benchmarks clean
 
 demo: .venv/demo.stamp
+	$(ALONE)
 	$(BIN)/python bench.py --config demo
 
 test: .venv/dev.stamp
+	$(ALONE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+# The pages as a site, in build/site; a link between pages that leads nowhere fails.
+docs: .venv/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # Our files in other tools, theirs in ours, and SAEBench's numbers beside ours. Installs the peers into environments of
 # their own the first time.
@@ -43,6 +53,10 @@ clean:
 # A stamp is as old as the installation: newer project files mean that it is made again.
 .venv/dev.stamp: .venv/demo.stamp
 	$(INSTALL) --editable '.[demo,dev]'
+	touch $@
+
+.venv/docs.stamp: .venv/demo.stamp
+	$(INSTALL) --editable '.[docs]'
 	touch $@
 
 .venv/demo.stamp: pyproject.toml constraints.txt | .venv/bin/python

@@ -1,4 +1,7 @@
-"""A headless Chromium, driven over a pipe in its DevTools protocol: no package needed, and nothing listens anywhere."""
+"""A headless Chromium, driven over a pipe in its DevTools protocol: no package needed, and nothing listens anywhere.
+
+python tests/chromium.py results/gemma-3-270m_2-core-cpu_2026-11-26/report.html docs/report.png  # the README's picture
+"""
 
 import base64
 import json
@@ -6,6 +9,8 @@ import os
 import select
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -130,3 +135,19 @@ def chromium(profile: Path) -> Iterator[Page]:
         process.wait(60)
         os.close(write_ours)
         os.close(read_ours)
+
+
+def picture(html: Path, png: Path) -> None:
+    """A page as it opens, light, in a few kilobytes."""
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as profile, chromium(Path(profile)) as page:
+        page.size(1200, 800)
+        page.dark(False)
+        page.open(html.resolve().as_uri())
+        page.shoot(png)
+    Image.open(png).convert("RGB").quantize(64).save(png, optimize=True)
+
+
+if __name__ == "__main__":
+    picture(*map(Path, sys.argv[1:]))

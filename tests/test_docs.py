@@ -54,6 +54,12 @@ def test_links_between_pages_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
+def test_the_site_has_every_page():
+    """`make docs` builds it, and finds links that lead nowhere; a page that nothing names it would leave out."""
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    assert [page.name for page in PAGES if f": {page.relative_to(ROOT).as_posix()}\n" not in nav] == []
+
+
 def test_documented_commands_are_ones_that_the_command_line_takes():
     found = [command for page in PAGES for command in commands(page)]
     assert len(found) > 8

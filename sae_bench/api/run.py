@@ -36,6 +36,7 @@ from sae_bench.runs.config import RunConfig
 from sae_bench.runs.suite import configure, fields_of
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.convert import to_built_in
+from sae_bench.synthetic.settings import is_synthetic
 
 Capture = Literal["auto", "shared", "own"]
 LogTo = Literal["tensorboard", "wandb"]
@@ -185,7 +186,7 @@ def evaluate(
         with tempfile.TemporaryDirectory() as files:
             if isinstance(sae, SAE):
                 place = {name: of for name, of in (("layer", sae.layer), ("site", sae.site)) if of is not None}
-                sae, settings = sae.autoencoder, {**place, **settings}
+                sae, settings = sae.autoencoder, {**({} if is_synthetic(model) else place), **settings}
             own = to_built_in(sae)
             saelens.write(Path(files), own, About({}, {}))
             with given(Path(files)) as name:

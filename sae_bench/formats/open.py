@@ -79,6 +79,9 @@ def find_sources(text: str) -> list[Source]:
     found = list({source.name: source for path in paths for source in _local(Path(path))}.values())
     if not found and glob.has_magic(text):
         raise UserError(f'--sae "{text}" matches no SAE: check the pattern')
+    below = Path(text).iterdir() if not found and Path(text).is_dir() else ()
+    if any(source for folder in below if folder.is_dir() for source in _local(folder)):
+        raise UserError(f'--sae "{text}" holds no SAE itself, but folders in it do: write --sae "{text}/*"')
     if not found:
         known = ", ".join([*(module.FILES[-1] for module in FOLDERS[1:]), "layerN.sae.pt", "MODEL-SAE-lN.pt"])
         why = _unread(Path(text)) or f"holds no SAE: none of {known}"

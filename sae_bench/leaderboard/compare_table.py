@@ -97,6 +97,10 @@ def written(
             for label, cells in table.rows
         ]
         parts += [escape(table.title), tabulate(body, header, tablefmt=style, disable_numparse=True)]
+    if not tables:
+        at = ", ".join(f"{l0:g}" for l0 in l0s)
+        parts.append(f"Nothing to compare: no architecture was measured on both sides of an L0 of {at}. Give another "
+                     "--at-l0, or train at more L0s: --l0 16 32.")  # fmt: skip
     missing = [line for comparison in comparisons for one in comparison.architectures for line in one.missing]
     gone = "".join(f"\nMissing: {escape(line)}" for line in missing)
     told = f"{key} {RULE}. {note(comparisons)}"

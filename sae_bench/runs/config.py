@@ -237,7 +237,7 @@ class RunConfig(JudgeConfig, TextSettings):
     def _check_world(self) -> None:
         """Raise UserError for what a language model has, and a synthetic world does not."""
         for flag, given in (
-            ("--layer", self.layers), ("--sae", self.saes), ("--random-lm", self.random_lm),
+            ("--layer", self.layers), ("--random-lm", self.random_lm),
             ("--site", self.sites != (NAME,)), ("--dataset", self.dataset != NAME), ("--revision", self.revision),
             ("--activations-cache", self.activations_cache),
         ):  # fmt: skip

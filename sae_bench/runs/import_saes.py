@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sae_bench.errors import UserError
 from sae_bench.formats.foreign import ForeignSAE
 from sae_bench.formats.open import find_sources, open_sae
 from sae_bench.lm.activations import ActivationModel
@@ -20,7 +19,7 @@ from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import SAEDescription
 from sae_bench.registry import ARCHITECTURES
 from sae_bench.runs.config import ImportedSAE, RunConfig
-from sae_bench.runs.places import Located, locate
+from sae_bench.runs.places import Located, locate, locate_in_world
 from sae_bench.runs.plan import SAEPlan
 from sae_bench.runs.train import write_sae
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder
@@ -111,10 +110,8 @@ def plan_imports(lm: ActivationModel, opened: Sequence[Opened], config: RunConfi
     """
     plans = {}
     for imported, sae in opened:
-        if not isinstance(lm, LanguageModel):
-            without = f"--sae {imported.source}: {lm.no_language_model}"
-            raise UserError(f"{without}: leave out --sae, or choose another --model")
-        plan = ImportPlan(imported, sae, locate(lm, config, sae))
+        located = locate(lm, config, sae) if isinstance(lm, LanguageModel) else locate_in_world(lm, config, sae)
+        plan = ImportPlan(imported, sae, located)
         plans[plan.id] = plan
         for note in plan.located.notes:
             log.warning("--sae %s: %s", imported.source, note)

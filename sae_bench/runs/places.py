@@ -13,6 +13,7 @@ from torch import nn
 from sae_bench.errors import UserError
 from sae_bench.formats.foreign import ForeignSAE
 from sae_bench.formats.hook_names import PATH, Place, layer_of
+from sae_bench.lm.activations import ActivationModel
 from sae_bench.lm.families import find_backbone
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import ADDITIVE, KINDS, Site, find_site, kind_of
@@ -55,16 +56,31 @@ def locate(lm: LanguageModel, config: RunConfig, sae: ForeignSAE) -> Located:
             _check_agrees(lm.model, place, said, site)
     except UserError as error:
         raise UserError(f"--sae {sae.source.name}: {error}") from None
-    if site.d_in != sae.d_in:
-        raise UserError(
-            f"--sae {sae.source.name} is for activations {sae.d_in} wide, {site.path} of {lm.name} has {site.d_in}: "
-            "is it for another model, layer or site?"
-        )
+    _check_width(lm, site, sae)
     centred, more = processed(lm, site, sae)
     site = replace(site, centred=centred)
     layer_from = place.layer_from if place.layer is not None else place.kind_from
     read_from = place.kind_from if place.kind_from == layer_from else f"{place.kind_from}, layer {layer_from}"
     return Located(site, read_from, (*notes, *sae.notes, *more))
+
+
+def locate_in_world(world: ActivationModel, config: RunConfig, sae: ForeignSAE) -> Located:
+    """The one site of a model that is no language model, whatever the SAE's files say of theirs.
+
+    Raises:
+        UserError: it is of another width.
+    """
+    (site,) = world.find_sites(config.sites, config.layers)
+    _check_width(world, site, sae)
+    return Located(site, world.name, sae.notes)
+
+
+def _check_width(lm: ActivationModel, site: Site, sae: ForeignSAE) -> None:
+    if site.d_in != sae.d_in:
+        raise UserError(
+            f"--sae {sae.source.name} is for activations {sae.d_in} wide, {site.path} of {lm.name} has {site.d_in}: "
+            "is it for another model, layer or site?"
+        )
 
 
 def flags_of(config: RunConfig) -> Place:

@@ -53,6 +53,21 @@ def test_every_sae_has_a_record_of_every_task_and_what_does_not_apply_says_why(f
     assert truth["scores"]["f1"]["value"] < truth["details"]["ceiling"]["f1_at_width"] <= 1
 
 
+def test_saes_that_are_there_are_held_against_the_truth_as_the_runs_own_were(finished, settings, tmp_path, capsys):
+    here = {name: settings[name] for name in ("--model", "--eval-tokens", "--context-size")}
+    assert bench(*flags(here | {"--sae": finished, "--out": tmp_path / "again"}), "--quiet") == 0
+    before, again = records_of(finished), records_of(tmp_path / "again")
+    truth = [record for record in again.values() if record["task"] == "ground_truth"]
+    assert len(truth) == 4
+    for record in truth:
+        name = record["sae"]["origin"]["source"].rpartition("/")[2]
+        own = before[f"{name}.ground_truth.json"]
+        assert record["scores"] == own["scores"]
+        assert record["sae"]["origin"]["site_from"] == "synthetic:toy"
+    assert bench("--sae", finished, "--model", "synthetic:small", "--out", tmp_path / "wide") == 2
+    assert "is for activations 16 wide, synthetic of synthetic:small has 128" in capsys.readouterr().err
+
+
 def test_the_board_is_about_samples_and_led_by_the_truth(finished):
     board = (finished / "leaderboard.md").read_text()
     head = board.splitlines()[2]
