@@ -6,8 +6,8 @@ from typing import Any
 from sae_bench.errors import one_line
 from sae_bench.leaderboard import order
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
-from sae_bench.leaderboard.load import differences
-from sae_bench.records.schema import Record, SAEDescription
+from sae_bench.leaderboard.load import differences, with_value_or_failure
+from sae_bench.records.schema import NOT_APPLICABLE, Record, SAEDescription
 
 MARGIN = (
     "Controls learn less than architectures do, or nothing. A margin is by how much a value is better than the best "
@@ -17,12 +17,65 @@ MARGIN = (
 
 def of_rows(records: Sequence[Record]) -> str:
     """What ± and * are in a table whose rows are SAEs."""
-    return f"± is one standard error, clustered by document. {of_front(records)}".rstrip()
+    return f"± is one standard error, clustered by document. {of_marks(records)}".rstrip()
 
 
-def of_front(records: Sequence[Record]) -> str:
-    """What * is, where some rows have it."""
-    return f"* is on the Pareto front of L0 and {order.primary(records)}." if order.front(records) else ""
+def of_marks(records: Sequence[Record]) -> str:
+    """What * and ! are, where some rows have them."""
+    front = f"* is on the Pareto front of L0 and {order.primary(records)}." if order.front(records) else ""
+    missed = f"! has an L0 more than {order.MISS:.0%} off its target." if order.missed(records) else ""
+    return " ".join(filter(None, [front, missed]))
+
+
+def for_paper(records: Sequence[Record], error: str = "") -> str:
+    """What a table's reader has to know: what was measured on what, and what ± is."""
+    made = [record.provenance for record in records]
+    own = [record.sae for record in records if not record.sae.origin]
+    trained = _distinct(sae.training.tokens_seen for sae in own if sae.training.tokens_seen)
+    on_tokens = [record for record in records if record.measured_on == "tokens"]
+    counts = _distinct(score.n for record in on_tokens for score in record.scores.values() if score.n)
+    documents = _distinct(record.provenance.eval_documents for record in on_tokens)
+    inputs, tokens, of = _words(records)
+    widths = ", ".join(f"{width:,}" for width in _distinct(record.sae.d_sae for record in records))
+    parts = [
+        f"SAEs of width {widths} on {_listed(one.model for one in made)}, "
+        f"{_listed(record.sae.site.name for record in records)}:",
+        f"trained on {_range(trained)} {inputs} of {_listed(one.dataset for one in made)}," if trained else "",
+        f"evaluated on {_range(counts)} held-out {tokens} of {_range(documents)} {of}.",
+        error,
+    ]
+    if any(sae.control for sae in own):
+        parts.append(MARGIN)
+    return " ".join(filter(None, [*_warnings(records), *parts]))
+
+
+def _warnings(records: Sequence[Record]) -> list[str]:
+    """What comes before all else: a model with random weights, and numbers that are not of one kind."""
+    mixed, said = differences(records), control(records)
+    return [
+        *([f"MIXED: these rows were made with different {' and '.join(mixed)}; do not compare them."] if mixed else []),
+        *([f"{said}."] if said else []),
+    ]
+
+
+def _words(records: Sequence[Record]) -> tuple[str, str, str]:
+    """What SAEs were trained on, evaluated on, and what that comes in."""
+    synthetic = all(record.provenance.config.get("world") for record in records)
+    return ("samples", "samples", "blocks") if synthetic else ("activations", "tokens", "documents")
+
+
+def without_value(records: Sequence[Record]) -> str:
+    """The headline metrics that have no column, for no SAE has a value of them, and why."""
+    there = with_value_or_failure(records)
+    why: dict[str, str] = {}
+    for record in records:
+        for name, metric in record.metrics.items():
+            if metric.headline and name not in there and record.not_measured != NOT_APPLICABLE:
+                why[name] = record.not_measured or "undefined"
+    reasons = "; ".join(
+        f"{', '.join(n for n in why if why[n] == reason)}: {reason}" for reason in _distinct(why.values())
+    )
+    return f"No column for {reasons}." if why else ""
 
 
 def caption(records: Sequence[Record], error: str = "") -> str:
@@ -38,8 +91,7 @@ def caption(records: Sequence[Record], error: str = "") -> str:
     counts = _distinct(score.n for record in on_tokens for score in record.scores.values() if score.n)
     documents = _distinct(record.provenance.eval_documents for record in on_tokens)
     datasets = _listed(one.dataset for one in made)
-    synthetic = all(record.provenance.config.get("world") for record in records)
-    inputs, tokens, of = ("samples", "samples", "blocks") if synthetic else ("activations", "tokens", "documents")
+    inputs, tokens, of = _words(records)
     parts = [
         f"Model {_listed(one.model for one in made)}; site {_listed(record.sae.site.name for record in records)}; "
         f"width {_listed(record.sae.d_sae for record in records)}.",
@@ -60,15 +112,12 @@ def caption(records: Sequence[Record], error: str = "") -> str:
     parts += [
         f"Seeds {_listed(seeds) or 'unknown'}{between_seeds} {error}".rstrip(),
         f"Versions: {versions}; sae-arch-bench {made[0].versions['sae-arch-bench']}.",
+        without_value(records),
         *dict.fromkeys(record.caption for record in records if record.caption),
     ]
     if any(sae.control for sae in own):
         parts.append(MARGIN)
-    if said := control(records):
-        parts.insert(0, f"{said}.")
-    if mixed := differences(records):
-        parts.insert(0, f"MIXED: these rows were made with different {' and '.join(mixed)}; do not compare them.")
-    return " ".join(parts)
+    return " ".join(filter(None, [*_warnings(records), *parts]))
 
 
 def few_documents(n_documents: int) -> str:

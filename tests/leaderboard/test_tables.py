@@ -10,7 +10,7 @@ import pytest
 from synthetic import filled, typed
 
 from sae_bench.errors import UserError, one_line
-from sae_bench.leaderboard import captions
+from sae_bench.leaderboard import board_table, captions
 from sae_bench.leaderboard import tables as leaderboard
 from sae_bench.leaderboard.load import gather
 from sae_bench.leaderboard.render import escape_csv, escape_latex, escape_markdown, with_error
@@ -102,7 +102,7 @@ def test_undefined_failed_and_unmeasured_cells_say_so():
     assert [row[-1] for row in body] == ["undefined", "failed", "not measured"]
     assert body[1][2] == "failed"
     assert "- b.32.0.seed0: reconstruction: diverged: loss nan at step 3" in text
-    assert "FAILED b.32.0.seed0: reconstruction" in leaderboard.terminal(typed([undefined, failed, unmeasured]))
+    assert "FAILED b.32.0.seed0: reconstruction" in board_table.terminal(typed([undefined, failed, unmeasured]))
     assert "nan" not in leaderboard.latex(typed([undefined, failed, unmeasured]))
 
 
@@ -237,7 +237,7 @@ def test_a_row_of_latex_that_begins_with_a_bracket_is_no_argument_of_the_row_bef
 
 
 def test_hostile_text_reaches_the_terminal_as_text():
-    text = leaderboard.terminal(typed(hostile_records()))
+    text = board_table.terminal(typed(hostile_records()))
     assert {char for char in text if not char.isprintable()} == {"\n"}
     assert len(text.splitlines()) == 2 + 2 + 2 + 1
 
