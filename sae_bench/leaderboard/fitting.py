@@ -34,17 +34,24 @@ def width_of(cell: str) -> int:
 
 
 def laid_out(
-    header: Sequence[str], rows: Sequence[Sequence[str]], width: int
+    header: Sequence[str], rows: Sequence[Sequence[str]], width: int, gap: int
 ) -> tuple[list[str], list[list[str]], list[int]]:
-    """Header, rows and the columns' widths: no cell takes over a third of `width`, no name more than its column."""
+    """Header, rows and the columns' widths: no cell takes over a third of `width`.
+
+    Where that is not enough, names of columns are broken so that they take no more room than what stands below.
+    """
     longest = max(SHORTEST, width // 3)
     body = [[cell if len(cell) <= longest else broken(cell, longest) for cell in row] for row in rows]
+    of_body = [max([0, *(width_of(row[i]) for row in body)]) for i in range(len(header))]
+    plain = [max(len(name), of) for name, of in zip(header, of_body, strict=True)]
+    if sum(plain) + gap * (len(plain) - 1) <= width:
+        return [*header], body, plain
     names, widths = [], []
     for i, name in enumerate(header):
         least = min(longest, max(map(len, _pieces(name))))
-        widths.append(max([least, *(width_of(row[i]) for row in body)]))
+        widths.append(max(least, of_body[i]))
         names.append(broken(name, widths[-1]))
-    return names, body, [max(width_of(name), of) for name, of in zip(names, widths, strict=True)]
+    return names, body, widths
 
 
 def bands(widths: Sequence[int], n_keys: int, width: int, gap: int) -> list[list[int]]:
@@ -66,8 +73,7 @@ def foremost(order: Sequence[int], widths: Sequence[int], n_keys: int, width: in
     left = width - sum(widths[:n_keys]) - gap * (n_keys - 1)
     kept: list[int] = []
     for i in order:
-        left -= gap + widths[i]
-        if kept and left < 0:
-            break
-        kept.append(i)
+        if not kept or gap + widths[i] <= left:
+            kept.append(i)
+            left -= gap + widths[i]
     return [*range(n_keys), *sorted(kept)]

@@ -36,7 +36,7 @@ def latex_tables(
     `parts` are rows by what stands above them; the first `n_keys` columns stand in every table; `facts` is all that is
     to be known, and becomes a comment.
     """
-    names, body, widths = laid_out(header, [row for rows in parts.values() for row in rows], WIDTH)
+    names, body, widths = laid_out(header, [row for rows in parts.values() for row in rows], WIDTH, GAP)
     rest = iter(body)
     of_part = {title: list(islice(rest, len(rows))) for title, rows in parts.items()}
     drawn = []

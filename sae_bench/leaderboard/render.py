@@ -28,21 +28,22 @@ TEXT = ("model", "site", "architecture", "mark", "origin")
 """The columns of a board that hold text."""
 
 DIGITS = 4
-"""Of a value, whatever its error: 1 and 0.1 have as many places behind the point as this, 10 has one fewer."""
+"""Places behind the point, at most, of values from 0.13 to 1.25, so that what lies about 1 has them on both sides."""
 
 
 def with_error(value: float, stderr: float | None) -> str:
-    """`0.123 ± 0.056`: the error to two significant digits and the value to as many places, at most `DIGITS` of them.
+    """`0.123 ± 0.056`: the error to two significant digits and the value to as many places, as far as `DIGITS` allows.
 
-    An error below the last place is left out: `64`, not `63.99994 ± 0.000061`.
+    An error below the last place is left out: `64`, not `63.99994 ± 0.000061`. That of 0 has one
+    digit.
     """
     if stderr is None or not stderr > 0:
         return f"{value:.4g}"
     if math.isinf(stderr):
         return f"{value:.4g} ± unknown"
-    places = max(0, 1 - math.floor(math.log10(stderr)))
+    places = max(0, (value != 0) - math.floor(math.log10(stderr)))
     if value:
-        places = min(places, max(0, round(DIGITS - math.log10(abs(value)))))
+        places = min(places, max(0, math.floor(DIGITS + 0.1 - math.log10(abs(value)))))
     if not round(stderr, places):
         return f"{value:.{DIGITS}g}" if abs(value) < 10**DIGITS else f"{value:.0f}"
     if places > 8:

@@ -133,11 +133,15 @@ def headline(records: Sequence[Record]) -> list[str]:
 
 
 def foremost(records: Sequence[Record], metrics: Sequence[str]) -> list[str]:
-    """The metrics in the order in which a narrow table leaves them out last: the primary one, then one of each task."""
+    """The metrics in the order in which a narrow table leaves them out last: the primary one, then one of each task.
+
+    The task that L0 is of comes first.
+    """
     main = order.primary(records)
     of_task: dict[str, list[str]] = {}
     for record in records:
         of_task.setdefault(record.task, []).extend(name for name in record.metrics if name in metrics)
+    of_task = dict(sorted(of_task.items(), key=lambda task: "l0" not in task[1]))
     ranks = {
         name: (i, task)
         for task, names in enumerate(of_task.values())

@@ -37,11 +37,12 @@ def text_tables(
     `parts` are rows by what stands above them. `order` says which columns matter most, the first `n_keys` apart, which
     stand in every table; without it none is left out, and those that find no room are in tables below.
     """
-    room = wide or sys.maxsize
+    room = wide or sys.maxsize // 4
     names, body, widths = fitting.laid_out(
         [one_line(name) for name in header],
         [[one_line(cell) for cell in row] for rows in parts.values() for row in rows],
-        wide or 3 * MOST,
+        room,
+        GAP,
     )
     if order is None:
         bands = fitting.bands(widths, n_keys, room, GAP)
@@ -50,7 +51,7 @@ def text_tables(
     drawn, rest = [], iter(body)
     for title, rows in parts.items():
         of_part = [next(rest) for _ in rows]
-        drawn += [one_line(title)] if title else []
+        drawn += [prose(title, wide)] if title else []
         drawn += [_drawn(names, of_part, alignment(header), band) for band in bands]
     shown = {i for band in bands for i in band}
     return "\n\n".join(drawn), [name for i, name in enumerate(header) if i not in shown]
