@@ -227,7 +227,8 @@ def test_hostile_text_breaks_no_table_of_latex():
     text = leaderboard.latex(typed(hostile_records()))
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len({len(re.findall(r"(?<!\\)&", row)) for row in rows if "multicolumn" not in row}) == 1
-    assert "".join(row.partition(" & ")[0] for row in rows[-4:]) == escape_latex(HOSTILE), "broken, and whole"
+    names = "".join(row.partition(" & ")[0] for row in rows[-4:])
+    assert names.replace(" ", "") == escape_latex(HOSTILE).replace(" ", ""), "broken, and whole"
     commands = set(re.findall(r"\\[A-Za-z]+", text))
     assert commands == {
         r"\begin", r"\end", r"\centering", r"\small", r"\label", r"\resizebox", r"\ifdim", r"\else", r"\fi",
