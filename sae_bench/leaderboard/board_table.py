@@ -76,7 +76,7 @@ def table(
     error = _over_seeds(records, metrics) if over_seeds else captions.of_rows(records)
     facts = captions.caption(records, error)
     if form == "tex":
-        return latex_tables(parts, header, n_keys, captions.for_paper(records, error), "leaderboard", facts)
+        return latex_tables(parts, header, n_keys, captions.caption(records, error, paper=True), "leaderboard", facts)
     if form == "md":
         return _markdown(parts, header, facts)
     foremost = [len(fixed) + metrics.index(name) for name in tables.foremost(records, metrics)]

@@ -27,26 +27,21 @@ def of_marks(records: Sequence[Record]) -> str:
     return " ".join(filter(None, [front, missed]))
 
 
-def for_paper(records: Sequence[Record], error: str = "") -> str:
-    """What a table's reader has to know: what was measured on what, and what ± is."""
-    made = [record.provenance for record in records]
+def _caveats(records: Sequence[Record]) -> list[str]:
+    """What numbers and errors do not cover: text that was trained on, too few documents, other trainings and seeds."""
     own = [record.sae for record in records if not record.sae.origin]
-    trained = _distinct(sae.training.tokens_seen for sae in own if sae.training.tokens_seen)
-    on_tokens = [record for record in records if record.measured_on == "tokens"]
-    counts = _distinct(score.n for record in on_tokens for score in record.scores.values() if score.n)
-    documents = _distinct(record.provenance.eval_documents for record in on_tokens)
-    inputs, tokens, of = _words(records)
-    widths = ", ".join(f"{width:,}" for width in _distinct(record.sae.d_sae for record in records))
-    parts = [
-        f"SAEs of width {widths} on {_listed(one.model for one in made)}, "
-        f"{_listed(record.sae.site.name for record in records)}:",
-        f"trained on {_range(trained)} {inputs} of {_listed(one.dataset for one in made)}," if trained else "",
-        f"evaluated on {_range(counts)} held-out {tokens} of {_range(documents)} {of}.",
-        error,
+    n_imported = len({record.sae.id for record in records if record.sae.origin})
+    overlaps = _distinct(sae.training.eval_overlap for sae in own)
+    documents = _distinct(record.provenance.eval_documents for record in records if record.measured_on == "tokens")
+    seeds = _distinct(sae.seed for sae in own)
+    between_seeds = "; variance between seeds is unknown." if len(seeds) == 1 else "."
+    shared = f"{_range(overlaps, '.1%')} of them lie in a run of 13 tokens that the training text has too."
+    return [
+        *([shared] if overlaps else []),
+        *([few_documents(documents[0])] if documents and documents[0] < MIN_DOCUMENTS else []),
+        *([f"{n_imported} from elsewhere, trained as their origin says."] if n_imported else []),
+        f"Seeds {_listed(seeds) or 'unknown'}{between_seeds}",
     ]
-    if any(sae.control for sae in own):
-        parts.append(MARGIN)
-    return " ".join(filter(None, [*_warnings(records), *parts]))
 
 
 def _warnings(records: Sequence[Record]) -> list[str]:
@@ -56,12 +51,6 @@ def _warnings(records: Sequence[Record]) -> list[str]:
         *([f"MIXED: these rows were made with different {' and '.join(mixed)}; do not compare them."] if mixed else []),
         *([f"{said}."] if said else []),
     ]
-
-
-def _words(records: Sequence[Record]) -> tuple[str, str, str]:
-    """What SAEs were trained on, evaluated on, and what that comes in."""
-    synthetic = all(record.provenance.config.get("world") for record in records)
-    return ("samples", "samples", "blocks") if synthetic else ("activations", "tokens", "documents")
 
 
 def without_value(records: Sequence[Record]) -> str:
@@ -78,46 +67,42 @@ def without_value(records: Sequence[Record]) -> str:
     return f"No column for {reasons}." if why else ""
 
 
-def caption(records: Sequence[Record], error: str = "") -> str:
-    """What the table was made from, in one sentence per fact; `error` says what ± is."""
+def caption(records: Sequence[Record], error: str = "", *, paper: bool = False) -> str:
+    """What the table was made from, in one sentence per fact; `error` says what ± is.
+
+    `paper`: without what is for those alone who make the numbers again.
+    """
     made = [record.provenance for record in records]
     own = [record.sae for record in records if not record.sae.origin]
-    learned = [sae for sae in own if sae.training.tokens_seen or not sae.control]
-    n_imported = len({record.sae.id for record in records if record.sae.origin})
     on_tokens = [record for record in records if record.measured_on == "tokens"]
-    trained = _distinct(sae.training.tokens_seen for sae in learned)
-    overlaps = _distinct(sae.training.eval_overlap for sae in own)
-    seeds = _distinct(sae.seed for sae in own)
+    trained = _distinct(sae.training.tokens_seen for sae in own if sae.training.tokens_seen or not sae.control)
     counts = _distinct(score.n for record in on_tokens for score in record.scores.values() if score.n)
     documents = _distinct(record.provenance.eval_documents for record in on_tokens)
-    datasets = _listed(one.dataset for one in made)
-    inputs, tokens, of = _words(records)
+    datasets, presets = _listed(one.dataset for one in made), _listed(one.preset for one in made)
+    synthetic = all(record.provenance.config.get("world") for record in records)
+    inputs, tokens, of = ("samples", "samples", "blocks") if synthetic else ("activations", "tokens", "documents")
+    fingerprint = f", fingerprint {_listed(one.eval_fingerprint[:12] for one in made)}"
     parts = [
+        *_warnings(records),
         f"Model {_listed(one.model for one in made)}; site {_listed(record.sae.site.name for record in records)}; "
         f"width {_listed(record.sae.d_sae for record in records)}.",
-        f"Trained on {_range(trained)} {inputs} of {datasets} (preset {_listed(one.preset for one in made)});"
+        f"Trained on {_range(trained)} {inputs} of {datasets} (preset {presets});"
         if trained
         else f"Dataset {datasets};",
-        f"evaluated on {_range(counts)} held-out {tokens} of {_range(documents)} {of}, fingerprint "
-        f"{_listed(one.eval_fingerprint[:12] for one in made)}.",
+        f"evaluated on {_range(counts)} held-out {tokens} of {_range(documents)} {of}{'' if paper else fingerprint}.",
+        *_caveats(records),
+        error,
     ]
-    if overlaps:
-        parts.append(f"{_range(overlaps, '.1%')} of them lie in a run of 13 tokens that the training text has too.")
-    if documents and documents[0] < MIN_DOCUMENTS:
-        parts.append(few_documents(documents[0]))
-    if n_imported:
-        parts.append(f"{n_imported} from elsewhere, trained as their origin says.")
-    between_seeds = "; variance between seeds is unknown." if len(seeds) == 1 else "."
-    versions = _listed(f"{record.task} {record.task_version}" for record in records)
-    parts += [
-        f"Seeds {_listed(seeds) or 'unknown'}{between_seeds} {error}".rstrip(),
-        f"Versions: {versions}; sae-arch-bench {made[0].versions['sae-arch-bench']}.",
-        without_value(records),
-        *dict.fromkeys(record.caption for record in records if record.caption),
-    ]
+    if not paper:
+        versions = _listed(f"{record.task} {record.task_version}" for record in records)
+        parts += [
+            f"Versions: {versions}; sae-arch-bench {made[0].versions['sae-arch-bench']}.",
+            without_value(records),
+            *dict.fromkeys(record.caption for record in records if record.caption),
+        ]
     if any(sae.control for sae in own):
         parts.append(MARGIN)
-    return " ".join(filter(None, [*_warnings(records), *parts]))
+    return " ".join(filter(None, parts))
 
 
 def few_documents(n_documents: int) -> str:

@@ -114,7 +114,7 @@ def _latex(table: Table, facts: str) -> str:
     caption = table.what
     if table.of:
         told = f"{note([table.of])} Bold: {RULE}."
-        caption = f"{table.what}. {captions.for_paper(table.of.records, told)}"
+        caption = f"{table.what}. {captions.caption(table.of.records, told, paper=True)}"
     rows = [[name, *(Bold(text) if best else text for text, best in cells)] for name, cells in table.rows]
     return latex_tables({"": rows}, table.header, 1, caption, f"compare-{table.label}", facts)
 

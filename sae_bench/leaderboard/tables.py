@@ -217,7 +217,7 @@ def latex(records: Sequence[Record]) -> str:
     groups, fixed = ([key for key in keys if (key in OF_SETTING) == of] for of in (True, False))
     parts = {title: body(of, fixed, metrics) for title, of in in_groups(rows, groups).items()}
     error = captions.of_rows(records)
-    caption, facts = captions.for_paper(records, error), captions.caption(records, error)
+    caption, facts = captions.caption(records, error, paper=True), captions.caption(records, error)
     n_keys = n_in_every_table(fixed, metrics)
     return latex_tables(parts, header(records, fixed, metrics), n_keys, caption, "leaderboard", facts)
 
