@@ -99,7 +99,7 @@ def written(
 
 
 def _text(table: Table, wide: int | None) -> str:
-    rows = [[label, *(f"{text} *" if best else text for text, best in cells)] for label, cells in table.rows]
+    rows = [[label, *(f"* {text}" if best else text for text, best in cells)] for label, cells in table.rows]
     return text_tables({"": rows}, table.header, 1, wide, None)[0]
 
 

@@ -137,7 +137,8 @@ def known_layers(name_or_path: str, *, revision: str | None = None, trust_remote
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _explained(source, revision):
         text = _config(name_or_path, source, options, published=True).get_text_config()
-    return getattr(text, "num_hidden_layers", None)
+    found: int | None = getattr(text, "num_hidden_layers", None)
+    return found
 
 
 def _config(name_or_path: str, source: str, options: Mapping[str, Any], *, published: bool) -> PreTrainedConfig:

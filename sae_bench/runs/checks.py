@@ -41,8 +41,7 @@ def _check_places(config: RunConfig) -> None:
     numbered = [site for site in config.sites if site in KINDS or "{layer}" in site]
     if not (config.layers and numbered and config.archs):
         return
-    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    n_layers = known_layers(config.model, **options)
+    n_layers = known_layers(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
     for layer in config.layers:
         if n_layers is not None and not 0 <= layer < n_layers:
             raise UserError(f"--layer {layer}: {config.model} has layers 0..{n_layers - 1}; choose one of them")
