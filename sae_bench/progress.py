@@ -78,10 +78,9 @@ class Progress:
                 bars.update(bar, completed=reached, note=self.note, run=run)
 
             for item in items:
-                of_item, before = size(item), done
-                self._moved = lambda share, of=of_item, begun=before: at(begun + share * of)
+                self._moved = _within(at, done, size(item))
                 yield item
-                done += of_item
+                done += size(item)
                 at(done)
 
     def _lines(self, stage: str, items: Iterable[T], total: int, size: Callable[[T], int]) -> Iterator[T]:
@@ -99,10 +98,9 @@ class Progress:
                 last = now
 
         for item in items:
-            of_item, before = size(item), done
-            self._moved = lambda share, of=of_item, begun=before: at(begun + share * of)
+            self._moved = _within(at, done, size(item))
             yield item
-            done += of_item
+            done += size(item)
             at(done)
         seconds = time.monotonic() - start
         if seconds > 1:
@@ -113,6 +111,11 @@ def duration(seconds: float) -> str:
     """Seconds as people say them: `12.0 s`, `3.5 min`, `2.1 h`."""
     length, unit = (1, "s") if seconds < 100 else (60, "min") if seconds < 6000 else (3600, "h")
     return f"{seconds / length:,.1f} {unit}"
+
+
+def _within(at: Callable[[float], None], begun: float, size: int) -> Callable[[float], None]:
+    """What takes the share of an item that is done, where the stage was at `begun` before it."""
+    return lambda share: at(begun + share * size)
 
 
 def _nothing(share: float) -> None:

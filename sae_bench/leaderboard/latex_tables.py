@@ -41,9 +41,8 @@ def latex_tables(
     of_part = {title: list(islice(rest, len(rows))) for title, rows in parts.items()}
     drawn = []
     for band in bands(widths, n_keys, WIDTH, GAP):
-        lines = [line for title, rows in of_part.items() for line in _part(title, rows, band)]
-        for start in range(0, len(lines), N_LINES):
-            drawn.append((band, _apart(lines[start : start + N_LINES])))
+        whole = [line for title, rows in of_part.items() for line in _part(title, rows, band)]
+        drawn += [(band, _apart(whole[start : start + N_LINES])) for start in range(0, len(whole), N_LINES)]
     found = [f"% {one_line(facts)}\n"]
     for i, (band, lines) in enumerate(drawn):
         of = f" (Table {i + 1} of {len(drawn)}.)" if len(drawn) > 1 else ""

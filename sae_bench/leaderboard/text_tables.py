@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tabulate import SEPARATING_LINE, tabulate
 
@@ -58,7 +59,7 @@ def text_tables(
 
 
 def _drawn(names: Sequence[str], rows: Rows, sides: Sequence[str], band: Sequence[int]) -> str:
-    lines: list[object] = [[names[i] for i in band], SEPARATING_LINE]
+    lines: list[Any] = [[names[i] for i in band], SEPARATING_LINE]
     for row in rows:
         lines += [SEPARATING_LINE] if row[0] == CONTROLS else []
         lines.append([row[i] for i in band])
