@@ -235,7 +235,7 @@ def test_hostile_text_breaks_no_table_of_latex():
         r"\width", r"\linewidth", r"\multicolumn", r"\emph", r"\toprule", r"\midrule", r"\bottomrule", r"\caption",
         r"\pm", r"\uparrow", r"\textbackslash", r"\textasciitilde", r"\textless", r"\textgreater", r"\textbar",
     }  # fmt: skip
-    assert "\n\n" not in text
+    assert not [table for table in re.findall(r"\\begin\{table\}.*?\\end\{table\}", text, re.S) if "\n\n" in table]
     bare = re.sub(r"\\(.)", "", text)
     assert bare.count("{") == bare.count("}")
 

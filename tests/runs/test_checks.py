@@ -22,7 +22,7 @@ def settings(gemma2_folder, corpus, at_work):
 WRONG = [
     ({"--arch": "topk:auxk=1"}, 'unknown setting "auxk"'),
     ({"--l0": 64}, "l0 64 is more than the width, 48"),
-    ({"--site": "resid_pots"}, 'unknown site "resid_pots"; did you mean "resid_post"'),
+    ({"--site": "resid_pots"}, r'unknown site "resid_pots" \(did you mean "resid_post"'),
     ({"--layer": 7}, "--layer 7: .* has layers 0..3"),
     ({"--dataset": "nowhere/at/all.jsonl"}, 'no file or folder "nowhere/at/all.jsonl"'),
     ({"--dataset": "no name"}, '"no name" is no file here and no name of a data set'),
@@ -44,7 +44,7 @@ def test_what_is_wrong_shows_before_a_model_is_loaded(settings, change, message,
 
 def test_a_model_without_a_corpus_of_its_own_says_what_it_trains_on(gemma2_folder, monkeypatch):
     def said(**given):
-        return checks.default_corpus(configure(None, {"arch": ("topk",), **given}))
+        return checks.default_corpus(configure(None, {"archs": ("topk",), **given}))
 
     (line,) = said(model=str(gemma2_folder))
     assert str(gemma2_folder) in line
