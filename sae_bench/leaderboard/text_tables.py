@@ -63,7 +63,8 @@ def _drawn(names: Sequence[str], rows: Rows, sides: Sequence[str], band: Sequenc
     for row in rows:
         lines += [SEPARATING_LINE] if row[0] == CONTROLS else []
         lines.append([row[i] for i in band])
-    return str(tabulate(lines, tablefmt="simple", disable_numparse=True, colalign=[sides[i] for i in band]))
+    drawn = tabulate(lines, tablefmt="simple", disable_numparse=True, colalign=[sides[i] for i in band])
+    return "\n".join(str(drawn).split("\n")[1:-1])  # without rules above and below
 
 
 def prose(text: str, wide: int | None) -> str:

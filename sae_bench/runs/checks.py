@@ -1,12 +1,14 @@
 """What a run names, seen before a model is loaded: plugins, settings, sites, layers, corpus and judge."""
 
+from itertools import product
+
 from sae_bench.autointerp.judges import check_judge
 from sae_bench.errors import UserError, did_you_mean
 from sae_bench.lm.corpus import check_source, describe, size_of
 from sae_bench.lm.load import known_layers
 from sae_bench.lm.sites import KINDS
 from sae_bench.runs.config import RunConfig
-from sae_bench.runs.plan import check_names, settle
+from sae_bench.runs.plan import check_l0, check_names, settle
 
 LETTERS_PER_TOKEN = 4
 """Of English text, about."""
@@ -24,10 +26,8 @@ def check(config: RunConfig) -> None:
     check_names(config)
     for arch in config.archs:
         settle(arch, config.preset)
-    narrowest = min(config.widths)
-    for l0 in config.l0s:
-        if l0 > narrowest and config.archs:
-            raise UserError(f"l0 {l0:g} is more than the width, {narrowest}: lower --l0")
+        for l0, width in product(config.l0s, config.widths):
+            check_l0(arch.label, l0, width)
     check_judge(config)
     if config.world is None:
         _check_places(config)
