@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -24,6 +24,22 @@ class Progress:
         self.quiet = quiet
         self.bars = not quiet and sys.stderr.isatty()
         self.note = ""
+        self._moved: Callable[[float], None] = _nothing
+        self._to_come: dict[str, float] = {}
+
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """Say which stages come, in their order, and how long each is thought to take: for the time left of all."""
+        self._to_come = dict(seconds)
+
+    def _after(self, stage: str) -> float | None:
+        """Seconds of the stages that come after this one; None if none is known of."""
+        names = [*self._to_come]
+        later = names[names.index(stage) + 1 :] if stage in names else names
+        return sum(self._to_come[name] for name in later) if later else None
+
+    def within(self, share: float) -> None:
+        """Say which share of the item under way is done, where one takes long."""
+        self._moved(share)
 
     def say(self, text: str) -> None:
         """Print one line of news."""
@@ -39,6 +55,8 @@ class Progress:
             yield from self._bar(stage, items, total, size)
         else:
             yield from self._lines(stage, items, total, size)
+        self._moved = _nothing
+        self._to_come.pop(stage, None)
 
     def _bar(self, stage: str, items: Iterable[T], total: int, size: Callable[[T], int]) -> Iterator[T]:
         from rich.console import Console
@@ -47,25 +65,58 @@ class Progress:
 
         columns = (
             TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(),
-            TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[run]}"),
+            TextColumn("{task.fields[note]}"),
         )  # fmt: skip
         with Bars(*columns, console=Console(stderr=True)) as bars:
-            bar = bars.add_task(stage, total=total, note="")
+            bar = bars.add_task(stage, total=total, note="", run="")
+            start, later, done = time.monotonic(), self._after(stage), 0
+
+            def at(reached: float) -> None:
+                left = (time.monotonic() - start) * (total - reached) / reached if reached else 0.0
+                run = f"run {duration(left + later)}" if later is not None and reached else ""
+                bars.update(bar, completed=reached, note=self.note, run=run)
+
             for item in items:
+                self._moved = _within(at, done, size(item))
                 yield item
-                bars.update(bar, advance=size(item), note=self.note)
+                done += size(item)
+                at(done)
 
     def _lines(self, stage: str, items: Iterable[T], total: int, size: Callable[[T], int]) -> Iterator[T]:
         start = last = time.monotonic()
-        done = 0
+        later, done = self._after(stage), 0.0
+
+        def at(reached: float) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last > LINE_EVERY_S and 0 < reached < total:
+                eta = (now - start) * (total - reached) / reached
+                run = "" if later is None else f", run {duration(eta + later)}"
+                told = f"{stage}: {reached:,.0f}/{total:,}, {now - start:.0f} s, eta {eta:.0f} s{run}  {self.note}"
+                self.say(told.rstrip())
+                last = now
+
         for item in items:
+            self._moved = _within(at, done, size(item))
             yield item
             done += size(item)
-            now = time.monotonic()
-            if now - last > LINE_EVERY_S and done < total:
-                eta = (now - start) * (total - done) / done
-                self.say(f"{stage}: {done:,}/{total:,}, {now - start:.0f} s, eta {eta:.0f} s  {self.note}".rstrip())
-                last = now
+            at(done)
         seconds = time.monotonic() - start
         if seconds > 1:
-            self.say(f"{stage}: {done:,} in {seconds:.0f} s  {self.note}".rstrip())
+            self.say(f"{stage}: {done:,.0f} in {seconds:.0f} s  {self.note}".rstrip())
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `12.0 s`, `3.5 min`, `2.1 h`."""
+    length, unit = (1, "s") if seconds < 100 else (60, "min") if seconds < 6000 else (3600, "h")
+    return f"{seconds / length:,.1f} {unit}"
+
+
+def _within(at: Callable[[float], None], begun: float, size: int) -> Callable[[float], None]:
+    """What takes the share of an item that is done, where the stage was at `begun` before it."""
+    return lambda share: at(begun + share * size)
+
+
+def _nothing(share: float) -> None:
+    """No item is under way."""

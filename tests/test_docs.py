@@ -1,5 +1,6 @@
 """The documentation is true: its example runs, its links lead somewhere, its commands parse."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -12,6 +13,9 @@ from command import flags
 from sae_bench.cli.main import app
 
 ROOT = Path(__file__).parent.parent
+WIDE = os.environ | {"COLUMNS": "200"}
+"""So that no name in a table is broken."""
+
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -27,7 +31,7 @@ def commands(page: Path) -> list[list[str]]:
 def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run code in a process of its own: what a plugin registers stays registered."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=WIDE)
 
 
 def test_the_example_architecture_passes_the_contract_and_takes_part_in_a_run(tmp_path, gemma2_folder, corpus, at_work):

@@ -80,7 +80,7 @@ class Run:
     def table(self, *, columns: Sequence[str] | None = None, over_seeds: bool = False, top: int | None = None) -> str:
         """The leaderboard as text; settings as those of the command `table`."""
         if columns is None and not over_seeds and top is None:
-            return tables.terminal(self.records)
+            return board_table.terminal(self.records)
         chosen = None if columns is None else list(columns)
         return board_table.table(self.records, "text", chosen, None, over_seeds=over_seeds, top=top)
 

@@ -36,22 +36,24 @@ def table(
 ) -> int:
     """Print the leaderboard of one or more runs' folders.
 
-    As text, without a choice of rows and columns, failures are listed too.
+    Text is as wide as the terminal, with the columns that matter most; it says which have no room. Without a choice of
+    rows and columns, failures are listed too.
 
     Args:
-        columns: Metrics to show, in this order; margin:METRIC is what a value is better by than the best control's.
-            Default: L0 and the headline ones.
+        columns: Metrics to show, in this order, in several tables if one would be too wide; margin:METRIC is what a
+            value is better by than the best control's; all: every headline one. Default: L0 and the headline ones.
         group_by: Group rows by model, site, layer, width, architecture, target or seed.
         over_seeds: One row for each architecture and target: the mean over seeds, with its 95% interval.
         mix: Tabulate runs that measured on different tokens, or with different versions of a task, and say so.
     """
-    from sae_bench.leaderboard import board_table, load, tables
+    from sae_bench.leaderboard import board_table, load
+    from sae_bench.leaderboard.text_tables import terminal_width
 
-    records = load.gather(runs, mix=mix)
+    records, wide = load.gather(runs, mix=mix), terminal_width()
     if columns is None and group_by is None and not over_seeds and top is None and form == "text":
-        print(tables.terminal(records))
+        print(board_table.terminal(records, wide), end="")
     else:
-        print(board_table.table(records, form, columns, group_by, over_seeds=over_seeds, top=top), end="")
+        print(board_table.table(records, form, columns, group_by, over_seeds=over_seeds, top=top, wide=wide), end="")
     return 0
 
 
@@ -72,11 +74,13 @@ def compare(
         controls: Compare with controls, too, and show the margins over the best of them.
     """
     from sae_bench.leaderboard import captions, compare, compare_table, load, matched
+    from sae_bench.leaderboard.text_tables import terminal_width
 
     records = load.gather(runs)
     metrics = compare.check_metrics(records, metric)
     compared, facts = compare.comparisons(records, metrics, controls=controls), captions.caption(records)
-    print(compare_table.written(form, compared, metrics, at_l0 or matched.default_l0s(records), facts, top))
+    l0s, wide = at_l0 or matched.default_l0s(records), terminal_width()
+    print(compare_table.written(form, compared, metrics, l0s, facts, top, wide))
     return 0
 
 
@@ -118,19 +122,20 @@ def claims(runs: Runs, /, *, at_l0: L0s = None) -> int:
     return 0
 
 
-def figures(runs: Runs, /, *, out: Path) -> int:
+def figures(runs: Runs, /, *, out: Path | None = None) -> int:
     """Draw the figures of one or more runs as SVG, PDF and PNG.
 
     Args:
-        out: Folder to write them to.
+        out: Folder to write them to. Default: figures in the first run's folder.
     """
     from sae_bench.leaderboard.board import Board
     from sae_bench.leaderboard.figures import draw
     from sae_bench.records.files import write_bytes
 
+    folder = out or runs[0] / "figures"
     for name, content in draw.figures(Board.read(runs)):
-        write_bytes(out / name, content)
-        print(out / name)
+        write_bytes(folder / name, content)
+        print(folder / name)
     return 0
 
 

@@ -88,7 +88,8 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
     if not command.quiet:  # what is done once, and under which licence, is news
         logging.getLogger("sae_bench").setLevel(logging.INFO)
     from sae_bench.api.run import work
-    from sae_bench.leaderboard import captions, tables
+    from sae_bench.leaderboard import board_table, captions
+    from sae_bench.leaderboard.text_tables import terminal_width
     from sae_bench.records.run_folder import RunFolder
 
     folder = RunFolder(command.out or Path("runs") / config.name)
@@ -115,7 +116,7 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
             from sae_bench.formats.saebench import emit
 
             emit(folder, records)
-    print(tables.terminal(records))
+    print(board_table.terminal(records, terminal_width()))
     progress.say(f"records and tables: {folder.path}")
     return 1 if captions.failed(records) else 0
 

@@ -170,6 +170,7 @@ def _evaluate(
             if held and (i == len(candidates) or sum(reply.n_bytes for reply in held) > BATCH_BYTES):
                 _score(held, x, clean, ablated, contexts, truth)
                 held.clear()
+            progress.within((2 * i - len(held)) / (2 * len(candidates)))  # of each SAE a replay, and its losses
 
     for candidate in candidates:
         for name, task in candidate.running():

@@ -15,19 +15,25 @@ from sae_bench.leaderboard import captions, order, render, tables
 from sae_bench.leaderboard.bootstrap import estimate
 from sae_bench.leaderboard.compare import Comparison, Setting, comparisons
 from sae_bench.leaderboard.compare_table import note, on_front, with_interval
+from sae_bench.leaderboard.latex_tables import latex_tables
 from sae_bench.leaderboard.load import metrics_of
 from sae_bench.leaderboard.margins import PREFIX, Margins, controls_of
+from sae_bench.leaderboard.text_tables import prose, text_tables
 from sae_bench.records.schema import Record
 
 GROUPS = ("model", "site", "layer", "width", "architecture", "target", "seed")
 """What rows may be grouped by."""
 
+ALL = "all"
+"""`--columns all`: every headline metric, however many tables it takes."""
 
-STYLES: dict[str, tuple[str, render.Escape, str]] = {
-    "text": ("simple", one_line, "{}"),
-    "md": ("pipe", render.escape_markdown, "**{}**"),
-}
-"""The forms of plain text: tabulate's style, what makes text harmless, and what a group's title looks like."""
+
+def terminal(records: Sequence[Record], wide: int | None = None) -> str:
+    """The board as text, at most `wide` letters wide if that is given, with what failed and what to know."""
+    failures = "".join(f"FAILED {line}\n" for line in captions.failed(records))
+    known = "".join(f"{line}\n" for line in captions.remarks(records))
+    above = f"{one_line(captions.control(records))}\n\n".lstrip()
+    return f"{above}{table(records, wide=wide)}{failures}{known}"
 
 
 def table(
@@ -38,40 +44,63 @@ def table(
     *,
     over_seeds: bool = False,
     top: int | None = None,
+    wide: int | None = None,
 ) -> str:
     """The table as text, md, tex or csv; `top`: of that many architectures at each target, and the best control.
+
+    Text is at most `wide` letters wide, if that is given: columns that were not asked for and find no room are named,
+    those that were are in tables below.
 
     Raises:
         UserError: a column or a group does not exist, or a column is the margin of what has no better direction.
     """
-    groups = list(group_by or ())
-    for name in groups:
-        if name not in GROUPS:
-            raise UserError(f'--group-by: unknown key "{name}"{did_you_mean(name, GROUPS)}')
-    known = metrics_of(records, _plain(columns or ()))  # or its error
-    for name in columns or ():
-        if name.startswith(PREFIX) and known[name.removeprefix(PREFIX)].better is None:
-            raise UserError(f"--columns {name}: no value of it is better than another; leave it out")
-    metrics = tables.headline(records) if columns is None else columns
+    check(records, columns, group_by)
+    chosen = columns is not None
+    metrics = tables.headline(records) if columns is None or [*columns] == [ALL] else [*columns]
     rows = _means(records, metrics) if over_seeds else tables.lines(records, metrics)
     if top is not None:
         kept = order.top(records, top)
         rows = [row for row in rows if _row(row) in kept]
+    apart = tables.told_apart(rows)
+    if group_by is None:
+        groups = [key for key in apart if key in tables.OF_SETTING and form in ("text", "tex")]
+    else:
+        groups = [*group_by]
     rows.sort(key=lambda line: tuple(_sortable(line.of.get(name)) for name in groups))
-    fixed = [key for key in tables.told_apart(rows) if key not in groups]
+    fixed = [key for key in apart if key not in groups]
     if form == "csv":
         named = [*groups, *fixed, *(["control"] if any(line.of["control"] for line in rows) else [])]
         return render.csv_table(pd.DataFrame([{name: line.name(name) for name in named} | line.cells for line in rows]))
-    groups_of: dict[str, list[tables.Line]] = {}
-    for line in rows:
-        title = ", ".join(f"{name} {line.name(name)}" for name in groups)
-        groups_of.setdefault(title, []).append(line)
-    parts = {title: tables.body(of, fixed, metrics) for title, of in groups_of.items()}
-    header = tables.header(records, fixed, metrics)
-    facts = captions.caption(records, error=captions.of_front(records) if over_seeds else captions.of_rows(records))
-    if over_seeds:
-        facts = f"{facts} {note(comparisons(records, _plain(metrics)))}"
-    return _latex(parts, header, len(fixed), facts) if form == "tex" else _text(parts, header, facts, *STYLES[form])
+    parts = {title: tables.body(of, fixed, metrics) for title, of in tables.in_groups(rows, groups).items()}
+    header, n_keys = tables.header(records, fixed, metrics), tables.n_in_every_table(fixed, metrics)
+    error = _over_seeds(records, metrics) if over_seeds else captions.of_rows(records)
+    facts = captions.caption(records, error)
+    if form == "tex":
+        return latex_tables(parts, header, n_keys, captions.caption(records, error, paper=True), "leaderboard", facts)
+    if form == "md":
+        return _markdown(parts, header, facts)
+    foremost = [len(fixed) + metrics.index(name) for name in tables.foremost(records, metrics)]
+    text, left = text_tables(parts, header, n_keys, wide, None if chosen else foremost)
+    told = [prose(f"No room for {', '.join(left)}: --columns {ALL}, or the names of some.", wide)] if left else []
+    return "\n\n".join([text, *told, prose(facts, wide)]) + "\n"
+
+
+def check(records: Sequence[Record], columns: Sequence[str] | None, group_by: Sequence[str] | None) -> None:
+    """Raise UserError if a column or a group does not exist, or a column is a margin that cannot be."""
+    for name in group_by or ():
+        if name not in GROUPS:
+            raise UserError(f'--group-by: unknown key "{name}"{did_you_mean(name, GROUPS)}')
+    if [*(columns or ())] == [ALL]:
+        return
+    known = metrics_of(records, _plain(columns or ()))  # or its error
+    for name in columns or ():
+        if name.startswith(PREFIX) and known[name.removeprefix(PREFIX)].better is None:
+            raise UserError(f"--columns {name}: no value of it is better than another; leave it out")
+
+
+def _over_seeds(records: Sequence[Record], columns: Sequence[str]) -> str:
+    """What ± and marks are where a row is a mean over seeds."""
+    return f"{note(comparisons(records, _plain(columns)))} {captions.of_marks(records)}".rstrip()
 
 
 def _plain(columns: Sequence[str]) -> list[str]:
@@ -90,18 +119,20 @@ def _means(records: Sequence[Record], columns: Sequence[str]) -> list[tables.Lin
     for comparison in comparisons(records, [*_plain(columns), *([main] if main else [])], controls=True):
         of = {**asdict(comparison.setting), "layer": comparison.records[0].sae.site.layer}
         front = on_front(comparison, main) if main else {}
+        wanted = {record.sae.target_l0 for record in comparison.records}
         for label, points in comparison.points("l0").items():
             about = of | {"architecture": label, "control": label in controls_of(comparison)}
-            for target in points.targets:
+            for target, l0 in zip(points.targets, points.l0[0], strict=True):
                 cells = {
                     name: margin_of[name].cell(comparison.setting, label, target, None, with_interval)
                     if name in margin_of
                     else _mean(comparison, name, label, target)
                     for name in columns
                 }
-                mark = "*" if target in front.get(label, ()) else ""
-                found.append(tables.Line(about | {"target": target, "front": mark}, cells))
-    return sorted(found, key=lambda line: (line.of["control"], _setting(line), not line.of["front"]))
+                missed = target in wanted and order.is_missed(float(l0), target)
+                mark = order.mark(on_front=target in front.get(label, ()), missed=missed)
+                found.append(tables.Line(about | {"target": target, "mark": mark}, cells))
+    return sorted(found, key=lambda line: (line.of["control"], _setting(line), not line.of["mark"].startswith("*")))
 
 
 def _row(line: tables.Line) -> order.Row:
@@ -125,23 +156,9 @@ def _sortable(value: Any) -> tuple[bool, Any]:
     return isinstance(value, str), -1 if pd.isna(value) else value
 
 
-def _text(
-    parts: Mapping[str, Sequence[Sequence[str]]], header: Sequence[str], facts: str, style: str, escape: render.Escape,
-    heading: str,
-) -> str:  # fmt: skip
+def _markdown(parts: Mapping[str, Sequence[Sequence[str]]], header: Sequence[str], facts: str) -> str:
     drawn = []
     for title, body in parts.items():
-        drawn += [heading.format(escape(title))] if title else []
-        drawn.append(render.text_table(header, body, style, escape))
-    return "\n\n".join([*drawn, escape(facts)]) + "\n"
-
-
-def _latex(parts: Mapping[str, Sequence[Sequence[str]]], header: Sequence[str], n_fixed: int, facts: str) -> str:
-    lines: list[str] = []
-    for title, body in parts.items():
-        lines += [r"\midrule"] if lines else []
-        if title:
-            lines.append(rf"\multicolumn{{{len(header)}}}{{l}}{{\emph{{{render.escape_latex(title)}}}}} \\")
-        lines += map(render.latex_line, body)
-    columns = "l" * n_fixed + "r" * (len(header) - n_fixed)
-    return render.latex_table(columns, render.latex_line(header), lines, render.escape_latex(facts))
+        drawn += [f"**{render.escape_markdown(title)}**"] if title else []
+        drawn.append(render.text_table(header, body, "pipe", render.escape_markdown))
+    return "\n\n".join([*drawn, render.escape_markdown(facts)]) + "\n"

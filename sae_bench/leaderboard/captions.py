@@ -6,8 +6,8 @@ from typing import Any
 from sae_bench.errors import one_line
 from sae_bench.leaderboard import order
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
-from sae_bench.leaderboard.load import differences
-from sae_bench.records.schema import Record, SAEDescription
+from sae_bench.leaderboard.load import differences, with_value_or_failure
+from sae_bench.records.schema import NOT_APPLICABLE, Record, SAEDescription
 
 MARGIN = (
     "Controls learn less than architectures do, or nothing. A margin is by how much a value is better than the best "
@@ -17,58 +17,92 @@ MARGIN = (
 
 def of_rows(records: Sequence[Record]) -> str:
     """What ± and * are in a table whose rows are SAEs."""
-    return f"± is one standard error, clustered by document. {of_front(records)}".rstrip()
+    return f"± is one standard error, clustered by document. {of_marks(records)}".rstrip()
 
 
-def of_front(records: Sequence[Record]) -> str:
-    """What * is, where some rows have it."""
-    return f"* is on the Pareto front of L0 and {order.primary(records)}." if order.front(records) else ""
+def of_marks(records: Sequence[Record]) -> str:
+    """What * and ! are, where some rows have them."""
+    front = f"* is on the Pareto front of L0 and {order.primary(records)}." if order.front(records) else ""
+    missed = f"! has an L0 more than {order.MISS:.0%} off its target." if order.missed(records) else ""
+    return " ".join(filter(None, [front, missed]))
 
 
-def caption(records: Sequence[Record], error: str = "") -> str:
-    """What the table was made from, in one sentence per fact; `error` says what ± is."""
+def _caveats(records: Sequence[Record]) -> list[str]:
+    """What numbers and errors do not cover: text that was trained on, too few documents, other trainings and seeds."""
+    own = [record.sae for record in records if not record.sae.origin]
+    n_imported = len({record.sae.id for record in records if record.sae.origin})
+    overlaps = _distinct(sae.training.eval_overlap for sae in own)
+    documents = _distinct(record.provenance.eval_documents for record in records if record.measured_on == "tokens")
+    seeds = _distinct(sae.seed for sae in own)
+    between_seeds = "; variance between seeds is unknown." if len(seeds) == 1 else "."
+    shared = f"{_range(overlaps, '.1%')} of them lie in a run of 13 tokens that the training text has too."
+    return [
+        *([shared] if overlaps else []),
+        *([few_documents(documents[0])] if documents and documents[0] < MIN_DOCUMENTS else []),
+        *([f"{n_imported} from elsewhere, trained as their origin says."] if n_imported else []),
+        f"Seeds {_listed(seeds) or 'unknown'}{between_seeds}",
+    ]
+
+
+def _warnings(records: Sequence[Record]) -> list[str]:
+    """What comes before all else: a model with random weights, and numbers that are not of one kind."""
+    mixed, said = differences(records), control(records)
+    return [
+        *([f"MIXED: these rows were made with different {' and '.join(mixed)}; do not compare them."] if mixed else []),
+        *([f"{said}."] if said else []),
+    ]
+
+
+def without_value(records: Sequence[Record]) -> str:
+    """The headline metrics that have no column, for no SAE has a value of them, and why."""
+    there = with_value_or_failure(records)
+    why: dict[str, str] = {}
+    for record in records:
+        for name, metric in record.metrics.items():
+            if metric.headline and name not in there and record.not_measured != NOT_APPLICABLE:
+                why[name] = record.not_measured or "undefined"
+    reasons = "; ".join(
+        f"{', '.join(n for n in why if why[n] == reason)}: {reason}" for reason in _distinct(why.values())
+    )
+    return f"No column for {reasons}." if why else ""
+
+
+def caption(records: Sequence[Record], error: str = "", *, paper: bool = False) -> str:
+    """What the table was made from, in one sentence per fact; `error` says what ± is.
+
+    `paper`: without what is for those alone who make the numbers again.
+    """
     made = [record.provenance for record in records]
     own = [record.sae for record in records if not record.sae.origin]
-    learned = [sae for sae in own if sae.training.tokens_seen or not sae.control]
-    n_imported = len({record.sae.id for record in records if record.sae.origin})
     on_tokens = [record for record in records if record.measured_on == "tokens"]
-    trained = _distinct(sae.training.tokens_seen for sae in learned)
-    overlaps = _distinct(sae.training.eval_overlap for sae in own)
-    seeds = _distinct(sae.seed for sae in own)
+    trained = _distinct(sae.training.tokens_seen for sae in own if sae.training.tokens_seen or not sae.control)
     counts = _distinct(score.n for record in on_tokens for score in record.scores.values() if score.n)
     documents = _distinct(record.provenance.eval_documents for record in on_tokens)
-    datasets = _listed(one.dataset for one in made)
+    datasets, presets = _listed(one.dataset for one in made), _listed(one.preset for one in made)
     synthetic = all(record.provenance.config.get("world") for record in records)
     inputs, tokens, of = ("samples", "samples", "blocks") if synthetic else ("activations", "tokens", "documents")
+    fingerprint = f", fingerprint {_listed(one.eval_fingerprint[:12] for one in made)}"
     parts = [
+        *_warnings(records),
         f"Model {_listed(one.model for one in made)}; site {_listed(record.sae.site.name for record in records)}; "
         f"width {_listed(record.sae.d_sae for record in records)}.",
-        f"Trained on {_range(trained)} {inputs} of {datasets} (preset {_listed(one.preset for one in made)});"
+        f"Trained on {_range(trained)} {inputs} of {datasets} (preset {presets});"
         if trained
         else f"Dataset {datasets};",
-        f"evaluated on {_range(counts)} held-out {tokens} of {_range(documents)} {of}, fingerprint "
-        f"{_listed(one.eval_fingerprint[:12] for one in made)}.",
+        f"evaluated on {_range(counts)} held-out {tokens} of {_range(documents)} {of}{'' if paper else fingerprint}.",
+        *_caveats(records),
+        error,
     ]
-    if overlaps:
-        parts.append(f"{_range(overlaps, '.1%')} of them lie in a run of 13 tokens that the training text has too.")
-    if documents and documents[0] < MIN_DOCUMENTS:
-        parts.append(few_documents(documents[0]))
-    if n_imported:
-        parts.append(f"{n_imported} from elsewhere, trained as their origin says.")
-    between_seeds = "; variance between seeds is unknown." if len(seeds) == 1 else "."
-    versions = _listed(f"{record.task} {record.task_version}" for record in records)
-    parts += [
-        f"Seeds {_listed(seeds) or 'unknown'}{between_seeds} {error}".rstrip(),
-        f"Versions: {versions}; sae-arch-bench {made[0].versions['sae-arch-bench']}.",
-        *dict.fromkeys(record.caption for record in records if record.caption),
-    ]
+    if not paper:
+        versions = _listed(f"{record.task} {record.task_version}" for record in records)
+        parts += [
+            f"Versions: {versions}; sae-arch-bench {made[0].versions['sae-arch-bench']}.",
+            without_value(records),
+            *dict.fromkeys(record.caption for record in records if record.caption),
+        ]
     if any(sae.control for sae in own):
         parts.append(MARGIN)
-    if said := control(records):
-        parts.insert(0, f"{said}.")
-    if mixed := differences(records):
-        parts.insert(0, f"MIXED: these rows were made with different {' and '.join(mixed)}; do not compare them.")
-    return " ".join(parts)
+    return " ".join(filter(None, parts))
 
 
 def few_documents(n_documents: int) -> str:

@@ -9,13 +9,16 @@ import pandas as pd
 from tabulate import tabulate
 
 from sae_bench.errors import one_line
-from sae_bench.leaderboard import render
+from sae_bench.leaderboard import captions, render
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS, Estimate
 from sae_bench.leaderboard.compare import Comparison, Standing, compare
 from sae_bench.leaderboard.curves import pareto_front
+from sae_bench.leaderboard.latex_tables import Bold, latex_tables
 from sae_bench.leaderboard.margins import controls_of, over_best
 from sae_bench.leaderboard.matched import AT_L0
 from sae_bench.leaderboard.order import best
+from sae_bench.leaderboard.render import CONTROLS
+from sae_bench.leaderboard.text_tables import prose, text_tables
 
 Cell = tuple[str, bool]
 """Its text, and whether it is marked: not told apart from the best, where others are."""
@@ -24,20 +27,11 @@ Row = tuple[str, list[Cell]]
 AREA = "area"
 """Column of the mean height of the curve over log L0."""
 
-CONTROLS = "controls:"
-"""What stands above the rows of controls."""
-
 RULE = (
     "not told apart from the best, where others are (all pairs, L0s and the area of a table as one family, Bonferroni, "
     "5%; differences paired by document where they can be)"
 )
 """What is marked."""
-
-STYLES: dict[str, tuple[str, render.Escape, str, str]] = {
-    "text": ("simple", one_line, "{} *", "*"),
-    "md": ("github", render.escape_markdown, "**{}**", "Bold:"),
-}
-"""Forms of plain text: tabulate's style, what makes text harmless, how a cell is marked, and what tells of that."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +43,8 @@ class Table:
     """None: it is of all of them."""
     header: list[str]
     rows: list[Row]
+    label: str
+    """What papers refer to it by."""
 
     @property
     def title(self) -> str:
@@ -63,10 +59,11 @@ def shown(
         header, rows = grid(comparison, metric, l0s, top)
         if rows:
             arrow = render.ARROWS[comparison.directions.get(metric)]
-            yield Table(f"{metric}{arrow} at matched L0", comparison, header, rows)
+            yield Table(f"{metric}{arrow} at matched L0", comparison, header, rows, f"{metric}-{comparison.setting}")
         header, of_margins = margin_grid(comparison, metric, l0s, [label for label, _ in rows])
         if of_margins:
-            yield Table(f"{metric}: margin over the best control ↑ at matched L0", comparison, header, of_margins)
+            what = f"{metric}: margin over the best control ↑ at matched L0"
+            yield Table(what, comparison, header, of_margins, f"{metric}-margin-{comparison.setting}")
     yield from summaries(comparisons, metrics, l0s)
 
 
@@ -77,8 +74,11 @@ def written(
     l0s: Sequence[float] = AT_L0,
     facts: str = "",
     top: int | None = None,
+    wide: int | None = None,
 ) -> str:
     """All tables as text, md, tex (booktabs) or csv; `facts`: what the records say; `top`: of that many architectures.
+
+    Text is at most `wide` letters wide, if that is given.
 
     What is not told apart from the best is in bold; in text it has an asterisk, in csv a column.
     """
@@ -88,38 +88,42 @@ def written(
     tables = list(shown(comparisons, metrics, l0s, top))
     if form == "tex":
         return "\n".join(_latex(table, facts) for table in tables)
-    style, escape, mark, key = STYLES[form]
-    parts = []
-    for table in tables:
-        header = [escape(name) for name in table.header]
-        body = [
-            [escape(label), *(mark.format(text) if best else text for text, best in cells)]
-            for label, cells in table.rows
-        ]
-        parts += [escape(table.title), tabulate(body, header, tablefmt=style, disable_numparse=True)]
+    nothing = []
     if not tables:
         at = ", ".join(f"{l0:g}" for l0 in l0s)
-        parts.append(f"Nothing to compare: no architecture was measured on both sides of an L0 of {at}. Give another "
-                     "--at-l0, or train at more L0s: --l0 16 32.")  # fmt: skip
+        nothing.append(
+            f"Nothing to compare: no architecture was measured on both sides of an L0 of {at}. Give another --at-l0, or "
+            "train at more L0s: --l0 16 32."
+        )
     missing = [line for comparison in comparisons for one in comparison.architectures for line in one.missing]
-    gone = "".join(f"\nMissing: {escape(line)}" for line in missing)
-    told = f"{key} {RULE}. {note(comparisons)}"
-    return "\n\n".join([*parts, " ".join(filter(None, [told, escape(facts)])) + gone])
+    if form == "text":
+        drawn = [part for table in tables for part in (prose(table.title, wide), _text(table, wide))]
+        told = prose(" ".join(filter(None, [f"* {RULE}. {note(comparisons)}", facts])), wide)
+        return "\n\n".join([*drawn, *nothing, told]) + "".join(f"\nMissing: {one_line(line)}" for line in missing)
+    parts = [part for table in tables for part in (render.escape_markdown(table.title), _markdown(table))]
+    told = render.escape_markdown(" ".join(filter(None, [f"Bold: {RULE}. {note(comparisons)}", facts])))
+    return "\n\n".join([*parts, *nothing, told]) + "".join(f"\nMissing: {render.escape_markdown(line)}" for line in missing)
+
+
+def _text(table: Table, wide: int | None) -> str:
+    rows = [[label, *(f"* {text}" if best else text for text, best in cells)] for label, cells in table.rows]
+    return text_tables({"": rows}, table.header, 1, wide, None)[0]
+
+
+def _markdown(table: Table) -> str:
+    escape = render.escape_markdown
+    rows = [[escape(label), *(f"**{text}**" if best else text for text, best in cells)] for label, cells in table.rows]
+    header = [escape(name) for name in table.header]
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True)
 
 
 def _latex(table: Table, facts: str) -> str:
-    caption = f"{table.what} {facts}"
+    caption = table.what
     if table.of:
-        caption = f"{table.what}. {table.of.setting}. {note([table.of])} {facts} Bold: {RULE}."
-    body = []
-    for label, cells in table.rows:
-        marked = [
-            rf"\textbf{{{render.escape_latex(text)}}}" if best else render.escape_latex(text) for text, best in cells
-        ]
-        body.append(" & ".join([render.escape_latex(label), *marked]) + r" \\")
-    columns = "l" + "r" * (len(table.header) - 1)
-    head, caption = render.latex_line(table.header), render.escape_latex(caption)
-    return render.latex_table(columns, head, body, caption, caption_first=True)
+        told = f"{note([table.of])} Bold: {RULE}."
+        caption = f"{table.what}. {captions.caption(table.of.records, told, paper=True)}"
+    rows = [[name, *(Bold(text) if best else text for text, best in cells)] for name, cells in table.rows]
+    return latex_tables({"": rows}, table.header, 1, caption, f"compare-{table.label}", facts)
 
 
 def long_table(comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequence[float]) -> pd.DataFrame:
@@ -237,7 +241,7 @@ def summaries(comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Se
             every = list(chain(*best))
             rows.append((label, [(cell, False) for cell in (*cells, f"{sum(every)} of {len(every)}")]))
         what = f"{metric}: at how many L0s best or not told apart from the best, where others are."
-        yield Table(what, None, header, rows)
+        yield Table(what, None, header, rows, f"{metric}-summary")
 
 
 def _compared(found: Mapping[str, Sequence[Standing]]) -> list[Standing]:

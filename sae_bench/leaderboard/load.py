@@ -44,6 +44,17 @@ def metrics_of(records: Iterable[Record], wanted: Iterable[str] = ()) -> dict[st
     return known
 
 
+def with_value_or_failure(records: Iterable[Record]) -> set[str]:
+    """The metrics of which some SAE has a value, or has none because its task failed."""
+    return {
+        name
+        for record in records
+        for name in record.metrics
+        if (record.failure and not record.not_measured)
+        or ((score := record.scores.get(name)) is not None and score.value is not None)
+    }
+
+
 def check_comparable(records: Sequence[Record]) -> None:
     """Raise UserError unless records of one model and task share their evaluation tokens and the task's version."""
     if found := differences(records):

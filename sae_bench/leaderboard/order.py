@@ -18,6 +18,9 @@ OF_TRUTH = "f1"
 PRIMARY = ("delta_lm_loss", OF_TRUTH)
 """Added loss, and of a synthetic world, which has none, how well features are found."""
 
+MISS = 0.10
+"""How far from the wanted L0 an SAE's may be, unmarked, as a share of it."""
+
 Place = tuple[str, str]
 """A run's hash and an SAE's name in it."""
 
@@ -57,6 +60,24 @@ def front(records: Sequence[Record]) -> set[Place]:
         of = list(dict.fromkeys(places))
         found |= {of[i] for i in pareto_front([l0[p] for p in of], [value[p] for p in of], up=up)}
     return found
+
+
+def missed(records: Sequence[Record]) -> set[Place]:
+    """The SAEs whose L0 is more than `MISS` from the one that was wanted."""
+    l0 = values(records, "l0")
+    return {
+        place for record in records if (place := place_of(record)) in l0 and is_missed(l0[place], record.sae.target_l0)
+    }
+
+
+def is_missed(l0: float, wanted: float | None) -> bool:
+    """Whether an L0 was wanted, and is not there."""
+    return wanted is not None and abs(l0 - wanted) > MISS * wanted
+
+
+def mark(*, on_front: bool, missed: bool) -> str:
+    """What a row is marked with; `captions.of_marks` says what it means."""
+    return " ".join(["*"] * on_front + ["!"] * missed)
 
 
 def top(records: Sequence[Record], n: int) -> set[Row]:

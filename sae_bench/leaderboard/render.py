@@ -21,16 +21,39 @@ ARROWS = {"up": " ↑", "down": " ↓", None: ""}
 FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # and their full-width forms
 
 
+CONTROLS = "controls:"
+"""What stands above the rows of controls."""
+
+TEXT = ("model", "site", "architecture", "mark", "origin")
+"""The columns of a board that hold text."""
+
+DIGITS = 4
+"""Places behind the point, at most, of values from 0.13 to 1.25, so that what lies about 1 has them on both sides."""
+
+
 def with_error(value: float, stderr: float | None) -> str:
-    """`0.1234 ± 0.0056`: the error to two significant digits and the value to as many places."""
+    """`0.123 ± 0.056`: the error to two significant digits and the value to as many places, as far as `DIGITS` allows.
+
+    An error below the last place is left out: `64`, not `63.99994 ± 0.000061`. That of 0 has one
+    digit.
+    """
     if stderr is None or not stderr > 0:
         return f"{value:.4g}"
     if math.isinf(stderr):
         return f"{value:.4g} ± unknown"
-    places = max(0, 1 - math.floor(math.log10(stderr)))
+    places = max(0, (value != 0) - math.floor(math.log10(stderr)))
+    if value:
+        places = min(places, max(0, math.floor(DIGITS + 0.1 - math.log10(abs(value)))))
+    if not round(stderr, places):
+        return f"{value:.{DIGITS}g}" if abs(value) < 10**DIGITS else f"{value:.0f}"
     if places > 8:
         return f"{value:.3g} ± {stderr:.2g}"
     return f"{value:.{places}f} ± {stderr:.{places}f}"
+
+
+def alignment(header: Sequence[str]) -> list[str]:
+    """How the columns of a board are aligned: text to the left, numbers to the right."""
+    return ["left" if name in TEXT else "right" for name in header]
 
 
 def escape_markdown(text: str) -> str:
@@ -74,18 +97,3 @@ def csv_table(table: pd.DataFrame, **how: Any) -> str:
     """A table as CSV, its text made harmless; `how`: what pandas writes otherwise than by itself."""
     harmless = table.map(lambda cell: escape_csv(cell) if isinstance(cell, str) else cell)
     return str(harmless.to_csv(index=False, lineterminator="\n", **how))
-
-
-def latex_line(cells: Sequence[str]) -> str:
-    """A row of a LaTeX table."""
-    return " & ".join(map(escape_latex, cells)) + r" \\"
-
-
-def latex_table(columns: str, header: str, body: Sequence[str], caption: str, *, caption_first: bool = False) -> str:
-    """A LaTeX table of lines that are LaTeX already; needs the package booktabs."""
-    said = [rf"\caption{{{caption}}}"]
-    return "\n".join(
-        [r"\begin{table}", r"\centering", r"\small", *(said if caption_first else []),
-         rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule", *body, r"\bottomrule",
-         r"\end{tabular}", *([] if caption_first else said), r"\end{table}", ""]
-    )  # fmt: skip

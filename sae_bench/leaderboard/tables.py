@@ -1,9 +1,9 @@
 """The leaderboard: a pure function of records. No torch, no plugin: records say what their metrics mean.
 
 One row per SAE, sorted by model, site and width; there the Pareto front comes first, marked, then the others by
-architecture and measured L0, and controls last, in a group of their own. One column per headline metric, each value
-with its standard error, an arrow for the better direction, and below the table what was counted. Where there are
-controls, the primary metric has its margin over the best of them beside it.
+architecture and measured L0, and controls last, in a group of their own. One column per headline metric that has a
+value, each with its standard error, an arrow for the better direction, and below the table what was counted. Where
+there are controls, the primary metric has its margin over the best of them beside it. What missed its L0 is marked.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,18 +13,21 @@ from typing import Any
 
 import pandas as pd
 
-from sae_bench.errors import one_line
 from sae_bench.leaderboard import captions, order, render
 from sae_bench.leaderboard.bootstrap import Estimate
 from sae_bench.leaderboard.compare import Setting
-from sae_bench.leaderboard.compare_table import CONTROLS
-from sae_bench.leaderboard.load import metrics_of
+from sae_bench.leaderboard.latex_tables import latex_tables
+from sae_bench.leaderboard.load import metrics_of, with_value_or_failure
 from sae_bench.leaderboard.margins import PREFIX, Margin, Margins
+from sae_bench.leaderboard.render import CONTROLS
 from sae_bench.records.files import write_text
 from sae_bench.records.schema import Record, Score
 
-KEYS = ("model", "site", "width", "architecture", "target", "seed", "front", "run", "origin")
+KEYS = ("model", "site", "width", "architecture", "target", "seed", "mark", "run", "origin")
 """What a row may show of its SAE."""
+
+OF_SETTING = ("model", "site", "width")
+"""What has tables of its own where lines are only so wide."""
 
 
 def long_table(records: Iterable[Record]) -> pd.DataFrame:
@@ -85,10 +88,13 @@ def lines(records: Sequence[Record], metrics: Sequence[str]) -> list[Line]:
     cells = {(row.run, row.sae, row.metric): row for row in table.itertuples()}
     saes = table.drop_duplicates(["run", "sae"]).copy()
     saes["l0"] = [_number(cells.get((sae.run, sae.sae, "l0"))) for sae in saes.itertuples()]
-    found = order.front(records)
-    saes["front"] = ["*" if (sae.run, sae.sae) in found else "" for sae in saes.itertuples()]
+    found, missed = order.front(records), order.missed(records)
+    saes["mark"] = [
+        order.mark(on_front=place in found, missed=place in missed)
+        for place in zip(saes["run"], saes["sae"], strict=True)
+    ]
     saes["control"] = saes.get("control", False)
-    saes["behind"] = saes["architecture"].where(saes["front"] == "", "")
+    saes["behind"] = saes["architecture"].where(~saes["mark"].str.startswith("*"), "")
     saes = saes.sort_values(["control", "model", "site", "width", "behind", "l0", "target", "seed", "run"])
     margin_of = {name: Margins.of(records, name.removeprefix(PREFIX)) for name in metrics if name.startswith(PREFIX)}
 
@@ -112,14 +118,37 @@ def _one_stderr(e: Estimate) -> str:
 
 
 def headline(records: Sequence[Record]) -> list[str]:
-    """The metrics that are shown unasked; L0, the x-axis of every comparison, comes first, then truth if known."""
-    names = [name for name, metric in metrics_of(records).items() if metric.headline]
+    """The metrics that are shown unasked; L0, the x-axis of every comparison, comes first, then truth if known.
+
+    Those of which no SAE has a value, and none failed, are left out; captions say so.
+    """
+    there = with_value_or_failure(records)
+    names = [name for name, metric in metrics_of(records).items() if metric.headline and name in there]
     main = order.primary(records)
     truth = {name for record in records if main == order.OF_TRUTH and main in record.metrics for name in record.metrics}
     names.sort(key=lambda name: (name != "l0", name not in truth))
-    if main is not None and any(record.sae.control for record in records):
+    if main in names and any(record.sae.control for record in records):
         names.insert(names.index(main) + 1, f"{PREFIX}{main}")
     return names
+
+
+def foremost(records: Sequence[Record], metrics: Sequence[str]) -> list[str]:
+    """The metrics in the order in which a narrow table leaves them out last: the primary one, then one of each task.
+
+    The task that L0 is of comes first.
+    """
+    main = order.primary(records)
+    of_task: dict[str, list[str]] = {}
+    for record in records:
+        of_task.setdefault(record.task, []).extend(name for name in record.metrics if name in metrics)
+    of_task = dict(sorted(of_task.items(), key=lambda task: "l0" not in task[1]))
+    ranks = {
+        name: (i, task)
+        for task, names in enumerate(of_task.values())
+        for i, name in enumerate(name for name in dict.fromkeys(names) if name != "l0")
+    }
+    ranks |= {main: (-2, 0), f"{PREFIX}{main}": (-1, 0)} if main else {}
+    return sorted((name for name in metrics if name in ranks), key=ranks.__getitem__)
 
 
 def told_apart(rows: Sequence[Line]) -> list[str]:
@@ -127,6 +156,7 @@ def told_apart(rows: Sequence[Line]) -> list[str]:
     several = {"architecture", "target"} | {
         key for key in KEYS if len({row.name(key) for row in rows} - {"unknown"}) > 1
     }
+    several |= {"mark"} if any(row.of["mark"] for row in rows) else set()
     return [key for key in KEYS if key in several or (key == "origin" and any(key in row.of for row in rows))]
 
 
@@ -156,7 +186,7 @@ def board(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
 def markdown(records: Sequence[Record]) -> str:
     """The board as a Markdown document."""
     names, rows = board(records)
-    table = render.text_table(names, rows, "pipe", render.escape_markdown, _alignment(names))
+    table = render.text_table(names, rows, "pipe", render.escape_markdown, render.alignment(names))
     notes = render.escape_markdown(captions.caption(records, captions.of_rows(records)))
     lists = ""
     for title, lines in (("Failed", captions.failed(records)), ("To know", captions.remarks(records))):
@@ -166,26 +196,30 @@ def markdown(records: Sequence[Record]) -> str:
     return f"# {title}\n\n{table}\n\n{notes}\n{lists}"
 
 
-def terminal(records: Sequence[Record]) -> str:
-    """The board as plain text."""
-    names, rows = board(records)
-    table = render.text_table(names, rows, "simple", one_line, _alignment(names))
-    failures = "".join(f"FAILED {line}\n" for line in captions.failed(records))
-    known = "".join(f"{line}\n" for line in captions.remarks(records))
-    above = f"{one_line(captions.control(records))}\n\n".lstrip()
-    return f"{above}{table}\n\n{one_line(captions.caption(records, captions.of_rows(records)))}\n{failures}{known}"
+def in_groups(rows: Sequence[Line], keys: Sequence[str]) -> dict[str, list[Line]]:
+    """The rows by what they have alike in these keys, said as a title."""
+    found: dict[str, list[Line]] = {}
+    for row in rows:
+        found.setdefault(", ".join(f"{key} {row.name(key)}" for key in keys), []).append(row)
+    return found
+
+
+def n_in_every_table(fixed: Sequence[str], metrics: Sequence[str]) -> int:
+    """How many columns stand in every table where columns go into several: what rows are of, and L0."""
+    return len(fixed) + (metrics[:1] == ["l0"])
 
 
 def latex(records: Sequence[Record]) -> str:
-    """The board as a LaTeX table; needs the package booktabs."""
-    names, rows = board(records)
-    alignment = _alignment(names)
-    _, _, head, _, *drawn, _, _ = render.text_table(
-        names, rows, "latex_raw", render.escape_latex, alignment
-    ).splitlines()
-    columns = "".join(side[0] for side in alignment)
-    facts = render.escape_latex(captions.caption(records, captions.of_rows(records)))
-    return render.latex_table(columns, head, drawn, facts)
+    """The board as LaTeX tables; they need the packages booktabs and graphicx."""
+    metrics = headline(records)
+    rows = lines(records, metrics)
+    keys = told_apart(rows)
+    groups, fixed = ([key for key in keys if (key in OF_SETTING) == of] for of in (True, False))
+    parts = {title: body(of, fixed, metrics) for title, of in in_groups(rows, groups).items()}
+    error = captions.of_rows(records)
+    caption, facts = captions.caption(records, error, paper=True), captions.caption(records, error)
+    n_keys = n_in_every_table(fixed, metrics)
+    return latex_tables(parts, header(records, fixed, metrics), n_keys, caption, "leaderboard", facts)
 
 
 def csv(records: Iterable[Record]) -> str:
@@ -228,7 +262,3 @@ def cell(row: Any) -> str:
 
 def _number(row: Any) -> float | None:
     return None if row is None or pd.isna(row.value) else float(row.value)
-
-
-def _alignment(header: Sequence[str]) -> list[str]:
-    return ["left" if name in ("model", "site", "architecture", "origin") else "right" for name in header]

@@ -4,6 +4,7 @@ import glob
 import hashlib
 import logging
 import random
+import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,10 @@ class Corpus(ABC):
     @abstractmethod
     def documents(self) -> Sequence[str]:
         """The same documents, in the same order, at every call; they are shuffled elsewhere."""
+
+    def size(self) -> int | None:
+        """Its letters, if they can be counted at once; None if the documents would have to be made first."""
+        return None
 
     @abstractmethod
     def describe(self) -> str:
@@ -74,6 +79,32 @@ def is_local(source: str) -> bool:
     return path.exists() or _builder(path) is not None or source.startswith((".", "~", "/")) or source.count("/") > 1
 
 
+def check_source(source: str) -> None:
+    """See that a corpus can be there, without reading it; whether the hub has a data set shows once it is read.
+
+    Raises:
+        UserError: there is no such file, it is of no known kind, or the name can be none of the hub's.
+    """
+    if source in CORPORA:
+        return
+    if is_local(source):
+        _kind(source, _files(source))
+    elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:.+)?", source):
+        raise UserError(
+            f'"{source}" is no file here and no name of a data set, NAME or NAME:CONFIG{did_you_mean(source, CORPORA)}'
+        )
+
+
+def size_of(source: str) -> int | None:
+    """Letters of a corpus, about: a plugin counts its own, those of plain text are its bytes; None if unknown."""
+    if source in CORPORA:
+        return CORPORA[source]().size()
+    if not is_local(source):
+        return None
+    files = _files(source)
+    return sum(file.stat().st_size for file in files) if all(file.suffix == ".txt" for file in files) else None
+
+
 def repeated(source: str, column: str = "text") -> frozenset[int]:
     """Return the digests of held-out documents that training documents repeat (`near_duplicates.repeated_texts`).
 
@@ -109,6 +140,11 @@ def cached_texts(key: str, make: Callable[[], Sequence[str]]) -> Sequence[str]:
     return _read(path)
 
 
+def is_cached(key: str) -> bool:
+    """Whether the cache folder holds texts under `key`."""
+    return (cache_folder() / f"{key}.parquet").exists()
+
+
 def _write(path: Path, texts: Sequence[str]) -> None:
     import pandas as pd
 
@@ -137,11 +173,7 @@ def _local_texts(source: str, order_seed: int, column: str) -> Iterator[Any]:
     import datasets
 
     files = _files(source)
-    builders = {_builder(file) for file in files}
-    if len(builders) != 1 or None in builders:
-        found = ", ".join(sorted({file.suffix or file.name for file in files})) or "none"
-        raise UserError(f'"{source}" must hold files of one kind among {", ".join(BUILDERS)}; it holds: {found}')
-    (builder,) = builders
+    builder = _kind(source, files)
     options = {"sample_by": "paragraph"} if builder == "text" else {}
     files = [_unpacked(file) for file in files if file.stat().st_size]
     if not files:
@@ -159,6 +191,16 @@ def _local_texts(source: str, order_seed: int, column: str) -> Iterator[Any]:
     _require_column(source, column, rows.column_names)
     for row in rows.select_columns(column).shuffle(seed=order_seed, keep_in_memory=True):
         yield row[column]
+
+
+def _kind(source: str, files: Sequence[Path]) -> str:
+    """How files are read."""
+    builders = {_builder(file) for file in files}
+    (builder,) = builders if len(builders) == 1 else (None,)
+    if builder is None:
+        found = ", ".join(sorted({file.suffix or file.name for file in files})) or "none"
+        raise UserError(f'"{source}" must hold files of one kind among {", ".join(BUILDERS)}; it holds: {found}')
+    return builder
 
 
 def _files(source: str) -> list[Path]:

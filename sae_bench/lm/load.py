@@ -118,15 +118,27 @@ def language_model_shape(
 def count_layers(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int:
     """Decoder layers of a model, read in its configuration; one of `ls models` asks for no network.
 
-    Raises UserError for any other model whose configuration cannot be had.
+    Raises UserError for any other model whose configuration cannot be had, or does not say how many.
     """
+    found = known_layers(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    if found is None:
+        raise UserError(
+            f"the configuration of {name_or_path} does not say how many layers it has: name some by --layer"
+        )
+    return found
+
+
+def known_layers(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
+    """As `count_layers`; None where the configuration does not say."""
     known = known_shape(name_or_path)
     if known is not None and "num_hidden_layers" in known["config"]:
         return int(known["config"]["num_hidden_layers"])
     _, source = resolve_model(name_or_path)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _explained(source, revision):
-        return int(_config(name_or_path, source, options, published=True).get_text_config().num_hidden_layers)
+        text = _config(name_or_path, source, options, published=True).get_text_config()
+    found: int | None = getattr(text, "num_hidden_layers", None)
+    return found
 
 
 def _config(name_or_path: str, source: str, options: Mapping[str, Any], *, published: bool) -> PreTrainedConfig:

@@ -15,12 +15,13 @@ from sae_bench.lm.activations import ActivationModel
 from sae_bench.lm.load import random_name
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.cached import describe_cache
+from sae_bench.runs.checks import check, default_corpus, repeats
 from sae_bench.runs.config import RunConfig
-from sae_bench.runs.costs import evaluation_seconds, peaks_of, training_seconds
+from sae_bench.runs.costs import peaks_of
 from sae_bench.runs.import_saes import ImportPlan, Plan, open_imports, plan_imports
-from sae_bench.runs.plan import SAEPlan, check_names, plan_saes, training_bytes, training_disk_bytes
-from sae_bench.runs.rates import known_rate
+from sae_bench.runs.plan import SAEPlan, plan_saes, training_bytes, training_disk_bytes
 from sae_bench.runs.sources import model_shape, token_stream
+from sae_bench.runs.times import stage_times
 from sae_bench.training.serving import buffer_bytes
 
 PROCESS_BYTES = 1000 << 20
@@ -50,7 +51,7 @@ def latent_bytes(config: RunConfig, plans: list[Plan]) -> int:
 
 def describe_plan(config: RunConfig, folder: RunFolder) -> str:
     """The plan as text: what is new, what is finished, and what it takes; the device may be another machine's."""
-    check_names(config)
+    check(config)
     texts = read_texts(config.tasks, config)
     folder.check(config.identity)
     opened = open_imports(config.saes)
@@ -88,6 +89,7 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
             f"data       {config.dataset}: {config.tokens:,} activations, each used {config.reuse} times;"
             f" {config.n_held_out:,} held-out tokens of {held_out.fewest_documents} documents at least,"
             f" {n_contexts} contexts of {config.context_size} at a time",
+            *(f"corpus     {line}" for line in [*default_corpus(config), *repeats(config)]),
             f"training   {len(plans)} SAEs, {n_steps:,} steps of {config.batch_size:,}, preset {config.preset}",
             *(latents if config.collects else ()),
             *(f"{name}: {text.describe()}" for name, text in texts.items()),
@@ -104,27 +106,12 @@ def describe_time(
     config: RunConfig, plans: list[SAEPlan], everything: list[Plan], lm: ActivationModel, *, here: bool
 ) -> list[str]:
     """How long training and evaluation take, as measured where an earlier run was like this one, else computed."""
-    n_tokens = {"training": config.tokens * config.reuse if plans else 0, "evaluation": config.n_held_out}
     saes: dict[str, list[Plan]] = {"training": [*plans], "evaluation": everything}
     lines = []
     for peaks in peaks_of(lm.device, lm.dtype, here=here):
-        parts, total = [], 0.0
-        for stage, n in n_tokens.items():
-            if not n:
-                continue
-            known = known_rate(stage, lm, config, [plan.describe() for plan in saes[stage]]) if here else None
-            if known:
-                seconds, how = n / known.tokens_per_second, f"measured here in {_time(known.seconds)}"
-            else:
-                computed = training_seconds(lm, config, plans, peaks) if stage == "training" else None
-                seconds, how = computed or evaluation_seconds(lm, config, everything, peaks), "computed"
-            parts.append(f"{stage} {_time(seconds)} ({n / seconds:,.0f} tokens/s, {how})")
-            total += seconds
+        times = stage_times(lm, config, saes, peaks, here=here)
+        total = sum(time.seconds for time in times.values())
         unit = "hours" if lm.device.type == "cpu" else "GPU-hours"
-        lines.append(f"time       {', '.join(parts)}: {total / 3600:.2g} {unit} on {peaks.name}")
+        parts = ", ".join(f"{stage} {time}" for stage, time in times.items())
+        lines.append(f"time       {parts}: {total / 3600:.2g} {unit} on {peaks.name}")
     return lines
-
-
-def _time(seconds: float) -> str:
-    length, unit = (1, "s") if seconds < 100 else (60, "min") if seconds < 6000 else (3600, "h")
-    return f"{seconds / length:,.1f} {unit}"

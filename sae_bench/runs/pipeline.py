@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from sae_bench.autointerp.judges import check_judge
 from sae_bench.autointerp.latents import read_latents
 from sae_bench.errors import UserError
 from sae_bench.evaluation.task import OwnText, default_tasks, latent_tasks, read_texts, token_tasks
@@ -21,13 +20,15 @@ from sae_bench.records.files import sha256
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Provenance, Record, SAEDescription, write_record
 from sae_bench.runs.cell import begun_cells, compare_seeds, work_on
+from sae_bench.runs.checks import check, default_corpus
 from sae_bench.runs.collect import as_saved, interpreted, random_saes
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.interpret import interpret_saes
 from sae_bench.runs.latent_records import InterpretedSAE
-from sae_bench.runs.plan import check_names
+from sae_bench.runs.plan import SAEPlan
 from sae_bench.runs.records import is_missing, make_record
 from sae_bench.runs.texts import without_record, write_text_failures
+from sae_bench.runs.times import stage_times
 from sae_bench.runs.train import Leg, Order
 from sae_bench.runs.workbench import PlannedSAE, RunOutline, Workbench
 from sae_bench.saes.active import Crossovers
@@ -64,10 +65,21 @@ class LocalCrew:
     def work(self, order: Order, saes: Sequence[PlannedSAE], begun: Callable[[], None]) -> Mapping[str, str]:
         names = [sae.id for sae in saes]
         cells = begun_cells(self._folder, names, order.config.hash)
+        self._expect(order, names)
         cells[""] = [name for name in names if not any(name in members for members in cells.values())]
         for cell, members in cells.items():
             work_on(self._bench, order, members, self._folder, self._progress, self._sink, cell=cell, begun=begun)
         return {}
+
+    def _expect(self, order: Order, names: Sequence[str]) -> None:
+        """Say how long the work takes, for the time that is left of it."""
+        if self._progress.quiet:
+            return
+        plans = [self._bench.plans[name] for name in names]
+        new = [p for p in plans if isinstance(p, SAEPlan) and not self._folder.has_sae(p.id, order.config.hash)]
+        times = stage_times(self._bench.lm, order.config, {"training": new, "evaluation": plans})
+        stages = {"training": "train", "evaluation": "evaluate"}
+        self._progress.expect({stages[name]: of.seconds for name, of in times.items()})
 
     def compare_seeds(self, order: Order, saes: Sequence[PlannedSAE]) -> None:
         compare_seeds(self._bench, order, [sae.id for sae in saes], self._folder, self._progress)
@@ -93,8 +105,9 @@ def run(
         UserError: something asked for cannot be done; what was finished before stays.
     """
     with log_sink(log_to, folder.path) as sink:
-        check_names(config)
-        check_judge(config)
+        check(config)
+        for line in default_corpus(config):
+            progress.say(line)
         tasks = () if train_only else config.tasks or default_tasks(features_known=config.world is not None)
         texts = read_texts(tasks, config)
         earlier, kernels = begin(folder, config)

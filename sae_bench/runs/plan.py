@@ -100,13 +100,18 @@ def plan_saes(config: RunConfig, lm: ActivationModel) -> list[SAEPlan]:
         for site, d_sae, seed, wanted in product(sites, config.widths, config.seeds, sparsities)
     ]
     for plan in plans:
+        check_l0(plan.arch.label, plan.config.l0 or 0, plan.config.d_sae)
         try:
             ARCHITECTURES[plan.arch.name].check(plan.config)
-            if (plan.config.l0 or 0) > plan.config.d_sae:
-                raise ValueError(f"l0 {plan.config.l0:g} is more than the width, {plan.config.d_sae}: lower --l0")
         except ValueError as error:
             raise UserError(f"{plan.arch.label}: {error}") from None
     return _distinct(plans)
+
+
+def check_l0(label: str, l0: float, width: int) -> None:
+    """Raise UserError if more latents are wanted than there are."""
+    if l0 > width:
+        raise UserError(f"{label}: l0 {l0:g} is more than the width, {width}: lower --l0")
 
 
 def _distinct(plans: Sequence[SAEPlan]) -> list[SAEPlan]:

@@ -12,6 +12,7 @@ from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 from sae_bench.records.schema import Provenance, SAEDescription, Training
 from sae_bench.registry import TASKS
+from sae_bench.runs.checks import repeats
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.import_saes import Plan, open_imports, plan_imports
 from sae_bench.runs.plan import SAEPlan, plan_saes, training_disk_bytes
@@ -112,6 +113,8 @@ class Workbench:
         self.held_out.read()
         n_documents, of = self.held_out.n_documents, "tokens" if self.config.world is None else "samples"
         self.progress.say(f"evaluating on {self.held_out.n_delivered:,} held-out {of} of {n_documents:,} documents")
+        for line in repeats(self.config):
+            self.progress.say(line)
         if n_documents < MIN_DOCUMENTS:
             self.progress.say(few_documents(n_documents))
 

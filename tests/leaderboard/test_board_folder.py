@@ -1,5 +1,6 @@
 """A published board: everything that is drawn of it can be drawn again, with the same bytes, from what is published."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_committed_boards_are_what_their_records_give(folder):
 
 
 def test_verbs_take_a_board_for_a_run(board, capsys, tmp_path):
-    for verb in (["table"], ["compare"], ["claims"], ["report", "--out", tmp_path / "page.html"],
+    for verb in (["table"], ["compare"], ["claims"], ["report", "--out", tmp_path / "page.html"], ["figures"],
                  ["figures", "--out", tmp_path / "figures"]):  # fmt: skip
         assert bench(verb[0], board, *verb[1:]) == 0
     assert (tmp_path / "page.html").stat().st_size > 10_000
@@ -119,9 +120,11 @@ def test_all_tables_of_latex_compile_in_a_minimal_document(tmp_path):
     ]
     plain = "\n".join(tables).encode("ascii", "replace").decode()  # letters of other scripts are the document's affair
     (tmp_path / "t.tex").write_text(
-        "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n" + plain + "\n\\end{document}\n"
+        "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\begin{document}\n" + plain + "\n\\end{document}\n"
     )
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
-    assert plain.count(r"\begin{table}") == 1 + 4 + 2 + 1
+    assert "Overfull" not in done.stdout
+    labels = re.findall(r"\\label\{(.+?)\}", "\n".join(tables[:2]))
+    assert len(set(labels)) == len(labels) >= 1 + 4 + 2

@@ -15,6 +15,7 @@ from sae_bench.leaderboard.figures.against_l0 import quality
 from sae_bench.leaderboard.figures.style import styled
 from sae_bench.leaderboard.margins import Margins
 from sae_bench.leaderboard.palette import KEPT, KEPT_CONTROLS, looks
+from sae_bench.leaderboard.render import CONTROLS
 
 SETTING = Setting("demo", "layer_9.resid_post", 512)
 VARIANTS = ["jumprelu:penalty=tanh", "jumprelu:penalty=quadratic", "gated:penalty=ri_l1", "mine", "yours"]
@@ -128,8 +129,8 @@ def test_comparisons_and_claims_leave_controls_out_unless_asked(board):
 
 
 def test_controls_stand_below_in_every_form(board):
-    for text in (tables.terminal(board), tables.markdown(board), tables.latex(board)):
-        places = [text.index(name) for name in ("topk", "relu", tables.CONTROLS, "pca", "random")]
+    for text in (board_table.terminal(board), tables.markdown(board), tables.latex(board)):
+        places = [text.index(name) for name in ("topk", "relu", CONTROLS, "pca", "random")]
         assert max(places[:2]) < places[2] < min(places[3:])
     rows = list(csv.DictReader(io.StringIO(tables.csv(board))))
     assert {row["architecture"] for row in rows if row["control"] == "True"} == {"pca", "random"}
@@ -181,7 +182,7 @@ def test_margins_beside_top_are_over_the_best_of_all_controls(board):
 def test_compare_with_controls_has_a_table_of_margins_that_names_the_best(board):
     compared = comparisons(board, ["delta_lm_loss"], controls=True)
     text = compare_table.written("text", compared, ["delta_lm_loss"], (20.0,))
-    assert text.index("topk") < text.index(compare_table.CONTROLS) < text.index("random")
+    assert text.index("topk") < text.index(CONTROLS) < text.index("random")
     margins = text[text.index("margin over the best control") :]
     assert "best control:" in margins
     assert "pca" in margins.partition("best control:")[2].partition("\n")[0]

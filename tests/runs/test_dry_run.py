@@ -191,7 +191,7 @@ def test_a_run_on_random_weights_says_so_everywhere(capsys, settings, at_work, g
     assert bench("table", at_work / "control", at_work / "trained") == 0
     text = capsys.readouterr().out
     assert text.startswith("CONTROL: ")
-    assert sum(line.startswith(name) for line in text.splitlines()) == 1  # a row of its own, under its own name
+    assert sum(line.startswith(f"model {name}") for line in text.splitlines()) == 1, "a table under its own name"
 
 
 def test_runs_that_do_not_ask_for_it_are_called_as_before_there_were_random_weights():

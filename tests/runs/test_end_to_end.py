@@ -111,13 +111,13 @@ def test_the_board_has_a_row_for_every_sae_the_front_first_and_the_others_by_arc
     lines = (finished / "leaderboard.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
     header, body = rows[0], rows[2:]
-    assert header[:4] == ["architecture", "target", "front", "l0"]
+    assert header[:4] == ["architecture", "target", "mark", "l0"]
     assert {"delta_lm_loss ↓", "fve ↑", "loss_recovered_mean ↑", "kl ↓", "gamma_centred"} <= set(header)
     assert {(row[0], row[1]) for row in body} == {(arch, target) for arch in EVERY for target in ("4", "12")}
     assert len(body) == 2 * len(EVERY)
     l0 = [float(row[3].split(" ± ")[0]) for row in body]
-    n_front = sum(row[2] != "" for row in body)
-    assert [row[2] != "" for row in body] == [True] * n_front + [False] * (len(body) - n_front)
+    n_front = sum("&#42;" in row[2] for row in body)
+    assert ["&#42;" in row[2] for row in body] == [True] * n_front + [False] * (len(body) - n_front)
     assert l0[:n_front] == sorted(l0[:n_front])
     others = [(row[0], at) for row, at in zip(body, l0, strict=True)][n_front:]
     assert others == sorted(others)

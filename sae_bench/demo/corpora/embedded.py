@@ -18,7 +18,7 @@ from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
-from sae_bench.lm.corpus import Corpus, cached_texts
+from sae_bench.lm.corpus import Corpus, cached_texts, is_cached
 from sae_bench.registry import register_corpus
 
 log = logging.getLogger(__name__)
@@ -42,8 +42,14 @@ class Docstrings(Corpus):
         return "docstrings of " + ", ".join(f"{package} {version(package)}" for package in PACKAGES)
 
     def documents(self) -> Sequence[str]:
-        key = hashlib.sha256(f"{self.version} {MIN_CHARACTERS} {self.describe()}".encode()).hexdigest()[:12]
-        return cached_texts(f"corpus-{key}", self._extract)
+        return cached_texts(self._key(), self._extract)
+
+    def size(self) -> int | None:
+        return sum(map(len, self.documents())) if is_cached(self._key()) else None
+
+    def _key(self) -> str:
+        about = f"{self.version} {MIN_CHARACTERS} {self.describe()}"
+        return f"corpus-{hashlib.sha256(about.encode()).hexdigest()[:12]}"
 
     def _extract(self) -> list[str]:
         log.info("extracting the embedded corpus (%s), once", self.describe())

@@ -1,4 +1,4 @@
-"""All figures of a board as files: `figures RUN... --out DIR`."""
+"""All figures of a board as files: `figures RUN...`."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 

@@ -28,7 +28,8 @@ STYLE = {
     "lines.linewidth": 1.4,
     "lines.markersize": 5,
     "figure.dpi": 100,
-    "savefig.dpi": 160,
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,  # TrueType: publishers refuse the default, Type 3
     "svg.hashsalt": "sae-arch-bench",  # ids in SVG files are random without it
     "svg.fonttype": "path",
     "text.parse_math": False,  # a name with dollars in it is a name

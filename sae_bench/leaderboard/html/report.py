@@ -20,9 +20,10 @@ from sae_bench.leaderboard import captions, tables
 from sae_bench.leaderboard.board import Board
 from sae_bench.leaderboard.claims import METRICS, check_claims
 from sae_bench.leaderboard.compare import check_metrics, comparisons
-from sae_bench.leaderboard.compare_table import CONTROLS, RULE, note, shown
+from sae_bench.leaderboard.compare_table import RULE, note, shown
 from sae_bench.leaderboard.html.report_data import board_data
 from sae_bench.leaderboard.matched import default_l0s
+from sae_bench.leaderboard.render import CONTROLS
 
 TEMPLATES = resources.files("sae_bench.leaderboard.html") / "templates"
 
