@@ -57,7 +57,7 @@ ROOMS = {
         "leaderboard",
         "runs",
     },
-    "api": {"words", "records", "saes", "formats", "leaderboard", "runs", "distributed"},
+    "api": {"words", "records", "saes", "lm", "formats", "autointerp", "leaderboard", "runs", "distributed"},
     "cli": {"words", "records", "saes", "lm", "evaluation", "formats", "leaderboard", "runs", "distributed", "api"},
 }
 """A room and the rooms that it may import from."""
