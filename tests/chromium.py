@@ -70,6 +70,13 @@ class Page:
             assert time.monotonic() < deadline, "the page does not load"
             time.sleep(0.1)
 
+    def wait(self, condition: str) -> None:
+        """Until a JavaScript expression is true."""
+        deadline = time.monotonic() + 60
+        while not self(condition):
+            assert time.monotonic() < deadline, condition
+            time.sleep(0.05)
+
     def __call__(self, expression: str) -> Any:
         """The value of a JavaScript expression."""
         found = self.command("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)

@@ -57,7 +57,9 @@ ROOMS = {
         "leaderboard",
         "runs",
     },
-    "api": {"words", "records", "saes", "synthetic", "formats", "leaderboard", "runs", "distributed"},
+    "api": {
+        "words", "records", "saes", "lm", "synthetic", "formats", "autointerp", "leaderboard", "runs", "distributed",
+    },  # fmt: skip
     "cli": {"words", "records", "saes", "lm", "evaluation", "formats", "leaderboard", "runs", "distributed", "api"},
 }
 """A room and the rooms that it may import from."""

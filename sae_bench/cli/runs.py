@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-Format = Literal["saelens", "dictionary_learning", "gemma-scope", "gemma-scope-2", "sparsify"]
+Format = Literal["saelens", "dictionary_learning", "gemma-scope", "gemma-scope-2", "sparsify", "neuronpedia"]
 Run = Annotated[Path, Parameter(help="A run's folder.")]
 Wanted = Annotated[list[str] | None, Parameter(name="--sae", help="SAEs, by their names in the run. Default: all.")]
 Plugins = Annotated[list[str] | None, Parameter(help="Python files with the architectures and tasks of the run.")]
@@ -24,14 +24,19 @@ def export(
 
     Args:
         form: saelens, dictionary_learning, gemma-scope and gemma-scope-2 (what is a jumprelu once trained: batchtopk
-            and matryoshka too), sparsify (topk alone).
+            and matryoshka too), sparsify (topk alone); neuronpedia: not weights, but what was collected of latents.
         out: Where to: a folder below it for each SAE.
     """
+    from sae_bench.formats import neuronpedia
     from sae_bench.formats.export import export as export_run
     from sae_bench.registry import load_plugin
 
     load_plugin(*plugin or ())
-    for written in export_run(run, form, out, sae or ()):
+    if form == neuronpedia.FORMAT:
+        folders = neuronpedia.export(run, out, sae or ())
+    else:
+        folders = export_run(run, form, out, sae or ())
+    for written in folders:
         print(written)
     return 0
 

@@ -1,9 +1,18 @@
-"""Where the harness keeps what it can make again, and how text from a user becomes one part of a path."""
+"""Names: of the folder for what can be made again, of models as people know them, of text as one part of a path."""
 
 import hashlib
 import os
 import re
 from pathlib import Path
+
+TRUE_NAMES = {"demo": "Gemma 3 270M"}
+"""What models of a short name are that no model hub knows by it."""
+
+
+def true_name(model: str) -> str:
+    """A model of a record as people know it: "Gemma 3 270M (demo)"."""
+    short = model.partition(" ")[0]
+    return f"{TRUE_NAMES[short]} ({model})" if short in TRUE_NAMES else model
 
 
 def cache_folder() -> Path:

@@ -1,17 +1,26 @@
 """The report: one file, the same bytes, nobody's text comes to life, and it works in a browser."""
 
+import base64
 import json
 import re
+import shlex
+import zlib
+from pathlib import Path
 
 import pytest
 from chromium import EXECUTABLE, chromium
-from synthetic import HOSTILE, latent, records, seal, write_run
+from synthetic import HOSTILE, latent, records, seal, typed, write_run
 
-from sae_bench.leaderboard.board import Board
+from sae_bench.cli.main import app
+from sae_bench.leaderboard.board import SAE, Board
+from sae_bench.leaderboard.html.made import command
+from sae_bench.leaderboard.html.packing import columns, packed
 from sae_bench.leaderboard.html.report import embedded, report
 from sae_bench.leaderboard.html.report_data import MOST_EXAMPLES, board_data, visible
+from sae_bench.runs.config import RunConfig
+from sae_bench.runs.suite import configure
 
-LARGEST = 20_000_000
+LARGEST = 10_000_000
 
 
 def hostile_run(folder):
@@ -33,7 +42,35 @@ def plain(tmp_path_factory):
 
 
 def data_of(page: str):
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+    text = re.search(r'<script type="text/plain" id="data">(.*?)</script>', page, re.S)[1]
+    data = json.loads(zlib.decompress(base64.b64decode(text)))
+    return data | {"saes": rows_of(data["saes"])}
+
+
+def rows_of(of):
+    """Rows from their columns, as the page's script makes them."""
+    rows = [dict(of["all"]) for _ in range(of["n"])]
+    for name, values in (*of["of"].items(), *((name, rows_of(part)) for name, part in of["parts"].items())):
+        for row, value in zip(rows, values, strict=True):
+            row[name] = value
+    return [None if i in of["none"] else row for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [{"a": 1, "b": "x"}],
+        [{"a": 1, "b": [0]}, {"a": 1, "b": [0]}],
+        [{"a": 1}, {"a": True}, {"a": 1.0}],
+        [{"a": None, "c": None}, {"a": "", "c": {"d": 2, "e": {"f": None}}}, {"a": 0, "c": {"d": 2, "e": None}}],
+        [{"c": {"d": 1}}, {"c": {"d": 1}}],
+    ],
+)
+def test_rows_come_out_of_their_columns_as_they_went_in(rows):
+    """1 is not true, an empty text is not null, and a part that is not there is not one of nulls."""
+    found = rows_of(json.loads(json.dumps(columns(rows))))
+    assert json.dumps(found, sort_keys=True) == json.dumps(rows, sort_keys=True)
 
 
 def test_the_same_records_give_the_same_page(plain):
@@ -56,6 +93,7 @@ def test_no_character_of_embedded_json_means_anything_to_html():
 def test_hostile_text_is_text_everywhere_on_the_page(tmp_path):
     page = report(Board.read([hostile_run(tmp_path)]))
     assert page.count("<script") == page.count("</script>") == 2
+    assert not re.search(r"[^A-Za-z0-9+/=]", re.search(r'id="data">(.*?)</script>', page, re.S)[1])
     assert "<img" not in page
     assert "\u202e" not in page
     assert "{{ 7*7 }}" in page, "no template computes it"
@@ -69,18 +107,17 @@ def test_every_link_within_the_page_leads_to_something(plain):
     page = report(Board.read([plain]))
     keys = {sae["key"] for sae in data_of(page)["saes"]}
     links = set(re.findall(r'href="(#[^"]*)"', page))
-    assert links == {f"#/{view}" for view in ("board", "plots", "compare", "claims", "latents")} | {
-        f"#/sae/{key}" for key in keys
-    }
+    assert links == {f"#/{view}" for view in ("board", "compare", "pair", "latents", "claims", "made")}
+    assert links == {f"#/{view}" for view in re.findall(r'<section id="view-(\w+)"', page)} - {"#/sae", "#/latent"}
     assert len(keys) == 16
 
 
 def test_a_latent_keeps_what_was_found_of_it(plain):
-    sae = next(one for one in data_of(report(Board.read([plain])))["saes"])
-    found, given = sae["latents"][1], latent(sae["id"], 5)
+    data = data_of(report(Board.read([plain])))
+    found, given = data["latents"][0][1], latent(data["saes"][0]["id"], 5)
     assert (found["n"], found["fired"], found["explanation"]) == (5, given["n_fired"], given["explanation"])
     assert found["scores"]["fuzzing"]["note"] == "no answer could be read"
-    words = data_of(report(Board.read([plain])))["words"]
+    words = data["words"]
     kind, _, places, active = found["examples"][0]
     assert kind == "top"
     assert [words[place] for place in places] == [visible(token) for token in given["examples"][0]["tokens"]]
@@ -93,7 +130,69 @@ def test_two_runs_with_an_sae_of_one_name_are_two_saes(plain, tmp_path):
     for record in other:
         record["provenance"] |= {"config_hash": "d" * 64}
     board = Board.read([plain, write_run(tmp_path, other)])
-    assert len({sae["key"] for sae in board_data(board)["saes"]}) == 32
+    assert len({sae["key"] for sae in rows_of(board_data(board)["saes"])}) == 32
+
+
+def test_of_ten_deciles_the_last_is_the_tenth(tmp_path):
+    run = write_run(tmp_path, records(targets=(16.0, 32.0)))
+    content = latent(name := "topk.layer_9.resid_post.w512.l0_16.seed0", 5)
+    decile = next(one for one in content["examples"] if one["kind"] == "decile")
+    decile["decile"] = 10
+    seal(run / "latents" / name / "5.json", content)
+    (found,) = (one for of in data_of(report(Board.read([run])))["latents"] for one in of)
+    assert "decile 10 of 10" in {example[0] for example in found["examples"]}
+
+
+def test_the_page_opens_on_the_answer_and_names_the_model(plain):
+    page = report(Board.read([plain]))
+    assert "<title>SAE architectures on Gemma 3 270M (demo)</title>" in page
+    first = re.search(r"<h1[^>]*>(.*?)</h1>", page)[1]
+    assert first.startswith("jumprelu adds the least loss to the language model over L0 ")
+    assert "relu is worse" in first or "relu" in first.partition(";")[2]
+    assert page.index("<h1") < page.index('id="plot"') < page.index('id="board"')
+
+
+def test_an_empty_section_says_the_command_that_fills_it(tmp_path):
+    page = report(Board.read([write_run(tmp_path, records(("topk",), (16.0,)))]))
+    text = re.sub(r"<[^>]+>", "", page)
+    assert "Only topk was measured: there is nothing to compare." in text
+    assert "python bench.py --tokens 8192 --latents 100 --out RUN" in text
+    assert "python bench.py serve RUN" in text
+    assert "2 SAEs: topk" in text
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"archs": ["gated:penalty=ri_l1,lr=5e-4", "topk", "pca"], "l0s": [12.5, 64], "seeds": [0, 3], "layers": [3]},
+        {"archs": ["topk"], "sparsity": [0.0123456789], "random_lm": True, "reuse": 3, "limit": 4, "dtype": "float32"},
+        {"archs": ["relu"], "model": "synthetic", "widths": [64], "preset": "short"},
+    ],
+)
+def test_the_command_of_a_run_has_its_settings_again(flags):
+    """Every flag is read by the command line, and what comes out has the hash of the run."""
+    config = configure(None, flags)
+    words = shlex.split(command(config.identity))
+    assert words[:2] == ["python", "bench.py"]
+    _, bound, _ = app.parse_args(words[2:], print_error=False, exit_on_error=False)
+    settings = bound.arguments["settings"]
+    assert configure(None, settings).hash == config.hash
+    names = {flag.name for flag in RunConfig.flags().values()}
+    assert {word[2:].replace("-", "_") for word in words if word.startswith("--")} <= names | {"out"}
+    again = shlex.split(command(config.identity, l0=[16, 32], latents=100))
+    assert again[again.index("--l0") + 1 :][:2] == ["16", "32"]
+    assert again.count("--l0") == 1
+
+
+def test_the_data_of_many_records_are_small():
+    """What a record takes of the page, so that 20,000 are below the limit; more of them take less each."""
+    of = records(seeds=tuple(range(20)), sites=("layer_9.resid_post", "layer_3.mlp_out"))
+    saes = [SAE(Path("nowhere"), tuple(typed(of[i : i + 3]))) for i in range(0, len(of), 3)]
+    board = Board([record for sae in saes for record in sae.records], saes)
+    rows = [
+        {name: value for name, value in one.items() if name != "training"} for one in rows_of(board_data(board)["saes"])
+    ]
+    assert len(packed(columns(rows))) / len(of) < 250
 
 
 def test_sixteen_saes_with_a_hundred_latents_each_are_small(tmp_path):
@@ -113,6 +212,7 @@ def test_sixteen_saes_with_a_hundred_latents_each_are_small(tmp_path):
 
 # --- in a browser ----------------------------------------------------------------------------------------------------
 
+READY = "document.documentElement.dataset.ready === 'yes'"
 browser = pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium is installed")
 
 
@@ -124,13 +224,17 @@ def test_the_page_works_in_a_browser(plain, tmp_path):
     with chromium(tmp_path / "profile") as page:
         page.size(390, 844)
         page.open(path.as_uri())
-        key = page("data.saes[0].key")
-        views = ("#/board", "#/plots", "#/compare", "#/claims", "#/latents", f"#/sae/{key}", f"#/latent/{key}/10")
+        page.wait(READY)
+        key, other = page("data.saes[0].key"), page("data.saes[5].key")
+        views = ("#/board", "#/compare", f"#/pair/{key}/{other}", "#/claims", "#/made", "#/latents", f"#/sae/{key}",
+                 f"#/latent/{key}/10")  # fmt: skip
         links = set(views)
-        for width in (390, 1280):
+        for width in (390, 1440):
             page.size(width, 844)
             for view in views:
                 page.go(view)
+                if view == "#/board":
+                    assert page("$('board').offsetWidth <= $('board').parentNode.clientWidth"), "no column is hidden"
                 shown = page("[...document.querySelectorAll('main > section:not([hidden])')].map((s) => s.id)")
                 assert shown == [f"view-{view.split('/')[1]}"]
                 assert page("document.documentElement.scrollWidth <= innerWidth"), (view, width)
@@ -150,18 +254,32 @@ def test_the_page_works_in_a_browser(plain, tmp_path):
         page.go("#/latents")
         page("$('latent-search').value = 'number 10'; $('latent-search').dispatchEvent(new Event('input'))")
         assert page("$('latent-count').textContent") == "16 latents"
+        page("$('latent-search').value = ''; $('latent-token').value = '\" spring\"'")
+        page("$('latent-token').dispatchEvent(new Event('input'))")
+        assert 0 < int(page("$('latent-count').textContent").split()[0]) <= 80
+        fires = "[...document.querySelectorAll('#latent-list li')].every((li) => li.querySelector('mark') !== null)"
+        assert page(fires), "a preview shows where it fires"
         page.go("#/board")
         page("$('board-filter').value = 'jumprelu'; $('board-filter').dispatchEvent(new Event('input'))")
-        assert page("$('board-count').textContent") == "4 of 16 SAEs"
+        assert page("$('board-count').textContent").startswith("4 of 16 SAEs")
+        page("$('board-filter').value = ''; $('board-filter').dispatchEvent(new Event('input'))")
         heads = page("[...document.querySelectorAll('#board thead th')].map((th) => th.textContent.trim())")
         (at,) = (i for i, head in enumerate(heads) if head.split()[0] == "l0")
         page(f"document.querySelectorAll('#board thead button')[{at}].focus()")
+        assert page("$('tip').textContent").startswith("l0: How many latents"), "it comes with the focus"
         page.press("Enter")
         assert page(f"document.querySelectorAll('#board thead th')[{at}].getAttribute('aria-sort')") == "ascending"
         rows = "[...document.querySelectorAll('#board tbody tr')]"
         l0 = page(f"{rows}.map((row) => parseFloat(row.children[{at}].textContent))")
         assert l0 == sorted(l0)
-        page.go("#/plots")
+        assert len(l0) == 16
+        page("[...document.querySelectorAll('#columns label')].find((one) => one.textContent === 'gamma').click()")
+        assert abs(page("document.querySelectorAll('#board thead th').length") - len(heads)) == 1
+        for i in (0, 1):
+            page(f"document.querySelectorAll('#board tbody input')[{i}].click()")
+        page("$('pair-open').click()")
+        page.wait("!$('view-pair').hidden && document.querySelectorAll('#pair tbody tr').length > 5")
+        page.go("#/board")
         page("document.querySelector('#plot a').focus()")
         assert "delta_lm_loss" in page("$('plot-hint').textContent")
         page.press("Enter")
@@ -179,7 +297,9 @@ def test_hostile_text_does_nothing_in_a_browser(tmp_path):
     path.write_text(report(Board.read([hostile_run(tmp_path / "run")])))
     with chromium(tmp_path / "profile") as page:
         page.open(path.as_uri())
-        views = ("board", "plots", "compare", "claims", "sae/sae2", "latents", "latent/sae2/5", "latent/%00/<img>")
+        page.wait(READY)
+        views = ("board", "compare", "pair/sae2/sae3", "claims", "made", "sae/sae2", "latents", "latent/sae2/5",
+                 "latent/%00/<img>")  # fmt: skip
         for view in views:
             page.go(f"#/{view}")
         page.go("#/latent/sae2/5")

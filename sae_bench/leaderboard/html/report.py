@@ -1,14 +1,18 @@
-"""`report`: a board as one HTML file that works from disk, without network, and with the same bytes every time.
+"""`report`: a board as one HTML file that works from disk and without network, and opens on the answer.
 
-The board and the comparisons are plain HTML; plots, SAEs and latents are drawn by one script from JSON inside the file.
-Text from records may come from anyone: the template escapes it, the JSON holds no character that HTML knows, the script
-makes text nodes alone, and a content security policy lets no other script run and nothing be loaded.
+Verdict, comparisons, claims and where all comes from are plain HTML; the figure, the board, SAEs and latents are drawn
+by one script from JSON inside the file. The same records give the same page, byte for byte where zlib is the same.
+Text from records may come from anyone: the template escapes it, the JSON is in letters that HTML does not know, the
+script makes text nodes alone, and a content security policy lets no other script run and nothing be loaded.
 """
 
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -16,73 +20,113 @@ import jinja2
 from markupsafe import Markup
 
 from sae_bench.errors import one_line
-from sae_bench.leaderboard import captions, tables
+from sae_bench.leaderboard import answer, captions, order, tables
 from sae_bench.leaderboard.board import Board
 from sae_bench.leaderboard.claims import METRICS, check_claims
-from sae_bench.leaderboard.compare import check_metrics, comparisons
+from sae_bench.leaderboard.compare import Comparison, Setting, check_metrics, comparisons
 from sae_bench.leaderboard.compare_table import RULE, note, shown
+from sae_bench.leaderboard.html.made import command, made
+from sae_bench.leaderboard.html.packing import packed
+from sae_bench.leaderboard.html.plain_words import explained
 from sae_bench.leaderboard.html.report_data import board_data
+from sae_bench.leaderboard.load import metrics_of
 from sae_bench.leaderboard.matched import default_l0s
-from sae_bench.leaderboard.render import CONTROLS
+from sae_bench.records.names import true_name
+from sae_bench.records.schema import Metric
 
 TEMPLATES = resources.files("sae_bench.leaderboard.html") / "templates"
 
+SCRIPTS = ("base", "board", "plot", "sae", "pair", "latents", "try", "route")
+"""Parts of the page's script, in their order."""
+TRY, OWN_SERVER = "try", "; connect-src 'self'"
+"""The part that asks the server of the page, and what it has to be allowed for that."""
 
-def report(board: Board, l0s: Sequence[float] | None = None) -> str:
-    """The whole page."""
-    style, script = (TEMPLATES.joinpath(f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+MOST_VERDICTS = 8
+"""Settings that are spoken of one by one; of more, it is counted in how many each architecture is best."""
+MOST_STATIC_ROWS = 200
+"""Rows of the table that is shown where there is no script."""
+
+
+def report(board: Board, l0s: Sequence[float] | None = None, serving: Sequence[str] = ()) -> str:
+    """The whole page; `serving`: SAEs, by name, about which the server of the page can be asked."""
+    script = script_of(part for part in SCRIPTS if serving or part != TRY)
     l0s = l0s or default_l0s(board.records)
-    metrics = check_metrics(board.records, None)
+    metrics, known = check_metrics(board.records, None), metrics_of(board.records)
     compared = comparisons(board.records, metrics)
-    data, digest = board_data(board), base64.b64encode(hashlib.sha256(script.encode()).digest())
     header, rows = tables.board(board.records)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(TEMPLATES.joinpath("report.html").read_text(encoding="utf-8"))
-    return template.render(
-        title=f"SAE architectures on {', '.join(sorted({one_line(setting.model) for setting in board.settings}))}",
+    data = board_data(board)
+    return page(
+        "report.html",
+        script,
+        OWN_SERVER if serving else "",
+        served=Markup(embedded(list(serving))) if serving else "",
+        title=f"SAE architectures on {', '.join(sorted({one_line(true_name(s.model)) for s in board.settings}))}",
+        control=captions.control(board.records),
+        **_verdicts(board, compared, l0s),
         caption=one_line(captions.caption(board.records, captions.of_rows(board.records))),
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest.decode()}'",
-        style=Markup(style),
-        script=Markup(script),
-        data=Markup(embedded(data)),
+        data=Markup(packed(data)),
         header=[one_line(name) for name in header],
-        groups=_groups(rows, _keys(board, data)),
+        rows=[[one_line(cell) for cell in row] for row in rows[:MOST_STATIC_ROWS]],
+        n_saes=len(board.saes),
         failures=captions.failed(board.records),
+        remarks=captions.remarks(board.records),
         comparisons=[
-            (one_line(table.title), table.header, [(one_line(label), cells) for label, cells in table.rows])
+            (one_line(f"{table.what}: {_place(table.of.setting)}" if table.of else table.what),
+             _meaning(table.what, known), table.header,
+             [(one_line(label), cells) for label, cells in table.rows])
             for table in shown(compared, metrics, l0s)
         ],
         comparison_rule=RULE,
         comparison_note=note(compared) if compared else "",
         claims=[
-            (one_line(str(comparison.setting)), judged)
+            (_place(comparison.setting), judged)
             for comparison, judged in check_claims(comparisons(board.records, METRICS), l0s)
         ],
-    )
+        made=made(board),
+        command=partial(command, board.records[0].provenance.config),
+        n_latents=sum(map(len, data["latents"])),
+        n_explained=sum(bool(one["explanation"]) for of in data["latents"] for one in of),
+    )  # fmt: skip
 
 
 def embedded(content: Any) -> str:
     """JSON that may stand in a script element: no tag, comment or entity begins in it."""
-    text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"), sort_keys=True)
+    text = json.dumps(content, ensure_ascii=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _groups(rows: Sequence[Sequence[str]], keys: Sequence[str]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-    """The rows with their SAEs' keys, architectures' and controls' apart, each group with what stands above it."""
-    groups: list[tuple[str, list[tuple[str, list[str]]]]] = [("", [])]
-    remaining = iter(keys)
-    for row in rows:
-        if row[0] == CONTROLS:
-            groups.append(("Controls", []))
-        else:
-            groups[-1][1].append((next(remaining), [one_line(cell) for cell in row]))
-    return groups
+def script_of(parts: Iterable[str]) -> str:
+    """The script of a page, of its parts."""
+    return "\n".join(TEMPLATES.joinpath("script", f"{part}.js").read_text(encoding="utf-8") for part in parts)
 
 
-def _keys(board: Board, data: dict[str, Any]) -> list[str]:
-    """The SAEs' keys in the order of the leaderboard's rows."""
-    key_of = {
-        (sae.records[0].provenance.config_hash[:8], sae.id): about["key"]
-        for sae, about in zip(board.saes, data["saes"], strict=True)
-    }
-    return [key_of[row.of["run"], row.of["sae"]] for row in tables.lines(board.records, ())]
+def page(template: str, script: str, policy: str = "", **values: Any) -> str:
+    """A page with the style of all, and a policy that lets its own script run; `policy` allows more."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(TEMPLATES.joinpath(template).read_text(encoding="utf-8")).render(
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'{policy}",
+        style=Markup(TEMPLATES.joinpath("report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        **values,
+    )
+
+
+def _verdicts(board: Board, compared: Sequence[Comparison], l0s: Sequence[float]) -> dict[str, Any]:
+    """What the page says first: one sentence as its heading, and the settings' verdicts below it."""
+    metric = order.primary(board.records)
+    found = answer.verdicts(compared, metric, l0s) if metric else []
+    if not found:
+        return {"headline": f"{len(board.saes)} SAEs, measured and not compared", "verdicts": [], "more_verdicts": 0}
+    headline = found[0].sentence if len(found) == 1 else answer.over_settings(found)
+    return {"headline": headline, "verdicts": found[:MOST_VERDICTS], "more_verdicts": len(found) - MOST_VERDICTS}
+
+
+def _meaning(what: str, known: Mapping[str, Metric]) -> str:
+    """What the metric of a table is, whose title begins with its name."""
+    return next((explained(of) for name, of in known.items() if re.match(rf"{re.escape(name)}(?!\w)", what)), "")
+
+
+def _place(setting: Setting) -> str:
+    """Where it was measured, with the model as people know it."""
+    return one_line(str(replace(setting, model=true_name(setting.model))))

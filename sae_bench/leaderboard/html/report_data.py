@@ -1,7 +1,7 @@
 """What the report's script draws from: the board as small JSON.
 
 A hundred latents of sixteen SAEs are some forty thousand contexts. Tokens are numbers into one list of strings, and of
-activations only those that are not zero are kept, with three digits.
+activations only those that are not zero are kept, with three digits. SAEs are columns, of which `packing` says why.
 """
 
 from collections import Counter
@@ -12,17 +12,23 @@ from typing import Any
 import numpy as np
 
 from sae_bench.errors import one_line
+from sae_bench.leaderboard import order, tables
 from sae_bench.leaderboard.board import SAE, Board
 from sae_bench.leaderboard.compare import Setting
 from sae_bench.leaderboard.curves import pareto_front
+from sae_bench.leaderboard.html.packing import columns
+from sae_bench.leaderboard.html.plain_words import explained
 from sae_bench.leaderboard.load import metrics_of
 from sae_bench.leaderboard.margins import Margins
+from sae_bench.records.names import true_name
 
 MOST_EXAMPLES = 20
 """Contexts of a latent that are shown, the most telling kinds first."""
 KINDS = ("top", "decile", "hard", "silent")
 SPACES = {"\n": "↵", "\t": "⇥", "\r": "␍"}
-N_LOG_POINTS = 60
+N_LOG_POINTS, FEWEST_LOG_POINTS, LOG_POINTS = 60, 8, 60_000
+"""Points of a training curve at most and at least, and of all curves of a board together."""
+N_DECILES = 10
 TRAINING_SHOWN = ("fve", "l0", "loss")
 
 
@@ -45,55 +51,63 @@ def board_data(board: Board) -> dict[str, Any]:
     seen = Counter(sae.id for sae in board.saes)
     metrics = metrics_of(board.records)
     margins = {name: Margins.of(board.records, name) for name in metrics} if board.controls else {}
-    headline = {one_line(name) for name, metric in metrics.items() if metric.headline}
+    headline = {name for name, metric in metrics.items() if metric.headline and name != "l0"}
+    first = order.primary(board.records)
+    plotted = sorted(headline, key=lambda name: (name != first, name != "fve", name))
+    front, points = order.front(board.records), max(FEWEST_LOG_POINTS, min(N_LOG_POINTS, LOG_POINTS // len(board.saes)))
+    saes = [_sae(sae, margins, points, several=seen[sae.id] > 1) for sae in board.saes]
+    settings = {setting: place for place, setting in enumerate(board.settings)}
+    for sae, about in zip(board.saes, saes, strict=True):
+        about["front"] = order.place_of(sae.records[0]) in front
+        about["place"] = settings[sae.setting]
     return {
         "looks": {one_line(label): asdict(look) for label, look in board.looks.items()},
         "controls": sorted(map(one_line, board.controls)),
-        "metrics": {one_line(name): {"better": metric.better, "unit": metric.unit,
-                                     "description": one_line(metric.description)} for name, metric in metrics.items()},
-        "plotted": sorted(headline - {"l0"}, key=lambda name: (name != "delta_lm_loss", name != "fve", name)),
+        "metrics": {one_line(name): {"better": metric.better, "unit": one_line(metric.unit),
+                                     "description": explained(metric)} for name, metric in metrics.items()},
+        "plotted": [one_line(name) for name in plotted],
+        "shown": [one_line(name) for name in tables.headline(board.records)],
         "settings": [_shown(setting) for setting in board.settings],
         "fronts": [_fronts(board, setting) for setting in board.settings],
-        "saes": [_sae(sae, words, margins, several=seen[sae.id] > 1) for sae in board.saes],
+        "saes": columns(saes),
+        "latents": [[_latent(latent, words) for latent in sae.latents()] for sae in board.saes],
         "words": list(words),
     }  # fmt: skip
 
 
 def _shown(setting: Setting) -> list[Any]:
-    return [one_line(setting.model), one_line(setting.site), setting.width]
+    return [one_line(true_name(setting.model)), one_line(setting.site), setting.width]
 
 
 def _fronts(board: Board, setting: Setting) -> dict[str, list[int]]:
     """For each metric with a better direction, the SAEs that none with fewer active latents beats; no controls."""
     found = {}
+    here = [(i, sae) for i, sae in enumerate(board.saes) if sae.setting == setting and not sae.about.control]
     for name, metric in sorted(metrics_of(board.records).items()):
-        places = [
-            i
-            for i, sae in enumerate(board.saes)
-            if sae.setting == setting
-            and not sae.about.control
-            and sae.value(name) is not None
-            and sae.value("l0") is not None
-        ]
-        if metric.better is not None and places:
-            l0, value = ([board.saes[i].value(of) or 0.0 for i in places] for of in ("l0", name))
-            found[one_line(name)] = [places[i] for i in pareto_front(l0, value, up=metric.better == "up")]
+        if metric.better is None or not metric.headline:
+            continue
+        points = [(i, l0, value) for i, sae in here
+                  if (l0 := sae.value("l0")) is not None and (value := sae.value(name)) is not None]  # fmt: skip
+        if points:
+            places, l0s, values = zip(*points, strict=True)
+            found[one_line(name)] = [places[i] for i in pareto_front(l0s, values, up=metric.better == "up")]
     return found
 
 
-def _sae(sae: SAE, words: Words, margins: Mapping[str, Margins], *, several: bool) -> dict[str, Any]:
+def _sae(sae: SAE, margins: Mapping[str, Margins], n_points: int, *, several: bool) -> dict[str, Any]:
     about, provenance = sae.about, sae.records[0].provenance
     run = provenance.config_hash[:8]
     return {
         "key": f"{sae.id}.{run}" if several else sae.id,
         "id": sae.id,
+        "run": run,
         "label": one_line(sae.label),
-        "look": one_line(sae.label),
-        "place": _shown(sae.setting),
+        "control": about.control,
         "target": sae.target,
         "seed": about.seed,
+        "origin": one_line(about.origin.source) if about.origin else None,
         "scores": {
-            one_line(name): {"value": score.value, "stderr": score.stderr, "n": score.n}
+            one_line(name): {"value": _digits(score.value, 6), "stderr": _digits(score.stderr), "n": score.n}
             | {"note": _text(score.note)}
             | _margin(sae, margins.get(name))
             for record in sae.records
@@ -101,11 +115,10 @@ def _sae(sae: SAE, words: Words, margins: Mapping[str, Margins], *, several: boo
         },
         "failures": [one_line(text) for text in sorted({record.failure for record in sae.records if record.failure})],
         "frequency": frequency_histogram(sae),
-        "training": _training(sae),
+        "training": _training(sae, n_points),
         "provenance": flat({"sae": {k: v for k, v in about.as_json().items() if k not in ("id", "label")},
                             "measured": {k: v for k, v in provenance.as_json().items() if k != "config"},
                             "run": provenance.config}),
-        "latents": [_latent(latent, words) for latent in sae.latents()],
     }  # fmt: skip
 
 
@@ -115,8 +128,8 @@ def _margin(sae: SAE, margins: Margins | None) -> dict[str, Any]:
     if margin is None:
         return {}
     stderr = margin.estimate.stderr
-    known = float(stderr) if np.isfinite(stderr) else None
-    return {"margin": {"value": margin.estimate.value, "stderr": known, "over": one_line(margin.over)}}
+    known = _digits(float(stderr)) if np.isfinite(stderr) else None
+    return {"margin": {"value": _digits(margin.estimate.value, 6), "stderr": known, "over": one_line(margin.over)}}
 
 
 def frequency_histogram(sae: SAE) -> dict[str, Any] | None:
@@ -132,9 +145,9 @@ def frequency_histogram(sae: SAE) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _training(sae: SAE) -> dict[str, list[float | None]]:
+def _training(sae: SAE, n_points: int) -> dict[str, list[float | None]]:
     log = sae.training_log()
-    log = log[:: max(1, len(log) // N_LOG_POINTS)]
+    log = log[:: max(1, len(log) // n_points)]
     if not log:
         return {}
     return {"tokens": [row["tokens"] for row in log]} | {
@@ -142,14 +155,16 @@ def _training(sae: SAE) -> dict[str, list[float | None]]:
     }
 
 
-def flat(content: Any, name: str = "") -> list[list[str]]:
-    """Nested settings as name and value; those of one part by their names."""
+def flat(content: Any, name: str = "") -> dict[str, str]:
+    """Nested settings by name; those of one part in their names' order."""
     if isinstance(content, Mapping):
-        items = sorted(content.items()) if name else content.items()
-        return [row for key, value in items for row in flat(value, f"{name}.{key}" if name else str(key))]
+        found: dict[str, str] = {}
+        for key, value in sorted(content.items()) if name else content.items():
+            found |= flat(value, f"{name}.{key}" if name else str(key))
+        return found
     if isinstance(content, list | tuple):
-        return [[one_line(name), one_line(", ".join(map(str, content)))]]
-    return [[one_line(name), one_line(str(content))]]
+        return {one_line(name): one_line(", ".join(map(str, content)))}
+    return {one_line(name): one_line(str(content))}
 
 
 def _latent(latent: Mapping[str, Any], words: Words) -> dict[str, Any]:
@@ -189,13 +204,13 @@ def _answers(answers: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _example(example: Mapping[str, Any], words: Words) -> list[Any]:
-    kind = example["kind"] + ("" if example["decile"] is None else f" {example['decile'] + 1}")
+    kind = example["kind"] + ("" if example["decile"] is None else f" {example['decile']} of {N_DECILES}")
     active = [[i, _digits(value)] for i, value in enumerate(example["activations"]) if value != 0]
     return [one_line(kind), example["use"], [_place(token, words) for token in example["tokens"]], active]
 
 
-def _digits(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.3g}")
+def _digits(value: float | None, n: int = 3) -> float | None:
+    return None if value is None else float(f"{value:.{n}g}")
 
 
 def _text(value: str | None) -> str | None:
