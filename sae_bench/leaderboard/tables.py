@@ -20,7 +20,7 @@ from sae_bench.leaderboard.compare import Setting
 from sae_bench.leaderboard.compare_table import CONTROLS
 from sae_bench.leaderboard.load import metrics_of
 from sae_bench.leaderboard.margins import PREFIX, Margin, Margins
-from sae_bench.records.files import write_text
+from sae_bench.records.ownership import write_drawn
 from sae_bench.records.schema import Record, Score
 
 KEYS = ("model", "site", "width", "architecture", "target", "seed", "front", "run", "origin")
@@ -208,8 +208,7 @@ def _margin_columns(margin: Margin | None) -> dict[str, Any]:
 
 def write_board(folder: Path, records: Sequence[Record]) -> None:
     """Write leaderboard.md, .csv and .tex."""
-    for name, content in board_files(records).items():
-        write_text(folder / name, content)
+    write_drawn(folder, {name: content.encode() for name, content in board_files(records).items()})
 
 
 def board_files(records: Sequence[Record]) -> dict[str, str]:
