@@ -327,13 +327,8 @@ def test_what_nobody_sealed_is_not_published_and_names_are_harmless_in_the_card(
     assert not [name for name in published if "notes" in name or "patients" in name]
     assert published["leaderboard.md"] == (run / "leaderboard.md").read_bytes()
     model = 'own/x"\n---\n[a](javascript:b) `c`: *d*'
-    records = RunFolder(own).records()
-    for record in records:
-        record.provenance.config["model"] = model
-    records = [
-        one.model_copy(update={"provenance": one.provenance.model_copy(update={"model": model})}) for one in records
-    ]
-    text = card(records, "me/saes")
+    made = [(one, one.provenance.model_copy(update={"model": model})) for one in RunFolder(own).records()]
+    text = card([one.model_copy(update={"provenance": about}) for one, about in made], "me/saes")
     front, _, rest = text.removeprefix("---\n").partition("\n---\n")
     assert yaml.safe_load(front)["base_model"] == model
     assert "[a](" not in rest.partition("    from sae_lens")[0]
