@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from sae_bench.errors import UserError, did_you_mean
 from sae_bench.lm.near_duplicates import RULE, repeated_texts
+from sae_bench.lm.nesting import check_nesting
 from sae_bench.records.files import digest_of, replacing
 from sae_bench.records.kept import kept
 from sae_bench.records.names import cache_folder
@@ -148,12 +149,17 @@ def _local_texts(source: str, order_seed: int, column: str) -> Iterator[Any]:
     about = [builder, *((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)]
     cache = cache_folder() / "datasets" / digest_of(about)[:12]
 
+    def make() -> Any:
+        for file in files if builder == "json" else ():
+            check_nesting(file)
+        return load()
+
     def load() -> Any:
         names = [glob.escape(str(file)) for file in files]
         return datasets.load_dataset(builder, data_files=names, split="train", cache_dir=str(cache), **options)
 
     try:
-        kept(cache, load)
+        kept(cache, make)
         rows = load()
     except datasets.exceptions.DatasetGenerationError as error:
         raise UserError(f'"{source}" cannot be read as {builder}: {_one_line(error.__cause__ or error)}') from error

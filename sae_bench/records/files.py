@@ -125,8 +125,8 @@ def read_sealed(path: Path) -> dict[str, Any]:
         content = read_json(path)
         if content.pop("seal") == digest_of(content):
             return dict(content)
-    except (AttributeError, KeyError, TypeError):
-        pass  # JSON, but not an object with a seal
+    except (AttributeError, KeyError, TypeError, RecursionError):
+        pass  # JSON, but not an object with a seal, or deeper than can be written
     raise Damaged(f"{path} is not what was written (its checksum differs): delete it and run the same command again")
 
 
@@ -155,7 +155,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged(f"{path} is not valid JSON ({error}); delete it and run the same command again") from None
 
 
