@@ -2,7 +2,7 @@
 
 What is copied is what outputs are drawn from; what is drawn, is drawn from the copy. So `board FOLDER` on a board's own
 folder makes the same bytes again, and whoever doubts a board can. Nothing is copied but regular files that a seal
-covers, and nothing is drawn over but what was drawn: `drawn.json` says what that was.
+covers, and nothing is drawn over but what was drawn: `drawn.json` says what that was, and what the training logs were.
 """
 
 import logging
@@ -19,7 +19,7 @@ from sae_bench.leaderboard.figures.draw import figures
 from sae_bench.leaderboard.html.report import report
 from sae_bench.leaderboard.load import gather
 from sae_bench.leaderboard.matched import default_l0s
-from sae_bench.records.files import read_sealed, sha256
+from sae_bench.records.files import read_sealed, sha256, write_bytes
 from sae_bench.records.ownership import check_drawable, read_drawn, regular_file, sealed, write_drawn
 from sae_bench.records.run_folder import SAE_DESCRIPTION
 
@@ -99,10 +99,13 @@ def draw_board(
                 (Path(copy) / name).write_bytes(content)
             drawn = dict(outputs([Path(copy)], l0s))
     else:  # a board's logs have no description beside them
-        logs = [path for path in run.glob(f"saes/*/{TRAINING_LOG}") if not path.with_name(SAE_DESCRIPTION).exists()]
-        sources = {str(path.relative_to(run)): path.read_bytes() for path in logs}
+        found = [path for path in run.glob(f"saes/*/{TRAINING_LOG}") if not path.with_name(SAE_DESCRIPTION).exists()]
+        sources = {str(path.relative_to(run)): path.read_bytes() for path in found}
         drawn = dict(outputs([run], l0s))
     if not overwrite:
         check_drawable(folder, sources | drawn)
-    write_drawn(folder, sources | drawn, instead_of="figures/")
+    logs = {name: content for name, content in sources.items() if name.endswith(TRAINING_LOG)}
+    for name in sources.keys() - logs.keys():
+        write_bytes(folder / name, sources[name])
+    write_drawn(folder, logs | drawn, instead_of="figures/")
     return list(drawn)

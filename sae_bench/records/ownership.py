@@ -136,13 +136,15 @@ class Ownership:
 
     @cached_property
     def _cells(self) -> Collection[str]:
-        return (sealed(self.root / "cells.json") or {}).get("cells", {})
+        return set((sealed(self.root / "cells.json") or {}).get("cells", ()))
 
     @cached_property
     def _drawn(self) -> Mapping[str, str]:
         return read_drawn(self.root)
 
     def _is_ours(self, path: Path) -> bool:
+        if is_temporary(path.name):
+            return True
         match path.relative_to(self.root).parts:
             case ("run.json",):
                 return bool(self.made_with)  # a damaged one, too, where the rest says whose it is
@@ -217,7 +219,9 @@ def check_drawable(folder: Path, drawn: Mapping[str, bytes]) -> None:
         path = folder / name
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise UserError(f"{path} is no regular file: move it elsewhere, or choose another --out")
-        if path.is_file() and path.read_bytes() != content and sha256(path) != before.get(name):
+        if not path.is_file() or path.read_bytes() == content or sha256(path) == before.get(name):
+            continue
+        if path.suffix != ".json" or sealed(path) is None:
             raise UserError(
                 f"{path} was not drawn here, or was changed since: move it elsewhere, choose another --out, or "
                 "--overwrite it"
