@@ -63,8 +63,6 @@ class RunFolder:
         Raises:
             UserError: it holds a run with other settings, or something else.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--out {self.path} is a file: choose a folder")
         manifest = self.manifest()
         if manifest is None:
             self._check_without_manifest(identity)
@@ -83,6 +81,8 @@ class RunFolder:
 
     def _check_without_manifest(self, identity: Mapping[str, Any]) -> None:
         """See that there is no run, or that what is left of one was made with these settings."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out {self.path} is a file: choose a folder")
         made_with = Ownership(self.path).made_with
         if made_with and digest_of(identity) not in made_with:
             raise UserError(
