@@ -204,7 +204,7 @@ class RunFolder:
         """Delete what was collected of an SAE, `but` some latents, and first what says that it is whole."""
         if collection:
             self.collection_path(sae_id).unlink(missing_ok=True)
-        files = [path for path in self.latents_path(sae_id).glob("*.json") if path.stem.isdigit()]
+        files = [path for path in self.latents_path(sae_id).glob("*.json") if path.stem.isdecimal()]
         remove(self.path, [path for path in files if int(path.stem) not in but])
 
     def has_sae(self, sae_id: str, config_hash: str) -> bool:

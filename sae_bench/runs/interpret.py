@@ -79,8 +79,9 @@ def _changed(folder: RunFolder, sae: InterpretedSAE, record: Record | None) -> l
     """What a record was made from that is something else now."""
     if record is None or sae.failure or not record.details.get("judge"):
         return []
-    latents, collection = _latents(folder, sae), folder.collection(sae.id)
-    assert collection is not None, "latents were read"
+    latents, collection = read_latents(folder, sae.id, sae.collected_by), folder.collection(sae.id)
+    if latents is None or collection is None:
+        return []  # none are asked for now
     return lineage.changed_since(record, lineage.hashes(collection, latents), latents)
 
 

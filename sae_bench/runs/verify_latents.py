@@ -13,7 +13,7 @@ from sae_bench.records.schema import Record
 def verify_latents(folder: RunFolder, records: Sequence[Record]) -> Iterator[tuple[str, str | None]]:
     """For every SAE that latents were collected of, what was looked at, and what is wrong with it; None: nothing."""
     names = {path.stem for path in (folder.path / "collections").glob("*.json")}
-    names |= {path.name for path in (folder.path / "latents").glob("*")}
+    names |= {path.name for path in (folder.path / "latents").glob("*") if path.is_dir()}
     judged = [record for record in records if record.details.get("judge") and not record.failure]
     for sae_id in sorted(names | {record.sae.id for record in judged}):
         yield (f"latents of {sae_id}", _problem(folder, sae_id, [one for one in records if one.sae.id == sae_id]))
