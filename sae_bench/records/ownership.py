@@ -36,11 +36,15 @@ def walk(root: Path) -> Iterator[Path]:
                 yield path
 
 
+def is_linked(root: Path, path: Path) -> bool:
+    """Whether a path below a folder is a link, or leads through one."""
+    parts = path.relative_to(root).parts
+    return any(root.joinpath(*parts[: n + 1]).is_symlink() for n in range(len(parts)))
+
+
 def is_within(root: Path, path: Path) -> bool:
     """Whether a path is that of a regular file to which no link leads from the folder."""
-    parts = path.relative_to(root).parts
-    steps = [root.joinpath(*parts[: n + 1]) for n in range(len(parts))]
-    return path.is_file() and not any(step.is_symlink() for step in steps)
+    return path.is_file() and not is_linked(root, path)
 
 
 def regular_file(root: Path, path: Path) -> Path:
@@ -217,8 +221,8 @@ def check_drawable(folder: Path, drawn: Mapping[str, bytes]) -> None:
     before = read_drawn(folder)
     for name, content in drawn.items():
         path = folder / name
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise UserError(f"{path} is no regular file: move it elsewhere, or choose another --out")
+        if is_linked(folder, path) or (path.exists() and not path.is_file()):
+            raise UserError(f"{path} is a link, behind one, or no file: move it elsewhere, or choose another --out")
         if not path.is_file() or path.read_bytes() == content or sha256(path) == before.get(name):
             continue
         if path.suffix != ".json" or sealed(path) is None:

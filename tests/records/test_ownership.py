@@ -159,6 +159,14 @@ def test_a_board_draws_over_nothing_but_what_was_drawn(measured, tmp_path, capsy
     (measured / "report.html").unlink()
 
 
+def test_nothing_is_drawn_through_a_link(measured, tmp_path, capsys):
+    outside, paper = put(tmp_path / "outside", {"a.txt": "a"}), put(tmp_path / "paper", {"a.txt": "a"})
+    (paper / "figures").symlink_to(outside)
+    assert bench("board", measured, "--out", paper) == 2
+    assert "is a link, behind one, or no file" in capsys.readouterr().err
+    assert texts(outside) == {"a.txt": "a"}
+
+
 def test_a_figure_that_is_drawn_no_more_goes_and_a_changed_one_stays(measured, tmp_path):
     from sae_bench.records.ownership import write_drawn
 
