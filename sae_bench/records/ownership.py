@@ -194,9 +194,11 @@ def is_of_checkpoint(folder: Path, name: str) -> bool:
 
 def remove_checkpoint(folder: Path) -> None:
     """Delete a checkpoint, be it whole or torn, and its folder unless something else is in it."""
-    parts = [path for path in walk(folder) if is_of_checkpoint(folder, path.name)]
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    parts = [path for path in folder.iterdir() if path.is_file() and is_of_checkpoint(folder, path.name)]
     remove(folder, sorted(parts, key=lambda path: path.name != "checkpoint.json"))
-    if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+    if not any(folder.iterdir()):
         folder.rmdir()
 
 
