@@ -4,6 +4,7 @@ Every scenario breaks some runs and issues the same command again until it ends.
 run that nothing disturbed is missing in the end, and wrong if one says something else, times apart.
 """
 
+import importlib
 import io
 import json
 import os
@@ -279,6 +280,11 @@ def soak(lab: Lab, tokens: int) -> Outcome:
     return Outcome(f"soak: {tokens:,} tokens, memory stays flat", 1, int(flat))
 
 
+def attacks():
+    """Those of a file of its own, which reads this one."""
+    return importlib.import_module("attacks")
+
+
 LONG: dict[str, Callable[[Lab], Outcome]] = {
     "kill": lambda lab: killed(lab, signal.SIGKILL, 30),
     "term": lambda lab: killed(lab, signal.SIGTERM, 10),
@@ -288,6 +294,8 @@ LONG: dict[str, Callable[[Lab], Outcome]] = {
     "corpus": lambda lab: broken_corpus(lab, 4),
     "nan": lambda lab: nan_in_the_model(lab, 2),
     "clock": lambda lab: clock(lab, 2),
+    "own": lambda lab: attacks().users_files(lab, 3),
+    "caches": lambda lab: attacks().damaged_caches(lab, 3),
     "soak": lambda lab: soak(lab, 400_000),
 }
 

@@ -58,8 +58,17 @@ ROOMS = {
         "runs",
     },
     "api": {
-        "words", "records", "saes", "lm", "synthetic", "formats", "autointerp", "leaderboard", "runs", "distributed",
-    },  # fmt: skip
+        "words",
+        "records",
+        "saes",
+        "lm",
+        "synthetic",
+        "formats",
+        "autointerp",
+        "leaderboard",
+        "runs",
+        "distributed",
+    },
     "cli": {"words", "records", "saes", "lm", "evaluation", "formats", "leaderboard", "runs", "distributed", "api"},
 }
 """A room and the rooms that it may import from."""

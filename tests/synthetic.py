@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sae_bench.leaderboard.compare import compare
-from sae_bench.records.files import digest_of
+from sae_bench.records.files import digest_of, sha256
 from sae_bench.records.names import file_name
 from sae_bench.records.schema import record_from
 
@@ -193,6 +193,7 @@ def write_run(folder: Path, of=None, *, n_latents=0, text=None, width=24) -> Pat
             log = folder / "saes" / sae["id"] / "metrics.jsonl"
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text("".join(lines))
+            seal(log.with_name("sae_bench.json"), {"files": {log.name: sha256(log)}})
             for number in range(n_latents):
                 content = latent(sae["id"], number * 5, explained=number % 4 != 3, text=text, width=width)
                 seal(folder / "latents" / sae["id"] / f"{number * 5}.json", content)

@@ -36,6 +36,7 @@ def answer(call: Callable[[], Any]) -> tuple[Any, str | None]:
 @FEW
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 @example(b'archs = ["topk"]\nmodel = "../../etc"\n')
+@example(b"seeds = " + b"[" * 10_000)
 def test_any_bytes_as_a_suite(tmp_path, content):
     path = tmp_path / "suite.toml"
     path.write_bytes(content)
@@ -101,7 +102,11 @@ def test_a_flipped_bit_in_a_sealed_file_never_passes_for_what_was_written(tmp_pa
     assert found == written if complaint is None else str(path) in complaint
 
 
-@pytest.mark.parametrize("content", ["[]", "null", "3", '"x"', "{}", '{"seal": 1}', "\ufeff{}", '{"a": NaN}'])
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "null", "3", '"x"', "{}", '{"seal": 1}', "\ufeff{}", '{"a": NaN}', "[" * 10**5, '{"seal": ' * 10**5],
+    ids=lambda content: content[:12],
+)
 def test_json_that_is_no_record_is_damaged(tmp_path, content):
     path = tmp_path / "record.json"
     path.write_text(content, encoding="utf-8")

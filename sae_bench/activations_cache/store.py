@@ -34,8 +34,9 @@ from sae_bench.activations_cache.sizes import SPARE_BYTES, bytes_in, in_words
 from sae_bench.errors import UserError
 from sae_bench.lm.sites import Site
 from sae_bench.lm.tokens import TokenBatch
-from sae_bench.records.files import Damaged
+from sae_bench.records.files import Damaged, is_temporary
 from sae_bench.records.names import file_name
+from sae_bench.records.ownership import is_within
 
 try:
     import fcntl
@@ -216,7 +217,7 @@ class PassStore:
         """Delete what a process left that was killed while it wrote: nobody else writes now."""
         for file in self.folder.glob("*/*"):
             unsaid = re.fullmatch(r"\d+\.safetensors", file.name) and not description_path(file).exists()
-            if unsaid or re.fullmatch(r"\..*\.tmp", file.name):
+            if is_within(self.folder, file) and (unsaid or is_temporary(file.name)):
                 file.unlink(missing_ok=True)
 
     @contextmanager

@@ -122,48 +122,61 @@ def claims(runs: Runs, /, *, at_l0: L0s = None) -> int:
     return 0
 
 
-def figures(runs: Runs, /, *, out: Path | None = None) -> int:
+def figures(runs: Runs, /, *, out: Path | None = None, overwrite: bool = False) -> int:
     """Draw the figures of one or more runs as SVG, PDF and PNG.
 
     Args:
         out: Folder to write them to. Default: figures in the first run's folder.
+        overwrite: Replace files of these names that were not drawn there, or were changed since.
     """
     from sae_bench.leaderboard.board import Board
     from sae_bench.leaderboard.figures import draw
-    from sae_bench.records.files import write_bytes
+    from sae_bench.records.ownership import check_drawable, write_drawn
 
     folder = out or runs[0] / "figures"
-    for name, content in draw.figures(Board.read(runs)):
-        write_bytes(folder / name, content)
+    drawn = dict(draw.figures(Board.read(runs)))
+    if not overwrite:
+        check_drawable(folder, drawn)
+    write_drawn(folder, drawn)
+    for name in drawn:
         print(folder / name)
     return 0
 
 
-def report(runs: Runs, /, *, out: Path | None = None, at_l0: L0s = None) -> int:
+def report(runs: Runs, /, *, out: Path | None = None, at_l0: L0s = None, overwrite: bool = False) -> int:
     """Write one HTML file that shows runs: board, plots, comparisons, SAEs, latents. It needs no network.
 
     Args:
         out: The file. Default: report.html in the first run's folder.
+        overwrite: Replace a report.html there that was not drawn there, or was changed since.
     """
     from sae_bench.leaderboard.board import Board
     from sae_bench.leaderboard.html import report as page
     from sae_bench.records.files import write_text
+    from sae_bench.records.ownership import check_drawable, write_drawn
 
-    path = out or runs[0] / "report.html"
-    write_text(path, page.report(Board.read(runs), at_l0))
-    print(path)
+    text = page.report(Board.read(runs), at_l0)
+    if out is not None:  # named, so meant
+        write_text(out, text)
+    else:
+        drawn = {"report.html": text.encode()}
+        if not overwrite:
+            check_drawable(runs[0], drawn)
+        write_drawn(runs[0], drawn)
+    print(out or runs[0] / "report.html")
     return 0
 
 
-def board(run: Path, /, *, out: Path | None = None, at_l0: L0s = None) -> int:
+def board(run: Path, /, *, out: Path | None = None, at_l0: L0s = None, overwrite: bool = False) -> int:
     """Write a board: a run's records with tables, claims, figures and report, without weights.
 
     Args:
         run: A run's folder, or a board's.
         out: The board's folder. Default: draw everything anew where it is.
+        overwrite: Replace files of a board's names that were not drawn there, or were changed since.
     """
     from sae_bench.leaderboard.board_folder import draw_board
 
-    for name in draw_board(run, out, at_l0):
+    for name in draw_board(run, out, at_l0, overwrite=overwrite):
         print((out or run) / name)
     return 0

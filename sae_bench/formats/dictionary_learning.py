@@ -13,6 +13,7 @@
 
 import re
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from sae_bench.formats.foreign import (
 )
 from sae_bench.formats.headers import read_settings
 from sae_bench.formats.hook_names import EMBEDDING, WORDS, Place, layer_of, place_of_module, place_of_path
-from sae_bench.records.files import replacing, write_json
+from sae_bench.records.files import write_bytes, write_json
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.convert import Weights
 
@@ -166,8 +167,9 @@ def write(folder: Path, sae: SparseAutoencoder, about: About) -> Path:
     if sae.nonlinearity == "topk":
         trainer["k"] = int(sae.config.sparsity)
         state |= {"k": torch.tensor(trainer["k"]), "threshold": torch.tensor(-1.0)}
-    with replacing(folder / "ae.pt") as temporary:
-        torch.save(state, temporary)
+    content = BytesIO()  # torch.save would put the name of a file, a temporary one's, into it
+    torch.save(state, content)
+    write_bytes(folder / "ae.pt", content.getvalue())
     buffer = {"io": about.site["side"].removesuffix("put"), "ctx_len": about.metadata.get("context_size")}
     write_json(folder / "config.json", {"trainer": trainer, "buffer": buffer})
     return folder

@@ -72,6 +72,8 @@ def write(
     config_hash: str = "",
 ) -> None:
     """Write an SAE of a run: as `save_sae` does, in a form that SAELens reads too where it can."""
+    beside = []
     if saelens.holds(sae):
         write_json(folder / saelens.CONFIG, saelens.config_of(sae, metadata))
-    save_sae(folder, sae, description, metadata, log, config_hash)
+        beside = [saelens.CONFIG]
+    save_sae(folder, sae, description, metadata, log, config_hash, beside)

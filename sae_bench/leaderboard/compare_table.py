@@ -92,8 +92,8 @@ def written(
     if not tables:
         at = ", ".join(f"{l0:g}" for l0 in l0s)
         nothing.append(
-            f"Nothing to compare: no architecture was measured on both sides of an L0 of {at}. Give another --at-l0, or "
-            "train at more L0s: --l0 16 32."
+            f"Nothing to compare: no architecture was measured on both sides of an L0 of {at}. Give another --at-l0, "
+            "or train at more L0s: --l0 16 32."
         )
     missing = [line for comparison in comparisons for one in comparison.architectures for line in one.missing]
     if form == "text":
@@ -102,7 +102,8 @@ def written(
         return "\n\n".join([*drawn, *nothing, told]) + "".join(f"\nMissing: {one_line(line)}" for line in missing)
     parts = [part for table in tables for part in (render.escape_markdown(table.title), _markdown(table))]
     told = render.escape_markdown(" ".join(filter(None, [f"Bold: {RULE}. {note(comparisons)}", facts])))
-    return "\n\n".join([*parts, *nothing, told]) + "".join(f"\nMissing: {render.escape_markdown(line)}" for line in missing)
+    gone = "".join(f"\nMissing: {render.escape_markdown(line)}" for line in missing)
+    return "\n\n".join([*parts, *nothing, told]) + gone
 
 
 def _text(table: Table, wide: int | None) -> str:

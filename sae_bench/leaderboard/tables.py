@@ -20,7 +20,7 @@ from sae_bench.leaderboard.latex_tables import latex_tables
 from sae_bench.leaderboard.load import metrics_of, with_value_or_failure
 from sae_bench.leaderboard.margins import PREFIX, Margin, Margins
 from sae_bench.leaderboard.render import CONTROLS
-from sae_bench.records.files import write_text
+from sae_bench.records.ownership import write_drawn
 from sae_bench.records.schema import Record, Score
 
 KEYS = ("model", "site", "width", "architecture", "target", "seed", "mark", "run", "origin")
@@ -242,8 +242,7 @@ def _margin_columns(margin: Margin | None) -> dict[str, Any]:
 
 def write_board(folder: Path, records: Sequence[Record]) -> None:
     """Write leaderboard.md, .csv and .tex."""
-    for name, content in board_files(records).items():
-        write_text(folder / name, content)
+    write_drawn(folder, {name: content.encode() for name, content in board_files(records).items()})
 
 
 def board_files(records: Sequence[Record]) -> dict[str, str]:

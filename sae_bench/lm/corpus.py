@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 
 from sae_bench.errors import UserError, did_you_mean
 from sae_bench.lm.near_duplicates import RULE, repeated_texts
-from sae_bench.records.files import replacing
+from sae_bench.lm.nesting import check_nesting
+from sae_bench.records.files import digest_of, replacing
+from sae_bench.records.kept import kept
 from sae_bench.records.names import cache_folder
 from sae_bench.registry import CORPORA
 
@@ -135,9 +137,7 @@ def _repeated(source: str, column: str, key: str) -> frozenset[int]:
 def cached_texts(key: str, make: Callable[[], Sequence[str]]) -> Sequence[str]:
     """Return the texts that the cache folder holds under `key`, made at the first call on a machine."""
     path = cache_folder() / f"{key}.parquet"
-    if not path.exists():
-        _write(path, make())
-    return _read(path)
+    return _read(kept(path, lambda: _write(path, make())))
 
 
 def is_cached(key: str) -> bool:
@@ -178,14 +178,21 @@ def _local_texts(source: str, order_seed: int, column: str) -> Iterator[Any]:
     files = [_unpacked(file) for file in files if file.stat().st_size]
     if not files:
         raise UserError(f'"{source}" holds no text: it is empty; choose another corpus')
+    about = [builder, *((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)]
+    cache = cache_folder() / "datasets" / digest_of(about)[:12]
+
+    def make() -> Any:
+        for file in files if builder == "json" else ():
+            check_nesting(file)
+        return load()
+
+    def load() -> Any:
+        names = [glob.escape(str(file)) for file in files]
+        return datasets.load_dataset(builder, data_files=names, split="train", cache_dir=str(cache), **options)
+
     try:
-        rows = datasets.load_dataset(
-            builder,
-            data_files=[glob.escape(str(file)) for file in files],
-            split="train",
-            cache_dir=str(cache_folder() / "datasets"),
-            **options,
-        )
+        kept(cache, make)
+        rows = load()
     except datasets.exceptions.DatasetGenerationError as error:
         raise UserError(f'"{source}" cannot be read as {builder}: {_one_line(error.__cause__ or error)}') from error
     _require_column(source, column, rows.column_names)
@@ -224,7 +231,8 @@ def _unpacked(file: Path) -> Path:
 
     about = f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}"
     path = cache_folder() / f"unpacked-{hashlib.sha256(about.encode()).hexdigest()[:12]}{Path(file.stem).suffix}"
-    if not path.exists():
+
+    def unpack() -> None:
         with (
             replacing(path) as temporary,
             pyarrow.input_stream(str(file), compression="zstd") as packed,
@@ -234,7 +242,8 @@ def _unpacked(file: Path) -> Path:
                 shutil.copyfileobj(packed, plain)
             except OSError as error:
                 raise UserError(f'"{file}" cannot be unpacked ({_one_line(error)}): get it again') from error
-    return path
+
+    return kept(path, unpack)
 
 
 def _hub_texts(source: str, order_seed: int, column: str) -> Iterator[Any]:

@@ -4,8 +4,9 @@ Three ways: with its trained weights; with weights drawn anew, as a control; and
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,22 @@ from sae_bench.lm.model_names import HUB_MODELS, known_shape, resolve_model
 from sae_bench.lm.skeleton import build_skeleton, check_quantisation
 
 
+def _in_one_line(load: Callable[..., LanguageModel]) -> Callable[..., LanguageModel]:
+    """Whatever a folder's configuration makes of a model's own code, before and after its weights are read."""
+
+    @wraps(load)
+    def loading(name_or_path: str, **options: Any) -> LanguageModel:
+        try:
+            return load(name_or_path, **options)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(_explanation(name_or_path, options.get("revision"), error)) from error
+
+    return loading
+
+
+@_in_one_line
 def load_language_model(
     name_or_path: str,
     *,
@@ -77,6 +94,7 @@ def random_name(name: str, seed: int) -> str:
     return f"{name} with random weights (seed {seed})"
 
 
+@_in_one_line
 def language_model_shape(
     name_or_path: str,
     *,

@@ -11,12 +11,13 @@ smallest hash leaves; low enough to catch shared paragraphs, they chained more t
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 from zlib import crc32
 
 import numpy as np
 
+from sae_bench.lm.long_documents import parts_of
 from sae_bench.lm.shared_runs import HashArray, mixed
 
 Split = Literal["train", "eval"]
@@ -85,7 +86,13 @@ def _key(words: HashArray) -> HashArray:
 
 def _words(text: str) -> HashArray:
     """One hash a word, upper and lower case alike; of a text without a word, that of the text."""
-    words = "\n".join(_WORD.findall(text.lower())).encode().split(b"\n") if _WORD.search(text) else [text.encode()]
+    if not _WORD.search(text):
+        return _hashed([text.encode()])
+    found = ("\n".join(_WORD.findall(part.lower())).encode().split(b"\n") for part in parts_of(text) if part)
+    return np.concatenate([_hashed(words) for words in found if words != [b""]])
+
+
+def _hashed(words: Sequence[bytes]) -> HashArray:
     return mixed(np.fromiter(map(crc32, words), dtype=np.uint64, count=len(words)))
 
 

@@ -22,12 +22,12 @@ from itertools import islice
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sae_bench.errors import UserError
 from sae_bench.lm.corpus import documents, repeated
+from sae_bench.lm.long_documents import IdArray, batches_of, encoded_parts
 from sae_bench.lm.near_duplicates import Split, cluster_of, digest, split_of
 from sae_bench.lm.shared_runs import SharedRuns
 
@@ -44,8 +44,6 @@ FEW = 10
 
 SEPARATOR = "\n\n"  # ends every document, so that none runs into the next
 TOKENIZER_BATCH = 256  # documents at once: enough to keep a fast tokenizer's threads busy
-
-IdArray = NDArray[np.int64]
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -213,28 +211,24 @@ class TokenStream:
             n_tokens = 0
             texts = self._texts(self.passes)
             self.passes += 1
-            while batch := list(islice(texts, TOKENIZER_BATCH)):
-                # verbose=False: that a document is longer than the model's context is no reason for a warning here.
-                encoded = self.tokenizer(
-                    [text + SEPARATOR for text in batch],
-                    add_special_tokens=False,
-                    return_attention_mask=False,
-                    verbose=False,
-                )["input_ids"]
-                if self.split == "eval":
-                    encoded = [self._window(text, ids) for text, ids in zip(batch, encoded, strict=True)]
-                tokens = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in encoded])
+            for batch in batches_of(texts, TOKENIZER_BATCH):
                 ordinals = np.arange(n_documents, n_documents + len(batch))
                 clusters = [cluster_of(text) if self.split == "eval" else 0 for text in batch]
-                of_tokens = np.repeat(np.stack([ordinals, clusters]), [len(ids) for ids in encoded], axis=1)
-                # A text may spell out "<bos>", and the tokenizer takes it at its word.
-                piece = np.vstack([tokens, of_tokens])[:, ~np.isin(tokens, special)]
+                of_documents = np.stack([ordinals, clusters])
+                ended = [text + SEPARATOR for text in batch]
+                for encoded in encoded_parts(self.tokenizer, ended, whole=self.split == "eval"):
+                    if self.split == "eval":
+                        encoded = [self._window(text, ids) for text, ids in zip(batch, encoded, strict=True)]
+                    of_tokens = np.repeat(of_documents, [len(ids) for ids in encoded], axis=1)
+                    # A text may spell out "<bos>", and the tokenizer takes it at its word.
+                    piece = np.vstack([np.concatenate(encoded), of_tokens])
+                    piece = piece[:, ~np.isin(piece[0], special)]
+                    n_tokens += piece.shape[1]
+                    yield piece
                 n_documents += len(batch)
-                n_tokens += piece.shape[1]
-                yield piece
             self._end_of_corpus(n_tokens)
 
-    def _window(self, text: str, ids: list[int]) -> list[int]:
+    def _window(self, text: str, ids: IdArray) -> IdArray:
         """At most EVAL_CONTEXTS contexts' worth of a document, from a place that its hash decides."""
         size = EVAL_CONTEXTS * (self.context_size - 1)
         start = digest(text) % max(1, len(ids) - size + 1)
@@ -247,7 +241,7 @@ class TokenStream:
             n = min(left, piece.shape[1])
             if n:
                 left, first = left - n, int(piece[1, n - 1]) + 1
-            if piece[1, -1] >= first:
+            if piece.shape[1] and piece[1, -1] >= first:
                 yield piece[:, piece[1] >= first] - np.array([[0], [first], [0]])
 
     def _texts(self, n_pass: int) -> Iterator[str]:

@@ -1,8 +1,10 @@
 """Files that are written whole or not at all, and JSON that notices when it is changed."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +18,15 @@ class Damaged(UserError):
     """A sealed file is not what was written."""
 
 
+TEMPORARY = ".sae-bench.tmp"
+"""How the name of a file ends that is being written."""
+
+
+def is_temporary(name: str) -> bool:
+    """Whether `replacing` gave a file this name."""
+    return re.fullmatch(rf"\..+\.\d+{re.escape(TEMPORARY)}", name) is not None
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write; then make that file durable and put it in the place of `path`, all or nothing.
@@ -23,13 +34,13 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        _sync_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):  # where no file could be made there is none to remove
             temporary.unlink()
@@ -46,6 +57,19 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable, where that can be asked for.
+
+    Some network and FUSE file systems know no fsync of folders and answer EINVAL or ENOTSUP. The file itself is whole
+    and has its name; a power failure may still bring the old one back, and a run goes on from there as from any kill.
+    """
+    try:
+        _sync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -72,13 +96,22 @@ def write_text(path: Path, content: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically; NaN and infinities are refused, for no reader agrees on them."""
-    write_text(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, _as_text(content))
+
+
+def _as_text(content: Any) -> str:
+    return json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON with a checksum of itself, and without the secrets that an error's text may have brought in."""
-    clean = redact_json(json.loads(json.dumps(content, allow_nan=False)))
+    clean = as_sealed(content)
     write_json(path, clean | {"seal": digest_of(clean)})
+
+
+def as_sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A content as `read_sealed` gives it once it was written."""
+    return dict(redact_json(json.loads(json.dumps(content, allow_nan=False))))
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
@@ -92,9 +125,19 @@ def read_sealed(path: Path) -> dict[str, Any]:
         content = read_json(path)
         if content.pop("seal") == digest_of(content):
             return dict(content)
-    except (AttributeError, KeyError, TypeError):
-        pass  # JSON, but not an object with a seal
+    except (AttributeError, KeyError, TypeError, RecursionError):
+        pass  # JSON, but not an object with a seal, or deeper than can be written
     raise Damaged(f"{path} is not what was written (its checksum differs): delete it and run the same command again")
+
+
+def check_bytes(path: Path, content: Mapping[str, Any]) -> None:
+    """See that a file is to the byte what `write_sealed` made of its content: what is read alike may have been changed.
+
+    Raises:
+        Damaged: it is not.
+    """
+    if path.read_bytes() != _as_text({**content, "seal": digest_of(content)}).encode():
+        raise Damaged(f"{path} is not to the byte what was written: delete it and run the same command again")
 
 
 def digest_of(content: Any) -> str:
@@ -112,7 +155,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged(f"{path} is not valid JSON ({error}); delete it and run the same command again") from None
 
 

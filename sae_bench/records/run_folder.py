@@ -12,6 +12,7 @@
                 latents/<sae>/<latent>.json       where sampled latents fire, what they were explained by
                 collections/<sae>.json            which those are; written last
                 leaderboard.md .csv .tex          a pure function of the records
+                drawn.json                        what was drawn, with hashes: what may be drawn over
                 saebench/<sae>_..._results.json   with --emit saebench
                 .lock                             who works in the folder
 
@@ -23,16 +24,16 @@ a checksum of themselves, and one that does not match counts as missing.
 import glob
 import logging
 import os
-import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from sae_bench.errors import UserError
-from sae_bench.records.files import Damaged, read_sealed, sha256, write_sealed
+from sae_bench.records.files import Damaged, digest_of, is_temporary, read_sealed, sha256, write_sealed
 from sae_bench.records.names import file_name
+from sae_bench.records.ownership import Ownership, remove, remove_torn, walk
 from sae_bench.records.redact import redact_json
 from sae_bench.records.schema import Record, read_record
 
@@ -46,12 +47,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SAE_DESCRIPTION = "sae_bench.json"
-MADE_BY_A_RUN = (
-    *("records", "saes", "checkpoints", "leaderboard.md", "leaderboard.csv", "leaderboard.tex", "tensorboard", "wandb"),
-    *("compare.md", "compare.csv", "compare.tex", "claims.md", "figures", "report.html", "saebench"),
-    *("latents", "collections", "cells.json", "logs"),
-    "run.json",  # the last that `clear` deletes: until then the folder is that run's
-)
+BEFORE_THE_MANIFEST = (".lock", "cells.json", "logs", "tensorboard", "wandb")
+"""What a run may write before it says whose folder it is."""
 
 
 class RunFolder:
@@ -66,12 +63,9 @@ class RunFolder:
         Raises:
             UserError: it holds a run with other settings, or something else.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--out {self.path} is a file: choose a folder")
         manifest = self.manifest()
         if manifest is None:
-            if any(path.name not in (*MADE_BY_A_RUN, ".lock") for path in self._content()):
-                raise UserError(f"--out {self.path} is not empty and holds no run: choose another --out")
+            self._check_without_manifest(identity)
             return
         before, identity = manifest["config"], redact_json(identity)
         changed = [key for key in (identity | before) if before.get(key) != identity.get(key)]
@@ -85,21 +79,34 @@ class RunFolder:
                 f"--overwrite to delete it{more}"
             )
 
+    def _check_without_manifest(self, identity: Mapping[str, Any]) -> None:
+        """See that there is no run, or that what is left of one was made with these settings."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out {self.path} is a file: choose a folder")
+        made_with = Ownership(self.path).made_with
+        if made_with and digest_of(identity) not in made_with:
+            raise UserError(
+                f"--out {self.path} holds a run with other settings, whose run.json is lost: choose another --out, or "
+                "--overwrite to delete it"
+            )
+        for path in () if made_with else walk(self.path):
+            name = path.relative_to(self.path).parts[0]
+            lost = name == "run.json" and not path.read_bytes().strip(b"\0")  # nothing is in it that anybody could miss
+            if name not in BEFORE_THE_MANIFEST and not lost and not is_temporary(path.name):
+                raise UserError(f"--out {self.path} is not empty and holds no run: choose another --out")
+
     def clear(self) -> None:
         """Delete the run in this folder, and nothing else that may be there.
 
         Raises:
-            UserError: there is something, but no run.
+            UserError: there is something, but no run; or something is where the next run would take it for its own.
         """
-        if not any(path.name in MADE_BY_A_RUN for path in self._content()):
-            self.check({})
+        owned = Ownership(self.path)
+        if not owned.made_with:
+            self._check_without_manifest({})
             return
-        for name in MADE_BY_A_RUN:
-            path = self.path / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        owned.check_deletable()
+        remove(self.path, owned.files)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -112,10 +119,8 @@ class RunFolder:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
-            # What a process that was killed left, and nobody else's files.
-            for name in MADE_BY_A_RUN if (self.path / "run.json").exists() else ():
-                for torn in [*self.path.glob(f".{name}.*.tmp"), *(self.path / name).rglob(".*.tmp")]:
-                    torn.unlink(missing_ok=True)
+            if (self.path / "run.json").exists():
+                remove_torn(self.path)
             try:
                 yield
             finally:
@@ -195,11 +200,12 @@ class RunFolder:
         """Which latents were collected and from what; None if that did not end, or is damaged."""
         return _read_or_warn(self.collection_path(sae_id))
 
-    def drop_latents(self, sae_id: str) -> None:
-        """Delete what was collected of an SAE, and first what says that it is whole."""
-        self.collection_path(sae_id).unlink(missing_ok=True)
-        if self.latents_path(sae_id).is_dir():
-            shutil.rmtree(self.latents_path(sae_id))
+    def drop_latents(self, sae_id: str, *, but: Collection[int] = (), collection: bool = True) -> None:
+        """Delete what was collected of an SAE, `but` some latents, and first what says that it is whole."""
+        if collection:
+            self.collection_path(sae_id).unlink(missing_ok=True)
+        files = [path for path in self.latents_path(sae_id).glob("*.json") if path.stem.isdecimal()]
+        remove(self.path, [path for path in files if int(path.stem) not in but])
 
     def has_sae(self, sae_id: str, config_hash: str) -> bool:
         """Whether the SAE is finished, whole, and of these settings: its description is written last."""

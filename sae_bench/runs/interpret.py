@@ -6,6 +6,7 @@ record says so.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from sae_bench.autointerp.budget import Tally
@@ -15,13 +16,16 @@ from sae_bench.autointerp.judges import Judges, judge_settings, judges_of, score
 from sae_bench.autointerp.latents import LatentFile, read_latents
 from sae_bench.evaluation.task import LatentTask
 from sae_bench.progress import Progress
-from sae_bench.records.files import write_sealed
+from sae_bench.records import lineage
+from sae_bench.records.files import as_sealed, write_sealed
 from sae_bench.records.names import cache_folder
 from sae_bench.records.run_folder import RunFolder
-from sae_bench.records.schema import Provenance
+from sae_bench.records.schema import Provenance, Record, write_record
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.latent_records import InterpretedSAE, LatentRecords
 from sae_bench.runs.records import is_missing
+
+log = logging.getLogger(__name__)
 
 
 def interpret_saes(
@@ -41,13 +45,18 @@ def interpret_saes(
 
     def is_due(sae: InterpretedSAE, task: str) -> bool:
         record = folder.record(sae.id, task)
+        changed = _changed(folder, sae, record)
         sha256 = sae.collected_by["model_sha256"]
         if record is None or sae.not_collected or is_missing(record, task, sae.description, config.hash, sha256):
             return True
-        if sae.failure or settings is None:  # what a judge said stands without one
+        if sae.failure:
+            return False
+        if settings is None:  # what a judge said stands without one
+            if changed:
+                _mark(folder, record, changed)
             return False
         details = record.details
-        return details["judge"] != settings or any(details["failures"].get(kind) for kind in TRANSIENT)
+        return bool(changed or details["judge"] != settings or any(details["failures"].get(of) for of in TRANSIENT))
 
     due = [sae for sae in saes if any(is_due(sae, task) for task in tasks)]
     if not due:
@@ -64,6 +73,24 @@ def interpret_saes(
         timeout=config.judge_timeout,
     )
     asyncio.run(_judge(client, judges, due, records, progress))
+
+
+def _changed(folder: RunFolder, sae: InterpretedSAE, record: Record | None) -> list[str]:
+    """What a record was made from that is something else now."""
+    if record is None or sae.failure or not record.details.get("judge"):
+        return []
+    latents, collection = read_latents(folder, sae.id, sae.collected_by), folder.collection(sae.id)
+    if latents is None or collection is None:
+        return []  # none are asked for now
+    return lineage.changed_since(record, lineage.hashes(collection, latents), latents)
+
+
+def _mark(folder: RunFolder, record: Record, changed: Sequence[str]) -> None:
+    """Have a record say that what it was made from is gone."""
+    if (remark := lineage.lost(changed)) not in record.remarks:
+        log.warning("%s of %s: %s", record.task, record.sae.id, remark)
+        path = folder.record_path(record.sae.id, record.task)
+        write_record(path, record.model_copy(update={"remarks": [*record.remarks, remark]}))
 
 
 async def _judge(
@@ -109,6 +136,7 @@ async def _judge_one(
         "judge": records.settings,
         "interpretation": {key: collection[key] for key in ("tokens", "documents", "fingerprint", "n_eligible")},
         "cost": cost_of(tally, client.spending),
+        "made_from": lineage.hashes(collection, [as_sealed(latent) for latent in done]),
     }
     records.write(sae, done, facts)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from sae_bench.activations_cache.sizes import in_words
 from sae_bench.autointerp.latents import read_latents
 from sae_bench.errors import UserError
 from sae_bench.evaluation.task import OwnText, default_tasks, latent_tasks, read_texts, token_tasks
@@ -234,8 +235,8 @@ def check_disk(folder: RunFolder, outline: RunOutline, config: RunConfig) -> Non
     free = own + shutil.disk_usage(next(path for path in (out, *out.parents) if path.exists())).free
     if free < n_bytes:
         raise UserError(
-            f"--out {folder.path} needs about {n_bytes / 1e9:.1f} GB for SAEs and checkpoints, and "
-            f"{free / 1e9:.1f} GB are free: make room, or choose another --out"
+            f"--out {folder.path} needs about {in_words(n_bytes, up=True)} for SAEs and checkpoints, and "
+            f"{in_words(free)} are free: make room, or choose another --out"
         )
 
 

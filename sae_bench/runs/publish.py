@@ -1,17 +1,20 @@
 """`publish`: a run as a repository of the hub: weights that SAELens loads, records, the board, and a model card.
 
-Nothing is uploaded but what the run made, read whole and unchanged from its folder, and the card. What the records say
-of models and corpora goes along, paths included.
+Nothing is uploaded but what the run made, regular files that a seal covers and that are as they were written, what the
+records give, and the card. What the records say of models and corpora goes along, paths included.
 """
 
+import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from sae_bench.errors import UserError
+from sae_bench.errors import UserError, one_line
 from sae_bench.formats.export import saes_of
 from sae_bench.leaderboard.render import escape_markdown
-from sae_bench.leaderboard.tables import markdown
-from sae_bench.records.files import read_sealed
+from sae_bench.leaderboard.tables import board_files, markdown
+from sae_bench.records.files import inside, read_sealed
+from sae_bench.records.ownership import regular_file
 from sae_bench.records.redact import redact
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Record
@@ -36,12 +39,12 @@ They take raw activations: the input's scale and the pre-encoder bias are folded
 
     from sae_lens import SAE
     from huggingface_hub import snapshot_download
-    folder = snapshot_download("{repo}", allow_patterns="saes/{first}/*")
-    sae = SAE.load_from_disk(f"{{folder}}/saes/{first}")
+    folder = snapshot_download({repo_text}, allow_patterns={pattern})
+    sae = SAE.load_from_disk(folder + {path})
 
 To put one beside your own SAEs:
 
-    python bench.py --sae hf:{repo}/saes/{first} --model {model}
+    {command}
 
 `records/` holds every number with its standard error, its count of tokens and what it was measured on.
 """
@@ -54,10 +57,13 @@ def collect(run: Path, repo: str) -> dict[str, Path | bytes]:
         UserError: the run is not finished, or holds something that is damaged.
     """
     folder = RunFolder(run)
+    for path in (run / "records").glob("*.json"):
+        regular_file(run, path)
     records = folder.records()
     if not records or not all((run / name).is_file() for name in TABLES):
         raise UserError(f"{run} holds no board: give the folder of a finished run")
-    files: dict[str, Path | bytes] = {name: run / name for name in (*TABLES, "run.json")}
+    files: dict[str, Path | bytes] = {name: text.encode() for name, text in board_files(records).items()}
+    names = ["run.json", *(f"records/{path.name}" for path in sorted((run / "records").glob("*.json")))]
     read_sealed(run / "run.json")
     for sae in saes_of(run):
         if sae.own["description"].get("origin"):
@@ -65,11 +71,10 @@ def collect(run: Path, repo: str) -> dict[str, Path | bytes]:
         sae_id = sae.own["description"]["id"]
         if not folder.has_sae(sae_id, sae.own["config_hash"]):
             raise UserError(f"{sae.source.name} is damaged: run the same command again")
-        names = ("sae_bench.json", *sae.own["files"])
-        files |= {f"saes/{sae_id}/{name}": folder.sae_path(sae_id) / name for name in names}
-    if not any(name.startswith("saes/") for name in files):
+        names += [f"saes/{sae_id}/{name}" for name in ("sae_bench.json", *sae.own["files"])]
+    if not any(name.startswith("saes/") for name in names):
         raise UserError(f"{run} has no SAE of its own to publish: give the folder of a run that trained one")
-    files |= {f"records/{path.name}": path for path in sorted((run / "records").glob("*.json"))}
+    files |= {name: regular_file(run, inside(run, name)) for name in names}
     return files | {"README.md": redact(card(records, repo)).encode()}
 
 
@@ -80,13 +85,26 @@ def card(records: Sequence[Record], repo: str) -> str:
     model, config = records[0].provenance.model, records[0].provenance.config
     is_random = config.get("random_lm")
     named = "/" in model and not model.startswith(("/", ".")) and not is_random
+    base, title = f"base_model: {json.dumps(model)}\n" if named else "", escape_markdown(model)
+    about = ["--random-lm", "--seed", str(config["seeds"][0])] if is_random else []
+    sae = f"saes/{own[0]}"
+    command = [
+        "python",
+        "bench.py",
+        "--sae",
+        f"hf:{repo}/{sae}",
+        "--model",
+        config["model"] if about else model,
+        *about,
+    ]
     return CARD.format(
-        base=f"base_model: {model}\n" if named else "",
-        title=escape_markdown(model),
+        base=base,
+        title=title,
         n_saes=len(saes),
         n_own=len(own),
         table=markdown(records).partition("\n\n")[2],
-        repo=repo,
-        first=own[0],
-        model=f"{config['model']} --random-lm --seed {config['seeds'][0]}" if is_random else model,
+        repo_text=json.dumps(repo),
+        pattern=json.dumps(f"{sae}/*"),
+        path=json.dumps(f"/{sae}"),
+        command=one_line(shlex.join(command)),
     )

@@ -11,7 +11,8 @@ import torch
 
 from sae_bench.errors import UserError
 from sae_bench.lm.activations import ActivationModel
-from sae_bench.records.files import Damaged, read_json, write_json
+from sae_bench.records.files import write_sealed
+from sae_bench.records.kept import read_kept
 from sae_bench.records.names import cache_folder
 from sae_bench.records.schema import SAEDescription
 from sae_bench.runs.config import RunConfig
@@ -45,12 +46,7 @@ def _path() -> Path:
 
 def _rates() -> dict[str, dict[str, float]]:
     """All rates, by `_key`; none where the file is damaged: they are an estimate, and no run shall fail for one."""
-    try:
-        found: dict[str, dict[str, float]] = read_json(_path()) if _path().exists() else {}
-    except Damaged as damage:
-        log.warning("%s; rates are measured anew", damage)
-        return {}
-    return found
+    return read_kept(_path())
 
 
 def known_rate(stage: str, lm: ActivationModel, config: RunConfig, saes: Sequence[SAEDescription]) -> Rate | None:
@@ -73,7 +69,7 @@ def remember_rate(
         known = known_rate(stage, lm, config, saes)
         if n_tokens and (known is None or known.seconds <= seconds):
             rate = {"tokens_per_second": n_tokens / seconds, "seconds": seconds}
-            write_json(_path(), _rates() | {_key(stage, lm, config, saes): rate})
+            write_sealed(_path(), _rates() | {_key(stage, lm, config, saes): rate})
     except UserError as error:
         log.warning("how fast %s went is not kept: %s", stage, error)
 
@@ -104,7 +100,7 @@ def remember_parts(lm: ActivationModel, config: RunConfig, parts: Mapping[str, t
         if amount and seconds > 0
     }
     try:
-        write_json(_path(), _rates() | new)
+        write_sealed(_path(), _rates() | new)
     except UserError as error:
         log.warning("how fast %s went is not kept: %s", " and ".join(parts), error)
 

@@ -33,7 +33,7 @@ def load_suite(name: str) -> dict[str, Any]:
         suite = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"suite {path}: {error.strerror}; give the path of a readable TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"suite {path}: not valid TOML: {error}") from None
     where = f"suite {path}: "
     return several(fields_of(suite, where), where)

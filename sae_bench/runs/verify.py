@@ -24,6 +24,7 @@ from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder, changed_fil
 from sae_bench.records.schema import NOT_APPLICABLE, Record, read_record
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.sources import load_model, token_stream
+from sae_bench.runs.verify_latents import verify_latents
 from sae_bench.saes.save import description_of, load_sae
 
 TOLERANCE = 1e-3
@@ -62,6 +63,7 @@ def verify(folder: RunFolder, progress: Progress, n_contexts: int = 16) -> Itera
         yield (f"weights of {sae_id}", problem)
     for (sae_id, task), record in records.items():
         yield (f"scores of {sae_id}.{task}", _score_problem(record))
+    yield from verify_latents(folder, list(records.values()))
     if records:
         yield ("leaderboard", _board_problem(folder, list(records.values())))
         yield from _verify_numbers(folder, config, records, whole, progress, n_contexts)

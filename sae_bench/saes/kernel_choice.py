@@ -4,8 +4,6 @@ The ways give the same values up to rounding, so a run that is to be repeated bi
 same choice each time. That is why the measurement is kept, in the cache folder, and not taken anew at every start.
 """
 
-import json
-import logging
 import math
 import platform
 import time
@@ -14,12 +12,11 @@ from statistics import NormalDist
 
 import torch
 
-from sae_bench.records.files import write_json
+from sae_bench.records.files import write_sealed
+from sae_bench.records.kept import read_kept
 from sae_bench.records.names import cache_folder
 from sae_bench.saes.active import Crossovers, Kernels, Screening, decode, kernels, latent_major, select
 from sae_bench.saes.rules import Above
-
-log = logging.getLogger(__name__)
 
 DENSITIES = (0.05, 0.15)
 """Shares of active pairs that sparse products are timed at, not far from where dense ones usually overtake them."""
@@ -40,18 +37,14 @@ def crossovers(d_in: int, d_sae: int, n_tokens: int, device: torch.device) -> Cr
     if key not in known:
         found = measure(d_in, d_sae, n_tokens, device)._asdict()
         known = {key: found} | _remembered(path)  # read again: another run may have been faster, and then it decides
-        write_json(path, known)
+        write_sealed(path, known)
     return Crossovers(**known[key])
 
 
 def _remembered(path: Path) -> dict[str, dict[str, float]]:
-    try:
-        found = dict(json.loads(path.read_text())) if path.exists() else {}
-    except json.JSONDecodeError:
-        log.warning("%s is damaged: measuring again", path)
-        return {}
     # Earlier versions kept one number for each machine and shape.
-    return {key: at for key, at in found.items() if isinstance(at, dict) and set(at) == set(Crossovers._fields)}
+    fields = set(Crossovers._fields)
+    return {key: at for key, at in read_kept(path).items() if isinstance(at, dict) and set(at) == fields}
 
 
 @torch.enable_grad()  # an evaluation asks, too

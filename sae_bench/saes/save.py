@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,11 @@ def save_sae(
     metadata: Mapping[str, Any],
     log: Iterable[Mapping[str, float | int]],
     config_hash: str = "",
+    beside: Sequence[str] = (),
 ) -> None:
     """Save a folded SAE with what trained it, if anybody will ask, and its training log.
 
-    What the folder holds already is sealed with it.
+    Files that were written `beside` them are sealed with it; what else the folder may hold is somebody else's.
     """
     failed = description and description.training.failure
     assert sae.folded or failed, "only folded SAEs, which take raw activations, leave the trainer"
@@ -45,15 +46,11 @@ def save_sae(
             "arch": sae.name,
             "config": sae.config.model_dump(mode="json"),
             "sha256": sha256(folder / WEIGHTS),
-            "files": {path.name: sha256(path) for path in sorted(folder.iterdir()) if _is_part(path)},
+            "files": {name: sha256(folder / name) for name in sorted((WEIGHTS, LOG, *beside))},
             "description": description.as_json() if description else {},
             "metadata": dict(metadata),
         },
     )
-
-
-def _is_part(path: Path) -> bool:
-    return path.is_file() and path.name != SAE_DESCRIPTION and not path.name.startswith(".")
 
 
 def _json_line(row: Mapping[str, float | int]) -> str:

@@ -11,6 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from sae_bench.records.files import digest_of, write_bytes
+from sae_bench.records.kept import kept
 from sae_bench.records.names import cache_folder
 from sae_bench.synthetic.settings import WorldSettings
 
@@ -32,12 +33,13 @@ def feature_directions(settings: WorldSettings, device: torch.device) -> Float[T
     decides = {"n_features", "d_in", "orthogonal_steps", "orthogonal_lr", "seed"}
     key = digest_of([settings.model_dump(mode="json", include=decides), "directions 1"])
     path = cache_folder() / "synthetic" / f"{key[:32]}.safetensors"
-    if path.exists():
-        return load(path.read_bytes())["directions"].to(device)
-    drawn = torch.randn(settings.n_features, settings.d_in, generator=generator_for("directions", settings.seed))
-    rows = pushed_apart(drawn.to(device), settings.orthogonal_steps, settings.orthogonal_lr)
-    write_bytes(path, save({"directions": rows.cpu()}))
-    return rows
+
+    def make() -> None:
+        drawn = torch.randn(settings.n_features, settings.d_in, generator=generator_for("directions", settings.seed))
+        rows = pushed_apart(drawn.to(device), settings.orthogonal_steps, settings.orthogonal_lr)
+        write_bytes(path, save({"directions": rows.cpu()}))
+
+    return load(kept(path, make).read_bytes())["directions"].to(device)
 
 
 def pushed_apart(rows: Float[Tensor, "N D"], steps: int, lr: float) -> Float[Tensor, "N D"]:

@@ -9,7 +9,6 @@ kept; one that is torn or damaged is passed over, with a warning, for the one be
 
 import logging
 import re
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from sae_bench.errors import UserError
 from sae_bench.records.files import read_sealed, replacing, sha256, write_sealed
+from sae_bench.records.ownership import remove_checkpoint
 from sae_bench.signals import shielded
 
 log = logging.getLogger(__name__)
@@ -82,13 +82,13 @@ class Checkpoints:
             content = {"format": FORMAT, "step": step, "config_hash": self._hashes[0], "sha256": sums, "state": plain}
             write_sealed(folder / MANIFEST, content | {"facts": dict(facts)})
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_checkpoint(folder)
             raise
         # Those of a later step are damaged, or of other settings: otherwise this step would not have been made.
         whole = [path for path in _folders(self.folder) if int(path.name) <= step and (path / MANIFEST).exists()]
         for path in _folders(self.folder):
             if path not in whole[:KEPT]:
-                shutil.rmtree(path)
+                remove_checkpoint(path)
         self._saved()
 
     def load(self, names: Iterable[str]) -> Checkpoint | None:

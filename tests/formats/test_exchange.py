@@ -8,7 +8,8 @@ from typing import get_args
 
 import pytest
 import torch
-from command import bench, flags
+import yaml
+from command import bench, files, flags
 from safetensors.torch import load_file
 from synthetic import record, typed
 from test_formats import opened
@@ -21,7 +22,9 @@ from sae_bench.formats.export import WRITERS, export
 from sae_bench.formats.ours import write
 from sae_bench.formats.saebench import core_result
 from sae_bench.records.files import read_sealed
+from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import SAEDescription, SiteDescription
+from sae_bench.runs.publish import card, collect
 from sae_bench.saes.convert import TARGETS, convert, to_built_in
 from sae_bench.saes.save import load_sae
 
@@ -94,6 +97,16 @@ def test_ours_to_another_format_and_back_is_what_it_was(tmp_path, form, arch):
             torch.testing.assert_close(other, weight, rtol=0, atol=2e-6)
     for ours, theirs in zip(outputs(sae), outputs(back), strict=True):
         torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("form", "arch"), [("dictionary_learning", "jumprelu"), ("saelens", "topk")])
+def test_an_export_has_the_same_bytes_in_every_process(tmp_path, monkeypatch, form, arch):
+    run, made = make_run(tmp_path / "run", make(arch)), []
+    for number in (7, 12345):
+        monkeypatch.setattr("os.getpid", lambda number=number: number)
+        export(run, form, tmp_path / str(number))
+        made.append(files(tmp_path / str(number)))
+    assert made[0] == made[1]
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -296,12 +309,34 @@ def test_publish_uploads_whole_files_a_board_and_a_card(run, monkeypatch, capsys
     assert all(f"  {name}" in planned for name in names)
     on_disk = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert names - {"README.md"} == {
-        name for name in on_disk if not name.startswith(("checkpoints", "saebench", "tensorboard")) and name != ".lock"
+        name for name in on_disk if not name.startswith(("checkpoints", "saebench", "tensorboard", ".", "drawn"))
     }
     card = sent["files"]["README.md"].path_or_fileobj.decode()
     assert card.startswith("---\nlibrary_name: saelens\n")
     assert "| architecture" in card
     assert "SAE.load_from_disk" in card
+
+
+def test_what_nobody_sealed_is_not_published_and_names_are_harmless_in_the_card(run, tmp_path, capsys):
+    own = shutil.copytree(run, tmp_path / "run")
+    sae = next(own.glob("saes/topk*"))
+    (sae / "notes.txt").write_text("private")
+    (own / "records" / "patients.csv").write_text("private")
+    (own / "leaderboard.md").write_text("edited")
+    published = collect(own, "me/saes")
+    assert not [name for name in published if "notes" in name or "patients" in name]
+    assert published["leaderboard.md"] == (run / "leaderboard.md").read_bytes()
+    model = 'own/x"\n---\n[a](javascript:b) `c`: *d*'
+    made = [(one, one.provenance.model_copy(update={"model": model})) for one in RunFolder(own).records()]
+    text = card([one.model_copy(update={"provenance": about}) for one, about in made], "me/saes")
+    front, _, rest = text.removeprefix("---\n").partition("\n---\n")
+    assert yaml.safe_load(front)["base_model"] == model
+    assert "[a](" not in rest.partition("    from sae_lens")[0]
+    assert "\n[a](" not in text, "it begins no line"
+    (sae / "cfg.json").rename(tmp_path / "cfg.json")
+    (sae / "cfg.json").symlink_to(tmp_path / "cfg.json")
+    assert bench("publish", own, "--repo", "me/saes", "--dry-run") == 2
+    assert "cfg.json is a link, or behind one" in capsys.readouterr().err
 
 
 def test_a_damaged_or_unfinished_run_is_not_published(run, tmp_path, capsys):
@@ -324,9 +359,9 @@ def test_a_record_that_does_not_say_when_it_was_made_gives_no_file_of_saebench()
 
 
 def test_saebench_files_hold_its_definitions_under_its_names_and_ours_beside(run):
-    files = sorted((run / "saebench").iterdir())
-    assert len(files) == len(ARCHS)
-    for path in files:
+    paths = sorted((run / "saebench").iterdir())
+    assert len(paths) == len(ARCHS)
+    for path in paths:
         content = json.loads(path.read_text())
         sae_id = path.name.removesuffix("_custom_sae_eval_results.json")
         record = json.loads((run / "records" / f"{sae_id}.reconstruction.json").read_text())

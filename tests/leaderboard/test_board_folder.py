@@ -22,7 +22,7 @@ from sae_bench.leaderboard.render import with_error
 ROOT = Path(__file__).parents[2]
 PUBLISHED = sorted(path.parent for path in (ROOT / "results").glob("*/records"))
 TABLES = {f"{name}.{form}" for name in ("leaderboard", "compare") for form in ("md", "csv", "tex")}
-DRAWN = TABLES | {"claims.md", "report.html"}
+DRAWN = TABLES | {"claims.md", "report.html", "drawn.json"}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def board(run):
 
 def test_a_board_is_all_that_is_drawn_and_all_that_it_is_drawn_from_but_no_weights(run, board):
     found = files(board)
-    sources = {name for name in files(run) if not name.endswith(".safetensors")}
+    sources = {name for name in files(run) if not name.endswith((".safetensors", "/sae_bench.json"))}
     assert {name for name in found if not name.startswith("figures/")} == DRAWN | sources
     assert {name[8:-4] for name in found if name.startswith("figures/")} > {"quality", "training", "interpretability"}
 

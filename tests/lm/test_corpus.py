@@ -1,5 +1,7 @@
 """Where text comes from: local files, plug-ins, and the hub's data sets (simulated, no network)."""
 
+import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from sae_bench.errors import UserError
 from sae_bench.lm.corpus import documents
+from sae_bench.records import kept as of_kept
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +103,35 @@ def test_a_missing_column_lists_those_there_are(tmp_path: Path) -> None:
 def test_a_column_of_numbers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r'column "n" of .* holds int, not text'):
         _first(str(_as_parquet(tmp_path)), column="n")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json.gz"])
+def test_json_that_is_nested_too_deeply_for_its_parser_is_one_line(tmp_path: Path, suffix: str) -> None:
+    """Which would end the process; brackets in texts are no nesting."""
+    path = tmp_path / f"deep{suffix}"
+    fine, deep = {"text": "[{" * 500 + '\\"'}, '{"text": "a", "b": ' + "[" * 50_000 + "]" * 50_000 + "}"
+    text = json.dumps(fine) + "\n" + deep + "\n"
+    path.write_bytes(gzip.compress(text.encode()) if suffix.endswith("gz") else text.encode())
+    with pytest.raises(UserError, match=r"deep\..*line 2: objects and lists more than 200 deep"):
+        _first(str(path))
+    path = path.with_name(f"fine{suffix}")
+    text = json.dumps(fine) + "\n"
+    path.write_bytes(gzip.compress(text.encode()) if suffix.endswith("gz") else text.encode())
+    assert _first(str(path)) == fine["text"]
+
+
+def test_a_damaged_cache_of_a_table_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = str(_as_jsonl(tmp_path))
+    before = sorted(documents(source, order_seed=0))
+    (arrow,) = (tmp_path / "cache").rglob("*.arrow")
+    content = bytearray(arrow.read_bytes())
+    content[content.index(WORDS[0].encode())] ^= 1
+    arrow.write_bytes(content)
+    monkeypatch.setattr(of_kept, "_checked", set())  # as a new process would find it
+    assert sorted(documents(source, order_seed=0)) == before
+    assert f"{arrow} is damaged: it is made again" in caplog.text
 
 
 def test_a_blank_corpus_is_refused(tmp_path: Path) -> None:

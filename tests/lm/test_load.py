@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 
@@ -56,6 +57,25 @@ def test_whatever_a_loader_raises_is_one_line(tmp_path, monkeypatch, kind, messa
     with pytest.raises(UserError, match=r'model ".*" cannot be loaded \(\S.*\): ') as error:
         load_language_model(str(save_tiny(tmp_path, "llama")), device="cpu", dtype=torch.float32)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_attention_heads": 0}, {"hidden_size": -8}, {"hidden_size": "8"}, {"num_hidden_layers": 0},
+        {"vocab_size": 1}, {"hidden_act": "nonsense"}, {"num_key_value_heads": 3}, {"torch_dtype": "int3"},
+        {"rope_scaling": {"type": "nonsense"}}, {"quantization_config": {"quant_method": "fp8"}},
+        {"quantization_config": {"quant_method": "nonsense"}}, {"quantization_config": "int4"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_configuration_that_makes_no_model_is_one_line(tmp_path, wrong):
+    folder = save_tiny(tmp_path, "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | wrong))
+    for of in (language_model_shape, partial(load_language_model, device="cpu")):
+        with suppress(UserError):  # which is one line by itself
+            of(str(folder), dtype=torch.float32)
 
 
 def test_words_beyond_the_embedding_are_one_line_and_special_ones_that_nobody_uses_are_none(tmp_path):

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sae_bench.errors import UserError
 from sae_bench.evaluation.stderr import ratio_stderr
+from sae_bench.lm import long_documents
 from sae_bench.lm import tokens as data
 from sae_bench.lm.tokens import TokenStream, special_ids, special_mask, split_of
 
@@ -246,6 +247,25 @@ def test_a_resumed_stream_goes_on_where_it_stopped(tokenizer: PreTrainedTokenize
     assert resumed.fingerprint == whole.fingerprint
     assert resumed.n_delivered == whole.n_delivered
     assert not list(resumed.batches(10, start_context=188))
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_a_document_of_any_length_is_tokenised_in_parts_and_nobody_notices(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    """Documents that are no longer than a part are never taken apart; batches are bound by characters, too."""
+    whole, sizes = stream(tokenizer, split=split, n_tokens=800), []
+    before = contexts(whole)
+    monkeypatch.setattr(long_documents, "LONG", 60)
+    encode = long_documents._encoded
+    monkeypatch.setattr(
+        long_documents, "_encoded", lambda of, texts: (sizes.append([*map(len, texts)]), encode(of, texts))[1]
+    )
+    again = stream(tokenizer, split=split, n_tokens=800)
+    assert torch.equal(contexts(again), before)
+    assert (again.n_documents, again.fingerprint, again.sizes) == (whole.n_documents, whole.fingerprint, whole.sizes)
+    assert max(map(sum, sizes)) <= 60 + len(data.SEPARATOR)
+    assert max(map(len, sizes)) == 1 < len(sizes)
 
 
 def test_training_reads_a_short_corpus_again_in_another_order(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from sae_bench.records.files import TEMPORARY
 from sae_bench.records.names import file_name
 
 
@@ -28,5 +29,5 @@ def test_a_name_of_any_length_can_be_written_and_stays_its_own(tmp_path):
     names = {file_name("x" * 1000 + end) for end in ("a", "b")} | {file_name("x" * 160), file_name("x" * 161)}
     assert len(names) == 4
     for name in names:
-        (tmp_path / f".{name}.{'t' * 64}.json.1234567.tmp").write_text("")
+        (tmp_path / f".{name}.{'t' * 64}.json.1234567{TEMPORARY}").write_text("")
         assert len(name) <= 160

@@ -1,7 +1,10 @@
 """A run's folder: files are there whole or not at all, and what is read is what was written."""
 
+import errno
 import math
 import os
+import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,21 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path, mo
         write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("number", "tolerated"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_a_file_system_that_syncs_no_folders_is_written_to_all_the_same(tmp_path, monkeypatch, number, tolerated):
+    real = os.fsync
+
+    def sync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with nullcontext() if tolerated else pytest.raises(UserError, match="cannot write"):
+        write_bytes(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
 
 
 def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path, monkeypatch):

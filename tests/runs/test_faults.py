@@ -2,6 +2,7 @@
 
 import signal
 
+import attacks
 import faults
 import pytest
 
@@ -14,6 +15,8 @@ SHORT = {
     "corpus": lambda lab: faults.broken_corpus(lab, 2),
     "nan": lambda lab: faults.nan_in_the_model(lab, 1),
     "clock": lambda lab: faults.clock(lab, 1),
+    "own": lambda lab: attacks.users_files(lab, 1),
+    "caches": lambda lab: attacks.damaged_caches(lab, 1),
 }
 
 

@@ -99,7 +99,7 @@ def test_a_judge_added_later_adds_what_is_missing_and_nothing_else(settings, run
     assert judged(settings, run, server, **{"--autointerp-scorers": ("detection", "saebench_detection")}) == 0
     after = files(run)
     changed = {name.split("/")[0] for name in after if after[name] != before.get(name)}
-    assert changed == {"records", "latents", "leaderboard.md", "leaderboard.csv", "leaderboard.tex"}
+    assert changed == {"records", "latents", "drawn.json", *(f"leaderboard.{kind}" for kind in ("md", "csv", "tex"))}
     assert not [name for name in after if "reconstruction" in name and after[name] != before[name]]
     out = capsys.readouterr().out
     assert "judged by toy" in out
@@ -210,6 +210,34 @@ def test_a_damaged_latent_is_collected_again(settings, run):
     path.write_bytes(content[:-30])
     assert bench(*flags(settings | {"--latents": 3, "--out": run}), "--quiet") == 0
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("which", ["latents/topk*/*.json", "collections/topk*.json"])
+def test_what_a_judge_said_outlives_a_flipped_byte(settings, run, server, which, capsys):
+    """`verify` finds it. What was lost is asked of the cache of answers again; without a judge the record says so."""
+    assert judged(settings, run, server) == 0
+    whole, n = files(run), len(server.requests)
+    path = next(run.glob(which))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    capsys.readouterr()
+    assert bench("verify", run, "--quiet") == 1
+    assert f"{path} is not" in capsys.readouterr().out
+    torn = Path(shutil.copytree(run, run.parent / "torn"))
+    assert judged(settings, run, server) == 0
+    assert len(server.requests) == n
+    now = files(run)
+    assert {name: now[name] for name in now if name.startswith(("latents", "collections"))} == {
+        name: whole[name] for name in whole if name.startswith(("latents", "collections"))
+    }
+    assert bench("verify", run, "--quiet") == 0
+    assert bench(*flags(settings | {"--latents": 3, "--out": torn}), "--quiet") == 0
+    assert sum(latent["judge"] is None for latent in latents_of(torn)) == which.startswith("latents")
+    assert len(record_of(torn)["remarks"]) == which.startswith("latents")
+    assert "give --judge-model to judge anew" in str(record_of(torn)["remarks"]) or not which.startswith("latents")
+    assert bench(*flags(settings | {"--latents": 3, "--out": torn}), "--quiet") == 0
+    assert len(record_of(torn)["remarks"]) == which.startswith("latents"), "it is said once"
 
 
 def test_one_latent_is_shown_in_the_terminal(settings, run, server, capsys):

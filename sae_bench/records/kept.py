@@ -1,0 +1,119 @@
+"""What the cache folder keeps: sealed when it is made, checked when a process first reads it, made again if damaged.
+
+Beside a file or folder stands `.<name>.kept.json`, with size and SHA-256 of every file. What has none was torn while
+it was made, or is from before there were any.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from sae_bench.errors import UserError
+from sae_bench.records.files import read_sealed, sha256, write_sealed
+from sae_bench.records.ownership import walk
+
+log = logging.getLogger(__name__)
+
+_checked: set[Path] = set()
+"""What this process found whole, or made."""
+
+
+def kept(path: Path, make: Callable[[], None]) -> Path:
+    """The path of a file or folder of the cache, which `make` makes there if it is missing or damaged.
+
+    Raises:
+        UserError: it cannot be made; if it was damaged, the message names it.
+    """
+    if path in _checked and path.exists():
+        return path
+    with _locked(path):
+        if (problem := _problem(path)) is not None:
+            _make_again(path, make, problem)
+            _seal(path)
+    return path
+
+
+def _make_again(path: Path, make: Callable[[], None], problem: str) -> None:
+    """What is damaged stays until there is something better."""
+    aside = path.with_name(f".{path.name}.damaged")
+    damaged = path.exists()
+    if damaged:
+        log.warning("%s: it is made again", problem)
+        _discard(aside)
+        path.rename(aside)
+    try:
+        make()
+    except BaseException as error:
+        _discard(path)
+        if damaged:
+            aside.rename(path)
+        if damaged and isinstance(error, UserError):
+            raise UserError(f"{problem}, and cannot be made again: {error}") from None
+        raise
+    _discard(aside)
+
+
+def read_kept(path: Path) -> dict[str, Any]:
+    """What a sealed file of the cache says; nothing where there is none, or, with a word, where it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        return read_sealed(path)
+    except UserError as damage:
+        log.warning("%s; what it held is measured anew", damage)
+        return {}
+
+
+def _seal_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.kept.json")
+
+
+def _seal(path: Path) -> None:
+    files = {str(file.relative_to(path.parent)): [file.stat().st_size, sha256(file)] for file in _files(path)}
+    write_sealed(_seal_of(path), {"files": files})
+    _checked.add(path)
+
+
+def _files(path: Path) -> list[Path]:
+    """Locks of libraries come and go."""
+    found = sorted(walk(path)) if path.is_dir() else [path]
+    return [file for file in found if file.suffix != ".lock" and not file.is_symlink()]
+
+
+def _problem(path: Path) -> str | None:
+    """What is wrong with what is kept at a path; None: nothing."""
+    if not path.exists():
+        return f"{path} is missing"
+    try:
+        files = read_sealed(_seal_of(path))["files"]
+        for name, (size, digest) in files.items():
+            file = path.parent / name
+            if not file.is_file() or file.stat().st_size != size or sha256(file) != digest:
+                return f"{file} is damaged"
+    except (UserError, KeyError, TypeError, ValueError):
+        return f"{path} has no seal, or a damaged one"
+    _checked.add(path)
+    return None
+
+
+def _discard(path: Path) -> None:
+    """The cache folder is ours, whatever is in it; a link is cut, not followed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time looks at what is kept and makes it."""
+    with ExitStack() as stack:
+        with suppress(PermissionError, NotImplementedError):  # a folder that others filled, or without locks
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(path.with_name(f".{path.name}.lock")))
+        yield
