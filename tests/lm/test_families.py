@@ -11,8 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sae_bench.errors import UserError
 from sae_bench.lm import families
-from sae_bench.lm.families import find_backbone, find_family
+from sae_bench.lm.families import find_family
 from sae_bench.lm.hooks import intercept, run_until_seen
+from sae_bench.lm.layers import find_backbone
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import KINDS, SITE_KINDS, find_site
 from sae_bench.lm.skeleton import build_skeleton
