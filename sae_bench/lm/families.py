@@ -39,6 +39,8 @@ FAMILIES = [
     Family("model.layers", "model.norm", "post_mlp_layernorm", "self_attn.o_proj"),
     # Llama, Mistral, Mixtral, Qwen, Phi-3, SmolLM, Gemma, OLMo, StableLM, StarCoder 2, Cohere, Granite, DeepSeek
     Family("model.layers", "model.norm", "mlp", "self_attn.o_proj"),
+    # Granite's mixtures of experts
+    Family("model.layers", "model.norm", "block_sparse_moe", "self_attn.o_proj"),
     # Qwen3-Next, where attention is linear
     Family("model.layers", "model.norm", "mlp", "linear_attn.out_proj"),
     # Llama 4
@@ -49,6 +51,8 @@ FAMILIES = [
     Family("model.decoder.layers", "model.decoder.final_layer_norm", "fc2", "self_attn.out_proj"),
     # XGLM
     Family("model.layers", "model.layer_norm", "fc2", "self_attn.out_proj"),
+    # BioGPT
+    Family("biogpt.layers", "biogpt.layer_norm", "fc2", "self_attn.out_proj"),
     # GPT-NeoX: Pythia
     Family("gpt_neox.layers", "gpt_neox.final_layer_norm", "mlp", "attention.dense"),
     # GPT-2, GPT-BigCode: StarCoder

@@ -44,6 +44,7 @@ from sae_bench.lm.activations import StreamOptions
 from sae_bench.lm.hooks import Side, intercept, run_until_seen
 from sae_bench.lm.layers import find_backbone
 from sae_bench.lm.sites import Site, find_sites
+from sae_bench.lm.skeleton import logit_factor
 from sae_bench.lm.tokens import TokenStream, opening_id, special_ids
 
 log = logging.getLogger(__name__)
@@ -90,9 +91,7 @@ class LanguageModel:
         self.max_context: int = getattr(self.config, "max_position_embeddings", tokenizer.model_max_length)
         self.special_ids = special_ids(tokenizer)
         self._backbone = find_backbone(model)
-        # Cohere multiplies logits, Granite divides them; where a model means something else, `check_logits` sees it.
-        scale = getattr(self.config, "logit_scale", None)
-        self._logit_factor = (scale if isinstance(scale, float) else 1.0) / getattr(self.config, "logits_scaling", 1.0)
+        self._logit_factor = logit_factor(self.config)
         self._replayable: dict[Site, bool] = {}
         self._weight_hash: str | None = None
 
@@ -317,7 +316,7 @@ class CleanPass:
             for i, layer in enumerate(lm._backbone.layers[start:], start):
                 args, kwargs = self.calls[i]
                 output = layer(hidden, *args, **kwargs)
-                hidden = output[0] if isinstance(output, tuple) else output
+                hidden = output[0] if isinstance(output, tuple | list) else output
             result: Tensor = lm._backbone.final_norm(hidden)
             return result
 
