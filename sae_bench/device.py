@@ -51,7 +51,8 @@ def choose_device(name: str, dtype: str, *, here: bool = True) -> tuple[torch.de
 def _advice(name: str, error: Exception) -> str:
     """Why a device cannot be had, and what can be done about it."""
     if not name.startswith("cuda"):
-        return f"{str(error).splitlines()[0]}; take --device cpu or --device cuda"
+        unknown = str(error).startswith("Expected one of")  # with all that there ever was
+        return f"{'no such device' if unknown else str(error).splitlines()[0]}; take --device cpu or --device cuda"
     if torch.version.cuda is None:
         return (
             f"PyTorch {torch.__version__} here is built without CUDA: install one that has it "

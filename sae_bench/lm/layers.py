@@ -79,7 +79,8 @@ def adding_modules(model: nn.Module, layer: int, family: Family) -> Adding:
     block = f"{family.layers}.{layer}"
     entering, leaving = traffic(model, model.get_submodule(block))
     if isinstance(leaving[""], FakeTensor):
-        return Adding(*(_last_made(name, entering, leaving) for name in (family.mlp_out, family.attn_out)))
+        mlp, attn = (_last_made(name, entering, leaving) for name in (family.mlp_out, family.attn_out))
+        return Adding(mlp, attn)
     if not leaving[""].isfinite().all():
         return Adding(family.mlp_out, family.attn_out)  # whoever captures what is not finite refuses it, and says so
     pairs = [*product(*(_passed_on(name, entering, leaving) for name in (family.mlp_out, family.attn_out)))]

@@ -26,6 +26,7 @@ from sae_bench.errors import UserError
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.model_names import HUB_MODELS, known_shape, resolve_model
 from sae_bench.lm.skeleton import auto_class, build_skeleton, check_quantisation
+from sae_bench.progress import quiet_hub
 
 
 def load_language_model(
@@ -194,7 +195,8 @@ def hub_commit(source: str, revision: str | None) -> str | None:
 def _explained(source: str, revision: str | None, *, random: bool = False) -> Iterator[None]:
     """What a loader raises becomes one line with a remedy; `random` weights are none that are missing."""
     try:
-        yield
+        with quiet_hub():
+            yield
     except Exception as error:  # a loader raises anything: OSError, KeyError, what a model's own code raises
         enough = "; with --random-lm a folder with config.json and the tokenizer is enough" if random else ""
         raise UserError(_explanation(source, revision, error) + enough) from error

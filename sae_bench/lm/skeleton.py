@@ -9,7 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from transformers.quantizers.auto import AutoHfQuantizer
 
 
-def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM | AutoModelForImageTextToText]:
+def auto_class(config: PreTrainedConfig) -> Any:
     """The class that loads a model: many that read images, too, count as no causal ones, and are whole with text."""
     of = type(config)
     if of in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and of not in MODEL_FOR_CAUSAL_LM_MAPPING:

@@ -1,5 +1,7 @@
 """Where a model's layers stand and what they add, in models of no family too; what is said where nothing is found."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import D_MODEL, tiny_gpt_neox, tiny_llama, tiny_tokenizer
@@ -105,3 +107,15 @@ def test_a_model_without_layers_names_its_lists_of_modules(monkeypatch):
     monkeypatch.setattr(families, "FAMILIES", [])
     with pytest.raises(UserError, match=r"looks like layers here: model\.layers\.\{layer\} \(4 LlamaDecoderLayer\)$"):
         find_site(model, "resid_post", 1)
+
+
+def test_a_model_that_does_not_count_its_layers_has_them_found():
+    model = built(mamba_config())
+    del model.config.num_hidden_layers
+    assert find_backbone(model).layers_path == "backbone.layers"
+
+
+def test_the_page_on_models_has_every_module_of_every_family():
+    page = (Path(__file__).parents[2] / "docs" / "add-a-model.md").read_text()
+    named = {name for family in families.FAMILIES for name in (family.mlp_out, family.attn_out)}
+    assert {name for name in named if f"`{name}`" not in page} == set()
