@@ -86,11 +86,12 @@ class LanguageModel:
         self.config: PreTrainedConfig = model.config.get_text_config()
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
-        self.n_layers: int = self.config.num_hidden_layers
-        self.d_model: int = self.config.hidden_size
+        self._backbone = find_backbone(model)
+        n_found = len(self._backbone.layers) if self._backbone else 0
+        self.n_layers: int = getattr(self.config, "num_hidden_layers", n_found)
+        self.d_model: int = getattr(self.config, "hidden_size", model.get_input_embeddings().weight.shape[-1])
         self.max_context: int = getattr(self.config, "max_position_embeddings", tokenizer.model_max_length)
         self.special_ids = special_ids(tokenizer)
-        self._backbone = find_backbone(model)
         self._logit_factor = logit_factor(self.config)
         self._replayable: dict[Site, bool] = {}
         self._weight_hash: str | None = None

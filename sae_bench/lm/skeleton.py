@@ -31,7 +31,7 @@ def build_skeleton(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
 def logit_factor(config: PreTrainedConfig) -> float:
     """By what a model multiplies its head's output; whoever has its weights sees whether it is so."""
     factors = (getattr(config, name, None) for name in ("logit_scale", "lm_head_multiplier"))  # Cohere; Falcon-H1
-    product = math.prod(factor for factor in factors if isinstance(factor, float))
+    product = math.prod(factor for factor in factors if isinstance(factor, int | float))
     return product / float(getattr(config, "logits_scaling", 1))  # Granite
 
 
