@@ -89,7 +89,8 @@ class LanguageModel:
         self._backbone = find_backbone(model)
         n_found = len(self._backbone.layers) if self._backbone else 0
         self.n_layers: int = getattr(self.config, "num_hidden_layers", n_found)
-        self.d_model: int = getattr(self.config, "hidden_size", model.get_input_embeddings().weight.shape[-1])
+        embedded: Any = model.get_input_embeddings()
+        self.d_model: int = getattr(self.config, "hidden_size", embedded.weight.shape[-1])
         self.max_context: int = getattr(self.config, "max_position_embeddings", tokenizer.model_max_length)
         self.special_ids = special_ids(tokenizer)
         self._logit_factor = logit_factor(self.config)
