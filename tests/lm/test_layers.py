@@ -1,7 +1,6 @@
 """Where a model's layers stand and what they add, in models of no family too; what is said where nothing is found."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -108,14 +107,6 @@ def test_a_model_without_layers_names_its_lists_of_modules(monkeypatch):
     monkeypatch.setattr(families, "FAMILIES", [])
     with pytest.raises(UserError, match=r"looks like layers here: model\.layers\.\{layer\} \(4 LlamaDecoderLayer\)$"):
         find_site(model, "resid_post", 1)
-
-
-def test_a_model_that_does_not_count_its_layers_has_them_found(monkeypatch):
-    model = built(mamba_config())
-    monkeypatch.setattr(type(model.config), "get_text_config", lambda self: SimpleNamespace())
-    lm = LanguageModel(model, tiny_tokenizer(), "mamba")
-    assert find_backbone(model).layers_path == "backbone.layers"
-    assert (lm.n_layers, lm.d_model) == (N_LAYERS, D_MODEL)
 
 
 def test_the_page_on_models_has_every_module_of_every_family():
