@@ -38,12 +38,30 @@ def choose_device(name: str, dtype: str, *, here: bool = True) -> tuple[torch.de
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        if here:
+        if here and device.type != "mps":
             torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f'--device "{name}": {str(error).splitlines()[0]}; try --device cpu') from None
+        raise UserError(f'--device "{name}": {_advice(name, error)}') from None
+    if device.type == "mps":
+        raise UserError(f'--device "{name}": MPS has no float64, in which sums are kept; take --device cpu')
     found = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype)
     return device, found or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+
+
+def _advice(name: str, error: Exception) -> str:
+    """Why a device cannot be had, and what can be done about it."""
+    if not name.startswith("cuda"):
+        unknown = str(error).startswith("Expected one of")  # with all that there ever was
+        return f"{'no such device' if unknown else str(error).splitlines()[0]}; take --device cpu or --device cuda"
+    if torch.version.cuda is None:
+        return (
+            f"PyTorch {torch.__version__} here is built without CUDA: install one that has it "
+            "(https://pytorch.org/get-started/locally), plan with --dry-run, or take --device cpu"
+        )
+    n = torch.cuda.device_count()
+    if n == 0:
+        return "PyTorch sees no NVIDIA GPU: see what nvidia-smi says of card and driver, or take --device cpu"
+    return f"there is cuda:0{f' to cuda:{n - 1}' if n > 1 else ' alone'}; choose one of them"
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -4,14 +4,40 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+HUB_TRIES = ("thrown while requesting", "[Retry ")
+"""What the hub's client says of every try that fails, with an address or an errno, and twice."""
+
 LINE_EVERY_S = 10.0
 """Seconds between plain lines of one stage; a stage shorter than a second says nothing."""
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Keep failed tries of the model hub's client off the screen; whoever waits for them is told so once."""
+    said = False
+
+    def keep(record: logging.LogRecord) -> bool:
+        nonlocal said
+        if not any(words in record.getMessage() for words in HUB_TRIES):
+            return True
+        if not said:
+            log.info("the model hub does not answer: trying again for half a minute")
+        said = True
+        return False
+
+    client = logging.getLogger("huggingface_hub.utils._http")
+    client.addFilter(keep)
+    try:
+        yield
+    finally:
+        client.removeFilter(keep)
 
 
 class Progress:

@@ -11,6 +11,7 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from sae_bench.errors import UserError
+from sae_bench.progress import quiet_hub
 
 
 def fetch(repo: str, revision: str | None, folder: str, names: Iterable[str]) -> tuple[dict[str, Path], str]:
@@ -46,7 +47,8 @@ def upload(repo: str, files: Mapping[str, Path | bytes], message: str, *, privat
 @contextmanager
 def _explained(repo: str, revision: str | None) -> Iterator[None]:
     try:
-        yield
+        with quiet_hub():
+            yield
     except errors.GatedRepoError:
         raise UserError(f'"{repo}" is gated: accept its terms on its page and run `hf auth login`') from None
     except errors.RepositoryNotFoundError:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from sae_bench.errors import UserError, did_you_mean
 from sae_bench.lm.near_duplicates import RULE, repeated_texts
 from sae_bench.lm.nesting import check_nesting
+from sae_bench.progress import quiet_hub
 from sae_bench.records.files import digest_of, replacing
 from sae_bench.records.kept import kept
 from sae_bench.records.names import cache_folder
@@ -251,9 +252,10 @@ def _hub_texts(source: str, order_seed: int, column: str) -> Iterator[Any]:
 
     name, _, config = source.partition(":")
     try:
-        rows = datasets.load_dataset(name, config or None, split="train", streaming=True)
-        # A stream may not know its columns before its first row.
-        _require_column(source, column, rows.column_names or list(next(iter(rows), {column: ""})))
+        with quiet_hub():
+            rows = datasets.load_dataset(name, config or None, split="train", streaming=True)
+            # A stream may not know its columns before its first row.
+            _require_column(source, column, rows.column_names or list(next(iter(rows), {column: ""})))
         for row in rows.select_columns(column).shuffle(seed=order_seed, buffer_size=SHUFFLE_BUFFER):
             yield row[column]
     except datasets.exceptions.DatasetNotFoundError as error:

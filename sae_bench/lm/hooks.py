@@ -33,7 +33,7 @@ def intercept(module: nn.Module, side: Side, see: Callable[[Any], Tensor | None]
         return None if x_new is None else (args, {**kwargs, key: x_new})
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if not isinstance(output, tuple):
+        if not isinstance(output, tuple | list):
             return see(output)
         x_new = see(output[0])
         return None if x_new is None else (x_new, *output[1:])

@@ -16,7 +16,6 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -27,7 +26,8 @@ from sae_bench.device import free_bytes
 from sae_bench.errors import UserError
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.model_names import HUB_MODELS, known_shape, resolve_model
-from sae_bench.lm.skeleton import build_skeleton, check_quantisation
+from sae_bench.lm.skeleton import auto_class, build_skeleton, check_quantisation
+from sae_bench.progress import quiet_hub
 
 
 def _in_one_line(load: Callable[..., LanguageModel]) -> Callable[..., LanguageModel]:
@@ -78,7 +78,7 @@ def load_language_model(
         _check_memory(name, config, place, dtype, trust_remote_code)
     with _explained(source, revision, random=random):
         if random_seed is None:
-            model: Any = AutoModelForCausalLM.from_pretrained(source, config=config, **_how(config, dtype), **options)
+            model: Any = auto_class(config).from_pretrained(source, config=config, **_how(config, dtype), **options)
         else:
             model = _draw(config, device, dtype, trust_remote_code, random_seed)
             name = random_name(name, random_seed)
@@ -173,7 +173,7 @@ def _config(name_or_path: str, source: str, options: Mapping[str, Any], *, publi
 
 def _build(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
     """The model with weights as its class initialises them, on torch's current device."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+    model: PreTrainedModel = auto_class(config).from_config(
         config, trust_remote_code=trust_remote_code, **_how(config, dtype)
     )
     return model
@@ -225,7 +225,8 @@ def hub_commit(source: str, revision: str | None) -> str | None:
 def _explained(source: str, revision: str | None, *, random: bool = False) -> Iterator[None]:
     """What a loader raises becomes one line with a remedy; `random` weights are none that are missing."""
     try:
-        yield
+        with quiet_hub():
+            yield
     except Exception as error:  # a loader raises anything: OSError, KeyError, what a model's own code raises
         enough = "; with --random-lm a folder with config.json and the tokenizer is enough" if random else ""
         raise UserError(_explanation(source, revision, error) + enough) from error

@@ -41,9 +41,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from sae_bench.errors import UserError
 from sae_bench.lm.activations import StreamOptions
-from sae_bench.lm.families import find_backbone
 from sae_bench.lm.hooks import Side, intercept, run_until_seen
+from sae_bench.lm.layers import find_backbone
 from sae_bench.lm.sites import Site, find_sites
+from sae_bench.lm.skeleton import logit_factor
 from sae_bench.lm.tokens import TokenStream, opening_id, special_ids
 
 log = logging.getLogger(__name__)
@@ -85,11 +86,14 @@ class LanguageModel:
         self.config: PreTrainedConfig = model.config.get_text_config()
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
-        self.n_layers: int = self.config.num_hidden_layers
-        self.d_model: int = self.config.hidden_size
+        self._backbone = find_backbone(model)
+        n_found = len(self._backbone.layers) if self._backbone else 0
+        self.n_layers: int = getattr(self.config, "num_hidden_layers", n_found)
+        embedded: Any = model.get_input_embeddings()
+        self.d_model: int = getattr(self.config, "hidden_size", embedded.weight.shape[-1])
         self.max_context: int = getattr(self.config, "max_position_embeddings", tokenizer.model_max_length)
         self.special_ids = special_ids(tokenizer)
-        self._backbone = find_backbone(model)
+        self._logit_factor = logit_factor(self.config)
         self._replayable: dict[Site, bool] = {}
         self._weight_hash: str | None = None
 
@@ -203,13 +207,15 @@ class LanguageModel:
         return len(self.model.get_output_embeddings().weight)
 
     def logits(self, hidden: Float[Tensor, "*n d_model"], words: slice = slice(None)) -> Float[Tensor, "*n vocab"]:
-        """Return the logits, in float32, of final hidden states: the LM head in the model's dtype, then soft-capped.
+        """Return the logits, in float32, of final hidden states: the LM head in the model's dtype, scaled, soft-capped.
 
         `words` asks for a part of the vocabulary alone.
         """
         head = self.model.get_output_embeddings()
         bias = getattr(head, "bias", None)
-        return self._cap(functional.linear(hidden, head.weight[words], None if bias is None else bias[words]).float())
+        return self._finish(
+            functional.linear(hidden, head.weight[words], None if bias is None else bias[words]).float()
+        )
 
     def logit_of(self, hidden: Float[Tensor, "n d_model"], word: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the logit of one word for each final hidden state: what `logits` has in its column."""
@@ -217,19 +223,20 @@ class LanguageModel:
         bias = getattr(head, "bias", None)
         logit = torch.linalg.vecdot(hidden.float(), head.weight[word].float())
         logit = logit if bias is None else logit + bias[word]
-        return self._cap(logit.to(self.dtype).float())  # rounded as the head rounds it
+        return self._finish(logit.to(self.dtype).float())  # rounded as the head rounds it
 
-    def _cap(self, logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def _finish(self, logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         cap: float | None = getattr(self.config, "final_logit_softcapping", None)
-        if cap is None:
-            return logits
         if logits.requires_grad:
-            return cap * torch.tanh(logits / cap)
-        return logits.div_(cap).tanh_().mul_(cap)  # in place: the largest tensor of an evaluation
+            logits = logits * self._logit_factor
+            return logits if cap is None else cap * torch.tanh(logits / cap)
+        if self._logit_factor != 1:  # in place: the largest tensor of an evaluation
+            logits.mul_(self._logit_factor)
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     @torch.no_grad()
     def check_logits(self) -> None:
-        """Raise UserError if the model does more to its logits than `logits` does: Cohere and Granite scale them."""
+        """Raise UserError if the model does more to its logits than `logits` does."""
         tokens = torch.arange(4, device=self.device)[None]
         ours = self.logits(self.clean_pass(tokens).hidden[0])
         theirs = self.model(input_ids=tokens, use_cache=False).logits[0].float()
@@ -311,7 +318,7 @@ class CleanPass:
             for i, layer in enumerate(lm._backbone.layers[start:], start):
                 args, kwargs = self.calls[i]
                 output = layer(hidden, *args, **kwargs)
-                hidden = output[0] if isinstance(output, tuple) else output
+                hidden = output[0] if isinstance(output, tuple | list) else output
             result: Tensor = lm._backbone.final_norm(hidden)
             return result
 

@@ -21,17 +21,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from sae_bench.errors import UserError, did_you_mean
-from sae_bench.lm.families import adding_modules, find_backbone, find_family, modules_to_name, traffic
+from sae_bench.lm.families import find_family
 from sae_bench.lm.hooks import Side, run_until_seen
+from sae_bench.lm.layers import Adding, adding_modules, find_backbone, modules_to_name, traffic
 from sae_bench.records.schema import SAEDescription
 
 SITE_KINDS = ("resid_post", "mlp_out", "attn_out")
 KINDS = (*SITE_KINDS, "attn_add", "resid_pre", "resid_mid")
 ADDITIVE = ("resid_post", "mlp_out", "attn_add", "resid_pre", "resid_mid")
 """Kinds that are the residual stream, or what is added to it."""
-
-MIDDLES = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "final_layer_norm", "mlp")
-"""Modules of a layer whose input may be the residual stream between attention and MLP: a probe shows whose is."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ def _named_module(model: nn.Module, kind: str, layer: int) -> tuple[str, Side]:
         raise UserError(f'unknown site "{kind}"{did_you_mean(kind, (*KINDS, "path:MODULE"))}')
     backbone, name = find_backbone(model), type(model).__name__
     if backbone is None:
-        raise UserError(f"{name}: no known place for {kind} in this kind of model: {modules_to_name(model)}")
+        raise UserError(f"{name}: no known place for {kind} in this kind of model: {_remedy(model)}")
     n_layers = len(backbone.layers)
     if not 0 <= layer < n_layers:
         raise UserError(f"layer {layer}: {name} has layers 0..{n_layers - 1}; choose one of them")
@@ -155,13 +153,17 @@ def _named_module(model: nn.Module, kind: str, layer: int) -> tuple[str, Side]:
         return block, "output" if kind == "resid_post" else "input"
     family = find_family(model, layer)
     if family is None:
-        raise UserError(f"{name}: no known place for {kind} in {block}: {modules_to_name(model)}")
-    mlp_out, attn_add = adding_modules(model, layer, family)
+        raise UserError(f"{name}: no known place for {kind} in {block}: {_remedy(model)}")
+    adding = adding_modules(model, layer, family)
     if kind == "attn_out":
         return f"{block}.{family.attn_out}", "input"
     if kind == "resid_mid":
-        return _middle(model, block, attn_add), "input"
-    return f"{block}.{mlp_out if kind == 'mlp_out' else attn_add}", "output"
+        return _middle(model, block, adding), "input"
+    return f"{block}.{adding.mlp if kind == 'mlp_out' else adding.attn}", "output"
+
+
+def _remedy(model: nn.Module) -> str:
+    return f"describe its family in a --plugin file (docs/add-a-model.md), or {modules_to_name(model)}"
 
 
 def kind_of(model: nn.Module, path: str, side: Side) -> str | None:
@@ -177,24 +179,24 @@ def kind_of(model: nn.Module, path: str, side: Side) -> str | None:
     if family is None or side == "input":
         return "attn_out" if family and module == family.attn_out else None
     try:
-        mlp_out, attn_add = adding_modules(model, layer, family)
+        adding = adding_modules(model, layer, family)
     except UserError:  # then it has no name, and is the module that the path says
         return None
     attention = family.attn_out.rpartition(".")[0]  # which returns what the last of its modules does
-    same = {mlp_out: "mlp_out", attn_add: "attn_add"}
-    return same.get(module) or ("attn_add" if module == attention and attn_add == family.attn_out else None)
+    same = {adding.mlp: "mlp_out", adding.attn: "attn_add"}
+    return same.get(module) or ("attn_add" if module == attention and adding.attn == family.attn_out else None)
 
 
-def _middle(model: nn.Module, block: str, attn_add: str) -> str:
-    """The module of a decoder layer whose input is what enters the layer plus what its attention adds."""
+def _middle(model: nn.Module, block: str, adding: Adding) -> str:
+    """The first module of a decoder layer whose input is what enters the layer plus what its attention adds."""
     layer = model.get_submodule(block)
     entering, leaving = traffic(model, layer)
-    wanted = entering[""] + leaving[attn_add]
+    wanted = entering[""] + adding.factor * leaving[adding.attn]
     no_sum = [entering[""], *(x for name, x in leaving.items() if not [*layer.get_submodule(name).children()])]
-    for name in MIDDLES:
-        if name not in entering:
+    children = {name for name, _ in layer.named_children()}
+    for name, x in entering.items():
+        if name not in children:
             continue
-        x = entering[name]
         # A dry run's tensors have no values: it is no sum if it enters the layer, or a single module made it.
         if not any(x is other for other in no_sum) if isinstance(x, FakeTensor) else _close(x, wanted):
             return f"{block}.{name}"

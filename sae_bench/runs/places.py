@@ -14,7 +14,7 @@ from sae_bench.errors import UserError
 from sae_bench.formats.foreign import ForeignSAE
 from sae_bench.formats.hook_names import PATH, Place, layer_of
 from sae_bench.lm.activations import ActivationModel
-from sae_bench.lm.families import find_backbone
+from sae_bench.lm.layers import find_backbone
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import ADDITIVE, KINDS, Site, find_site, kind_of
 from sae_bench.records.run_folder import SAE_DESCRIPTION

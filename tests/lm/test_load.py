@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import _http as hub_http
 from tiny import D_MODEL, FAMILIES, N_LAYERS, save_tiny, tiny_llama
 from tiny import tiny_tokenizer as tokenizer_of
 
@@ -182,6 +183,26 @@ def test_what_the_hub_refuses_is_explained(monkeypatch, kind, message):
     with pytest.raises(UserError, match=message) as error:
         load_language_model("owner/name", device="cpu", dtype=torch.float32, revision="v9")
     assert "\n" not in str(error.value)
+
+
+def test_failed_tries_of_the_hub_are_one_word_and_no_noise(monkeypatch, caplog):
+    def refuse(*args, **kwargs):
+        for _ in range(3):
+            hub_http.logger.warning("'[Errno -2]' thrown while requesting HEAD https://huggingface.co/owner/name")
+            hub_http.logger.warning("Retrying in 8s [Retry 4/5].")
+        hub_http.logger.warning("your token expires tomorrow")
+        raise OSError("We couldn't connect to the hub")
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
+    for _ in range(2):
+        caplog.clear()
+        with pytest.raises(UserError, match="cannot be downloaded"):
+            load_language_model("owner/name", device="cpu", dtype=torch.float32)
+        waiting, other = caplog.messages
+        assert (waiting, other) == (
+            "the model hub does not answer: trying again for half a minute", "your token expires tomorrow"
+        )  # fmt: skip
 
 
 def test_a_model_from_the_hub_is_named_by_its_commit(tmp_path, monkeypatch):

@@ -195,8 +195,10 @@ def test_activations_must_be_finite_and_as_wide_as_the_site():
         lm.clean_pass(TOKENS, [site])
 
 
-def test_a_model_that_scales_its_logits_is_refused():
+def test_a_model_that_scales_its_logits_by_something_else_than_its_configuration_says_is_refused():
     sizes = {"intermediate_size": 40, "num_attention_heads": 2, "num_hidden_layers": 2, "pad_token_id": 0}
     cohere = CohereForCausalLM(CohereConfig(vocab_size=64, hidden_size=32, logit_scale=0.5, **sizes))
+    wrap(cohere).check_logits()
+    cohere.logit_scale = 0.4
     with pytest.raises(UserError, match="CohereForCausalLM changes its logits in an unknown way"):
         wrap(cohere).check_logits()

@@ -18,8 +18,8 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from sae_bench.errors import UserError
 from sae_bench.lm import families
-from sae_bench.lm.families import find_backbone
 from sae_bench.lm.hooks import run_until_seen
+from sae_bench.lm.layers import find_backbone
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import SITE_KINDS, Site, find_site
 from sae_bench.registry import load_plugin

@@ -10,6 +10,8 @@ import torch
 from command import bench, flags
 from tiny import tiny_gemma2, tiny_tokenizer
 
+from sae_bench.device import choose_device
+from sae_bench.errors import UserError
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.model_names import HUB_MODELS
 from sae_bench.lm.sites import Site
@@ -78,6 +80,26 @@ def test_cuda_that_is_not_here_can_be_planned_for_and_not_run_on(capsys, setting
         pytest.skip("there is one")
     assert bench(*flags(settings | {"--device": "cuda", "--out": at_work / "cuda"}), "--quiet") == 2
     assert '--device "cuda"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("built_for", "n_cards", "advice"),
+    [
+        (None, 0, "is built without CUDA: install one that has it"),
+        ("13.0", 0, "PyTorch sees no NVIDIA GPU: see what nvidia-smi says"),
+        ("13.0", 1, "there is cuda:0 alone; choose"),
+        ("13.0", 4, "there is cuda:0 to cuda:3; choose"),
+    ],
+)
+def test_cuda_that_cannot_be_had_says_what_is_missing(monkeypatch, built_for, n_cards, advice):
+    def fail(*args, **kwargs):
+        raise RuntimeError("CUDA error: invalid device ordinal")
+
+    monkeypatch.setattr(torch, "empty", fail)
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_cards)
+    with pytest.raises(UserError, match=f'--device "cuda:7": .*{advice}'):
+        choose_device("cuda:7", "auto")
 
 
 def topk(d_in: int, d_sae: int, l0: float, arch: str = "topk") -> SAEPlan:
