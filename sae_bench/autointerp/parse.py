@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+MOST_BROKEN = 32
+"""Braces in an answer that may begin no JSON. Each is tried up to where it breaks, so that more would take long."""
+
 _REFUSAL = re.compile(
     r"\W*(?:i(?:'m| am)(?: very)? (?:sorry|unable|not able)|sorry\b|as an ai\b"
     r"|i (?:cannot|can't|can not|won't|will not)\b)",
@@ -36,19 +39,20 @@ def read_json(text: str, shape: Callable[..., T], *given: object) -> T:
         Unreadable: there is no such object, or there are two that differ.
     """
     found: list[T] = []
-    problems = []
+    problem = None
     for content in _objects(text):
         try:
             value = shape(content, *given)
-            found += [value] if value not in found else []
         except Unreadable as error:
-            problems.append(error)
-    if len(found) == 1:
-        return found[0]
+            problem = problem or error
+            continue
+        if found and value != found[0]:
+            raise Unreadable("duplicate", "several answers that differ")
+        found = [value]
     if found:
-        raise Unreadable("duplicate", "several answers that differ")
-    if problems:
-        raise problems[0]
+        return found[0]
+    if problem:
+        raise problem
     if is_refusal(text):
         raise Unreadable("refusal", "refused in words")
     raise Unreadable("unparsable", "no JSON object")
@@ -61,12 +65,14 @@ def is_refusal(text: str) -> bool:
 def _objects(text: str) -> Iterator[dict[str, Any]]:
     """Every JSON object in the text, outermost ones only."""
     decoder = json.JSONDecoder(object_pairs_hook=_without_doubles)
-    start = text.find("{")
+    start, n_broken = text.find("{"), 0
     while start >= 0:
         try:
             content, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
-            end = start + 1
+            end, n_broken = start + 1, n_broken + 1
+            if n_broken > MOST_BROKEN:
+                raise Unreadable("unparsable", f"more than {MOST_BROKEN} braces that begin no JSON") from None
         else:
             yield content
         start = text.find("{", end)
@@ -154,4 +160,5 @@ def sentence(content: dict[str, Any]) -> str:
         raise Unreadable("unparsable", 'no text "explanation"')
     if is_refusal(text):
         raise Unreadable("refusal", "refused in words")
-    return " ".join(text.split())[:400]
+    # JSON can name half a character, which no file can hold.
+    return " ".join(text.encode(errors="replace").decode().split())[:400]

@@ -94,8 +94,9 @@ def run(
     """
     with log_sink(log_to, folder.path) as sink:
         check_names(config)
-        check_judge(config)
         tasks = () if train_only else config.tasks or default_tasks(features_known=config.world is not None)
+        if latent_tasks(tasks):
+            check_judge(config)
         texts = read_texts(tasks, config)
         earlier, kernels = begin(folder, config)
         crew = crew or LocalCrew(config, folder, progress, sink)

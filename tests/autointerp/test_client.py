@@ -31,7 +31,7 @@ ALL = ("detection", "fuzzing", "simulation", "saebench_detection")
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *args: 0.01)
+    monkeypatch.setattr("sae_bench.autointerp.client.pause", lambda n_lost: 0.01)
 
 
 @pytest.fixture

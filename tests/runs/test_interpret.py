@@ -27,7 +27,7 @@ def alone(monkeypatch, tmp_path):
     """No key, no pauses, and a cache of answers that no other test has filled."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *args: 0.01)
+    monkeypatch.setattr("sae_bench.autointerp.client.pause", lambda n_lost: 0.01)
 
 
 @pytest.fixture(scope="module")
