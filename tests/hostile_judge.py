@@ -95,11 +95,15 @@ def bomb(n_megabytes: int = 64) -> bytes:
     return b"".join(packer.compress(b" " * (1 << 20)) for _ in range(n_megabytes)) + packer.flush()
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # with fewer, a connection that is refused waits a second
+    daemon_threads, block_on_close = True, False
+
+
 @contextmanager
 def hostile_judge(behave: Callable[[Request, dict[str, Any]], None]) -> Iterator[HostileJudge]:
     judge = HostileJudge(behave)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Request,), {"judge": judge}))
-    server.daemon_threads, server.block_on_close = True, False
+    server = _Server(("127.0.0.1", 0), type("Handler", (Request,), {"judge": judge}))
     judge.base_url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()

@@ -185,8 +185,10 @@ def _counted(endpoint: Endpoint, most: Usage, reply: Reply, completion: Completi
     OpenAI bills what it says. Of anybody else the bill is not known, whatever they say: they count as the most that
     they can take, or more, if they say so or have written more than they were asked for.
     """
+    if reply.status >= 300:
+        return Usage() if endpoint.is_openai else most
     if endpoint.is_openai:
-        return ((completion and completion.billed) or most) if reply.status < 300 else Usage()
+        return (completion and completion.billed) or most
     written = len(completion.text.encode()) if completion else len(reply.body)
     return most.or_more(Usage(0, written)).or_more((completion and completion.billed) or Usage())
 

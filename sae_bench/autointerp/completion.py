@@ -5,11 +5,11 @@ if they had not been sent.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import BaseModel, Field, ValidationError, WrapValidator
 
 from sae_bench.autointerp.budget import Usage
 from sae_bench.records.redact import HIDDEN, redact
@@ -21,7 +21,7 @@ LogProbability = Annotated[float, Field(allow_inf_nan=False, le=0.01)]  # rounde
 Count = Annotated[int, Field(strict=True, ge=0, le=10**9)]
 
 
-def _or_none(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+def _or_none(value: Any, validate: Callable[[Any], Any]) -> Any:
     try:
         return validate(value)
     except ValidationError:
@@ -106,8 +106,9 @@ class Completion(BaseModel):
 def _without_secrets(text: str) -> str:
     """The text redacted; nothing of it if JSON's escapes hide a key in it, which would come out when it is read."""
     text = redact(text)
-    read = re.sub(r"\\(?:u([0-9a-fA-F]{4})|(.))", lambda found: chr(int(found[1], 16)) if found[1] else found[2], text)
-    return text if redact(read) == read else HIDDEN
+    named = re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), text)
+    read = re.sub(r"\\(.)", r"\1", named)
+    return text if all(redact(form) == form for form in (named, read)) else HIDDEN
 
 
 def read_completion(body: bytes) -> Completion | None:

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-MOST_BROKEN = 32
-"""Braces in an answer that may begin no JSON. Each is tried up to where it breaks, so that more would take long."""
+MOST_OBJECTS = 64
+"""Braces in an answer that may begin an object. Each is tried up to where it breaks: trying all would take long."""
 
 _REFUSAL = re.compile(
     r"\W*(?:i(?:'m| am)(?: very)? (?:sorry|unable|not able)|sorry\b|as an ai\b"
@@ -65,14 +65,14 @@ def is_refusal(text: str) -> bool:
 def _objects(text: str) -> Iterator[dict[str, Any]]:
     """Every JSON object in the text, outermost ones only."""
     decoder = json.JSONDecoder(object_pairs_hook=_without_doubles)
-    start, n_broken = text.find("{"), 0
+    start, n_tried = text.find("{"), 0
     while start >= 0:
+        if (n_tried := n_tried + 1) > MOST_OBJECTS:
+            raise Unreadable("unparsable", f"more than {MOST_OBJECTS} objects")
         try:
             content, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
-            end, n_broken = start + 1, n_broken + 1
-            if n_broken > MOST_BROKEN:
-                raise Unreadable("unparsable", f"more than {MOST_BROKEN} braces that begin no JSON") from None
+            end = start + 1
         else:
             yield content
         start = text.find("{", end)

@@ -321,7 +321,7 @@ def test_no_more_requests_are_under_way_than_allowed(server, tmp_path):
     assert server.most_under_way == 3
 
 
-@pytest.mark.parametrize("budget", [Budget(tokens=3000), Budget(dollars=0.006)])
+@pytest.mark.parametrize("budget", [Budget(tokens=30_000), Budget(dollars=0.03)])
 def test_the_budget_is_kept_and_what_it_cuts_off_is_counted(server, tmp_path, budget):
     tally = Tally()
     latents = ask(server, tmp_path, *(toy_latent(i) for i in range(4)), budget=budget, tally=tally)
@@ -352,7 +352,7 @@ def test_the_key_of_openai_goes_to_openai_alone(server, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "very-secret-key-2")
     monkeypatch.delenv("JUDGE_API_KEY", raising=False)
     ask(server, tmp_path, toy_latent(), scorers=("detection",))
-    assert {headers["authorization"] for headers in server.headers} == {"Bearer none"}
+    assert not any("authorization" in headers for headers in server.headers)
     assert not any("very-secret-key-2" in path.read_text() for path in files_of(tmp_path))
 
 
