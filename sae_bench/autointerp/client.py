@@ -87,15 +87,15 @@ class Client:
         unknown, model = self._unknown.setdefault(call.endpoint, set()), call.endpoint.model
         n_lost = 0
         while True:
-            wait = None
+            wait, without = None, frozenset(unknown)  # others may learn more while this one is under way
             try:
-                reply, completion = await self._attempt(call, unknown)
+                reply, completion = await self._attempt(call, without)
             except NoReply as error:
                 failure, why = error.kind, str(error)
             else:
                 if completion:
                     return _answer(call, completion)
-                if refused := _refused(reply, call.parameters.keys() - unknown):
+                if refused := _refused(reply, call.parameters.keys() - without):
                     log.warning("the judge %s does without %s", model, " and ".join(sorted(refused)))
                     unknown |= refused
                     continue
@@ -106,7 +106,7 @@ class Client:
                 return Answer(failure=failure)
             await asyncio.sleep(pause(n_lost) if wait is None else wait)
 
-    async def _attempt(self, call: Call, unknown: Collection[str]) -> tuple[Reply, Completion | None]:
+    async def _attempt(self, call: Call, without: Collection[str]) -> tuple[Reply, Completion | None]:
         """What the endpoint replies, and the completion in it.
 
         The most that it can cost is set aside before it is sent, and counted unless the endpoint never saw it: who
@@ -115,12 +115,12 @@ class Client:
         Raises:
             NoReply: there is no reply, or none within the limits.
         """
-        endpoint, most = call.endpoint, call.most(unknown)
+        endpoint, most = call.endpoint, call.most(without)
         if not self.spending.reserve(endpoint.model, most):
             raise _BudgetSpent
         used, most_bytes = most, FIRST_BYTES + BYTES_PER_TOKEN * most.completion_tokens
         try:
-            body, url = call.body(unknown), endpoint.url("chat/completions")
+            body, url = call.body(without), endpoint.url("chat/completions")
             reply = await self._transport.send(url, endpoint.api_key, body, most_bytes)
             completion = read_completion(reply.body) if reply.status < 300 else None
             used = _counted(endpoint, most, reply, completion)

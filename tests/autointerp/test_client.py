@@ -372,6 +372,13 @@ def test_an_endpoint_without_schemas_and_logprobs_is_asked_without(server, tmp_p
     assert sum("response_format" in request for request in server.requests) == 1, "it is told once"
 
 
+def test_calls_under_way_together_learn_of_one_parameter_one_thing(server, tmp_path):
+    server.unsupported, server.delay = {"response_format"}, 0.05
+    ask(server, tmp_path, *(toy_latent(i) for i in range(4)), scorers=("simulation",), concurrency=8)
+    assert all("seed" in request for request in server.requests)
+    assert sum("logprobs" in request for request in server.requests) >= 4 * 10, "no other parameter is given up for it"
+
+
 def test_a_number_with_a_space_before_it_is_the_same_number():
     """.5 of "3", .3 of " 3", .2 of "8": the mean is 4."""
     likely = {"3": math.log(0.5), " 3": math.log(0.3), "8": math.log(0.2), "x": 0.0}
