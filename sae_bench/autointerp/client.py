@@ -99,10 +99,11 @@ class Client:
                     log.warning("the judge %s does without %s", model, " and ".join(sorted(refused)))
                     unknown |= refused
                     continue
-                failure, why, wait = _failure(call.endpoint, reply), reply.said, reply.asks_to_wait
+                failure, wait = _failure(call.endpoint, reply), reply.asks_to_wait
+                why = f"{failure}: {reply.said}"
             n_lost += 1
             if failure not in RETRIED or n_lost > MAX_RETRIES:
-                log.warning("the judge %s: %s: %s", model, failure, why)
+                log.warning("the judge %s: %s", model, why)
                 return Answer(failure=failure)
             await asyncio.sleep(pause(n_lost) if wait is None else wait)
 

@@ -197,7 +197,7 @@ def test_a_judge_that_is_not_there_ends_a_run_before_a_model_loads(settings, tmp
 def test_a_judge_that_goes_away_is_a_counted_failure_and_the_rest_stands(settings, run, capsys):
     with fake_judge() as gone:
         pass
-    assert judged(settings, run, gone, "--judge-optional") == 0
+    assert judged(settings, run, gone, "--judge-optional") == 1
     assert record_of(run)["details"]["failures"] == {"connection": 3}
     assert "3 connection" in capsys.readouterr().out
 
