@@ -10,9 +10,6 @@ from sae_bench.errors import UserError
 
 PRICES = Path(__file__).with_name("prices.toml")
 
-CHARACTERS_PER_TOKEN = 3.0
-"""For estimates, on the low side: a budget shall hold before the first answer says how many tokens a prompt has."""
-
 
 @dataclass(frozen=True)
 class Price:
@@ -38,13 +35,16 @@ class Usage:
     def __sub__(self, other: "Usage") -> "Usage":
         return Usage(self.prompt_tokens - other.prompt_tokens, self.completion_tokens - other.completion_tokens)
 
+    def times(self, n: int) -> "Usage":
+        return Usage(n * self.prompt_tokens, n * self.completion_tokens)
+
+    def or_more(self, other: "Usage") -> "Usage":
+        """The larger of both, number by number."""
+        return Usage(max(self.prompt_tokens, other.prompt_tokens), max(self.completion_tokens, other.completion_tokens))
+
     @property
     def tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
-
-
-def estimated_tokens(text: str) -> int:
-    return round(len(text) / CHARACTERS_PER_TOKEN)
 
 
 def load_prices(users: str | None) -> dict[str, Price]:
@@ -73,6 +73,7 @@ class Spending:
     """What a command has spent on its judges, and what it may spend.
 
     A request reserves the most that it can cost before it is sent, so that requests under way together keep the budget.
+    Over it can only go what a judge bills beyond what was asked of it, and only for the requests then under way.
     """
 
     budget: Budget
@@ -80,13 +81,17 @@ class Spending:
     by_model: dict[str, Usage] = field(default_factory=dict)
     """Spent or reserved."""
 
+    def allows(self, by_model: Mapping[str, Usage]) -> bool:
+        """Whether the budget has so much in all."""
+        tokens, dollars = sum(by_model.values(), Usage()).tokens, self.dollars(by_model)
+        if self.budget.tokens is not None and tokens > self.budget.tokens:
+            return False
+        return self.budget.dollars is None or (dollars is not None and dollars <= self.budget.dollars)
+
     def reserve(self, model: str, usage: Usage) -> bool:
         """Set aside what a request may cost; False if the budget does not have it."""
         after = self.by_model | {model: self.by_model.get(model, Usage()) + usage}
-        tokens, dollars = sum(after.values(), Usage()).tokens, self.dollars(after)
-        if self.budget.tokens is not None and tokens > self.budget.tokens:
-            return False
-        if self.budget.dollars is not None and (dollars is None or dollars > self.budget.dollars):
+        if not self.allows(after):
             return False
         self.by_model = after
         return True

@@ -1,16 +1,24 @@
 """One call to a language model: where it goes, what is asked, and what came back."""
 
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sae_bench.autointerp.budget import Usage, estimated_tokens
+from sae_bench.autointerp.budget import Usage
+from sae_bench.autointerp.completion import Tokens
 from sae_bench.autointerp.parse import Unreadable
 from sae_bench.autointerp.prompt import Message
 from sae_bench.records.files import digest_of
 
 OPENAI = "https://api.openai.com/v1"
+
+BYTES_PER_TOKEN = 3.3
+"""Of a prompt, which is JSON with English in it; for what a call is expected to take."""
+
+SHARE_OF_LIMIT = 1 / 3
+"""How much of its limit an answer is expected to take: limits leave room for those who write more than was asked."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,20 @@ class Endpoint:
     @property
     def api_key(self) -> str | None:
         """The key, from the environment: OpenAI's is sent to OpenAI alone."""
-        return os.environ.get("OPENAI_API_KEY" if self.base_url == OPENAI else "JUDGE_API_KEY")
+        return os.environ.get(self.key_name, "").strip() or None
+
+    @property
+    def key_name(self) -> str:
+        """The environment's variable that holds the key."""
+        return "OPENAI_API_KEY" if self.is_openai else "JUDGE_API_KEY"
+
+    @property
+    def is_openai(self) -> bool:
+        """Whether it is OpenAI, who bills what it says that it bills."""
+        return self.base_url == OPENAI
+
+    def url(self, path: str) -> str:
+        return f"{self.base_url.rstrip('/')}/{path}"
 
 
 @dataclass(frozen=True)
@@ -62,7 +83,6 @@ class Call:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        openai = self.endpoint.base_url == OPENAI
         properties = dict(self.question.properties)
         answer = {
             "type": "object",
@@ -72,7 +92,7 @@ class Call:
         }
         schema = {"name": "answer", "strict": True, "schema": answer}
         return {
-            "max_completion_tokens" if openai else "max_tokens": self.question.max_tokens,
+            "max_completion_tokens" if self.endpoint.is_openai else "max_tokens": self.question.max_tokens,
             "temperature": 0,
             "seed": 0,
             "response_format": {"type": "json_schema", "json_schema": schema},
@@ -85,11 +105,21 @@ class Call:
         asked = [self.endpoint.base_url, self.endpoint.model, list(self.question.messages), self.parameters]
         return digest_of(asked)
 
+    def body(self, without: Collection[str] = ()) -> bytes:
+        """The request as it is sent, less some parameters that the endpoint does not know."""
+        parameters = {name: value for name, value in self.parameters.items() if name not in without}
+        content = {"model": self.endpoint.model, "messages": list(self.question.messages), **parameters}
+        return json.dumps(content, ensure_ascii=False).encode(errors="replace")
+
+    def most(self, without: Collection[str] = ()) -> Usage:
+        """The most that it can take: a token is a byte of the request at least, whatever language it is in."""
+        return Usage(len(self.body(without)), self.question.max_tokens)
+
     @property
-    def most(self) -> Usage:
-        """The most that it should cost."""
+    def expected(self) -> Usage:
+        """About what it will take."""
         text = "".join(message["content"] for message in self.question.messages)
-        return Usage(estimated_tokens(text), self.question.max_tokens)
+        return Usage(round(len(text.encode()) / BYTES_PER_TOKEN), round(self.question.max_tokens * SHARE_OF_LIMIT))
 
 
 @dataclass(frozen=True)
@@ -103,4 +133,4 @@ class Answer:
     cached: bool = False
     cut: bool = False
     """Whether it was cut off at its limit, and `value` is what could be read of it."""
-    tokens: Sequence[tuple[str, Mapping[str, float]]] = ()
+    tokens: Tokens = ()

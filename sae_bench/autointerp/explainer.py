@@ -7,7 +7,7 @@ written as soon as its last answer is there.
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -26,8 +26,6 @@ MAX_STRENGTH = 10
 
 MIN_REPEATED_WORDS = 5
 """So many words in a row of the explainer's prompt are no explanation; fewer may be one by accident."""
-
-PLACEHOLDER = "words that have to do with something of about this length, a sentence for the estimate of what it costs"
 
 
 def explain_question(latent: LatentExamples) -> Question:
@@ -125,26 +123,6 @@ def judged(latent: LatentFile) -> JudgedLatent:
         scores={name: score["value"] for name, score in scores.items()},
         notes={name: score["note"] for name, score in scores.items() if score["note"]},
         failures=dict(Counter(filter(None, lost))),
-    )
-
-
-def estimate(client: Client, judges: Judges, latents: Iterable[LatentFile]) -> str:
-    """What judging these latents is expected to take, before the first call."""
-    n_calls, new = 0, Tally()
-    for examples in map(examples_of, latents):
-        calls = [Call(judges.explainer, explain_question(examples))]
-        for scorer in judges.scorers:
-            questions = scorer.questions(examples, PLACEHOLDER, judges.examples_per_question)
-            calls += [Call(judges.judge, question) for question in questions]
-        n_calls += len(calls)
-        for call in calls:
-            if not client.is_kept(call):
-                new.add(call.endpoint.model, call.most)
-    dollars = client.spending.dollars(new.by_model)
-    price = "a price that nobody gave" if dollars is None else f"${dollars:.2f}"
-    return (
-        f"judge {judges.judge.model}: {n_calls:,} calls, at most about {new.total.prompt_tokens:,} tokens to read and "
-        f"{new.total.completion_tokens:,} to write, {price}; less what is cached"
     )
 
 

@@ -1,20 +1,29 @@
 """Who explains and judges a run's latents, and how: endpoints, prompts and scorers, from the settings."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from sae_bench.autointerp.budget import Spending, load_prices
 from sae_bench.autointerp.calls import OPENAI, Endpoint
 from sae_bench.autointerp.prompt import Prompt
 from sae_bench.autointerp.scorer import Scorer
 from sae_bench.autointerp.settings import Budget, JudgeConfig
+from sae_bench.autointerp.transport import NoReply, Transport, said
 from sae_bench.errors import UserError
 from sae_bench.records.redact import redact
 from sae_bench.registry import SCORERS
 
 COLLECTION_VERSION = "1"
 """Of what is collected and what each example is for; raised when that changes."""
+
+REACHED_WITHIN = 10.0
+"""Seconds in which a judge answers that it is there."""
+
+MODELS_BYTES = 1 << 24
+"""A router's list of models is long."""
 
 NO_JUDGE = "no judge: give --judge-model and --judge-base-url, or a key in OPENAI_API_KEY (docs/autointerp.md)"
 
@@ -105,9 +114,56 @@ def judge_settings(config: JudgeConfig, judges: Judges | None, interp_tokens: in
 
 
 def check_judge(config: JudgeConfig) -> None:
-    """Raise UserError for a budget or prices that cannot be worked with, before anything long begins."""
+    """See that there is the judge that is asked for, and what pays it, before anything long begins.
+
+    Raises:
+        UserError: a budget or prices cannot be worked with; or, without --judge-optional, the judge cannot be reached.
+    """
+    if config.judge_model is None:
+        if config.judge_base_url:
+            raise UserError(f"--judge-base-url {config.judge_base_url} needs --judge-model, the name of a model there")
+        return
     judges = judges_of(config)
     if judges is not None:
         spending_of(config, judges)
-    elif config.judge_base_url and config.judge_model is None:
-        raise UserError(f"--judge-base-url {config.judge_base_url} needs --judge-model, the name of a model there")
+        if not config.judge_optional:
+            asyncio.run(_reach(judges, min(config.judge_timeout, REACHED_WITHIN)))
+    elif not config.judge_optional:
+        raise UserError(
+            f"--judge-model {config.judge_model}: there is no key in OPENAI_API_KEY; export one, name a server of your "
+            "own with --judge-base-url, or go on without scores by --judge-optional"
+        )
+
+
+async def _reach(judges: Judges, timeout: float) -> None:
+    """Ask every endpoint for its list of models, which costs nothing; whatever it answers, it is there.
+
+    Raises:
+        UserError: one is not, or does not take the key, or sends elsewhere.
+    """
+    transport = Transport(timeout)
+    try:
+        flags = {judges.explainer: "--explainer", judges.judge: "--judge"}
+        for endpoint, flag in flags.items():
+            if problem := await _problem(transport, endpoint):
+                raise UserError(
+                    f"{flag}-base-url {said(endpoint.base_url)}: {problem}, or go on without scores by --judge-optional"
+                )
+    finally:
+        await transport.close()
+
+
+async def _problem(transport: Transport, endpoint: Endpoint) -> str | None:
+    """Why an endpoint cannot be used, and what to do about it."""
+    try:
+        reply = await transport.send(endpoint.url("models"), endpoint.api_key, None, MODELS_BYTES)
+    except NoReply as error:
+        if error.kind not in ("timeout", "connection"):
+            return None
+        return f"no judge can be reached there ({error}); start the server, give another address"
+    if reply.status == 401:
+        return f"the judge does not take the key ({reply.said}); set {endpoint.key_name}"
+    here, there = urlsplit(endpoint.base_url), urlsplit(reply.headers.get("location", ""))
+    if reply.moved_to and there.netloc and (here.scheme, here.netloc) != (there.scheme, there.netloc):
+        return f"it redirects to {reply.moved_to}, and excerpts do not follow; give the address itself"
+    return None

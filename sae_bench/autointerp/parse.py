@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+MOST_OBJECTS = 64
+"""Braces in an answer that may begin an object. Each is tried up to where it breaks: trying all would take long."""
+
 _REFUSAL = re.compile(
     r"\W*(?:i(?:'m| am)(?: very)? (?:sorry|unable|not able)|sorry\b|as an ai\b"
     r"|i (?:cannot|can't|can not|won't|will not)\b)",
@@ -36,19 +39,20 @@ def read_json(text: str, shape: Callable[..., T], *given: object) -> T:
         Unreadable: there is no such object, or there are two that differ.
     """
     found: list[T] = []
-    problems = []
+    problem = None
     for content in _objects(text):
         try:
             value = shape(content, *given)
-            found += [value] if value not in found else []
         except Unreadable as error:
-            problems.append(error)
-    if len(found) == 1:
-        return found[0]
+            problem = problem or error
+            continue
+        if found and value != found[0]:
+            raise Unreadable("duplicate", "several answers that differ")
+        found = [value]
     if found:
-        raise Unreadable("duplicate", "several answers that differ")
-    if problems:
-        raise problems[0]
+        return found[0]
+    if problem:
+        raise problem
     if is_refusal(text):
         raise Unreadable("refusal", "refused in words")
     raise Unreadable("unparsable", "no JSON object")
@@ -61,8 +65,10 @@ def is_refusal(text: str) -> bool:
 def _objects(text: str) -> Iterator[dict[str, Any]]:
     """Every JSON object in the text, outermost ones only."""
     decoder = json.JSONDecoder(object_pairs_hook=_without_doubles)
-    start = text.find("{")
+    start, n_tried = text.find("{"), 0
     while start >= 0:
+        if (n_tried := n_tried + 1) > MOST_OBJECTS:
+            raise Unreadable("unparsable", f"more than {MOST_OBJECTS} objects")
         try:
             content, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
@@ -154,4 +160,5 @@ def sentence(content: dict[str, Any]) -> str:
         raise Unreadable("unparsable", 'no text "explanation"')
     if is_refusal(text):
         raise Unreadable("refusal", "refused in words")
-    return " ".join(text.split())[:400]
+    # JSON can name half a character, which no file can hold.
+    return " ".join(text.encode(errors="replace").decode().split())[:400]

@@ -26,14 +26,19 @@ class Budget:
 
 
 def parse_budget(text: object) -> Budget:
-    """Read "$5" or "5usd" as dollars, "2M" as tokens."""
-    match = re.fullmatch(r"\s*(?:\$\s*([\d.]+)|([\d.]+)\s*usd)\s*", str(text), flags=re.IGNORECASE)
+    """Read "5usd" or "$5" as dollars, "2M tokens" or "2M" as tokens; a bare number could be either and is neither."""
+    words = str(text).strip()
+    dollars = re.fullmatch(r"\$\s*([\d.]+)|([\d.]+)\s*(?:usd|dollars)", words, flags=re.IGNORECASE)
+    tokens = re.fullmatch(r"([\d_.]+(?:e\d+)?\s*[kKM]?)\s*tokens?|([\d_.]+\s*[kKM])", words)
     try:
-        if match:
-            return Budget(dollars=float(match[1] or match[2]))
-        return Budget(tokens=parse_count(text))
+        if dollars and (most := float(dollars[1] or dollars[2])) > 0:
+            return Budget(dollars=most)
+        if tokens and (n := parse_count(tokens[1] or tokens[2])) > 0:
+            return Budget(tokens=n)
     except ValueError:
-        raise ValueError(f'"{text}" is no budget: write $5 for dollars, or 2M for tokens') from None
+        pass
+    eaten = "; a shell makes that of $5 without quotation marks" if re.fullmatch(r"[\d.]*", words) else ""
+    raise ValueError(f'"{words}" is no budget: write 5usd for dollars, or "2M tokens"{eaten}')
 
 
 BudgetText = Annotated[Budget, BeforeValidator(parse_budget)]
@@ -66,13 +71,15 @@ class JudgeConfig(BaseModel):
     judge_excerpts: Annotated[int, Field(gt=0), Flag(Heading.INTERPRETABILITY)] = 10
     """The most excerpts in one question of detection or fuzzing; 1 for a small model."""
     judge_budget: Annotated[BudgetText | None, Flag(Heading.INTERPRETABILITY)] = None
-    """The most that judging may cost in this command: $5 or 2M tokens."""
+    """The most that judging may cost in this command: 5usd or "2M tokens"."""
     judge_prices: Annotated[str | None, Flag(Heading.INTERPRETABILITY)] = None
     """TOML file with prices of models, in dollars per million tokens."""
     judge_concurrency: Annotated[int, Field(gt=0), Flag(Heading.INTERPRETABILITY)] = 8
     """Requests under way at once."""
     judge_timeout: Annotated[float, Field(gt=0), Flag(Heading.INTERPRETABILITY)] = 60.0
-    """Seconds for a request; one that takes longer is sent again, a few times."""
+    """Seconds for a whole answer; a request that takes longer is sent again, a few times."""
+    judge_optional: Annotated[bool, Flag(Heading.INTERPRETABILITY)] = False
+    """Go on without scores if the judge cannot be reached, instead of stopping before anything begins."""
 
     @property
     def collects(self) -> bool:

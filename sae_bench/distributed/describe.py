@@ -17,7 +17,7 @@ from sae_bench.lm.activations import ActivationModel
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.checks import check
 from sae_bench.runs.config import RunConfig
-from sae_bench.runs.plan import SAEPlan, plan_saes
+from sae_bench.runs.plan import SAEPlan, plan_saes, tasks_of
 from sae_bench.runs.sources import model_shape
 
 CHECKPOINTS = 3
@@ -44,7 +44,7 @@ def describe_sweep(
     if config.saes or not config.archs:
         raise UserError("--devices plans SAEs that are trained: leave out --sae, or leave out --devices")
     fleet = fleet_of(parse_devices(devices))
-    check(config)
+    check(config, tasks_of(config))
     read_texts(config.tasks, config)
     folder.check(config.identity)
     lm, plans = shape_of(config, fleet)

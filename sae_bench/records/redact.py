@@ -22,6 +22,7 @@ from urllib.parse import quote
 HIDDEN = "[redacted]"
 SHORTEST = 8  # characters of a secret; TOKENIZERS_PARALLELISM=true is none
 
+_FIELD = re.compile(r"[a-z_]*")
 _NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _SHAPES = re.compile(
     r"""
@@ -47,14 +48,17 @@ def redact(text: str, secrets: Iterable[str] | None = None) -> str:
 
 
 def redact_json(content: Any) -> Any:
-    """What JSON can hold, with every string in it redacted; keys and numbers stay, so it is as valid as before."""
+    """What JSON can hold, with every string in it redacted; numbers and the names of fields stay: it stays as valid.
+
+    A key of lower-case letters and underscores is a field's name, whatever the environment holds.
+    """
     secrets = _secrets()
 
     def walk(part: Any) -> Any:
         if isinstance(part, str):
             return redact(part, secrets)
         if isinstance(part, Mapping):
-            return {key: walk(value) for key, value in part.items()}
+            return {key if _FIELD.fullmatch(key) else redact(key, secrets): walk(value) for key, value in part.items()}
         return [walk(value) for value in part] if isinstance(part, list | tuple) else part
 
     return walk(content)

@@ -1,9 +1,11 @@
 """What a run names, seen before a model is loaded: plugins, settings, sites, layers, corpus and judge."""
 
+from collections.abc import Iterable
 from itertools import product
 
 from sae_bench.autointerp.judges import check_judge
 from sae_bench.errors import UserError, did_you_mean
+from sae_bench.evaluation.task import latent_tasks
 from sae_bench.lm.corpus import check_source, describe, size_of
 from sae_bench.lm.load import known_layers
 from sae_bench.lm.sites import KINDS
@@ -17,8 +19,10 @@ OWN_CORPUS = ("demo",)
 """Models that the embedded corpus is for."""
 
 
-def check(config: RunConfig) -> None:
+def check(config: RunConfig, tasks: Iterable[str]) -> None:
     """See that everything that the run names is there, as far as this shows without the model itself.
+
+    Of its tasks, which are to be run, those about latents ask a judge.
 
     Raises:
         UserError: something is not.
@@ -28,7 +32,8 @@ def check(config: RunConfig) -> None:
         settle(arch, config.preset)
         for l0, width in product(config.l0s, config.widths):
             check_l0(arch.label, l0, width)
-    check_judge(config)
+    if latent_tasks(tasks):
+        check_judge(config)
     if config.world is None:
         _check_places(config)
         check_source(config.dataset)

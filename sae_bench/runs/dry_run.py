@@ -7,6 +7,9 @@ their widths are found in it exactly as in the real run.
 from tabulate import tabulate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sae_bench.autointerp.forecast import forecast_unseen
+from sae_bench.autointerp.judges import judges_of, spending_of
+from sae_bench.autointerp.random_baseline import random_baselines
 from sae_bench.autointerp.sample import collection_bytes
 from sae_bench.device import choose_device, free_bytes, has_cuda
 from sae_bench.evaluation.loop import batch_bytes, contexts_at_once
@@ -19,7 +22,7 @@ from sae_bench.runs.checks import check, default_corpus, repeats
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.costs import peaks_of
 from sae_bench.runs.import_saes import ImportPlan, Plan, open_imports, plan_imports
-from sae_bench.runs.plan import SAEPlan, plan_saes, training_bytes, training_disk_bytes
+from sae_bench.runs.plan import SAEPlan, plan_saes, tasks_of, training_bytes, training_disk_bytes
 from sae_bench.runs.sources import model_shape, token_stream
 from sae_bench.runs.times import stage_times
 from sae_bench.training.serving import buffer_bytes
@@ -51,7 +54,7 @@ def latent_bytes(config: RunConfig, plans: list[Plan]) -> int:
 
 def describe_plan(config: RunConfig, folder: RunFolder) -> str:
     """The plan as text: what is new, what is finished, and what it takes; the device may be another machine's."""
-    check(config)
+    check(config, tasks_of(config))
     texts = read_texts(config.tasks, config)
     folder.check(config.identity)
     opened = open_imports(config.saes)
@@ -78,7 +81,8 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
     free = free_bytes(device) if here else None
     latents = [
         f"latents    {config.latents_wanted:,} of each SAE from {config.interp_tokens_wanted:,} more held-out tokens,"
-        f" collected in about {latent_bytes(config, everything) / 1e6:,.0f} MB; judge {config.judge_model or 'none'}"
+        f" collected in about {latent_bytes(config, everything) / 1e6:,.0f} MB",
+        describe_judge(config, everything),
     ]
     return "\n".join(
         [
@@ -100,6 +104,16 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
             *describe_time(config, plans, everything, lm, here=here),
         ]
     )
+
+
+def describe_judge(config: RunConfig, plans: list[Plan]) -> str:
+    """What judging takes, if every latent has all its excerpts and nothing was answered before."""
+    judges = judges_of(config)
+    if judges is None:
+        return "judge      none"
+    n_random = len(random_baselines((plan.config, plan.site) for plan in plans)) if config.chance else 0
+    takes = forecast_unseen(judges, config.latents_wanted * (len(plans) + n_random))
+    return f"judge      {config.judge_model}: {takes.describe(spending_of(config, judges))} (computed)"
 
 
 def describe_time(

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from sae_bench.autointerp.budget import Tally
 from sae_bench.autointerp.client import TRANSIENT, Client, EndpointUnusable
-from sae_bench.autointerp.explainer import cost_of, estimate, judge_latent
+from sae_bench.autointerp.explainer import cost_of, judge_latent
+from sae_bench.autointerp.forecast import forecast
 from sae_bench.autointerp.judges import Judges, judge_settings, judges_of, scorers_of, spending_of
-from sae_bench.autointerp.latents import LatentFile, read_latents
+from sae_bench.autointerp.latents import LatentFile, examples_of, read_latents
 from sae_bench.evaluation.task import LatentTask
 from sae_bench.progress import Progress
 from sae_bench.records import lineage
@@ -98,7 +99,8 @@ async def _judge(
 ) -> None:
     """Have the latents judged, one SAE after the other."""
     latents = (latent for sae in saes if not sae.failure for latent in _latents(records.folder, sae))
-    progress.say(estimate(client, judges, latents))
+    takes = forecast(judges, map(examples_of, latents), client.is_kept)
+    progress.say(f"judge {judges.judge.model}: {takes.describe(client.spending)}; less what is cached")
     nothing = {"judge": records.settings, "failures": {}}
     try:
         for sae in saes:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from sae_bench.activations_cache.sizes import in_words
 from sae_bench.autointerp.latents import read_latents
 from sae_bench.errors import UserError
-from sae_bench.evaluation.task import OwnText, default_tasks, latent_tasks, read_texts, token_tasks
+from sae_bench.evaluation.task import OwnText, latent_tasks, read_texts, token_tasks
 from sae_bench.leaderboard import tables
 from sae_bench.leaderboard.load import check_comparable
 from sae_bench.progress import Progress
@@ -26,7 +26,7 @@ from sae_bench.runs.collect import as_saved, interpreted, random_saes
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.interpret import interpret_saes
 from sae_bench.runs.latent_records import InterpretedSAE
-from sae_bench.runs.plan import SAEPlan
+from sae_bench.runs.plan import SAEPlan, tasks_of
 from sae_bench.runs.records import is_missing, make_record
 from sae_bench.runs.texts import without_record, write_text_failures
 from sae_bench.runs.times import stage_times
@@ -106,10 +106,10 @@ def run(
         UserError: something asked for cannot be done; what was finished before stays.
     """
     with log_sink(log_to, folder.path) as sink:
-        check(config)
+        tasks = () if train_only else tasks_of(config)
+        check(config, tasks)
         for line in default_corpus(config):
             progress.say(line)
-        tasks = () if train_only else config.tasks or default_tasks(features_known=config.world is not None)
         texts = read_texts(tasks, config)
         earlier, kernels = begin(folder, config)
         crew = crew or LocalCrew(config, folder, progress, sink)

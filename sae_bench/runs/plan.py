@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from sae_bench.errors import UserError, did_you_mean
+from sae_bench.evaluation.task import default_tasks
 from sae_bench.lm.activations import ActivationModel
 from sae_bench.lm.sites import Site
 from sae_bench.records.names import file_name
@@ -81,6 +82,11 @@ def check_names(config: RunConfig) -> None:
         TASKS[task]
     for scorer in config.scorers:
         SCORERS[scorer]
+
+
+def tasks_of(config: RunConfig) -> tuple[str, ...]:
+    """The tasks of the run: those that it names, or the default."""
+    return config.tasks or default_tasks(features_known=config.world is not None)
 
 
 def plan_saes(config: RunConfig, lm: ActivationModel) -> list[SAEPlan]:

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from command import bench, files, flags
 from fake_judge import fake_judge, nay_sayer
+from hostile_judge import hostile_judge
 
 from sae_bench.autointerp.budget import load_prices
 from sae_bench.autointerp.settings import parse_budget
 from sae_bench.cli.latents import highlighted
+from sae_bench.cli.main import main
 from sae_bench.errors import UserError
 from sae_bench.records.files import read_sealed
 from sae_bench.runs.config import RunConfig
@@ -27,7 +29,7 @@ def alone(monkeypatch, tmp_path):
     """No key, no pauses, and a cache of answers that no other test has filled."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *args: 0.01)
+    monkeypatch.setattr("sae_bench.autointerp.client.pause", lambda n_lost: 0.01)
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +165,67 @@ def test_a_judge_that_cannot_be_used_is_a_failure_on_record_and_the_rest_stands(
     assert judged(settings, run, server) == 0
 
 
-def test_no_key_is_no_judge(settings, run, capsys):
-    assert bench(*flags(settings | {"--latents": 3, "--out": run, "--judge-model": "gpt-4o-mini"}), "--quiet") == 0
+def test_no_key_is_no_judge_where_that_is_asked_for(settings, run, capsys):
+    command = settings | {"--latents": 3, "--out": run, "--judge-model": "gpt-4o-mini"}
+    assert bench(*flags(command), "--quiet") == 2
+    assert "no key in OPENAI_API_KEY" in capsys.readouterr().err
+    assert bench(*flags(command), "--quiet", "--judge-optional") == 0
     assert "no judge" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)], ids=["run", "dry run"])
+def test_a_judge_that_is_not_there_ends_a_run_before_a_model_loads(settings, tmp_path, capsys, monkeypatch, more):
+    def load(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("sae_bench.runs.workbench.Workbench.outline", load)
+    monkeypatch.setattr("sae_bench.runs.dry_run.model_shape", load)
+    with fake_judge() as gone:
+        pass
+    with hostile_judge(lambda request, body: request.send({"error": "who?"}, status=401)) as locked:
+        for server, words in ((gone, "no judge can be reached there"), (locked, "set JUDGE_API_KEY")):
+            command = settings | {"--judge-model": "toy", "--judge-base-url": server.base_url, "--out": tmp_path / "x"}
+            assert bench(*flags(command), "--quiet", *more) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert f"--judge-base-url {server.base_url}: " in line
+            assert words in line
+            assert "--judge-optional" in line
+            with pytest.raises(AssertionError, match="a model was loaded"):
+                main([str(part) for part in (*flags(command), "--quiet", "--judge-optional", *more)])
+
+
+def test_a_judge_that_goes_away_is_a_counted_failure_and_the_rest_stands(settings, run, capsys):
+    with fake_judge() as gone:
+        pass
+    assert judged(settings, run, gone, "--judge-optional") == 1
+    assert record_of(run)["details"]["failures"] == {"connection": 3}
+    assert "3 connection" in capsys.readouterr().out
+
+
+def test_a_dry_run_states_what_the_judge_costs_as_the_run_does(settings, run, tmp_path, server, capsys):
+    prices = tmp_path / "prices.toml"
+    prices.write_text('["toy"]\ninput = 1000\noutput = 1000\n')
+    asked = {"--latents": 3, "--judge-model": "toy", "--judge-base-url": server.base_url, "--judge-prices": prices}
+    command = settings | asked | {"--judge-budget": "1usd"}
+    assert bench(*flags(command | {"--out": tmp_path / "new"}), "--dry-run", "--chance") == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("judge "))
+    found = re.fullmatch(
+        r"judge +toy: ([\d,]+) calls, about ([\d,]+) \+ ([\d,]+) tokens \(prompts \+ answers\), \$([\d.]+); at the "
+        r"very most ([\d,]+) \+ ([\d,]+) tokens .*; --judge-budget counts .* ends it before that \(computed\)",
+        line,
+    )
+    assert found, line
+    calls, read, written, dollars, most_read, most_written = (float(text.replace(",", "")) for text in found.groups())
+    assert calls == 3 * 3 * (1 + 4 + 2), "2 SAEs and a random one; explain, 4 of detection, 2 of fuzzing"
+    assert dollars == pytest.approx((read + written) / 1000, abs=0.01)
+    assert 2 * read < most_read
+    assert written < most_written
+    assert not server.requests
+
+    assert bench(*flags(command | {"--out": run, "--judge-budget": "200usd"})) == 0
+    body = sum(len(json.dumps(request, ensure_ascii=False)) for request in server.requests)
+    assert len(server.requests) <= calls * 2 / 3
+    assert body / len(server.requests) <= 1.2 * most_read / calls, "excerpts of this corpus are no longer than prose"
 
 
 def test_chance_has_a_row_of_its_own(settings, run, server, capsys):
@@ -272,15 +332,28 @@ def test_a_dry_run_states_the_memory_of_collecting(settings, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "dollars", "tokens"), [("$5", 5.0, None), ("2.5usd", 2.5, None), ("2M", None, 2_000_000)]
-)
+    ("text", "dollars", "tokens"),
+    [
+        ("$5", 5.0, None), ("2.5usd", 2.5, None), ("5 USD", 5.0, None), (".5usd", 0.5, None), ("2M", None, 2_000_000),
+        ("2M tokens", None, 2_000_000), ("300tokens", None, 300), ("1e6 tokens", None, 1_000_000),
+    ],
+)  # fmt: skip
 def test_a_budget_is_dollars_or_tokens(text, dollars, tokens):
     budget = parse_budget(text)
     assert (budget.dollars, budget.tokens) == (dollars, tokens)
 
 
+@pytest.mark.parametrize(
+    "text", ["5", "0", ".50", "", "2000000", "1e6", "0usd", "0 tokens", "5eur", "1.2.3usd", "-5usd"]
+)
+def test_a_budget_without_a_unit_is_an_error_that_names_both_and_the_shell(text):
+    with pytest.raises(ValueError, match=f'"{re.escape(text)}" is no budget: write 5usd .* "2M tokens"') as error:
+        parse_budget(text)
+    assert ("a shell makes that of $5" in str(error.value)) == (re.fullmatch(r"[\d.]*", text) is not None)
+
+
 MISTAKES = {
-    "budget": ({"--judge-budget": "plenty"}, ["plenty", "write $5"]),
+    "budget": ({"--judge-budget": "plenty"}, ["plenty", "write 5usd"]),
     "price": (
         {"--judge-model": "toy", "--judge-base-url": "http://x/v1", "--judge-budget": "$5"},
         ['"toy"', "--judge-prices"],
