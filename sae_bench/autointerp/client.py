@@ -121,10 +121,7 @@ class Client:
             raise _BudgetSpent
         used, most_bytes = most, FIRST_BYTES + BYTES_PER_TOKEN * most.completion_tokens
         try:
-            content = call.body(without)
-            reply = await self._transport.send(
-                endpoint.base_url, "/chat/completions", endpoint.api_key, content, most_bytes
-            )
+            reply = await self._transport.send(endpoint, "/chat/completions", call.body(without), most_bytes)
             completion = read_completion(reply.body) if reply.status < 300 else None
             used = _counted(endpoint, most, reply, completion)
         except NoReply as error:

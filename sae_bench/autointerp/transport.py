@@ -2,13 +2,13 @@
 
 An answer has a limit of bytes and one of time, from the first packet to the last. It is asked for uncompressed and
 refused compressed, so that the bytes that are counted are those that are kept. Redirects are not followed: what is
-sent stays where it was meant to go.
+sent stays where it was meant to go. What the `openai` client reads in the environment goes to OpenAI alone.
 """
 
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -17,6 +17,7 @@ from typing import Any
 import httpx2
 import openai
 
+from sae_bench.autointerp.calls import Endpoint
 from sae_bench.errors import one_line
 from sae_bench.records.redact import redact
 
@@ -116,16 +117,14 @@ class Transport:
         for name in ("openai", "httpx2", "httpcore2"):
             logging.getLogger(name).setLevel(logging.WARNING)  # else a line per request
 
-    async def send(self, base_url: str, path: str, key: str | None, content: bytes | None, most_bytes: int) -> Reply:
+    async def send(self, endpoint: Endpoint, path: str, content: bytes | None, most_bytes: int) -> Reply:
         """POST the content, or GET if there is none, and return the answer.
 
         Raises:
             NoReply: there is none within the limits, or none at all.
         """
-        client = self._openai.with_options(base_url=base_url, api_key=key or "none")
-        headers: dict[str, str | openai.Omit] = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
-        if not key:
-            headers["Authorization"] = openai.Omit()
+        client = self._openai.with_options(base_url=endpoint.base_url)
+        headers = _headers(endpoint, client.default_headers)
         bound = _Bound(most_bytes)
         _bound.set(bound)
         try:
@@ -145,6 +144,21 @@ class Transport:
 
     async def close(self) -> None:
         await self._openai.close()
+
+
+def _headers(endpoint: Endpoint, defaults: Iterable[str]) -> dict[str, str | openai.Omit]:
+    """The headers of a request, and which of the client's own are left out.
+
+    Those name an organisation and a project, and may hold a gateway's key: whatever the environment has for OpenAI.
+    """
+    left_out = () if endpoint.is_openai else defaults
+    key = endpoint.api_key
+    return {name.lower(): openai.Omit() for name in left_out} | {
+        "accept": "application/json",
+        "accept-encoding": "identity",
+        "content-type": "application/json",
+        "authorization": f"Bearer {key}" if key else openai.Omit(),
+    }
 
 
 def _no_reply(error: Exception, bound: _Bound) -> NoReply:

@@ -15,7 +15,7 @@ from sae_bench.autointerp.budget import Spending, Tally, Usage
 from sae_bench.autointerp.calls import OPENAI, Call, Endpoint, Question
 from sae_bench.autointerp.client import Client, EndpointUnusable
 from sae_bench.autointerp.explainer import judge_latent, read_explanation
-from sae_bench.autointerp.judges import Judges
+from sae_bench.autointerp.judges import Judges, _reach
 from sae_bench.autointerp.parse import Unreadable, read_boolean
 from sae_bench.autointerp.settings import Budget
 
@@ -384,3 +384,35 @@ def test_cookies_are_not_kept(server, tmp_path):
     server.behave = behave
     answers_of(server, tmp_path, [str(i) for i in range(4)], concurrency=1)
     assert seen == [None] * 4
+
+
+OF_OPENAI = {
+    "OPENAI_API_KEY": "sk-of-openai-012345", "OPENAI_ADMIN_KEY": "admin-of-openai", "OPENAI_ORG_ID": "org-of-openai",
+    "OPENAI_PROJECT_ID": "project-of-openai",
+    "OPENAI_CUSTOM_HEADERS": "X-Gateway: gateway-of-openai\nauthorization: Bearer bearer-of-openai",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+@pytest.mark.parametrize("is_openai", [False, True])
+def test_what_the_environment_has_for_openai_goes_to_openai_alone(server, tmp_path, monkeypatch, key, is_openai):
+    """Also that which the `openai` client reads there by itself."""
+    for name, value in {**OF_OPENAI, "JUDGE_API_KEY": key or ""}.items():
+        monkeypatch.setenv(name, value)
+    if is_openai:
+        monkeypatch.setattr("sae_bench.autointerp.calls.OPENAI", server.base_url)
+    seen = []
+
+    def behave(request, body):
+        seen.append({name.lower(): value for name, value in request.headers.items()})
+        request.send(completion())
+
+    server.behave = behave
+    answers_of(server, tmp_path)
+    asyncio.run(_reach(Judges(call_to(server).endpoint, call_to(server).endpoint, []), 2.0))
+    assert len(seen) == 2, "the question, and whether the judge is there"
+    for headers in seen:
+        text = " ".join(headers.values())
+        assert headers.get("authorization") == (f"Bearer {OF_OPENAI['OPENAI_API_KEY']}" if is_openai
+                                                else f"Bearer {key}" if key else None)  # fmt: skip
+        assert ("of-openai" in text) == ("org-of-openai" in text) == is_openai
