@@ -51,7 +51,8 @@ def _verdict(comparison: Comparison, metric: str, l0s: Sequence[float]) -> Verdi
     setting = one_line(str(replace(comparison.setting, model=true_name(comparison.setting.model))))
     if len(labels) < 2:
         only = f"Only {one_line(labels[0])} was measured" if labels else f"Nothing has a {metric} in every seed"
-        return Verdict(setting, f"{only}: there is nothing to compare.", "", "Give --arch two names or more.")
+        caveat = _without(comparison, metric) or "Give --arch two names or more."
+        return Verdict(setting, f"{only}: there is nothing to compare.", "", caveat)
     found = compare(comparison, metric, l0s)
     numbers = _numbers(found, comparison.directions.get(metric))
     if None in found.standings and found.between is not None:
@@ -59,13 +60,15 @@ def _verdict(comparison: Comparison, metric: str, l0s: Sequence[float]) -> Verdi
         where = f"over L0 {low:.3g} to {high:.3g}"
         of_area = found.standings[None]
         first = one_line(_ranked(of_area, comparison.directions.get(metric))[0].label)
-        return Verdict(setting, _sentence(comparison, metric, of_area, where), numbers, _caveat(comparison), first)
+        return Verdict(
+            setting, _sentence(comparison, metric, of_area, where), numbers, _caveat(comparison, metric), first
+        )
     places = {l0: of for l0, of in found.standings.items() if l0 is not None and len(_known(of)) > 1}
     if not places:
         said = "No two architectures were measured around one L0: nothing can be compared."
         return Verdict(setting, said, "", "Give --l0 several values, so that the measured L0s overlap.")
     said = " ".join(_sentence(comparison, metric, of, f"at L0 {l0:g}") for l0, of in places.items())
-    return Verdict(setting, said, numbers, _caveat(comparison))
+    return Verdict(setting, said, numbers, _caveat(comparison, metric))
 
 
 def _known(standings: Sequence[Standing]) -> list[Standing]:
@@ -109,9 +112,17 @@ def _numbers(found: MetricComparison, direction: str | None) -> str:
     return "; ".join(parts)
 
 
-def _caveat(comparison: Comparison) -> str:
+def _without(comparison: Comparison, metric: str) -> str:
+    """Which architectures the sentence does not speak of, for they have no value in every seed."""
+    there = comparison.points(metric)
+    gone = sorted({one_line(record.sae.label) for record in comparison.records if record.sae.label not in there})
+    has = "has" if len(gone) == 1 else "have"
+    return f"{_listed(gone)} {has} no {one_line(metric)} in every seed: see what failed." if gone else ""
+
+
+def _caveat(comparison: Comparison, metric: str) -> str:
     """What keeps the sentence from being the last word."""
-    parts = []
+    parts = [gone] if (gone := _without(comparison, metric)) else []
     if comparison.design.n_documents < MIN_DOCUMENTS:
         parts.append(
             f"{comparison.design.n_documents} documents are too few for intervals, so nothing is told apart: raise "

@@ -60,7 +60,9 @@ def without_value(records: Sequence[Record]) -> str:
     for record in records:
         for name, metric in record.metrics.items():
             if metric.headline and name not in there and record.not_measured != NOT_APPLICABLE:
-                why[name] = record.not_measured or "undefined"
+                reason = record.not_measured or "undefined"
+                told = record.caption or ""
+                why[name] = told if told.startswith(reason) else reason
     reasons = "; ".join(
         f"{', '.join(n for n in why if why[n] == reason)}: {reason}" for reason in _distinct(why.values())
     )
@@ -95,10 +97,11 @@ def caption(records: Sequence[Record], error: str = "", *, paper: bool = False) 
     ]
     if not paper:
         versions = _listed(f"{record.task} {record.task_version}" for record in records)
+        no_column = without_value(records)
         parts += [
             f"Versions: {versions}; sae-arch-bench {made[0].versions['sae-arch-bench']}.",
-            without_value(records),
-            *dict.fromkeys(record.caption for record in records if record.caption),
+            no_column,
+            *dict.fromkeys(of.caption for of in records if of.caption and of.caption not in no_column),
         ]
     if any(sae.control for sae in own):
         parts.append(MARGIN)

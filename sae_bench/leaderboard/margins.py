@@ -1,9 +1,10 @@
 """How much better than the best control: the margin of a value, paired with that control's by document and by seed.
 
 Controls say what a metric gives to what has learned nothing, or less. The best one is chosen metric by metric, by the
-metric's direction, among those of the same model, site, width and wanted L0. It is chosen on the numbers that it is
-then compared with, which favours it: a margin is rather too small than too large. Positive is better, always; its
-interval is that of this margin alone.
+metric's direction, among those of the same model, site, width and wanted L0; one that in a metric is an architecture
+of the board itself, as `permuted` is topk where the decoder is not looked at, lacks nothing there and is none of them.
+It is chosen on the numbers that it is then compared with, which favours it: a margin is rather too small than too large.
+Positive is better, always; its interval is that of this margin alone.
 
 Shapes: R replicates.
 """
@@ -11,6 +12,7 @@ Shapes: R replicates.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
@@ -38,7 +40,8 @@ class Margin:
 def over_best(values: Values, controls: Collection[str], direction: str | None, design: Design) -> dict[str, Margin]:
     """The margin of every architecture over the best control; none without controls, or without a direction."""
     sign = {"up": 1, "down": -1, None: 0}[direction]
-    present = [label for label in values if label in controls]
+    others = [of for label, of in values.items() if label not in controls]
+    present = [label for label, of in values.items() if label in controls and not any(_same(of, o) for o in others)]
     if not sign or not present:
         return {}
     best = max(present, key=lambda label: sign * float(values[label][0]))
@@ -51,6 +54,15 @@ def over_best(values: Values, controls: Collection[str], direction: str | None, 
             of_pair = sign * (of - values[best])
             found[label] = Margin(best, bootstrap.difference(of_pair, design, seeds, degrees, 1))
     return found
+
+
+def _same(one: Float[ndarray, " R"], other: Float[ndarray, " R"]) -> bool:
+    """Whether both are made of the same numbers, document by document and seed by seed.
+
+    Numbers that are alike everywhere, as shares of 0, may be so by chance: they are not called the same. Nor is what
+    has no numbers by document or unit, but an error alone.
+    """
+    return bool(np.array_equal(one, other) and np.ptp(one) > 0)
 
 
 def at_targets(comparison: Comparison, metric: str) -> dict[float, dict[str, Margin]]:

@@ -58,6 +58,22 @@ def test_where_nothing_can_be_compared_it_says_so_and_what_to_do(of, sentence, c
     assert caveat in verdict.caveat
 
 
+def failed(of, label):
+    """The records, of which those of one architecture are of failures."""
+    return [one | {"failure": "diverged", "scores": {}, "by_document": {}, "per_latent": {}, "details": {}}
+            if one["sae"]["label"] == label else one for one in of]  # fmt: skip
+
+
+def test_what_failed_is_named_where_the_sentence_does_not_speak_of_it():
+    gone = "relu has no delta_lm_loss in every seed: see what failed."
+    (verdict,) = said(failed(records(("topk", "relu")), "relu"))
+    assert verdict.sentence == "Only topk was measured: there is nothing to compare."
+    assert verdict.caveat == gone, "two names were given"
+    (verdict,) = said(failed(records(("gated", "topk", "relu")), "relu"))
+    assert "relu" not in verdict.sentence
+    assert verdict.caveat == gone
+
+
 def test_one_seed_is_a_caveat():
     (verdict,) = said(records(seeds=(0,)))
     assert verdict.caveat == "With one seed nobody knows how much another would change: give --seed several."

@@ -101,6 +101,10 @@ def test_a_column_without_a_value_is_hidden_and_the_caption_says_why(board):
     of = [*board, *nothing]
     assert "detection" not in tables.headline(of)
     assert "No column for detection: no judge." in captions.caption(of)
+    remedy = typed([of_task("autointerp", not_measured="no judge", caption="no judge: give --judge-model")])
+    told = captions.caption([*board, *remedy])
+    assert "No column for detection: no judge: give --judge-model." in told
+    assert told.count("no judge") == 1, "said once"
     assert "detection" in board_table.table(of, "csv", ["detection"]), "asked for, it is there"
     failed = typed([of_task("autointerp", failure="no answer")])
     assert "detection" in tables.headline([*board, *failed]), "a failure is a row's, and shown"

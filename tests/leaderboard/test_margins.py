@@ -98,6 +98,31 @@ def test_the_best_control_says_so_and_no_other_row_of_them_has_a_margin(board):
     assert cells == {"topk": "value", "relu": "value", "pca": "best", "random": "-"}
 
 
+def test_a_control_that_is_an_architecture_in_a_metric_is_no_control_of_it(board):
+    """As permuted, which has topk's encoder: the same fve by document, and worse added loss than topk's."""
+    same = [record("topk", target, seed, task) for target in (16.0, 32.0) for seed in (0, 1) for task in TASKS]
+    worse = control("topk", worse=0.1)
+    twin = [{**one, "sae": {**one["sae"], "id": f"twin-{i}", "label": "twin", "arch": "twin", "control": True}}
+            for i, one in enumerate(r for r in same if r["task"] == "reconstruction")]  # fmt: skip
+    twin += [{**one, "sae": {**one["sae"], "id": f"twin-{i}", "label": "twin", "arch": "twin"}}
+             for i, one in enumerate(r for r in worse if r["task"] == "delta_lm_loss")]  # fmt: skip
+    of = [*board, *typed(twin)]
+    for over_seeds, seed in ((False, 0), (True, None)):
+        found = Margins.of(of, "fve", over_seeds=over_seeds)
+        alone = Margins.of(board, "fve", over_seeds=over_seeds)
+        assert found.get(SETTING, "relu", 16.0, seed).over == alone.get(SETTING, "relu", 16.0, seed).over != "twin"
+        assert found.cell(SETTING, "twin", 16.0, seed, str) == "-"
+        assert found.get(SETTING, "topk", 16.0, seed).estimate.value > 0
+    assert Margins.of(of, "delta_lm_loss").get(SETTING, "topk", 16.0, 0).over == "twin", "where it lacks something"
+
+
+def test_alike_by_chance_is_a_control_still(board):
+    """All of nothing is absorbed by any: a 0 in every document says nothing of what was looked at."""
+    none = [one.model_copy(update={"by_document": one.by_document | {"squared_error": [0.0] * 30}})
+            if one.task == "reconstruction" else one for one in board]  # fmt: skip
+    assert Margins.of(none, "fvu").get(SETTING, "topk", 16.0, 0).over in ("pca", "random")
+
+
 def test_without_controls_or_a_direction_there_is_no_margin(board):
     assert Margins.of(board, "l0").get(SETTING, "topk", 16.0, 0) is None
     own = [one for one in board if not one.sae.control]
