@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_bench.errors import UserError
+from sae_bench.records.names import cache_folder
 from sae_bench.records.redact import redact_json
 
 
@@ -47,7 +48,8 @@ def replacing(path: Path) -> Iterator[Path]:
         # safetensors has an exception of its own for a full disk.
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
             reason = getattr(error, "strerror", None) or error
-            raise UserError(f"cannot write {path}: {reason}; free space or choose another --out") from error
+            other = "folder with SAE_BENCH_CACHE" if path.is_relative_to(cache_folder()) else "--out"
+            raise UserError(f"cannot write {path}: {reason}; free space or choose another {other}") from error
         raise
 
 

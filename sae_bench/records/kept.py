@@ -33,13 +33,19 @@ def kept(path: Path, make: Callable[[], None]) -> Path:
         return path
     with _locked(path):
         if (problem := _problem(path)) is not None:
-            _make_again(path, make, problem)
-            _seal(path)
+            try:
+                _make_again(path, make, problem)
+                _seal(path)
+            except OSError as error:
+                raise UserError(
+                    f"{problem}, and cannot be made here ({error}): free space or choose another folder with "
+                    "SAE_BENCH_CACHE"
+                ) from error
     return path
 
 
 def _make_again(path: Path, make: Callable[[], None], problem: str) -> None:
-    """What is damaged stays until there is something better."""
+    """What is damaged stays until there is something better, also where the making is interrupted."""
     aside = path.with_name(f".{path.name}.damaged")
     damaged = path.exists()
     if damaged:
@@ -59,13 +65,18 @@ def _make_again(path: Path, make: Callable[[], None], problem: str) -> None:
 
 
 def read_kept(path: Path) -> dict[str, Any]:
-    """What a sealed file of the cache says; nothing where there is none, or, with a word, where it is damaged."""
+    """What a sealed file of the cache says; nothing where there is none, or, with a word, where it is damaged.
+
+    The word is said once: a damaged file goes.
+    """
     if not path.exists():
         return {}
     try:
         return read_sealed(path)
-    except UserError as damage:
-        log.warning("%s; what it held is measured anew", damage)
+    except UserError:
+        log.warning("%s is damaged, unreadable or of an earlier version: what it held is measured anew", path)
+        with suppress(OSError):  # where nothing can be written it is said again
+            path.unlink()
         return {}
 
 
@@ -113,7 +124,8 @@ def _discard(path: Path) -> None:
 def _locked(path: Path) -> Iterator[None]:
     """One process at a time looks at what is kept and makes it."""
     with ExitStack() as stack:
-        with suppress(PermissionError, NotImplementedError):  # a folder that others filled, or without locks
+        # Of a folder that others filled, that cannot be written or has no locks, what is whole is read all the same.
+        with suppress(OSError, NotImplementedError):
             path.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(path.with_name(f".{path.name}.lock")))
         yield

@@ -1,11 +1,16 @@
 """What the cache keeps is checked when a process first reads it, and made again if it is damaged."""
 
+import errno
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from sae_bench.errors import UserError
 from sae_bench.records import kept as of_kept
+from sae_bench.records.files import write_sealed
 from sae_bench.records.kept import kept
 
 
@@ -69,3 +74,61 @@ def test_what_cannot_be_made_again_is_named_and_stays(thing):
     with pytest.raises(UserError, match=rf"{inner} is damaged, and cannot be made again: the demo packages"):
         get(fail)
     assert inner.read_text() == "confent"
+
+
+def test_of_a_cache_that_cannot_be_written_what_is_whole_is_read_and_the_rest_named(thing, monkeypatch):
+    get, inner, made = thing
+    path = get()
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(of_kept, "FileLock", refuse)
+    monkeypatch.setattr(Path, "rename", refuse)
+    assert (get(), len(made)) == (path, 1)
+    inner.write_text("confent")
+    with pytest.raises(UserError, match=rf"{inner} is damaged.*Read-only file system.*SAE_BENCH_CACHE"):
+        get()
+    assert inner.read_text() == "confent"
+    path.replace(path.with_name("elsewhere"))
+    with pytest.raises(UserError, match=rf"{path} is missing.*Read-only file system.*SAE_BENCH_CACHE"):
+        get(refuse)
+
+
+def test_what_is_written_into_the_cache_names_its_folder_if_it_cannot(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"cannot write .* choose another folder with SAE_BENCH_CACHE"):
+        write_sealed(tmp_path / "file" / "rates.json", {})
+    monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match=r"cannot write .* choose another --out"):
+        write_sealed(tmp_path / "file" / "rates.json", {})
+
+
+def test_a_killed_making_is_made_once_more_and_two_at_once_make_once(tmp_path):
+    """What a process left aside when it was killed is cleared away by the next."""
+    path = tmp_path / "thing"
+    aside = path.with_name(".thing.damaged")
+    aside.write_text("confent")
+    made = []
+
+    def make():
+        made.append(1)
+        time.sleep(0.1)  # the others have come by then
+        path.write_text("content")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: kept(path, make), range(4)))
+    assert (len(made), path.read_text(), aside.exists()) == (1, "content", False)
+
+
+def test_what_goes_while_a_process_works_is_made_again(tmp_path):
+    path, made = tmp_path / "thing", []
+
+    def make():
+        made.append(1)
+        path.write_text("content")
+
+    kept(path, make)
+    path.unlink()
+    assert (kept(path, make).read_text(), len(made)) == ("content", 2)

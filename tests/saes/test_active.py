@@ -358,7 +358,9 @@ def test_a_damaged_measurement_is_taken_again(
     assert "0.25" in (tmp_path / "crossovers.json").read_text()
 
 
-def test_a_measurement_of_an_earlier_version_is_taken_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_measurement_of_an_earlier_version_is_taken_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Which was one number."""
     monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path))
     monkeypatch.setattr("sae_bench.saes.kernel_choice.measure", lambda *shape: Crossovers(0.25, 0.01))
@@ -366,6 +368,8 @@ def test_a_measurement_of_an_earlier_version_is_taken_again(monkeypatch: pytest.
     file = tmp_path / "crossovers.json"
     file.write_text(json.dumps(dict.fromkeys(json.loads(file.read_text()), 0.5)))
     assert crossovers(8, 64, 32, torch.device("cpu")) == (0.25, 0.01)
+    assert crossovers(8, 64, 32, torch.device("cpu")) == (0.25, 0.01)
+    assert caplog.text.count("crossovers.json is damaged, unreadable or of an earlier version") == 1
 
 
 @torch.no_grad()
