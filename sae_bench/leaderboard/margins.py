@@ -3,7 +3,7 @@
 Controls say what a metric gives to what has learned nothing, or less. The best one is chosen metric by metric, by the
 metric's direction, among those of the same model, site, width and wanted L0; one that in a metric is an architecture
 of the board itself, as `permuted` is topk where the decoder is not looked at, lacks nothing there and is none of them.
-It is chosen on the numbers that it is then compared with, which favours it: a margin is rather too small than too large.
+It is chosen on the numbers that it is then compared with, which favours it: a margin is rather too small than large.
 Positive is better, always; its interval is that of this margin alone.
 
 Shapes: R replicates.
