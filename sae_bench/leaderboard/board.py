@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_bench.leaderboard.compare import Setting
 from sae_bench.leaderboard.load import check_comparable, gather
 from sae_bench.leaderboard.palette import Look, looks
+from sae_bench.leaderboard.setting import Setting
 from sae_bench.records.files import read_sealed
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Record, SAEDescription

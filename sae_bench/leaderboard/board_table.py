@@ -13,12 +13,14 @@ import pandas as pd
 from sae_bench.errors import UserError, did_you_mean, one_line
 from sae_bench.leaderboard import captions, order, render, tables
 from sae_bench.leaderboard.bootstrap import estimate
-from sae_bench.leaderboard.compare import Comparison, Setting, comparisons
+from sae_bench.leaderboard.compare import Comparison, comparisons
 from sae_bench.leaderboard.compare_table import note, on_front, with_interval
 from sae_bench.leaderboard.latex_tables import latex_tables
 from sae_bench.leaderboard.load import metrics_of
 from sae_bench.leaderboard.margins import PREFIX, Margins, controls_of
+from sae_bench.leaderboard.setting import Setting
 from sae_bench.leaderboard.text_tables import prose, text_tables
+from sae_bench.records.names import natural_order
 from sae_bench.records.schema import Record
 
 GROUPS = ("model", "site", "layer", "width", "architecture", "target", "seed")
@@ -132,7 +134,9 @@ def _means(records: Sequence[Record], columns: Sequence[str]) -> list[tables.Lin
                 missed = target in wanted and order.is_missed(float(l0), target)
                 mark = order.mark(on_front=target in front.get(label, ()), missed=missed)
                 found.append(tables.Line(about | {"target": target, "mark": mark}, cells))
-    return sorted(found, key=lambda line: (line.of["control"], _setting(line), not line.of["mark"].startswith("*")))
+    return sorted(
+        found, key=lambda line: (line.of["control"], Setting(*_setting(line)), not line.of["mark"].startswith("*"))
+    )
 
 
 def _row(line: tables.Line) -> order.Row:
@@ -153,7 +157,7 @@ def _mean(comparison: Comparison, metric: str, label: str, target: float) -> str
 
 
 def _sortable(value: Any) -> tuple[bool, Any]:
-    return isinstance(value, str), -1 if pd.isna(value) else value
+    return isinstance(value, str), natural_order(value) if isinstance(value, str) else -1 if pd.isna(value) else value
 
 
 def _markdown(parts: Mapping[str, Sequence[Sequence[str]]], header: Sequence[str], facts: str) -> str:

@@ -7,6 +7,7 @@ from sae_bench.errors import one_line
 from sae_bench.leaderboard import order
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
 from sae_bench.leaderboard.load import differences, with_value_or_failure
+from sae_bench.records.names import natural_order
 from sae_bench.records.schema import NOT_APPLICABLE, Record, SAEDescription
 
 MARGIN = (
@@ -143,7 +144,8 @@ def failed(records: Iterable[Record]) -> list[str]:
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
     """Those that are known, sorted, each once."""
-    return sorted({value for value in values if value is not None})
+    known = {value for value in values if value is not None}
+    return sorted(known, key=lambda value: natural_order(value) if isinstance(value, str) else value)
 
 
 def _listed(values: Iterable[Any]) -> str:

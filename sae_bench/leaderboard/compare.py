@@ -22,26 +22,11 @@ from sae_bench.leaderboard.bootstrap import Design, Estimate
 from sae_bench.leaderboard.curves import area, at_l0, common_range, measured_range
 from sae_bench.leaderboard.load import metrics_of
 from sae_bench.leaderboard.matched import AT_L0
+from sae_bench.leaderboard.setting import Setting
 from sae_bench.records.schema import Record
 
 ALPHA = 0.05
 """Two architectures are told apart if the corrected p-value of their difference is at most this."""
-
-
-@dataclass(frozen=True, order=True)
-class Setting:
-    """What must be alike for two SAEs to be compared."""
-
-    model: str
-    site: str
-    width: int
-
-    @staticmethod
-    def of(record: Record) -> "Setting":
-        return Setting(record.provenance.model, record.sae.site.name, record.sae.d_sae)
-
-    def __str__(self) -> str:
-        return f"{self.model}, {self.site}, width {self.width}"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from numpy import ndarray
 
 from sae_bench.leaderboard import bootstrap
 from sae_bench.leaderboard.bootstrap import Design, Estimate
-from sae_bench.leaderboard.compare import Comparison, Setting, comparisons, pooled_over_seeds
+from sae_bench.leaderboard.compare import Comparison, comparisons, pooled_over_seeds
+from sae_bench.leaderboard.setting import Setting
 from sae_bench.records.schema import Record
 
 PREFIX = "margin:"

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from sae_bench.leaderboard.compare import Setting
 from sae_bench.leaderboard.curves import pareto_front
 from sae_bench.leaderboard.load import metrics_of
+from sae_bench.leaderboard.setting import Setting
 from sae_bench.records.schema import Record
 
 OF_TRUTH = "f1"

@@ -20,9 +20,10 @@ from tabulate import tabulate
 from sae_bench.errors import UserError, one_line
 from sae_bench.leaderboard import bootstrap, render
 from sae_bench.leaderboard.bootstrap import MIN_DEGREES, MIN_DOCUMENTS, Design
-from sae_bench.leaderboard.compare import Comparison, Setting
+from sae_bench.leaderboard.compare import Comparison
 from sae_bench.leaderboard.curves import common_range
 from sae_bench.leaderboard.matched import AT_L0
+from sae_bench.leaderboard.setting import Setting
 
 MAX_SEEDS = 100
 """More are not tried: whoever needs them needs another metric."""

@@ -15,11 +15,12 @@ import pandas as pd
 
 from sae_bench.leaderboard import captions, order, render
 from sae_bench.leaderboard.bootstrap import Estimate
-from sae_bench.leaderboard.compare import Setting
 from sae_bench.leaderboard.latex_tables import latex_tables
 from sae_bench.leaderboard.load import metrics_of, with_value_or_failure
 from sae_bench.leaderboard.margins import PREFIX, Margin, Margins
 from sae_bench.leaderboard.render import CONTROLS
+from sae_bench.leaderboard.setting import Setting
+from sae_bench.records.names import natural_order
 from sae_bench.records.ownership import write_drawn
 from sae_bench.records.schema import Record, Score
 
@@ -95,7 +96,9 @@ def lines(records: Sequence[Record], metrics: Sequence[str]) -> list[Line]:
     ]
     saes["control"] = saes.get("control", False)
     saes["behind"] = saes["architecture"].where(~saes["mark"].str.startswith("*"), "")
-    saes = saes.sort_values(["control", "model", "site", "width", "behind", "l0", "target", "seed", "run"])
+    saes = saes.sort_values(
+        ["control", "model", "site", "width", "behind", "l0", "target", "seed", "run"], key=_in_order
+    )
     margin_of = {name: Margins.of(records, name.removeprefix(PREFIX)) for name in metrics if name.startswith(PREFIX)}
 
     def text(sae: Mapping[str, Any], name: str) -> str:
@@ -105,6 +108,10 @@ def lines(records: Sequence[Record], metrics: Sequence[str]) -> list[Line]:
 
     found_saes = [{str(key): value for key, value in sae.items()} for sae in saes.to_dict("records")]
     return [Line(sae, {name: text(sae, name) for name in metrics}) for sae in found_saes]
+
+
+def _in_order(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    return column.map(natural_order) if column.name in ("model", "site") else column
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Setting, str, float, int | None]:

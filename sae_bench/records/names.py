@@ -15,6 +15,11 @@ def true_name(model: str) -> str:
     return f"{TRUE_NAMES[short]} ({model})" if short in TRUE_NAMES else model
 
 
+def natural_order(text: str) -> tuple[str | int, ...]:
+    """What to sort names by, so that layer_2 stands before layer_10."""
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]{1,18})", text)))
+
+
 def cache_folder() -> Path:
     """Return the cache folder, which need not exist yet.
 

@@ -10,12 +10,13 @@ from synthetic import TASKS, record, records, typed, write_run
 from sae_bench.errors import UserError
 from sae_bench.leaderboard import board_table, compare_table, order, tables
 from sae_bench.leaderboard.board import Board
-from sae_bench.leaderboard.compare import Setting, compare, comparisons
+from sae_bench.leaderboard.compare import compare, comparisons
 from sae_bench.leaderboard.figures.against_l0 import quality
 from sae_bench.leaderboard.figures.style import styled
 from sae_bench.leaderboard.margins import Margins
 from sae_bench.leaderboard.palette import KEPT, KEPT_CONTROLS, looks
 from sae_bench.leaderboard.render import CONTROLS
+from sae_bench.leaderboard.setting import Setting
 
 SETTING = Setting("demo", "layer_9.resid_post", 512)
 VARIANTS = ["jumprelu:penalty=tanh", "jumprelu:penalty=quadratic", "gated:penalty=ri_l1", "mine", "yours"]

@@ -91,6 +91,18 @@ def test_the_front_comes_first_and_then_rows_by_architecture_and_measured_l0():
     ]
 
 
+@pytest.mark.parametrize("over_seeds", [False, True])
+def test_layers_stand_in_the_order_of_their_numbers(over_seeds):
+    """In the table, in the tables of groups, and in the caption."""
+    of = [record() for _ in range(3)]
+    for one, layer in zip(of, (10, 9, 2), strict=True):
+        one["sae"] |= {"id": str(layer), "site": {"name": f"layer_{layer}.resid_post", "layer": layer}}
+    order = [f"layer_{layer}.resid_post" for layer in (2, 9, 10)]
+    assert re.findall(r"layer_\d+\.resid_post", board_table.table(typed(of), "csv", over_seeds=over_seeds)) == order
+    text = board_table.table(typed(of), "text", over_seeds=over_seeds, group_by=["site"])
+    assert re.findall(r"layer_\d+\.resid_post", text) == order * 2
+
+
 def test_what_varies_gets_a_column():
     other = record(seed=1)
     other["sae"]["d_sae"] = 4096

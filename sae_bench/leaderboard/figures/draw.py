@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from matplotlib.figure import Figure
 
 from sae_bench.leaderboard.board import SAE, Board
-from sae_bench.leaderboard.compare import Comparison, Setting, comparisons
+from sae_bench.leaderboard.compare import Comparison, comparisons
 from sae_bench.leaderboard.figures import against_l0, cost, frequency, interpretability, training
 from sae_bench.leaderboard.figures.style import rendered, styled
 from sae_bench.leaderboard.palette import Look
+from sae_bench.leaderboard.setting import Setting
 from sae_bench.records.names import file_name
 
 METRICS = ("delta_lm_loss", "fve", "gamma_centred", "gamma")

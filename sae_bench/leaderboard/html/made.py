@@ -6,7 +6,7 @@ from typing import Any
 
 from sae_bench.errors import one_line
 from sae_bench.leaderboard.board import SAE, Board
-from sae_bench.records.names import true_name
+from sae_bench.records.names import natural_order, true_name
 from sae_bench.records.schema import Record
 
 Facts = list[tuple[str, str]]
@@ -53,7 +53,7 @@ def _what(saes: Sequence[SAE]) -> str:
     parts = [f"{len(saes)} SAE{'s' * (len(saes) != 1)}: {_listed(sorted({sae.label for sae in own}))}"]
     if controls:
         parts.append(f"controls {_listed(sorted({sae.label for sae in controls}))}")
-    parts.append(f"at {_listed(sorted({sae.setting.site for sae in saes}))}")
+    parts.append(f"at {_listed(sorted({sae.setting.site for sae in saes}, key=natural_order))}")
     parts.append(f"width {_listed(sorted({sae.setting.width for sae in saes}))}")
     parts.append(f"wanted L0 or coefficient {_listed(f'{target:g}' for target in sorted({s.target for s in saes}))}")
     parts.append(f"seeds {_listed(sorted({sae.seed for sae in saes if sae.seed is not None})) or 'unknown'}")

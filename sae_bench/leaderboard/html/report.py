@@ -23,7 +23,7 @@ from sae_bench.errors import one_line
 from sae_bench.leaderboard import answer, captions, order, tables
 from sae_bench.leaderboard.board import Board
 from sae_bench.leaderboard.claims import METRICS, check_claims
-from sae_bench.leaderboard.compare import Comparison, Setting, check_metrics, comparisons
+from sae_bench.leaderboard.compare import Comparison, check_metrics, comparisons
 from sae_bench.leaderboard.compare_table import RULE, note, shown
 from sae_bench.leaderboard.html.made import command, made
 from sae_bench.leaderboard.html.packing import packed
@@ -31,6 +31,7 @@ from sae_bench.leaderboard.html.plain_words import explained
 from sae_bench.leaderboard.html.report_data import board_data
 from sae_bench.leaderboard.load import metrics_of
 from sae_bench.leaderboard.matched import default_l0s
+from sae_bench.leaderboard.setting import Setting
 from sae_bench.records.names import true_name
 from sae_bench.records.schema import Metric
 

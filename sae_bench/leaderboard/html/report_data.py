@@ -14,12 +14,12 @@ import numpy as np
 from sae_bench.errors import one_line
 from sae_bench.leaderboard import order, tables
 from sae_bench.leaderboard.board import SAE, Board
-from sae_bench.leaderboard.compare import Setting
 from sae_bench.leaderboard.curves import pareto_front
 from sae_bench.leaderboard.html.packing import columns
 from sae_bench.leaderboard.html.plain_words import explained
 from sae_bench.leaderboard.load import metrics_of
 from sae_bench.leaderboard.margins import Margins
+from sae_bench.leaderboard.setting import Setting
 from sae_bench.records.names import true_name
 
 MOST_EXAMPLES = 20
