@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, SkipValidation, Strict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SkipValidation, Strict, ValidationError, model_validator
 
 from sae_bench.errors import UserError
 from sae_bench.records.files import digest_of, read_sealed, write_sealed
@@ -171,6 +171,13 @@ ON_TOKENS, ON_TEXTS = "tokens", "texts"
 """What a record's scores are measured on: the evaluation tokens, or text that its task brings."""
 
 
+def _numbers(values: object) -> object:
+    """A list of numbers, found to be one as a whole: there may be hundreds of thousands."""
+    if not isinstance(values, list) or not {*map(type, values)} <= {int, float}:
+        raise ValueError("it should be a list of numbers")
+    return values
+
+
 class Record(_Part):
     """One (SAE, task)."""
 
@@ -181,8 +188,7 @@ class Record(_Part):
     metrics: dict[str, Metric]
     scores: dict[str, Score]
     by_document: dict[str, list[float]]
-    per_latent: dict[str, Annotated[list[int] | list[float], SkipValidation]]
-    """Of up to hundreds of thousands of latents: not looked at one by one."""
+    per_latent: dict[str, Annotated[SkipValidation[list[int] | list[float]], BeforeValidator(_numbers)]]
     details: dict[str, Any]
     sae: SAEDescription
     provenance: Provenance

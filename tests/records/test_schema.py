@@ -48,6 +48,8 @@ def test_a_version_that_is_not_known_is_refused_by_its_name(tmp_path, content, v
         ("scores.fve.n", 1.5, "1.5"),
         ("metrics.fve.better", "higher", "'higher'"),
         ("by_document.tokens", 7, "7"),
+        ("per_latent.count", [1, "2"], "[1, '2']"),
+        ("per_latent.count", [True], "[True]"),
         ("provenance.versions", ["2"], "['2']"),
         ("task", None, "None"),
     ],
