@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 from sae_bench.errors import UserError, did_you_mean
 from sae_bench.lm.near_duplicates import RULE, repeated_texts
-from sae_bench.records.files import replacing
+from sae_bench.records.content import content_hash
+from sae_bench.records.files import digest_of, replacing
 from sae_bench.records.names import cache_folder
 from sae_bench.registry import CORPORA
 
@@ -68,6 +69,20 @@ def describe(source: str) -> str:
     return CORPORA[source]().describe() if source in CORPORA else source
 
 
+def corpus_hash(source: str) -> str | None:
+    """SHA-256 (hex) of what a corpus is: its files' names and content, or what a plug-in says of its own.
+
+    None for a data set on the hub, which nobody reads whole. UserError: there is no such file or folder.
+    """
+    if source in CORPORA:
+        corpus = CORPORA[source]()
+        return digest_of([source, corpus.version, corpus.describe()])
+    if not is_local(source):
+        return None
+    root, files = Path(source).expanduser(), _files(source)
+    return digest_of([[file.relative_to(root).as_posix(), content_hash(file)] for file in files])
+
+
 def is_local(source: str) -> bool:
     """Say whether `source` names a file or folder rather than a data set on the hub, which has one slash at most."""
     path = Path(source).expanduser()
@@ -80,12 +95,8 @@ def repeated(source: str, column: str = "text") -> frozenset[int]:
     Of a data set on the hub, which nobody reads whole, none. Of others they are found once and cached, under a name
     made of the rules and the corpus: 0.6 CPU seconds for every MB of text, which is read twice.
     """
-    if source in CORPORA:
-        corpus = CORPORA[source]()
-        about: object = (source, corpus.version, corpus.describe())
-    elif is_local(source):
-        about = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in _files(source)]
-    else:
+    about = corpus_hash(source)
+    if about is None:
         return frozenset()
     key = hashlib.sha256(f"{RULE} {column} {about}".encode()).hexdigest()[:12]
     return _repeated(source, column, f"repeated-{key}")
@@ -146,16 +157,19 @@ def _local_texts(source: str, order_seed: int, column: str) -> Iterator[Any]:
     files = [_unpacked(file) for file in files if file.stat().st_size]
     if not files:
         raise UserError(f'"{source}" holds no text: it is empty; choose another corpus')
+    before = [content_hash(file) for file in files]
     try:
         rows = datasets.load_dataset(
             builder,
             data_files=[glob.escape(str(file)) for file in files],
             split="train",
-            cache_dir=str(cache_folder() / "datasets"),
+            cache_dir=str(cache_folder() / "datasets" / digest_of(before)[:12]),  # its own key trusts times
             **options,
         )
     except datasets.exceptions.DatasetGenerationError as error:
         raise UserError(f'"{source}" cannot be read as {builder}: {_one_line(error.__cause__ or error)}') from error
+    if before != [content_hash(file) for file in files]:
+        raise UserError(f'"{source}" was written to while it was read: wait until it is whole, and try again')
     _require_column(source, column, rows.column_names)
     for row in rows.select_columns(column).shuffle(seed=order_seed, keep_in_memory=True):
         yield row[column]
@@ -180,8 +194,7 @@ def _unpacked(file: Path) -> Path:
         return file
     import pyarrow  # type: ignore[import-untyped]
 
-    about = f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}"
-    path = cache_folder() / f"unpacked-{hashlib.sha256(about.encode()).hexdigest()[:12]}{Path(file.stem).suffix}"
+    path = cache_folder() / f"unpacked-{content_hash(file)[:12]}{Path(file.stem).suffix}"
     if not path.exists():
         with (
             replacing(path) as temporary,

@@ -33,7 +33,6 @@ from typing import Any, TextIO, TypeVar
 from sae_bench.errors import UserError
 from sae_bench.records.files import Damaged, read_sealed, sha256, write_sealed
 from sae_bench.records.names import file_name
-from sae_bench.records.redact import redact_json
 from sae_bench.records.schema import Record, read_record
 
 try:
@@ -60,30 +59,25 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def check(self, identity: Mapping[str, Any], *, extended: bool = False) -> None:
-        """See that the folder is free, or holds a run with these settings; `extended`: with fewer tokens is as good.
+    def check_free(self) -> None:
+        """See that the folder is free, or holds a run.
 
         Raises:
-            UserError: it holds a run with other settings, or something else.
+            UserError: it is a file, or holds something else.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path} is a file: choose a folder")
-        manifest = self.manifest()
-        if manifest is None:
-            if any(path.name not in (*MADE_BY_A_RUN, ".lock") for path in self._content()):
-                raise UserError(f"--out {self.path} is not empty and holds no run: choose another --out")
-            return
-        before, identity = manifest["config"], redact_json(identity)
-        changed = [key for key in (identity | before) if before.get(key) != identity.get(key)]
-        if extended and changed == ["tokens"] and before["tokens"] < identity["tokens"]:
-            return
-        if changed:
-            difference = "; ".join(f"{key}: {before.get(key)!r} -> {identity.get(key)!r}" for key in changed)
-            more = "; --extend-tokens trains further" if changed == ["tokens"] else ""
-            raise UserError(
-                f"--out {self.path} holds a run with other settings ({difference}): choose another --out, or "
-                f"--overwrite to delete it{more}"
-            )
+        if self.manifest() is None and any(path.name not in (*MADE_BY_A_RUN, ".lock") for path in self._content()):
+            raise UserError(f"--out {self.path} is not empty and holds no run: choose another --out")
+
+    def check_clear(self) -> None:
+        """See that `clear` has a run to delete, or nothing to do.
+
+        Raises:
+            UserError: there is something, but no run.
+        """
+        if not any(path.name in MADE_BY_A_RUN for path in self._content()):
+            self.check_free()
 
     def clear(self) -> None:
         """Delete the run in this folder, and nothing else that may be there.
@@ -91,9 +85,7 @@ class RunFolder:
         Raises:
             UserError: there is something, but no run.
         """
-        if not any(path.name in MADE_BY_A_RUN for path in self._content()):
-            self.check({})
-            return
+        self.check_clear()
         for name in MADE_BY_A_RUN:
             path = self.path / name
             if path.is_dir():

@@ -17,6 +17,7 @@ from sae_bench.parsing import Bytes, Count, Flag, Heading, parse_count, parse_la
 from sae_bench.records.files import digest_of
 from sae_bench.records.names import file_name
 from sae_bench.runs.arch_spec import ArchSpec, Strict
+from sae_bench.runs.deciding import ASKED, TRAINING
 from sae_bench.synthetic.settings import NAME, WorldSettings, is_synthetic, run_defaults, world_settings
 from sae_bench.training.recipe import Preset
 
@@ -145,6 +146,8 @@ class RunConfig(JudgeConfig, TextSettings):
     """Branch, tag or commit of the model on the hub."""
     trust_remote_code: Annotated[bool, Flag(Heading.MODEL)] = False
     """Run Python code that comes with the model. Only for authors you trust."""
+    earlier: tuple[dict[str, Any], ...] = ()
+    """What commands before this one asked of the same folder: settings of `deciding.ASKED`."""
 
     @classmethod
     def flags(cls) -> dict[str, Flag]:
@@ -247,11 +250,56 @@ class RunConfig(JudgeConfig, TextSettings):
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers; tasks and judges only add records, so they are left out."""
-        without = {"controls", "tasks", "checkpoint_every", *JudgeConfig.model_fields}  # controls are among the archs
+        without = {
+            "controls",
+            "tasks",
+            "checkpoint_every",
+            "earlier",
+            *JudgeConfig.model_fields,
+        }  # controls are among the archs
         without |= {"activations_cache", "cache_limit", *TextSettings.model_fields}
         without |= {name for name in ("saes", "split", "random_lm", "world") if not getattr(self, name)}
         without |= {"screening"} if self.screening == "auto" else set()
         return self.model_dump(mode="json", exclude=without)
+
+    @property
+    def of_training(self) -> dict[str, Any]:
+        """The settings that decide what becomes of an SAE, whichever others there are; see `deciding`."""
+        of = {name: value for name, value in self.identity.items() if name in TRAINING}
+        return of | ({"seeds": [self.seeds[0]]} if self.random_lm else {})  # the language model is drawn from it
+
+    @property
+    def of_evaluation(self) -> dict[str, Any]:
+        """Those that decide what an SAE's records say, as records repeat them."""
+        limit = self.limit if self.n_held_out < self.eval_tokens else None
+        return self.of_training | {"eval_tokens": self.eval_tokens, "eval_skip": self.eval_skip, "limit": limit}
+
+    @property
+    def training_hash(self) -> str:
+        """SHA-256 (hex) by which an SAE's files and checkpoints are known."""
+        return digest_of(self.of_training)
+
+    @property
+    def evaluation_hash(self) -> str:
+        """SHA-256 (hex) by which records are known."""
+        return digest_of(self.of_evaluation)
+
+    @property
+    def collection_hash(self) -> str:
+        """SHA-256 (hex) by which collected latents are known: their text comes after that of the evaluation."""
+        return digest_of(self.of_evaluation | {"limit": None})
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What this command asks for: which SAEs, on which tasks."""
+        said = self.model_fields_set  # a site that nobody named does not say where an SAE from elsewhere belongs
+        return self.model_dump(mode="json", include={*ASKED} - ({"sites"} - said))
+
+    def parts(self) -> list["RunConfig"]:
+        """Everything that was asked of the folder, as a run of its own each, this one's last."""
+        known = {name: value for name, value in self.identity.items() if name not in ASKED}
+        parts = [{name: value for name, value in part.items() if name != "tasks"} for part in self.earlier]
+        return [*(RunConfig(**known, **part) for part in parts), self]
 
     @property
     def name(self) -> str:
