@@ -165,7 +165,7 @@ class Provenance(_Part):
     model_sha256: str | None = None
     """Of the weights alone."""
     model_fingerprint: str | None = None
-    """Of all that decides the model's numbers: weights, buffers, configuration, code, tokenizer. Earlier records have none."""
+    """Of all that decides its numbers: weights, buffers, configuration, code, tokenizer. Earlier records have none."""
     tokenizer_sha256: str | None = None
     lm_dtype: str | None = None
     sae_dtype: str | None = None

@@ -48,7 +48,9 @@ def verify(folder: RunFolder, progress: Progress, n_contexts: int = 16) -> Itera
     digest = config.evaluation_hash if manifest.get("format") == FORMAT else digest_of(manifest["config"])
     yield ("run.json", None if manifest["config_hash"] == digest else "its settings have another hash")
     config = at_home(config, folder, manifest)
-    yield from _plugin_findings(manifest, at_home(config.model_copy(update={"plugins": tuple(manifest["plugins"])}), folder, manifest))
+    yield from _plugin_findings(
+        manifest, at_home(config.model_copy(update={"plugins": tuple(manifest["plugins"])}), folder, manifest)
+    )
     records: dict[tuple[str, str], Record] = {}
     for path in sorted((folder.path / "records").glob("*.json")):
         try:
