@@ -46,7 +46,8 @@ class CachedModel(LanguageModel):
         self.__dict__.update({name: value for name, value in vars(shape).items() if name not in OF_THE_WEIGHTS})
         self.__dict__.update(about)
         self._shape, self._mode, self._load, self.store = shape, mode, load, store
-        self._weight_hash, self._buffer_hash = known or (None, None)
+        self._weight_hash: str | None = known[0] if known else None
+        self._buffer_hash: str | None = known[1] if known else None
         self._loaded: LanguageModel | None = None
         self.n_read = self.n_captured = 0
         """Contexts that were read, and captured, at one site after the other."""

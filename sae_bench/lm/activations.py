@@ -105,7 +105,6 @@ class ActivationModel(Protocol):
 
     def weight_hash(self) -> str: ...
 
-    @property
     def identity(self) -> Identity: ...
 
     def tokenizer_hash(self) -> str | None:

@@ -33,7 +33,7 @@ def configuration_of(config: PreTrainedConfig) -> dict[str, Any]:
     return _deciding(config.to_dict())
 
 
-def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _deciding(settings: Mapping[Any, Any]) -> dict[str, Any]:
     found = {}
     for key, value in settings.items():
         if value is None or key in NOT_DECIDING:

@@ -116,9 +116,12 @@ class LanguageModel:
         """Return the sha256 (hex) over the buffers that come with the weights, as `weight_hash`."""
         return hash_of_buffers(self.model)
 
-    @cached_property
     def identity(self) -> Identity:
         """Return all that decides the model's numbers besides device and precision; see `lm.fingerprint`."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> Identity:
         return {
             "weights": self.weight_hash(),
             "buffers": self.buffer_hash(),

@@ -168,7 +168,7 @@ def write_inapplicable(
     """Write the missing records of tasks that do not apply to what gives the run's activations."""
     for plan, (name, task) in product(plans, tasks.items()):
         description = description_of(folder.sae_path(plan.id))
-        made, sha256 = folder.record(plan.id, name), fingerprint(bench.lm.identity)
+        made, sha256 = folder.record(plan.id, name), fingerprint(bench.lm.identity())
         reason = inapplicable(task, bench.lm)
         if reason and is_missing(made, name, description, bench.config.evaluation_hash, sha256):
             record = inapplicable_record(task(), reason, description, bench.provenance())
@@ -200,7 +200,7 @@ def evaluate_saes(
                 name,
                 description,
                 config.evaluation_hash,
-                fingerprint(lm.identity),
+                fingerprint(lm.identity()),
                 compared[name],
             )
         }

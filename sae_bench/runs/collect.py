@@ -67,7 +67,7 @@ def collect_latents(
     random = [sae for owner, sae in random_saes(config, everything).items() if owner in saes]
     without = [
         sae
-        for sae in interpreted(config, [*trained, *random], fingerprint(bench.lm.identity))
+        for sae in interpreted(config, [*trained, *random], fingerprint(bench.lm.identity()))
         if not sae.failure and read_latents(folder, sae.id, sae.collected_by) is None
     ]
     if without:

@@ -17,7 +17,7 @@ from sae_bench.parsing import Bytes, Count, Flag, Heading, parse_count, parse_la
 from sae_bench.records.files import digest_of
 from sae_bench.records.names import file_name
 from sae_bench.runs.arch_spec import ArchSpec, Strict
-from sae_bench.runs.deciding import ASKED, TRAINING
+from sae_bench.runs.deciding import ASKED, Identified
 from sae_bench.synthetic.settings import NAME, WorldSettings, is_synthetic, run_defaults, world_settings
 from sae_bench.training.recipe import Preset
 
@@ -64,7 +64,7 @@ class ImportedSAE(Strict):
     sha256: str
 
 
-class RunConfig(JudgeConfig, TextSettings):
+class RunConfig(Identified, JudgeConfig, TextSettings):
     """Everything that decides the numbers of a run. A field with a `Flag` is all that a setting needs."""
 
     archs: Annotated[tuple[Annotated[ArchSpec, BeforeValidator(ArchSpec.parse)], ...], Flag(Heading.WHAT, "arch")]
@@ -261,33 +261,6 @@ class RunConfig(JudgeConfig, TextSettings):
         without |= {name for name in ("saes", "split", "random_lm", "world") if not getattr(self, name)}
         without |= {"screening"} if self.screening == "auto" else set()
         return self.model_dump(mode="json", exclude=without)
-
-    @property
-    def of_training(self) -> dict[str, Any]:
-        """The settings that decide what becomes of an SAE, whichever others there are; see `deciding`."""
-        of = {name: value for name, value in self.identity.items() if name in TRAINING}
-        return of | ({"seeds": [self.seeds[0]]} if self.random_lm else {})  # the language model is drawn from it
-
-    @property
-    def of_evaluation(self) -> dict[str, Any]:
-        """Those that decide what an SAE's records say, as records repeat them."""
-        limit = self.limit if self.n_held_out < self.eval_tokens else None
-        return self.of_training | {"eval_tokens": self.eval_tokens, "eval_skip": self.eval_skip, "limit": limit}
-
-    @property
-    def training_hash(self) -> str:
-        """SHA-256 (hex) by which an SAE's files and checkpoints are known."""
-        return digest_of(self.of_training)
-
-    @property
-    def evaluation_hash(self) -> str:
-        """SHA-256 (hex) by which records are known."""
-        return digest_of(self.of_evaluation)
-
-    @property
-    def collection_hash(self) -> str:
-        """SHA-256 (hex) by which collected latents are known: their text comes after that of the evaluation."""
-        return digest_of(self.of_evaluation | {"limit": None})
 
     @property
     def asked(self) -> dict[str, Any]:

@@ -10,6 +10,10 @@ An SAE's training is known by the hash of TRAINING beside the SAE's own name and
 and EVALUATION. Which other SAEs were asked for is in neither: what they are trained or measured beside changes no bit.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from sae_bench.records.files import digest_of
+
 ASKED = ("archs", "saes", "layers", "sites", "widths", "l0s", "sparsity", "seeds", "tasks", "plugins")
 
 TRAINING = (
@@ -27,3 +31,43 @@ WAY = (
     *("judge_model", "judge_base_url", "explainer_model", "explainer_base_url", "judge_excerpts"),
     *("judge_budget", "judge_prices", "judge_concurrency", "judge_timeout"),
 )
+
+
+class Identified:
+    """A run's settings as what they decide is known by."""
+
+    if TYPE_CHECKING:  # what a `RunConfig` has
+        identity: Any
+        random_lm: Any
+        seeds: Any
+        eval_tokens: Any
+        eval_skip: Any
+        limit: Any
+        n_held_out: Any
+
+    @property
+    def of_training(self) -> dict[str, Any]:
+        """The settings that decide what becomes of an SAE, whichever others there are; see `deciding`."""
+        of = {name: value for name, value in self.identity.items() if name in TRAINING}
+        return of | ({"seeds": [self.seeds[0]]} if self.random_lm else {})  # the language model is drawn from it
+
+    @property
+    def of_evaluation(self) -> dict[str, Any]:
+        """Those that decide what an SAE's records say, as records repeat them."""
+        limit = self.limit if self.n_held_out < self.eval_tokens else None
+        return self.of_training | {"eval_tokens": self.eval_tokens, "eval_skip": self.eval_skip, "limit": limit}
+
+    @property
+    def training_hash(self) -> str:
+        """SHA-256 (hex) by which an SAE's files and checkpoints are known."""
+        return digest_of(self.of_training)
+
+    @property
+    def evaluation_hash(self) -> str:
+        """SHA-256 (hex) by which records are known."""
+        return digest_of(self.of_evaluation)
+
+    @property
+    def collection_hash(self) -> str:
+        """SHA-256 (hex) by which collected latents are known: their text comes after that of the evaluation."""
+        return digest_of(self.of_evaluation | {"limit": None})

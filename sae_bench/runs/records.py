@@ -112,7 +112,7 @@ def provenance_of(lm: ActivationModel, config: RunConfig, stream: ContextStream)
         model=lm.name,
         model_revision=lm.revision,
         model_sha256=lm.weight_hash(),
-        model_fingerprint=fingerprint(lm.identity),
+        model_fingerprint=fingerprint(lm.identity()),
         tokenizer_sha256=lm.tokenizer_hash(),
         lm_dtype=lm.precision,
         sae_dtype="float32",

@@ -38,7 +38,7 @@ def evaluate_on_texts(
     for plan in plans:
         description = description_of(folder.sae_path(plan.id))
         missing = (
-            without_record(folder, description, config.evaluation_hash, fingerprint(lm.identity), texts)
+            without_record(folder, description, config.evaluation_hash, fingerprint(lm.identity()), texts)
             if texts
             else []
         )

@@ -20,6 +20,7 @@ from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import SAEDescription, Training
 from sae_bench.runs.config import RunConfig, parse_interval
+from sae_bench.runs.kernels import shape_of
 from sae_bench.runs.plan import SAEPlan, training_bytes
 from sae_bench.runs.provenance import changed_environment, environment
 from sae_bench.runs.rates import remember_parts, remember_rate, step_part
@@ -27,7 +28,6 @@ from sae_bench.runs.records import where_kept
 from sae_bench.runs.sources import own_capture
 from sae_bench.saes.active import Crossovers
 from sae_bench.saes.base import SparseAutoencoder
-from sae_bench.saes.kernel_choice import crossovers
 from sae_bench.training.buffer import ActivationBuffer
 from sae_bench.training.checkpoint import Checkpoint, Checkpoints, CheckpointSaver, State
 from sae_bench.training.initial_values import INIT_SAMPLE
@@ -205,7 +205,7 @@ class TrainStage:
         }
 
     def _model(self) -> dict[str, Any]:
-        return {**self.lm.identity, "precision": self.lm.precision}
+        return {**self.lm.identity(), "precision": self.lm.precision}
 
     def run(self, sink: LogSink) -> None:
         """Train, and save what came of it.
@@ -263,28 +263,6 @@ class TrainStage:
         }
         description = plan.describe().model_copy(update={"training": Training(**training)})
         write_sae(self.folder, self.config, self.lm, plan.site, trainer.sae, description, trainer.log)
-
-
-def shape_of(plan: SAEPlan) -> str:
-    """What `RunOutline.kernels` names."""
-    return f"{plan.config.d_in}x{plan.config.d_sae}"
-
-
-def measured_kernels(
-    config: RunConfig, plans: Sequence[SAEPlan], device: torch.device, progress: Progress
-) -> dict[str, Crossovers]:
-    """For each shape, where one way of computing overtakes another; empty unless it is asked for."""
-    if config.kernels != "auto" and config.screening != "auto":
-        return {}
-    found = {}
-    for shape, plan in {shape_of(plan): plan for plan in plans}.items():
-        d_in, d_sae = plan.config.d_in, plan.config.d_sae
-        found[shape] = at = crossovers(d_in, d_sae, config.batch_size, device)
-        above = f"dense products above {at.dense_above:.0%} active pairs"
-        below = f"screening up to {at.screen_below:.1%} candidates" if at.screen_below else "no screening"
-        ways = [above] * (config.kernels == "auto") + [below] * (config.screening == "auto")
-        progress.say(f"kernels: {', '.join(ways)}, at {d_in} x {d_sae}")
-    return found
 
 
 def write_sae(

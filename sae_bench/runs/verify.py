@@ -127,7 +127,7 @@ def _verify_numbers(
 ) -> Iterator[Finding]:
     lm = load_model(config, progress)
     if "model" in manifest:
-        changed = differences(manifest["model"], lm.identity)
+        changed = differences(manifest["model"], lm.identity())
         yield ("language model", f"is another one than in the run: {'; '.join(changed)}" if changed else None)
         same = config.world is not None or manifest["dataset_sha256"] == corpus_hash(config.dataset)
         yield ("corpus", None if same else "is not what the run was made from")
@@ -139,7 +139,7 @@ def _verify_numbers(
         "eval_fingerprint": stream.fingerprint,
     }
     if all(record.provenance.model_fingerprint for record in records.values()):
-        now = {"model_fingerprint": fingerprint(lm.identity), **now}
+        now = {"model_fingerprint": fingerprint(lm.identity()), **now}
     for what, digest in now.items():
         was = {getattr(record.provenance, what) for record in records.values()}
         yield (what, None if was == {digest} else f"is now {str(digest)[:12]}, was {', '.join(sorted(map(str, was)))}")

@@ -17,11 +17,11 @@ from sae_bench.records.schema import Provenance, SAEDescription, Training
 from sae_bench.registry import TASKS
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.import_saes import Plan, open_imports, plan_imports
+from sae_bench.runs.kernels import measured_kernels, shape_of
 from sae_bench.runs.plan import SAEPlan, plan_saes, tasks_of, training_disk_bytes
 from sae_bench.runs.provenance import environment
 from sae_bench.runs.records import inapplicable, provenance_of
 from sae_bench.runs.sources import load_model, token_stream
-from sae_bench.runs.train import measured_kernels, shape_of
 from sae_bench.saes.active import Crossovers
 from sae_bench.saes.base import SAEConfig
 
@@ -112,7 +112,7 @@ class Workbench:
         return RunOutline(
             saes,
             kernels,
-            self.lm.identity,
+            self.lm.identity(),
             None if self.config.world else corpus_hash(self.config.dataset),
             environment(self.lm.device),
             {name: reason for name, reason in reasons.items() if reason},

@@ -163,7 +163,6 @@ class World:
         """sha256 (hex) over the settings, everything that was drawn from them, and what fires in the first block."""
         return self._weight_hash
 
-    @property
     def identity(self) -> Identity:
         """All of it is in the one hash."""
         return {"world": self._weight_hash}
