@@ -17,6 +17,7 @@ from sae_bench.lm.fingerprint import differences
 from sae_bench.lm.model_names import HUB_MODELS
 from sae_bench.plugin_files import files_of_plugin
 from sae_bench.records.content import content_hash
+from sae_bench.records.redact import redact_json
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import SAEDescription
 from sae_bench.registry import CORPORA, MODELS
@@ -66,7 +67,9 @@ def check_unchanged(folder: RunFolder, outline: RunOutline, legs: Sequence[Leg])
     manifest = folder.manifest()
     if manifest is None:
         return
+    other = other_environment(folder, outline)
     if changed := differences(manifest["model"], outline.model):
+        changed += [f"and elsewhere: {other}"] if other else []
         raise UserError(
             f"the language model is not the one that the run in {folder.path} was begun with ({'; '.join(changed)}): "
             f"bring it back, with --revision if it is on the hub, {REMEDY}"
@@ -83,7 +86,7 @@ def check_unchanged(folder: RunFolder, outline: RunOutline, legs: Sequence[Leg])
             f"the run in {folder.path} was trained further with --extend-tokens, and {new[0]} would be trained in one "
             "go: choose another --out for what is added"
         )
-    if other := other_environment(folder, outline):
+    if other:
         log.warning("the run in %s was begun elsewhere (%s): what is made now may differ in bits", folder.path, other)
 
 
@@ -155,7 +158,7 @@ def plugin_hashes(plugins: Sequence[str]) -> dict[str, dict[str, str]]:
 def write_manifest(folder: RunFolder, order: Order, outline: RunOutline, *, train_only: bool) -> None:
     """Say what the run is, before it starts; of one that goes on, what there is now."""
     config, before = order.config, folder.manifest() or {}
-    mine = config.asked | ({"tasks": None} if train_only else {})
+    mine = redact_json(config.asked | ({"tasks": None} if train_only else {}))
     asked = before.get("asked", [])
     first = config.parts()[0]
     recipes = {sae.id: recipe_of(sae.description) for sae in outline.saes}

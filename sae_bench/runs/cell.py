@@ -12,6 +12,7 @@ from itertools import product
 import torch
 
 from sae_bench.autointerp.latents import read_latents
+from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, evaluate
 from sae_bench.evaluation.task import OwnText, Task, latent_tasks, token_tasks
 from sae_bench.lm.fingerprint import fingerprint
@@ -65,6 +66,10 @@ def work_on(
         KeyboardInterrupt: a signal said to stop; a checkpoint is written.
     """
     config, lm = order.config, bench.lm
+    if order.model_fingerprint not in ("", fingerprint(lm.identity())):
+        raise UserError(
+            f"{lm.name} is another model here than where the run was planned: give all nodes the same files"
+        )
     plans = [plan for plan in bench.plans.values() if plan.id in saes]
     missing = [plan for plan in plans if not folder.has_sae(plan.id, config.training_hash)]
     to_train = [plan for plan in missing if isinstance(plan, SAEPlan)]

@@ -35,6 +35,7 @@ def grown(config: RunConfig, folder: RunFolder, progress: Progress, *, extended:
         del changed["tokens"]
     if changed:
         raise UserError(_refusal(was, config, folder, changed))
+    _check_plugins(manifest, config, folder)
     _check_sources(was, config, folder)
     _check_judged(was, config, folder)
     kept = {
@@ -97,6 +98,16 @@ def _evaluation(was: RunConfig, config: RunConfig, folder: RunFolder, progress: 
         f"--limit {config.limit}: the run in {folder.path} is evaluated on {was.n_held_out:,} tokens, and stays so"
     )
     return {"eval_tokens": was.eval_tokens, "limit": was.limit}
+
+
+def _check_plugins(manifest: Mapping[str, Any], config: RunConfig, folder: RunFolder) -> None:
+    """What plugins brought takes part in all that comes; their code runs for nobody who does not name it."""
+    if missing := [name for name in manifest["plugins"] if name not in config.plugins]:
+        named = config.model_copy(update={"plugins": (*manifest["plugins"], *config.plugins)})
+        raise UserError(
+            f"the run in {folder.path} has --plugin {missing[0]}, without which it cannot go on. Name it, too: "
+            f"{command(named)} --out {shlex.quote(str(folder.path))}"
+        )
 
 
 def _check_sources(was: RunConfig, config: RunConfig, folder: RunFolder) -> None:

@@ -101,7 +101,7 @@ def run(
         without = outline.inapplicable
         collected = [name for name in tasks if name not in without or name not in latent_tasks(tasks)]
         other = other_environment(folder, outline)
-        order = Order(config, tuple(collected), tuple(earlier), outline.kernels, other)
+        order = Order(config, tuple(collected), tuple(earlier), outline.kernels, other, outline.model_fingerprint)
 
         def begun() -> None:
             write_manifest(folder, order, outline, train_only=train_only)

@@ -64,6 +64,8 @@ class Order:
     """As in `RunOutline`."""
     elsewhere: str = ""
     """In what versions, device and threads are others than those that the run was begun with; empty if none."""
+    model_fingerprint: str = ""
+    """Of the language model that all of it is done with; empty: whichever is there."""
 
 
 class TrainStage:
