@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from os.path import relpath
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,9 @@ def watched(plugin: Path) -> Iterator[None]:
         _read.setdefault(plugin.resolve(), set()).update(local)
 
 
-def _hook_once(installed: list[bool] = []) -> None:  # noqa: B006 (it is the process's)
-    if not installed:
-        installed.append(True)  # an audit hook cannot be taken away; it does nothing while nothing is watched
-        sys.addaudithook(_note)
+@cache
+def _hook_once() -> None:
+    sys.addaudithook(_note)  # it cannot be taken away; it does nothing while nothing is watched
 
 
 def _note(event: str, arguments: tuple[Any, ...]) -> None:
