@@ -29,7 +29,7 @@ from sae_bench.runs.sources import own_capture
 from sae_bench.saes.active import Crossovers
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.training.buffer import ActivationBuffer
-from sae_bench.training.checkpoint import Checkpoint, Checkpoints, CheckpointSaver, State
+from sae_bench.training.checkpoint import Checkpoint, Checkpoints, CheckpointSaver, State, checkpointed
 from sae_bench.training.initial_values import INIT_SAMPLE
 from sae_bench.training.logging import LogSink
 from sae_bench.training.loop import train
@@ -111,9 +111,10 @@ class TrainStage:
         if earlier and self.n_steps == self._n_before:
             raise UserError(f"--tokens {config.tokens}: that is less than one batch more than before: raise it")
         hashes = [config.training_hash, *(leg.config_hash for leg in reversed(earlier))]
-        elsewhere = [folder.checkpoints_path] if cell else []  # the whole run in one process made those
-        self._checkpoints = Checkpoints(folder.checkpoints_path / cell, hashes, elsewhere, saved)
-        found = self._checkpoints.load([*(plan.id for plan in plans), BUFFER])
+        names, root = [plan.id for plan in plans], folder.checkpoints_path
+        elsewhere = [root] if cell and checkpointed(root).issuperset(names) else []  # made in one process
+        self._checkpoints = Checkpoints(root / cell, hashes, elsewhere, saved)
+        found = self._checkpoints.load([*names, BUFFER])
         self._kernels = order.kernels
         self._remarks = [f"trained elsewhere than the run was begun: {order.elsewhere}"] if order.elsewhere else []
         if found:
