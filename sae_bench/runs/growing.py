@@ -145,7 +145,7 @@ def command(config: RunConfig) -> str:
     parts += [] if config.model == "demo" else [_flag("model", config.model)]
     for name in RunConfig.flags():
         value = getattr(config, name)
-        if name not in (*told, "controls") and value != getattr(usual, name) and value not in (False, None, ()):
+        if name not in (*told, "controls") and value != getattr(usual, name) and not _is_unsaid(value):
             parts.append(_flag(name, value))
     return " ".join(["python bench.py", *parts])
 
@@ -156,13 +156,18 @@ def _flag(name: str, value: Any, *, short: bool = False) -> str:
     if name not in flags:  # what follows from others
         return "a synthetic world of other numbers" if name == "world" else "other rules by which text is held out"
     flag = f"--{flags[name].name.replace('_', '-')}"
-    if value in (None, False, (), []):
+    if _is_unsaid(value):
         return f"no {flag}"
     if value is True:
         return flag
     values = value if isinstance(value, tuple | list) else [value]
     words = " ".join(shlex.quote(_word(one)) for one in values)
     return words if short else f"{flag} {words}"
+
+
+def _is_unsaid(value: Any) -> bool:
+    """Whether a setting is one that no flag says; 0 is a number."""
+    return value is None or value is False or value in ((), [])
 
 
 def _word(value: Any) -> str:
