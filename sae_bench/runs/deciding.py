@@ -10,6 +10,7 @@ An SAE's training is known by the hash of TRAINING beside the SAE's own name and
 and EVALUATION. Which other SAEs were asked for is in neither: what they are trained or measured beside changes no bit.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sae_bench.records.files import digest_of
@@ -45,14 +46,13 @@ class Identified:
         limit: Any
         n_held_out: Any
         model_fields_set: set[str]
-        model_dump: Any
+        model_dump: Callable[..., dict[str, Any]]
 
     @property
     def asked(self) -> dict[str, Any]:
         """What this command asks for: which SAEs, on which tasks."""
         said = self.model_fields_set  # a site that nobody named does not say where an SAE from elsewhere belongs
-        found: dict[str, Any] = self.model_dump(mode="json", include={*ASKED} - ({"sites"} - said))
-        return found
+        return self.model_dump(mode="json", include={*ASKED} - ({"sites"} - said))
 
     @property
     def of_training(self) -> dict[str, Any]:
