@@ -9,6 +9,8 @@ from sae_bench.records.names import cache_folder
 
 USERS = ("figures/plot.svg", "records/patients.csv", "saes/notes.txt", "report.html", "thesis.tex", "wandb/log")
 
+CACHES = ("datasets/**/*.arrow", "*.parquet", "datasets/**/dataset_info.json", "rates.json", ".*.kept.json")
+
 
 def users_files(lab, n):
     """--overwrite, which deletes a run, in a folder that holds files of its user, and one that holds nothing else."""
@@ -40,10 +42,10 @@ def _overwrite(lab, name):
     return subprocess.run(command, cwd=ROOT, capture_output=True).returncode
 
 
-def damaged_caches(lab, each):
+def damaged_caches(lab, each, kinds=CACHES):
     """A flipped bit in what the cache folder keeps: what was read of a corpus, its repeated texts, rates, seals."""
     names, injected = [], 0
-    for kind in ("datasets/**/*.arrow", "datasets/**/dataset_info.json", "*.parquet", "rates.json", ".*.kept.json"):
+    for kind in kinds:
         for _ in range(each):
             path = lab.draw.choice(sorted(cache_folder().glob(kind)))
             content = bytearray(path.read_bytes())

@@ -43,9 +43,6 @@ class Endpoint:
         """Whether it is OpenAI, who bills what it says that it bills."""
         return self.base_url == OPENAI
 
-    def url(self, path: str) -> str:
-        return f"{self.base_url.rstrip('/')}/{path}"
-
 
 @dataclass(frozen=True)
 class Question:

@@ -121,8 +121,10 @@ class Client:
             raise _BudgetSpent
         used, most_bytes = most, FIRST_BYTES + BYTES_PER_TOKEN * most.completion_tokens
         try:
-            body, url = call.body(without), endpoint.url("chat/completions")
-            reply = await self._transport.send(url, endpoint.api_key, body, most_bytes)
+            content = call.body(without)
+            reply = await self._transport.send(
+                endpoint.base_url, "/chat/completions", endpoint.api_key, content, most_bytes
+            )
             completion = read_completion(reply.body) if reply.status < 300 else None
             used = _counted(endpoint, most, reply, completion)
         except NoReply as error:

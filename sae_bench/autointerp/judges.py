@@ -156,7 +156,7 @@ async def _reach(judges: Judges, timeout: float) -> None:
 async def _problem(transport: Transport, endpoint: Endpoint) -> str | None:
     """Why an endpoint cannot be used, and what to do about it."""
     try:
-        reply = await transport.send(endpoint.url("models"), endpoint.api_key, None, MODELS_BYTES)
+        reply = await transport.send(endpoint.base_url, "/models", endpoint.api_key, None, MODELS_BYTES)
     except NoReply as error:
         if error.kind not in ("timeout", "connection"):
             return None

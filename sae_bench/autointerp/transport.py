@@ -8,11 +8,14 @@ sent stays where it was meant to go.
 import asyncio
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any
 
 import httpx2
+import openai
 
 from sae_bench.errors import one_line
 from sae_bench.records.redact import redact
@@ -58,54 +61,99 @@ class Reply:
         return min(float(wanted), MOST_SECONDS_TO_WAIT) if re.fullmatch(r"\d{1,9}(\.\d{0,9})?", wanted) else None
 
 
+@dataclass
+class _Bound:
+    """How long the answer to one request may be, and how much of it has come."""
+
+    most_bytes: int
+    n_bytes: int = 0
+
+
+_bound: ContextVar[_Bound] = ContextVar("bound")
+
+
+class _BoundedStream(httpx2.AsyncByteStream):
+    def __init__(self, stream: httpx2.AsyncByteStream, bound: _Bound) -> None:
+        self._stream, self._bound = stream, bound
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._stream:
+            self._bound.n_bytes += len(chunk)
+            if self._bound.n_bytes > self._bound.most_bytes:
+                message = f"an answer of more than {self._bound.most_bytes:,} bytes"
+                raise NoReply("malformed", message, n_bytes=self._bound.n_bytes)
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class _BoundedHTTP(httpx2.AsyncHTTPTransport):
+    """Connections on which no answer is longer than its request's bound, whoever reads it, and none is compressed."""
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        response = await super().handle_async_request(request)
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        if (coding := response.headers.get("content-encoding", "identity")) != "identity":
+            await response.aclose()
+            raise NoReply("malformed", f"compressed by {coding}, which was not asked for")
+        response.stream = _BoundedStream(response.stream, _bound.get())
+        return response
+
+
 class Transport:
     """Connections to all servers of a command. Use within one event loop, and `close` at the end."""
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
-        self._http = httpx2.AsyncClient(
-            timeout=None,  # there is one for everything together
+        http = httpx2.AsyncClient(
+            transport=_BoundedHTTP(limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None)),
             follow_redirects=False,
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         )
-        for name in ("httpx2", "httpcore2"):
+        # There is one time limit for everything together, and who pays for attempts decides whether there is another.
+        self._openai = openai.AsyncOpenAI(api_key="none", http_client=http, timeout=None, max_retries=0)
+        for name in ("openai", "httpx2", "httpcore2"):
             logging.getLogger(name).setLevel(logging.WARNING)  # else a line per request
 
-    async def send(self, url: str, key: str | None, content: bytes | None, most_bytes: int) -> Reply:
+    async def send(self, base_url: str, path: str, key: str | None, content: bytes | None, most_bytes: int) -> Reply:
         """POST the content, or GET if there is none, and return the answer.
 
         Raises:
             NoReply: there is none within the limits, or none at all.
         """
-        headers = {b"Accept-Encoding": b"identity", b"Content-Type": b"application/json"}
-        if key:
-            headers[b"Authorization"] = f"Bearer {key}".encode()
-        body = bytearray()
+        client = self._openai.with_options(base_url=base_url, api_key=key or "none")
+        headers: dict[str, str | openai.Omit] = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+        if not key:
+            headers["Authorization"] = openai.Omit()
+        bound = _Bound(most_bytes)
+        _bound.set(bound)
         try:
-            request = self._http.build_request("POST" if content else "GET", url, headers=headers, content=content)
             async with asyncio.timeout(self.timeout):
-                response = await self._http.send(request, stream=True)
-                try:
-                    if (coding := response.headers.get("content-encoding", "identity")) != "identity":
-                        raise NoReply("malformed", f"compressed by {coding}, which was not asked for")
-                    async for chunk in response.aiter_raw():
-                        body += chunk
-                        if len(body) > most_bytes:
-                            message = f"an answer of more than {most_bytes:,} bytes"
-                            raise NoReply("malformed", message, n_bytes=len(body))
-                finally:
-                    await response.aclose()
+                options: Any = {"headers": headers}
+                if content is None:
+                    response = await client.get(path, cast_to=httpx2.Response, options=options)
+                else:
+                    response = await client.post(path, cast_to=httpx2.Response, content=content, options=options)
+        except openai.APIStatusError as error:  # an answer, too
+            response = error.response
         except TimeoutError:
-            raise NoReply("timeout", f"no whole answer in {self.timeout:g} s", n_bytes=len(body)) from None
-        except (httpx2.ConnectError, httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
-            raise NoReply("connection", str(error) or type(error).__name__, sent=False) from None
-        except (httpx2.HTTPError, ValueError) as error:
-            raise NoReply("connection", str(error) or type(error).__name__, n_bytes=len(body)) from None
-        return Reply(response.status_code, response.headers, bytes(body))
+            raise NoReply("timeout", f"no whole answer in {self.timeout:g} s", n_bytes=bound.n_bytes) from None
+        except (openai.OpenAIError, httpx2.HTTPError, ValueError) as error:
+            raise _no_reply(error, bound) from None
+        return Reply(response.status_code, response.headers, response.content)
 
     async def close(self) -> None:
-        await self._http.aclose()
+        await self._openai.close()
+
+
+def _no_reply(error: Exception, bound: _Bound) -> NoReply:
+    """What stopped a request: the client wraps it."""
+    cause = error.__cause__ or error
+    if isinstance(cause, NoReply):
+        return cause
+    unsent = isinstance(cause, httpx2.ConnectError | httpx2.UnsupportedProtocol | httpx2.InvalidURL)
+    return NoReply("connection", str(cause) or type(cause).__name__, sent=not unsent, n_bytes=bound.n_bytes)
 
 
 def said(text: str) -> str:

@@ -117,7 +117,7 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
             from sae_bench.formats.saebench import emit
 
             emit(folder, records)
-    print(board_table.terminal(records, terminal_width()))
+    print(board_table.terminal(records, terminal_width()), end="")
     progress.say(f"records and tables: {folder.path}")
     return 1 if captions.failed(records) else 0
 

@@ -105,12 +105,12 @@ def run(
     with log_sink(log_to, folder.path) as sink:
         tasks = () if train_only else tasks_of(config)
         check(config, tasks)
-        for line in default_corpus(config):
-            progress.say(line)
         texts = read_texts(tasks, config)
         earlier, kernels = begin(folder, config)
         crew = crew or LocalCrew(config, folder, progress, sink)
         outline = crew.outline(kernels)
+        for line in default_corpus(config):
+            progress.say(line)
         check_unchanged(folder, outline, earlier)
         check_disk(folder, outline, config)
         without = outline.inapplicable

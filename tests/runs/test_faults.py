@@ -16,7 +16,7 @@ SHORT = {
     "nan": lambda lab: faults.nan_in_the_model(lab, 1),
     "clock": lambda lab: faults.clock(lab, 1),
     "own": lambda lab: attacks.users_files(lab, 1),
-    "caches": lambda lab: attacks.damaged_caches(lab, 1),
+    "caches": lambda lab: attacks.damaged_caches(lab, 1, attacks.CACHES[:1]),
 }
 
 

@@ -61,6 +61,8 @@ def demo_model_folder(progress: Callable[[str], None] = log.info) -> Path:
     UserError: the demo packages are not installed, or hold another file than the one pinned here.
     """
     final = cache_folder() / f"gemma-3-270m-{GGUF_SHA256[:8]}"
+    if not final.exists():
+        _demo_package()  # what is missing is said before anything is written
     return kept(final, lambda: _make(final, progress))
 
 
