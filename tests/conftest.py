@@ -1,5 +1,6 @@
 """Fixtures shared by the tests: everything is tiny, made on the spot, and stays in a temporary folder."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tiny import save_tiny  # noqa: E402
 
 from sae_bench.registry import ARCHITECTURES, CORPORA, MODELS, SCORERS, TASKS  # noqa: E402
 
+os.environ.pop("COLUMNS", None)  # of xdist's workers, in which nothing is a terminal
 torch.set_num_threads(1)  # everything is tiny, and machines are shared
 
 SENTENCES = [

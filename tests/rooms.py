@@ -42,6 +42,7 @@ ROOMS = {
         "evaluation",
         "formats",
         "autointerp",
+        "probing",
         "leaderboard",
     },
     "distributed": {

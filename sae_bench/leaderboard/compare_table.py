@@ -99,7 +99,9 @@ def written(
     if form == "text":
         drawn = [part for table in tables for part in (prose(table.title, wide), _text(table, wide))]
         told = prose(" ".join(filter(None, [f"* {RULE}. {note(comparisons)}", facts])), wide)
-        return "\n\n".join([*drawn, *nothing, told]) + "".join(f"\nMissing: {one_line(line)}" for line in missing)
+        return "\n\n".join([*drawn, *(prose(text, wide) for text in nothing), told]) + "".join(
+            f"\nMissing: {one_line(line)}" for line in missing
+        )
     parts = [part for table in tables for part in (render.escape_markdown(table.title), _markdown(table))]
     told = render.escape_markdown(" ".join(filter(None, [f"Bold: {RULE}. {note(comparisons)}", facts])))
     gone = "".join(f"\nMissing: {render.escape_markdown(line)}" for line in missing)

@@ -18,6 +18,7 @@ from tiny import D_MODEL
 from sae_bench import ARCHITECTURES, SAEConfig, SparseAutoencoder
 from sae_bench.cli.runs import Format
 from sae_bench.errors import UserError
+from sae_bench.formats import neuronpedia
 from sae_bench.formats.export import WRITERS, export
 from sae_bench.formats.ours import write
 from sae_bench.formats.saebench import core_result
@@ -235,7 +236,7 @@ def test_what_has_no_conversion_is_refused(arch, to):
 
 
 def test_every_format_that_is_written_can_be_asked_for():
-    assert {*get_args(Format)} == {*WRITERS}
+    assert {*get_args(Format)} == {*WRITERS, neuronpedia.FORMAT}  # which is no SAE's, but its latents'
 
 
 # --- the verbs, on a real run ----------------------------------------------------------------------------------------

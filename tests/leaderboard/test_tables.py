@@ -146,7 +146,7 @@ def test_the_board_is_a_pure_function_of_the_records(tmp_path):
     for run in (tmp_path / "a", tmp_path / "b"):
         leaderboard.write_board(run, typed(records))
         written.append({path.name: path.read_bytes() for path in run.iterdir()})
-    assert set(written[0]) == {"leaderboard.md", "leaderboard.csv", "leaderboard.tex"}
+    assert set(written[0]) == {"leaderboard.md", "leaderboard.csv", "leaderboard.tex", "drawn.json"}
     assert written[0] == written[1]
     assert records == before
 

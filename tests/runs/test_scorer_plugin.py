@@ -48,7 +48,7 @@ def test_a_scorer_in_a_file_of_ones_own_is_asked_scored_recorded_and_shown(
     assert bench("table", tmp_path / "run") == 0
     for text in (shown.out, capsys.readouterr().out):
         assert "one_of_four" in text.splitlines()[0]
-        assert "Saying no to all four scores 0.750 in one_of_four." in text
+        assert "Saying no to all four scores 0.750 in one_of_four." in " ".join(text.split())
         assert "saebench_detection" not in text
     record = read_sealed(next((tmp_path / "run").glob("records/*.autointerp.json")))
     assert record["scores"].keys() == record["metrics"].keys() == {"one_of_four", "detection"}
