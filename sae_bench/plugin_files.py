@@ -34,17 +34,22 @@ def files_of_plugin(plugin: Path) -> dict[str, Path]:
         UserError: a file that it says it reads is not there.
     """
     own = plugin.resolve()
-    modules, waiting = {own}, [own]
-    while waiting:
-        for found in _imported(waiting.pop()) - modules:
-            modules.add(found)
-            waiting.append(found)
-    files = modules | {file for file in _read.get(own, ()) if file.is_file()}
+    files = modules_of(own) | {file for file in _read.get(own, ()) if file.is_file()}
     for name in _declared(own):
         if not (own.parent / name).is_file():
             raise UserError(f'--plugin {plugin}: FILES names "{name}", which is not beside it: bring it, or mend FILES')
         files.add((own.parent / name).resolve())
     return {Path(relpath(file, own.parent)).as_posix(): file for file in sorted(files)}
+
+
+def modules_of(file: Path) -> set[Path]:
+    """A file of Python, and the local ones that it imports, however deep."""
+    modules, waiting = {file.resolve()}, [file.resolve()]
+    while waiting:
+        for found in _imported(waiting.pop()) - modules:
+            modules.add(found)
+            waiting.append(found)
+    return modules
 
 
 @contextmanager
@@ -68,7 +73,7 @@ def _hook_once() -> None:
 
 
 def _note(event: str, arguments: tuple[Any, ...]) -> None:
-    if _watched and event == "open" and isinstance(arguments[0], str) and arguments[1] in (None, "r", "rb"):
+    if _watched and event == "open" and isinstance(arguments[0], str) and not set(arguments[1] or "r") & set("wax+"):
         for opened in _watched:
             opened.add(Path(arguments[0]).absolute())
 

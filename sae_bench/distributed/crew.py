@@ -119,9 +119,9 @@ class ClusterCrew:
 
     def work(self, order: Order, saes: Sequence[PlannedSAE], begun: Callable[[], None]) -> Mapping[str, str]:
         random = random_saes(self._config, saes)
-        sha256 = self._outline.model_fingerprint
+        model = self._outline.model_fingerprint
         texts = read_texts(order.tasks, self._config)
-        todo = [sae for sae in saes if is_unfinished(self._folder, order, sae, random.get(sae.id), sha256, texts)]
+        todo = [sae for sae in saes if is_unfinished(self._folder, order, sae, random.get(sae.id), model, texts)]
         begun()
         if not todo:
             return {}
@@ -142,16 +142,13 @@ class ClusterCrew:
         by_site: dict[Site, list[str]] = {}
         for sae in saes:
             by_site.setdefault(sae.site, []).append(sae.id)
-        hash, sha256, found = (
-            self._config.evaluation_hash,
-            self._outline.model_fingerprint,
-            siblings_among(about.values()),
-        )
+        hash, model = self._config.evaluation_hash, self._outline.model_fingerprint
+        found = siblings_among(about.values())
         due = {
             sae.site
             for sae in saes
             for task in among_seeds(order.tasks)
-            if is_missing(self._folder.record(sae.id, task), task, about[sae.id], hash, sha256, found[sae.id])
+            if is_missing(self._folder.record(sae.id, task), task, about[sae.id], hash, model, found[sae.id])
         }
         waiting, running = list(due), list[Task]()
         while waiting or running:

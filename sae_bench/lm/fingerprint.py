@@ -6,6 +6,7 @@ another model, whatever the hash of its weights.
 
 import hashlib
 import inspect
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from sae_bench.lm.tokens import opening_id, special_ids
+from sae_bench.plugin_files import modules_of
 from sae_bench.records.files import digest_of, sha256
 
 Identity = Mapping[str, Any]
@@ -65,11 +67,18 @@ def hash_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def hash_of_code(model: type) -> str | None:
-    """SHA-256 (hex) of the file that a model's class stands in, where that came with it; None for transformers'."""
+    """SHA-256 (hex) of the file that a model's class is from, and of its imports; None where it is transformers'."""
     if model.__module__.partition(".")[0] == "transformers":
         return None
     file = inspect.getsourcefile(model)
-    return sha256(Path(file)) if file else None
+    return digest_of(sorted(map(sha256, modules_of(Path(file))))) if file else None
+
+
+def hash_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 (hex) of a fast tokenizer's whole definition, of another one's vocabulary."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def opening_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -24,8 +24,6 @@ chunk of final hidden states into them, `logit_of` into those of one word each.
 Shape letters: batch contexts, seq tokens in each, d_in width of a site, d_model width of the model, n tokens, vocab.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -47,6 +45,7 @@ from sae_bench.lm.fingerprint import (
     hash_of_buffers,
     hash_of_code,
     hash_of_tensors,
+    hash_of_tokenizer,
     opening_of,
 )
 from sae_bench.lm.hooks import Side, intercept, run_until_seen
@@ -137,9 +136,7 @@ class LanguageModel:
 
     def tokenizer_hash(self) -> str:
         """Return the sha256 (hex) of a fast tokenizer's whole definition, of another one's vocabulary."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        text = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hash_of_tokenizer(self.tokenizer)
 
     def find_sites(self, kinds: Sequence[str], layers: Sequence[int]) -> list[Site]:
         """Return every kind of site in every layer, each once; in the middle layer where none is named.

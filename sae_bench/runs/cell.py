@@ -142,28 +142,28 @@ def is_unfinished(
     order: Order,
     sae: PlannedSAE,
     random: PlannedSAE | None,
-    sha256: str,
+    model_fingerprint: str,
     texts: Mapping[str, OwnText],
 ) -> bool:
     """Whether `work_on` has something to do for an SAE and for the `random` one that belongs to it.
 
-    `sha256` is the language model's; `texts` are those that the order's tasks bring.
+    `texts` are those that the order's tasks bring.
     """
     if not folder.has_sae(sae.id, order.config.training_hash):
         return True
     sae = as_saved(folder, sae)
     if any(
-        is_missing(folder.record(sae.id, task), task, sae.description, order.config.evaluation_hash, sha256)
+        is_missing(folder.record(sae.id, task), task, sae.description, order.config.evaluation_hash, model_fingerprint)
         for task in of_one_sae(order.tasks)
     ):
         return True
-    if without_record(folder, sae.description, order.config.evaluation_hash, sha256, texts):
+    if without_record(folder, sae.description, order.config.evaluation_hash, model_fingerprint, texts):
         return True
     if not latent_tasks(order.tasks) or not order.config.collects:
         return False
     return any(
         not subject.failure and read_latents(folder, subject.id, subject.collected_by) is None
-        for subject in interpreted(order.config, [sae, *([random] if random else [])], sha256)
+        for subject in interpreted(order.config, [sae, *([random] if random else [])], model_fingerprint)
     )
 
 
@@ -173,9 +173,9 @@ def write_inapplicable(
     """Write the missing records of tasks that do not apply to what gives the run's activations."""
     for plan, (name, task) in product(plans, tasks.items()):
         description = description_of(folder.sae_path(plan.id))
-        made, sha256 = folder.record(plan.id, name), fingerprint(bench.lm.identity())
+        made, model = folder.record(plan.id, name), fingerprint(bench.lm.identity())
         reason = inapplicable(task, bench.lm)
-        if reason and is_missing(made, name, description, bench.config.evaluation_hash, sha256):
+        if reason and is_missing(made, name, description, bench.config.evaluation_hash, model):
             record = inapplicable_record(task(), reason, description, bench.provenance())
             write_record(folder.record_path(plan.id, name), record)
 

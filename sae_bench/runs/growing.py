@@ -7,7 +7,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from sae_bench.errors import UserError
-from sae_bench.formats.open import find_sources
 from sae_bench.lm.model_names import HUB_MODELS
 from sae_bench.progress import Progress
 from sae_bench.records.redact import redact_json
@@ -15,6 +14,7 @@ from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.begun import FORMAT
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.deciding import KEPT, TRAINING
+from sae_bench.runs.import_saes import name_sources
 
 ELSE = "choose another --out, or --overwrite to delete it"
 
@@ -36,7 +36,7 @@ def grown(config: RunConfig, folder: RunFolder, progress: Progress, *, extended:
     if changed:
         raise UserError(_refusal(was, config, folder, changed))
     _check_plugins(manifest, config, folder)
-    _check_sources(was, config, folder)
+    _check_sources(manifest, config, folder)
     _check_judged(was, config, folder)
     kept = {
         name: was_ for name, was_ in manifest["kept"].items() if name in KEPT and name not in config.model_fields_set
@@ -110,17 +110,18 @@ def _check_plugins(manifest: Mapping[str, Any], config: RunConfig, folder: RunFo
         )
 
 
-def _check_sources(was: RunConfig, config: RunConfig, folder: RunFolder) -> None:
+def _check_sources(manifest: Mapping[str, Any], config: RunConfig, folder: RunFolder) -> None:
     """SAEs from elsewhere that the run has are looked at again, with the others."""
-    for imported in was.saes:
-        if imported not in config.saes:
-            try:
-                find_sources(imported.source)
-            except UserError as error:
-                raise UserError(
-                    f"--out {folder.path} holds a run with other settings (--sae {imported.source}, which cannot be "
-                    f"had any more: {error}): {ELSE}"
-                ) from None
+    known = redact_json([sae.model_dump() for sae in config.saes])
+    for imported in (sae for part in manifest["asked"] for sae in part.get("saes", ()) if sae not in known):
+        try:
+            changed = name_sources([imported["source"]]) != [imported]
+        except UserError as error:
+            why = f"which cannot be had any more: {error}"
+        else:
+            why = "which has changed since: bring the old files back" if changed else ""
+        if why:
+            raise UserError(f"the run in {folder.path} has --sae {imported['source']}, {why}; {ELSE}")
 
 
 def _check_judged(was: RunConfig, config: RunConfig, folder: RunFolder) -> None:
