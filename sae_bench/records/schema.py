@@ -93,6 +93,8 @@ class Training(_Part):
     failure: str | None = None
     tokens_seen: Count | None = None
     seconds: Number | None = None
+    fingerprint: str | None = None
+    """Of the tokens, as a stream of them has it."""
     activations: str | None = None
     """As in `Provenance`."""
     remarks: list[str] = []

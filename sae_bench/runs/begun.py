@@ -23,7 +23,7 @@ from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import SAEDescription
 from sae_bench.registry import CORPORA, MODELS
 from sae_bench.runs.config import RunConfig
-from sae_bench.runs.deciding import KEPT
+from sae_bench.runs.deciding import ASKED, KEPT
 from sae_bench.runs.provenance import changed_environment
 from sae_bench.runs.train import Leg, Order
 from sae_bench.runs.workbench import PlannedSAE, RunOutline
@@ -108,6 +108,25 @@ def _check_recipes(folder: RunFolder, manifest: Mapping[str, Any], saes: Sequenc
             raise UserError(f"the run in {folder.path} was begun with another recipe of {sae.id} ({changed}): {REMEDY}")
 
 
+def check_one_text(folder: RunFolder, saes: Sequence[PlannedSAE], dataset: str) -> None:
+    """See that all SAEs were trained on the same tokens: a data set of the hub may change between two commands.
+
+    Raises:
+        UserError: some were not.
+    """
+    texts: dict[str, str] = {}
+    for sae in saes:
+        text = sae.description.training.fingerprint
+        if text and sae.description.origin is None and sae.description.training.failure is None:
+            texts.setdefault(text, sae.id)
+    if len(texts) > 1:
+        first, *_, other = texts.values()
+        raise UserError(
+            f"--dataset {dataset} gave {other} other tokens than {first} was trained on: it has changed since the run "
+            f"in {folder.path} was begun. Delete {folder.sae_path(other)}, and train it in another --out"
+        )
+
+
 def check_disk(folder: RunFolder, outline: RunOutline, config: RunConfig) -> None:
     """See that there is room for what is to be trained.
 
@@ -161,11 +180,11 @@ def write_manifest(folder: RunFolder, order: Order, outline: RunOutline, *, trai
     config, before = order.config, folder.manifest() or {}
     mine = redact_json(config.asked | ({"tasks": None} if train_only else {}))
     asked = before.get("asked", [])
-    first = config.parts()[0]
+    first = {name: of for name, of in before.get("config", config.identity).items() if name in ASKED}
     recipes = {sae.id: recipe_of(sae.description) for sae in outline.saes}
     manifest = {
         "format": FORMAT,
-        "config": first.identity | {name: config.identity[name] for name in config.of_evaluation if name != "seeds"},
+        "config": {name: of for name, of in config.identity.items() if name not in ASKED} | first,
         "config_hash": config.evaluation_hash,
         "training_hash": config.training_hash,
         "asked": asked if mine in asked else [*asked, mine],

@@ -17,7 +17,7 @@ from sae_bench.parsing import Bytes, Count, Flag, Heading, parse_count, parse_la
 from sae_bench.records.files import digest_of
 from sae_bench.records.names import file_name
 from sae_bench.runs.arch_spec import ArchSpec, Strict
-from sae_bench.runs.deciding import ASKED, EVALUATION, TRAINING, Identified
+from sae_bench.runs.deciding import ASKED, KEPT, WAY, Identified
 from sae_bench.synthetic.settings import NAME, WorldSettings, is_synthetic, run_defaults, world_settings
 from sae_bench.training.recipe import Preset
 
@@ -262,9 +262,9 @@ class RunConfig(Identified, JudgeConfig, TextSettings):
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers; tasks and judges only add records, so they are left out."""
-        without = {"tasks"} | {name for name in ("saes", "split", "random_lm", "world") if not getattr(self, name)}
+        without = {name for name in ("saes", "split", "random_lm", "world") if not getattr(self, name)}
         without |= {"screening"} if self.screening == "auto" else set()
-        return self.model_dump(mode="json", include={*ASKED, *TRAINING, *EVALUATION} - without)
+        return self.model_dump(mode="json", exclude={"tasks", *KEPT, *WAY, *without})
 
     def parts(self) -> list["RunConfig"]:
         """Everything that was asked of the folder, as a run of its own each, this one's last."""

@@ -1,12 +1,12 @@
 """Which of a run's settings decides what. It is said here alone; docs/growing.md has it as a table.
 
     ASKED        which SAEs there are, and on which tasks: another command may ask for more in the same folder
-    TRAINING     what each of them learns from, and how: any other value would be another training of all
     EVALUATION   what they are measured on: more of it is measured anew for all, less of it is refused
     KEPT         what tasks with text of their own read, and latents are collected by: as it was unless it is said
     WAY          how the run goes; no number depends on it, or a record says itself what does
+    all others   what each SAE learns from, and how: another value would be another training of all
 
-An SAE's training is known by the hash of TRAINING beside the SAE's own name and recipe, a record by that of TRAINING
+An SAE's training is known by the hash of these last beside the SAE's own name and recipe, a record by that of them
 and EVALUATION. Which other SAEs were asked for is in neither: what they are trained or measured beside changes no bit.
 """
 
@@ -17,18 +17,12 @@ from sae_bench.records.files import digest_of
 
 ASKED = ("archs", "saes", "layers", "sites", "widths", "l0s", "sparsity", "seeds", "tasks", "plugins")
 
-TRAINING = (
-    *("model", "revision", "trust_remote_code", "random_lm", "world", "dtype", "device"),
-    *("dataset", "text_column", "split", "tokens", "reuse", "context_size", "batch_size", "buffer_tokens"),
-    *("preset", "kernels", "screening", "compile"),
-)
-
 EVALUATION = ("eval_tokens", "eval_skip", "limit")
 
 KEPT = ("chance", "n_latents", "interp_tokens", "hard_negatives", "probe_sets", "probe_set", "absorption_words")
 
 WAY = (
-    *("controls", "checkpoint_every", "activations_cache", "cache_limit", "scorers"),  # controls are archs
+    *("earlier", "controls", "checkpoint_every", "activations_cache", "cache_limit", "scorers"),  # controls are archs
     *("judge_model", "judge_base_url", "explainer_model", "explainer_base_url", "judge_excerpts"),
     *("judge_budget", "judge_prices", "judge_concurrency", "judge_timeout", "judge_optional"),
 )
@@ -57,7 +51,7 @@ class Identified:
     @property
     def of_training(self) -> dict[str, Any]:
         """The settings that decide what becomes of an SAE, whichever others there are; see `deciding`."""
-        of = {name: value for name, value in self.identity.items() if name in TRAINING}
+        of = {name: value for name, value in self.identity.items() if name not in {*ASKED, *EVALUATION}}
         return of | ({"seeds": [self.seeds[0]]} if self.random_lm else {})  # the language model is drawn from it
 
     @property

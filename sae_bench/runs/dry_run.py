@@ -78,9 +78,11 @@ def describe_plan(config: RunConfig, folder: RunFolder, *, overwrite: bool = Fal
         missing = "to import" if isinstance(plan, ImportPlan) else "to train"
         state = missing if overwrite or not folder.has_sae(plan.id, config.training_hash) else "finished"
         rows.append([plan.id, plan.site.path, plan.config.d_in, state])
+    finished = [row[0] for row in rows if row[-1] == "finished"]
+    plans = [plan for plan in plans if plan.id not in finished]
     n_steps = config.tokens * config.reuse // config.batch_size if plans else 0
     memory = memory_bytes(config, plans, everything, lm)
-    disk = training_disk_bytes(plans) + 4 * sum(plan.n_parameters for plan in imports)
+    disk = training_disk_bytes(plans) + 4 * sum(plan.n_parameters for plan in imports if plan.id not in finished)
     n_contexts = contexts_at_once(lm, config.context_size)
     here = device.type == "cpu" or has_cuda(device)
     free = free_bytes(device) if here else None

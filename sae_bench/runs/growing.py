@@ -13,8 +13,9 @@ from sae_bench.records.redact import redact_json
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.begun import FORMAT
 from sae_bench.runs.config import RunConfig
-from sae_bench.runs.deciding import KEPT, TRAINING
+from sae_bench.runs.deciding import ASKED, EVALUATION, KEPT, WAY
 from sae_bench.runs.import_saes import name_sources
+from sae_bench.synthetic.settings import NAME, SIZES
 
 ELSE = "choose another --out, or --overwrite to delete it"
 
@@ -67,7 +68,8 @@ def _of(part: Mapping[str, Any]) -> dict[str, Any]:
 def _conflicts(was: RunConfig, config: RunConfig) -> dict[str, tuple[Any, Any]]:
     """By field, the run's value and the one asked for, where the latter would change numbers that are there."""
     then, now = (redact_json(of.model_dump(mode="json")) for of in (was, config))
-    found = {name: (then[name], now[name]) for name in (*TRAINING, "eval_skip") if then[name] != now[name]}
+    training = [name for name in then if name not in {*ASKED, *EVALUATION, *KEPT, *WAY}]
+    found = {name: (then[name], now[name]) for name in (*training, "eval_skip") if then[name] != now[name]}
     if config.eval_tokens < was.eval_tokens:
         found["eval_tokens"] = (was.eval_tokens, config.eval_tokens)
     if config.random_lm and was.random_lm and was.seeds[0] != config.seeds[0]:
@@ -139,11 +141,14 @@ def _check_judged(was: RunConfig, config: RunConfig, folder: RunFolder) -> None:
 def command(config: RunConfig) -> str:
     """The command line that asks for these settings, without --out."""
     hub = {*HUB_MODELS, *HUB_MODELS.values()}
-    told = {"preset": config.preset, "model": config.model, "archs": config.archs, "saes": config.saes}
+    size = config.model.partition(":")[2]
+    own_world = config.world is not None and size not in SIZES
+    model = f"{config.model}.toml" if own_world else config.model
+    told = {"preset": config.preset, "model": NAME if own_world else model, "archs": config.archs, "saes": config.saes}
     usual = RunConfig.build(told, hub_models=hub)
     parts = [] if config.preset == "short" else [_flag("preset", config.preset)]
     parts += [_flag(name, getattr(config, name)) for name in ("archs", "saes") if getattr(config, name)]
-    parts += [] if config.model == "demo" else [_flag("model", config.model)]
+    parts += [] if model == "demo" else [_flag("model", model)]
     for name in RunConfig.flags():
         value = getattr(config, name)
         if name not in (*told, "controls") and value != getattr(usual, name) and not _is_unsaid(value):

@@ -22,7 +22,10 @@ def renew_overlaps(bench: Workbench, plans: Sequence[Plan], folder: RunFolder) -
     config, lm = bench.config, bench.lm
     trained = [plan.id for plan in plans if isinstance(plan, SAEPlan)]
     about = {name: description_of(folder.sae_path(name)).training for name in trained}
-    old = {name: training for name, training in about.items() if training.overlap_of != config.evaluation_hash}
+    whole = {
+        name: training for name, training in about.items() if training.failure is None
+    }  # its text was read to the end
+    old = {name: training for name, training in whole.items() if training.overlap_of != config.evaluation_hash}
     share = None
     if any(training.eval_overlap is not None for training in old.values()):
         bench.progress.say(f"reading the {config.tokens:,} training tokens again: the evaluation is another one")
@@ -31,7 +34,7 @@ def renew_overlaps(bench: Workbench, plans: Sequence[Plan], folder: RunFolder) -
         tokens.read()
         share = tokens.watch.share if tokens.watch else None
         for name, training in old.items():
-            if training.as_json().get("fingerprint") != tokens.fingerprint:
+            if training.fingerprint != tokens.fingerprint:
                 raise UserError(
                     f"the corpus {config.dataset} does not give the tokens that {name} was trained on: bring back the "
                     "old files and library versions, or start anew with --overwrite"

@@ -15,7 +15,7 @@ from sae_bench.leaderboard.load import check_comparable
 from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Provenance, Record, write_record
-from sae_bench.runs.begun import begin, check_disk, check_unchanged, other_environment, write_manifest
+from sae_bench.runs.begun import begin, check_disk, check_one_text, check_unchanged, other_environment, write_manifest
 from sae_bench.runs.cell import cells_here, compare_seeds, work_on
 from sae_bench.runs.checks import check, default_corpus
 from sae_bench.runs.collect import as_saved, interpreted, random_saes
@@ -124,6 +124,7 @@ def run(
         failures = crew.work(order, outline.saes, begun)
         begun()  # nothing was missing but the manifest
         saes = [_outcome(folder, sae, failures, config.training_hash) for sae in outline.saes]
+        check_one_text(folder, saes, config.dataset)
         for sae in saes:
             if sae.id in failures:
                 write_failures(

@@ -2,15 +2,18 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 from command import bench, flags
 from test_end_to_end import mtimes, records_of, weights_of, without_times
+from test_identity import killed_at
 
 from sae_bench.records.files import read_sealed, write_sealed
 from sae_bench.runs.config import RunConfig
-from sae_bench.runs.deciding import ASKED, EVALUATION, KEPT, TRAINING, WAY
+from sae_bench.runs.deciding import ASKED, EVALUATION, KEPT, WAY
+from sae_bench.saes.save import write_training
 from sae_bench.training import trainer as trainer_module
 
 TASKS = ("delta_lm_loss", "stability", "feature_density")
@@ -43,33 +46,35 @@ def trained(monkeypatch):
 
 
 def test_every_setting_decides_one_thing():
-    """A new setting has to be put where it belongs before anything works."""
-    named = [*ASKED, *TRAINING, *EVALUATION, *KEPT, *WAY]
+    """A new one counts as one that SAEs are trained by until it is put where it belongs."""
+    named = [*ASKED, *EVALUATION, *KEPT, *WAY]
     assert len(named) == len(set(named))
-    assert set(named) == RunConfig.model_fields.keys() - {"earlier"}
+    assert set(named) < RunConfig.model_fields.keys()
+    assert {*RunConfig.model_fields} - {*named} == {
+        *("model", "revision", "trust_remote_code", "random_lm", "world", "dtype", "device"),
+        *("dataset", "text_column", "split", "tokens", "reuse", "context_size", "batch_size", "buffer_tokens"),
+        *("preset", "kernels", "screening", "compile"),
+    }
 
 
 def test_a_run_that_grew_is_the_one_that_was_asked_for_at_once(settings, tmp_path, trained):
     grown, whole = tmp_path / "grown", tmp_path / "whole"
     assert bench(*flags(settings | {"--limit": 4, "--out": grown}), "--quiet") == 0
     weights = weights_of(grown)
-    base = settings | {"--eval-tokens": 300}
-    both = base | {"--arch": ("topk", "relu")}
+    base, both = settings, settings | {"--arch": ("topk", "relu")}
     steps = [
         (0, base),  # what --limit left out
         (1, base | {"--arch": "relu"}),
-        (2, both | {"--l0": 3}),
-        (4, both | {"--l0": (3, 6), "--seed": 1}),
-        (0, base | {"--tasks": TASKS}),
-        (8, both | {"--l0": (3, 6), "--seed": (0, 1), "--layer": 0}),
-        (0, base | {"--eval-tokens": 500}),
+        (2, both | {"--layer": 0}),
+        (4, both | {"--layer": (0, 1), "--seed": 1}),
+        (0, base | {"--eval-tokens": 500, "--tasks": TASKS}),
     ]
     for n_new, step in steps:
         before = len(trained)
         assert bench(*flags(step | {"--out": grown}), "--quiet") == 0
         assert len(trained) - before == n_new, step
     assert {name: weights_of(grown)[name] for name in weights} == weights
-    everything = {"--l0": (3, 6), "--seed": (0, 1), "--layer": (0, 1), "--eval-tokens": 500, "--tasks": TASKS}
+    everything = {"--seed": (0, 1), "--layer": (0, 1), "--eval-tokens": 500, "--tasks": TASKS}
     assert bench(*flags(both | everything | {"--out": whole}), "--quiet") == 0
     same(grown, whole)
     done = mtimes(grown)
@@ -108,20 +113,9 @@ def test_what_would_change_numbers_is_refused_with_the_command_that_works(settin
     assert mtimes(first) == before
 
 
-def test_a_killed_training_goes_on_beside_what_is_added(settings, tmp_path, trained, monkeypatch):
-    run, many = settings | {"--out": tmp_path / "run", "--checkpoint-every": 3}, 12
+def test_a_killed_training_goes_on_beside_what_is_added(settings, tmp_path, monkeypatch):
+    killed_at(many := 12, monkeypatch, flags(settings | {"--out": tmp_path / "run", "--checkpoint-every": 3}))
     step, done = trainer_module.SAETrainer.step, []
-
-    def killed(self, *arguments, **how):
-        done.append(self.id)
-        if len(done) > many:
-            raise KeyboardInterrupt
-        step(self, *arguments, **how)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer_module.SAETrainer, "step", killed)
-        assert bench(*flags(run), "--quiet") == 130
-    del done[:]
     monkeypatch.setattr(
         trainer_module.SAETrainer, "step", lambda self, *a, **how: (done.append(self.id), step(self, *a, **how))
     )
@@ -134,18 +128,36 @@ def test_a_killed_training_goes_on_beside_what_is_added(settings, tmp_path, trai
     same(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_short_look_at_a_longer_run_takes_nothing_away(settings, tmp_path, capsys):
-    run = settings | {"--out": tmp_path / "run"}
-    assert bench(*flags(run), "--quiet") == 0
-    before = mtimes(tmp_path / "run")
-    assert bench(*flags(run | {"--limit": 2})) == 0
+def test_a_short_look_at_a_longer_run_takes_nothing_away(settings, first, capsys):
+    before = mtimes(first)
+    assert bench(*flags(settings | {"--limit": 2, "--out": first})) == 0
     assert "is evaluated on 300 tokens, and stays so" in capsys.readouterr().err
+    assert mtimes(first) == before
+
+
+def test_an_sae_that_was_trained_on_other_text_gets_no_board_beside_the_others(settings, first, tmp_path, capsys):
+    run = shutil.copytree(first, tmp_path / "run")
+    write_training(next((run / "saes").iterdir()), fingerprint="0" * 64)
+    before = mtimes(run)["leaderboard.csv"]
+    assert bench(*flags(settings | {"--arch": "relu", "--out": run})) == 2
+    assert "gave relu.layer_1.resid_post.w48.l0_6.seed0 other tokens than topk." in capsys.readouterr().err
+    assert mtimes(run)["leaderboard.csv"] == before
+
+
+def test_an_sae_from_elsewhere_that_has_changed_is_not_taken_for_what_it_was(settings, first, tmp_path, capsys):
+    theirs = shutil.copytree(next((first / "saes").iterdir()), tmp_path / "theirs")
+    imported = {name: value for name, value in settings.items() if name not in ("--arch", "--l0")} | {"--sae": theirs}
+    assert bench(*flags(imported | {"--out": tmp_path / "run"}), "--quiet") == 0
+    write_training(theirs, remarks=["edited"])
+    before = mtimes(tmp_path / "run")
+    for command in (settings, imported):
+        assert bench(*flags(command | {"--out": tmp_path / "run"})) == 2
+        assert f"has --sae {theirs}, which has changed since" in capsys.readouterr().err
     assert mtimes(tmp_path / "run") == before
 
 
-def test_a_run_of_an_earlier_version_is_left_as_it_is_with_a_word(settings, tmp_path, capsys):
-    run = settings | {"--out": tmp_path / "run"}
-    assert bench(*flags(run), "--quiet") == 0
+def test_a_run_of_an_earlier_version_is_left_as_it_is_with_a_word(settings, first, tmp_path, capsys):
+    run = settings | {"--out": shutil.copytree(first, tmp_path / "run")}
     manifest = read_sealed(tmp_path / "run" / "run.json")
     for later in ("format", "asked", "kept", "model", "environment", "training_hash", "dataset_sha256"):
         del manifest[later]
