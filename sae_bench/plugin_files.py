@@ -1,8 +1,9 @@
 """The files that a plugin file reads: modules beside it, however deep, and data, as far as these can be told.
 
 Modules are found by the import statements of the plugin and of each module so found; installed packages and this one
-are left out, for versions stand for them. Data files are those that are opened while the plugin is loaded, in its
-folder or the working directory; of others, opened later, the plugin says so itself: `FILES = ("words.txt",)`.
+are left out, for versions stand for them. Data files are those that the plugin or such a module opens while it is
+loaded, in its folder or the working directory, itself or by a library's function; not those that a library opens when
+it is imported, for that happens once in a process. Of others, opened later, it says so: `FILES = ("words.txt",)`.
 """
 
 import ast
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from functools import cache
 from os.path import relpath
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from sae_bench.errors import UserError
@@ -73,9 +75,23 @@ def _hook_once() -> None:
 
 
 def _note(event: str, arguments: tuple[Any, ...]) -> None:
-    if _watched and event == "open" and isinstance(arguments[0], str) and not set(arguments[1] or "r") & set("wax+"):
+    if not _watched or event != "open" or not isinstance(arguments[0], str) or set(arguments[1] or "r") & set("wax+"):
+        return
+    if _is_opened_by_a_plugin(sys._getframe(1)):
         for opened in _watched:
             opened.add(Path(arguments[0]).absolute())
+
+
+def _is_opened_by_a_plugin(frame: FrameType | None) -> bool:
+    """Whether the innermost code that is not installed is a plugin's, and no import lies between it and the file."""
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file.startswith("<frozen importlib"):
+            return False
+        if not file.startswith("<") and not _is_installed(Path(file)):
+            return not Path(file).is_relative_to(Path(__file__).parent)
+        frame = frame.f_back
+    return False
 
 
 def _is_data(path: Path) -> bool:

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def begin(folder: RunFolder, config: RunConfig) -> tuple[list[Leg], dict[str, Cr
     manifest = folder.manifest()
     if manifest is None:
         return [], {}
-    for name, files in plugin_hashes(config.plugins).items():
+    for name, files in plugin_hashes(config.plugins, manifest["plugins"]).items():
         was = manifest["plugins"].get(name, files)
         if changed := [file for file in {**was, **files} if was.get(file) != files.get(file)]:
             what = f"--plugin {name}" + ("" if changed[0] == Path(name).name else f" reads {changed[0]}, which")
@@ -170,9 +170,17 @@ def at_home(config: RunConfig, folder: RunFolder, manifest: Mapping[str, Any]) -
     return config.model_copy(update={**paths, "plugins": tuple(map(found, config.plugins))})
 
 
-def plugin_hashes(plugins: Sequence[str]) -> dict[str, dict[str, str]]:
-    """For every plugin, the SHA-256 of its file and of those that it reads, by their paths from its folder."""
-    return {name: {at: content_hash(file) for at, file in files_of_plugin(Path(name)).items()} for name in plugins}
+def plugin_hashes(plugins: Sequence[str], known: Mapping[str, Collection[str]]) -> dict[str, dict[str, str]]:
+    """For every plugin, the SHA-256 of its file and of those that it reads, by their paths from its folder.
+
+    `known` are those that it read in other processes: one may be read when a module is imported first.
+    """
+    found = {}
+    for name in plugins:
+        there = {at: Path(name).resolve().parent / at for at in known.get(name, ())}
+        files = {at: file for at, file in there.items() if file.is_file()} | files_of_plugin(Path(name))
+        found[name] = {at: content_hash(file) for at, file in files.items()}
+    return found
 
 
 def write_manifest(folder: RunFolder, order: Order, outline: RunOutline, *, train_only: bool) -> None:
@@ -190,7 +198,7 @@ def write_manifest(folder: RunFolder, order: Order, outline: RunOutline, *, trai
         "asked": asked if mine in asked else [*asked, mine],
         "kept": config.model_dump(mode="json", include={*KEPT}),
         "earlier": [dataclasses.asdict(leg) for leg in order.earlier],
-        "plugins": before.get("plugins", {}) | plugin_hashes(config.plugins),
+        "plugins": before.get("plugins", {}) | plugin_hashes(config.plugins, before.get("plugins", {})),
         "saes": list(dict.fromkeys([*before.get("saes", ()), *recipes])),
         "recipes": before.get("recipes", {}) | recipes,
         "kernels": {shape: at._asdict() for shape, at in order.kernels.items()},

@@ -77,12 +77,12 @@ def verify(folder: RunFolder, progress: Progress, n_contexts: int = 16) -> Itera
 
 def _plugin_findings(manifest: Mapping[str, Any], home: RunConfig) -> Iterator[Finding]:
     for (plugin, was), path in zip(manifest["plugins"].items(), home.plugins, strict=True):
+        files = was if isinstance(was, dict) else {Path(plugin).name: was}  # once the plugin's own file alone
         try:
-            (now,) = plugin_hashes([path]).values()
+            (now,) = plugin_hashes([path], {path: files}).values()
         except UserError as error:
             yield (f"plugin {plugin}", str(error))
             continue
-        files = was if isinstance(was, dict) else {Path(plugin).name: was}  # once the plugin's own file alone
         changed = [file for file, digest in files.items() if now.get(file) != digest]
         yield (f"plugin {plugin}", f"{', '.join(changed)}: missing or changed since the run" if changed else None)
 

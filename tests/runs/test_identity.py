@@ -227,9 +227,13 @@ class Mine(ARCHITECTURES["topk"]):
 def test_whatever_a_plugin_reads_is_in_what_it_is_known_by(at_work, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.path", ["", *__import__("sys").path])
     plugin = tmp_path / "plug.py"
-    plugin.write_text(PLUGIN)
-    for name in ("declared.txt", "opened.txt"):
+    plugin.write_text(PLUGIN + "import lib_of_theirs\nlib_of_theirs.read(Path(__file__).parent / 'by_library.txt')\n")
+    for name in ("declared.txt", "opened.txt", "by_library.txt", "at_import.txt"):
         (tmp_path / name).write_text("words")
+    (tmp_path / "site-packages").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    reads = f"from pathlib import Path\nread = Path.read_text\nread(Path({str(tmp_path)!r}, 'at_import.txt'))\n"
+    (tmp_path / "site-packages" / "lib_of_theirs.py").write_text(reads)
     (tmp_path / "beside.py").write_text("def later():\n    from package.deeper import N\n\nNAME = 'mine'\n")
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").write_text("from . import other\n")
@@ -238,7 +242,7 @@ def test_whatever_a_plugin_reads_is_in_what_it_is_known_by(at_work, tmp_path, mo
     load_plugin(str(plugin))
     import package  # noqa: F401  (as the plugin may have it imported by now)
 
-    expected = {"plug.py", "beside.py", "declared.txt", "opened.txt"}
+    expected = {"plug.py", "beside.py", "declared.txt", "opened.txt", "by_library.txt"}
     expected |= {f"package/{name}.py" for name in ("__init__", "other", "deeper")}
     assert set(files_of_plugin(plugin)) == expected
 
