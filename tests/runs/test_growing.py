@@ -138,10 +138,10 @@ def test_a_short_look_at_a_longer_run_takes_nothing_away(settings, first, capsys
 def test_an_sae_that_was_trained_on_other_text_gets_no_board_beside_the_others(settings, first, tmp_path, capsys):
     run = shutil.copytree(first, tmp_path / "run")
     write_training(next((run / "saes").iterdir()), fingerprint="0" * 64)
-    before = mtimes(run)[run / "leaderboard.csv"]
+    before = (run / "leaderboard.csv").stat().st_mtime_ns
     assert bench(*flags(settings | {"--arch": "relu", "--out": run})) == 2
     assert "gave relu.layer_1.resid_post.w48.l0_6.seed0 other tokens than topk." in capsys.readouterr().err
-    assert mtimes(run)[run / "leaderboard.csv"] == before
+    assert (run / "leaderboard.csv").stat().st_mtime_ns == before
 
 
 def test_an_sae_from_elsewhere_that_has_changed_is_not_taken_for_what_it_was(settings, first, tmp_path, capsys):
