@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from sae_bench.errors import UserError, did_you_mean
+from sae_bench.plugin_files import watched
 
 if TYPE_CHECKING:
     from sae_bench.autointerp.scorer import Scorer
@@ -118,7 +119,7 @@ def load_plugin(*paths: str) -> None:
         assert spec.loader is not None, "a .py file has a loader"
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
-        with _loading(f'--plugin "{path}"', "mend the file"):
+        with watched(file), _loading(f'--plugin "{path}"', "mend the file"):
             spec.loader.exec_module(module)
         if len(REGISTERED) == n_before:
             decorators = "@register_architecture or @register_task, or call another register function of sae_bench"

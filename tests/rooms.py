@@ -15,7 +15,7 @@ MAP = ROOT / "docs" / "map.md"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py"))
 PLUGINS = sorted([*ROOT.glob("architectures/*.py"), *ROOT.glob("tasks/*.py")])
 
-WORDS = {"_version", "errors", "progress", "signals", "parsing", "device", "registry"}
+WORDS = {"_version", "errors", "progress", "signals", "parsing", "device", "registry", "plugin_files"}
 """What everybody uses: the files beside the rooms, but for `testing`."""
 
 ROOMS = {

@@ -49,8 +49,8 @@ def folder_of(root: Path, identity: Mapping[str, Any]) -> Path:
     return root / f"{file_name(Path(identity['model']).name)}.{digest_of(identity)[:12]}"
 
 
-def known_weights(root: Path, identity: Mapping[str, Any]) -> str | None:
-    """The hash of the weights of this identity, if a run has kept activations of it.
+def known_hashes(root: Path, identity: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The hashes of weights and buffers of this identity, if a run has kept activations of it and said both.
 
     Raises:
         Damaged: the manifest is not what was written.
@@ -65,12 +65,13 @@ def known_weights(root: Path, identity: Mapping[str, Any]) -> str | None:
             f"{path} is of another capture ({_differences(identity, found['identity'])}): delete its folder, or choose "
             "another --activations-cache"
         )
-    return str(found["model_sha256"])
+    return (str(found["model_sha256"]), str(found["buffers_sha256"])) if "buffers_sha256" in found else None
 
 
-def write_manifest(root: Path, identity: Mapping[str, Any], model_sha256: str) -> None:
+def write_manifest(root: Path, identity: Mapping[str, Any], weights: str, buffers: str) -> None:
     """Say what the folder of this identity holds."""
-    write_sealed(folder_of(root, identity) / MANIFEST, {"identity": dict(identity), "model_sha256": model_sha256})
+    hashes = {"model_sha256": weights, "buffers_sha256": buffers}
+    write_sealed(folder_of(root, identity) / MANIFEST, {"identity": dict(identity), **hashes})
 
 
 def nearest_other(root: Path, identity: Mapping[str, Any]) -> str | None:

@@ -28,7 +28,8 @@ OF_THE_WEIGHTS = ("model", "_backbone", "_replayable")
 class CachedModel(LanguageModel):
     """The language model that `load` loads, if need be, whose outline `shape` is, built of fake tensors in `mode`.
 
-    `known_hash` is that of its weights, None where they are to be loaded for it. `cached_as` is what records say.
+    `known` are the hashes of its weights and its buffers, None where they are to be loaded for it. `cached_as` is what
+    records say.
 
     Raises UserError, at the moment of loading, for all that `load` raises it for, and for other weights than known.
     """
@@ -39,13 +40,14 @@ class CachedModel(LanguageModel):
         mode: FakeTensorMode,
         load: Callable[[], LanguageModel],
         store: PassStore,
-        known_hash: str | None,
+        known: tuple[str, str] | None,
         **about: Any,
     ) -> None:
         self.__dict__.update({name: value for name, value in vars(shape).items() if name not in OF_THE_WEIGHTS})
         self.__dict__.update(about)
         self._shape, self._mode, self._load, self.store = shape, mode, load, store
-        self._weight_hash = known_hash
+        self._weight_hash: str | None = known[0] if known else None
+        self._buffer_hash: str | None = known[1] if known else None
         self._loaded: LanguageModel | None = None
         self.n_read = self.n_captured = 0
         """Contexts that were read, and captured, at one site after the other."""
@@ -80,6 +82,9 @@ class CachedModel(LanguageModel):
 
     def weight_hash(self) -> str:
         return self._weight_hash or self.loaded().weight_hash()
+
+    def buffer_hash(self) -> str:
+        return self._buffer_hash or self.loaded().buffer_hash()
 
     def find_sites(self, kinds: Sequence[str], layers: Sequence[int]) -> list[Site]:
         """As the loaded model finds them; without it, sites that the cache has."""

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from sae_bench.autointerp.examples import Pieces
 from sae_bench.errors import UserError, did_you_mean
+from sae_bench.lm.fingerprint import fingerprint
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site, site_of
 from sae_bench.lm.tokens import opening_id
 from sae_bench.progress import Progress
 from sae_bench.records.files import read_sealed
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
+from sae_bench.records.schema import Provenance
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.sources import load_model
 from sae_bench.saes.active import as_active
@@ -78,9 +80,10 @@ class Firing:
         path = self.folder.sae_path(name)
         return (path / SAE_DESCRIPTION).is_file() and not description_of(path).training.failure
 
-    def is_the_models(self, model_sha256: str | None) -> bool:
-        """Whether the language model is the one that the run's records name."""
-        return model_sha256 in (None, self.lm.weight_hash())
+    def is_the_models(self, made: Provenance) -> bool:
+        """Whether the language model is the one that a record of the run names."""
+        same = made.model_fingerprint in (None, fingerprint(self.lm.identity()))
+        return same and made.model_sha256 in (None, self.lm.weight_hash())
 
     @torch.no_grad()
     def on(self, text: str, sae: str) -> Fired:

@@ -33,6 +33,7 @@ from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Record
 from sae_bench.runs import pipeline
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.growing import grown
 from sae_bench.runs.suite import configure, fields_of
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.convert import to_built_in
@@ -263,7 +264,7 @@ def work(
     if overwrite:
         folder.clear()
     else:
-        folder.check(config.identity, extended=extend_tokens)
+        config = grown(config, folder, progress, extended=extend_tokens)
     if on is None:
         return pipeline.run(config, folder, progress, log_to, train_only=train_only)
     try:

@@ -44,7 +44,7 @@ def table(
             value is better by than the best control's; all: every headline one. Default: L0 and the headline ones.
         group_by: Group rows by model, site, layer, width, architecture, target or seed.
         over_seeds: One row for each architecture and target: the mean over seeds, with its 95% interval.
-        mix: Tabulate runs that measured on different tokens, or with different versions of a task, and say so.
+        mix: Tabulate runs of different evaluation tokens, versions of a task or models of one name, and say so.
     """
     from sae_bench.leaderboard import board_table, load
     from sae_bench.leaderboard.text_tables import terminal_width

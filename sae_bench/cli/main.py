@@ -102,7 +102,7 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
     if command.dry_run:
         from sae_bench.runs.dry_run import describe_plan
 
-        print(describe_plan(config, folder))
+        print(describe_plan(config, folder, overwrite=command.overwrite))
         return 0
     if command.capture is not None and command.on is None:
         raise UserError(f"--capture {command.capture} needs --on: without it one process captures for all its SAEs")

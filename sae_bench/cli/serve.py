@@ -33,8 +33,8 @@ def serve(run: Path, /, *, port: Port = 0, browser: bool = False, plugin: Plugin
     progress = Progress()
     board = Board.read([run])
     firing = Firing(run, progress)
-    if not firing.is_the_models(board.records[0].provenance.model_sha256):
-        progress.say(f"{firing.lm.name} is not the language model that the run was measured with: its weights differ")
+    if not firing.is_the_models(board.records[0].provenance):
+        progress.say(f"{firing.lm.name} is not the language model that the run was measured with: it has changed since")
 
     def fires(asked: dict[str, Any]) -> dict[str, Any]:
         return firing.on(str(asked.get("text", "")), str(asked.get("sae", ""))).as_json()

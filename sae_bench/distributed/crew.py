@@ -107,7 +107,7 @@ class ClusterCrew:
             f"{self._slots.n_gpus}, cores: {self._slots.n_cpus}; {where}"
         )
 
-    def outline(self, kernels: Mapping[str, Crossovers] | None) -> RunOutline:
+    def outline(self, kernels: Mapping[str, Crossovers]) -> RunOutline:
         again = {**self._slots.options, "max_retries": FAULTS}
         task = ray.remote(remote.outline).options(name="outline", **again)
         found: tuple[RunOutline, Provenance] = _got(task.remote(self._errand, kernels))
@@ -119,9 +119,9 @@ class ClusterCrew:
 
     def work(self, order: Order, saes: Sequence[PlannedSAE], begun: Callable[[], None]) -> Mapping[str, str]:
         random = random_saes(self._config, saes)
-        sha256 = self._outline.model_sha256
+        model = self._outline.model_fingerprint
         texts = read_texts(order.tasks, self._config)
-        todo = [sae for sae in saes if is_unfinished(self._folder, order, sae, random.get(sae.id), sha256, texts)]
+        todo = [sae for sae in saes if is_unfinished(self._folder, order, sae, random.get(sae.id), model, texts)]
         begun()
         if not todo:
             return {}
@@ -142,12 +142,13 @@ class ClusterCrew:
         by_site: dict[Site, list[str]] = {}
         for sae in saes:
             by_site.setdefault(sae.site, []).append(sae.id)
-        hash, sha256, found = self._config.hash, self._outline.model_sha256, siblings_among(about.values())
+        hash, model = self._config.evaluation_hash, self._outline.model_fingerprint
+        found = siblings_among(about.values())
         due = {
             sae.site
             for sae in saes
             for task in among_seeds(order.tasks)
-            if is_missing(self._folder.record(sae.id, task), task, about[sae.id], hash, sha256, found[sae.id])
+            if is_missing(self._folder.record(sae.id, task), task, about[sae.id], hash, model, found[sae.id])
         }
         waiting, running = list(due), list[Task]()
         while waiting or running:
@@ -166,7 +167,7 @@ class ClusterCrew:
 
     def _cells(self, todo: Sequence[PlannedSAE]) -> list[Cell]:
         """The cells that were begun, as they were, and new ones for all other SAEs."""
-        begun = begun_cells(self._folder, [sae.id for sae in todo], self._config.hash)
+        begun = begun_cells(self._folder, [sae.id for sae in todo], self._config.training_hash)
         kept = [Cell(name, tuple(saes), float(len(saes)), 0, 0.0) for name, saes in begun.items()]
         others = [sae for sae in todo if not any(sae.id in cell.saes for cell in kept)]
         if not others:
@@ -181,7 +182,7 @@ class ClusterCrew:
     ) -> dict[str, str]:
         """Have every cell worked on, all at once or, where they share captures, as many as these serve."""
         own = [sae for sae in todo if sae.description.origin is None]
-        to_train = {sae.id: sae for sae in own if not self._folder.has_sae(sae.id, self._config.hash)}
+        to_train = {sae.id: sae for sae in own if not self._folder.has_sae(sae.id, self._config.training_hash)}
         n_trainers = self._n_trainers(list(to_train))
         if not n_trainers:
             return self._all_done(cells, reference, view)

@@ -14,9 +14,11 @@ from sae_bench.distributed.work import Devices
 from sae_bench.errors import UserError
 from sae_bench.evaluation.task import read_texts
 from sae_bench.lm.activations import ActivationModel
+from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.checks import check
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.growing import grown
 from sae_bench.runs.plan import SAEPlan, plan_saes, tasks_of
 from sae_bench.runs.sources import model_shape
 
@@ -44,9 +46,9 @@ def describe_sweep(
     if config.saes or not config.archs:
         raise UserError("--devices plans SAEs that are trained: leave out --sae, or leave out --devices")
     fleet = fleet_of(parse_devices(devices))
+    config = grown(config, folder, Progress(quiet=True))
     check(config, tasks_of(config))
-    read_texts(config.tasks, config)
-    folder.check(config.identity)
+    read_texts(tasks_of(config), config)
     lm, plans = shape_of(config, fleet)
     works, shared = sweep_work(config, lm, plans, fleet)
     plan = plan_cells(works, shared, fleet)

@@ -78,12 +78,13 @@ def _bench(errand: Errand, progress: Progress) -> Workbench:
     torch.set_num_threads(errand.threads)
     if errand.cache:
         os.environ["SAE_BENCH_CACHE"] = errand.cache
-    found = _benches.get(errand.config.hash)
+    key = digest_of(errand.config.model_dump(mode="json"))
+    found = _benches.get(key)
     if found is None:
         _enter(errand)
         load_plugin(*errand.config.plugins)
         _benches.clear()
-        found = _benches[errand.config.hash] = Workbench(errand.config, progress)
+        found = _benches[key] = Workbench(errand.config, progress)
     found.progress = progress
     return found
 
@@ -101,7 +102,7 @@ def _enter(errand: Errand) -> None:
     os.chdir(new)
 
 
-def outline(errand: Errand, kernels: Mapping[str, Crossovers] | None) -> tuple[RunOutline, Provenance]:
+def outline(errand: Errand, kernels: Mapping[str, Crossovers]) -> tuple[RunOutline, Provenance]:
     """What the run will be, found on the cluster, for the driver may have no device."""
     bench = _bench(errand, Progress(quiet=True))
     bench.read_held_out()

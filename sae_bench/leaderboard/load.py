@@ -12,8 +12,8 @@ def gather(folders: Sequence[Path], *, mix: bool = False) -> list[Record]:
     """Records of some runs.
 
     Raises:
-        UserError: a folder holds no records, or, without `mix`, the runs measured on different tokens or with different
-            versions of a task, so that their numbers must not share a table.
+        UserError: a folder holds no records, or, without `mix`, the runs measured on different tokens, with different
+            versions of a task or language models, so that their numbers must not share a table.
     """
     records: list[Record] = []
     for folder in folders:
@@ -56,7 +56,7 @@ def with_value_or_failure(records: Iterable[Record]) -> set[str]:
 
 
 def check_comparable(records: Sequence[Record]) -> None:
-    """Raise UserError unless records of one model and task share their evaluation tokens and the task's version."""
+    """Raise UserError unless records of one model and task share evaluation tokens, version of the task, and model."""
     if found := differences(records):
         raise UserError(
             f"the records were made with different {' and '.join(found)}: tabulate these runs separately, or with "
@@ -68,7 +68,11 @@ def differences(records: Sequence[Record]) -> list[str]:
     """What keeps records of one model and task from being compared: nothing, unless someone mixed them."""
     seen: dict[str, dict[tuple[str, str], set[str]]] = {"evaluation tokens": {}, "versions of a task": {}}
     for record in records:
-        shared = {"evaluation tokens": record.provenance.eval_fingerprint, "versions of a task": record.task_version}
+        made = record.provenance
+        shared = {"evaluation tokens": made.eval_fingerprint, "versions of a task": record.task_version}
         for what, value in (shared | record.comparable).items():
-            seen.setdefault(what, {}).setdefault((record.provenance.model, record.task), set()).add(value)
+            seen.setdefault(what, {}).setdefault((made.model, record.task), set()).add(value)
+        if made.model_fingerprint:  # of one dtype, which is in it: tables may mix them
+            name = f"{made.model} in {made.lm_dtype}"
+            seen.setdefault("language models of one name", {}).setdefault((name, ""), set()).add(made.model_fingerprint)
     return [what for what, found in seen.items() if any(len(values) > 1 for values in found.values())]

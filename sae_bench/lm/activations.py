@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_bench.lm.fingerprint import Identity
 from sae_bench.lm.near_duplicates import Split
 from sae_bench.lm.shared_runs import SharedRuns
 from sae_bench.lm.sites import Site
@@ -103,6 +104,8 @@ class ActivationModel(Protocol):
     def n_bytes(self) -> int: ...
 
     def weight_hash(self) -> str: ...
+
+    def identity(self) -> Identity: ...
 
     def tokenizer_hash(self) -> str | None:
         """None where there is no tokenizer."""

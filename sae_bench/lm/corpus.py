@@ -16,6 +16,7 @@ from sae_bench.errors import UserError, did_you_mean
 from sae_bench.lm.near_duplicates import RULE, repeated_texts
 from sae_bench.lm.nesting import check_nesting
 from sae_bench.progress import quiet_hub
+from sae_bench.records.content import content_hash
 from sae_bench.records.files import digest_of, replacing
 from sae_bench.records.kept import kept
 from sae_bench.records.names import cache_folder
@@ -76,6 +77,20 @@ def describe(source: str) -> str:
     return CORPORA[source]().describe() if source in CORPORA else source
 
 
+def corpus_hash(source: str) -> str | None:
+    """SHA-256 (hex) of what a corpus is: its files' names and content, or what a plug-in says of its own.
+
+    None for a data set on the hub, which nobody reads whole. UserError: there is no such file or folder.
+    """
+    if source in CORPORA:
+        corpus = CORPORA[source]()
+        return digest_of([source, corpus.version, corpus.describe()])
+    if not is_local(source):
+        return None
+    root, files = Path(source).expanduser(), _files(source)
+    return digest_of([[file.relative_to(root).as_posix(), content_hash(file)] for file in files])
+
+
 def is_local(source: str) -> bool:
     """Say whether `source` names a file or folder rather than a data set on the hub, which has one slash at most."""
     path = Path(source).expanduser()
@@ -114,12 +129,8 @@ def repeated(source: str, column: str = "text") -> frozenset[int]:
     Of a data set on the hub, which nobody reads whole, none. Of others they are found once and cached, under a name
     made of the rules and the corpus: 0.6 CPU seconds for every MB of text, which is read twice.
     """
-    if source in CORPORA:
-        corpus = CORPORA[source]()
-        about: object = (source, corpus.version, corpus.describe())
-    elif is_local(source):
-        about = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in _files(source)]
-    else:
+    about = corpus_hash(source)
+    if about is None:
         return frozenset()
     key = hashlib.sha256(f"{RULE} {column} {about}".encode()).hexdigest()[:12]
     return _repeated(source, column, f"repeated-{key}")
@@ -179,8 +190,9 @@ def _local_texts(source: str, order_seed: int, column: str) -> Iterator[Any]:
     files = [_unpacked(file) for file in files if file.stat().st_size]
     if not files:
         raise UserError(f'"{source}" holds no text: it is empty; choose another corpus')
-    about = [builder, *((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)]
-    cache = cache_folder() / "datasets" / digest_of(about)[:12]
+    before = [content_hash(file) for file in files]
+    places = [(str(file), file.stat().st_mtime_ns) for file in files]  # what the library tells files apart by, alone
+    cache = cache_folder() / "datasets" / digest_of([builder, *before, *places])[:12]
 
     def make() -> Any:
         for file in files if builder == "json" else ():
@@ -189,7 +201,10 @@ def _local_texts(source: str, order_seed: int, column: str) -> Iterator[Any]:
 
     def load() -> Any:
         names = [glob.escape(str(file)) for file in files]
-        return datasets.load_dataset(builder, data_files=names, split="train", cache_dir=str(cache), **options)
+        rows = datasets.load_dataset(builder, data_files=names, split="train", cache_dir=str(cache), **options)
+        if before != [content_hash(file) for file in files]:
+            raise UserError(f'"{source}" was written to while it was read: wait until it is whole, and try again')
+        return rows
 
     try:
         kept(cache, make)
@@ -230,8 +245,7 @@ def _unpacked(file: Path) -> Path:
         return file
     import pyarrow  # type: ignore[import-untyped]
 
-    about = f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}"
-    path = cache_folder() / f"unpacked-{hashlib.sha256(about.encode()).hexdigest()[:12]}{Path(file.stem).suffix}"
+    path = cache_folder() / f"unpacked-{content_hash(file)[:12]}{Path(file.stem).suffix}"
 
     def unpack() -> None:
         with (

@@ -24,13 +24,11 @@ chunk of final hidden states into them, `logit_of` into those of one word each.
 Shape letters: batch contexts, seq tokens in each, d_in width of a site, d_model width of the model, n tokens, vocab.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Unpack
 
 import torch
@@ -41,6 +39,15 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from sae_bench.errors import UserError
 from sae_bench.lm.activations import StreamOptions
+from sae_bench.lm.fingerprint import (
+    Identity,
+    configuration_of,
+    hash_of_buffers,
+    hash_of_code,
+    hash_of_tensors,
+    hash_of_tokenizer,
+    opening_of,
+)
 from sae_bench.lm.hooks import Side, intercept, run_until_seen
 from sae_bench.lm.layers import find_backbone
 from sae_bench.lm.sites import Site, find_sites
@@ -84,6 +91,8 @@ class LanguageModel:
         self.name = name
         self.revision = revision
         self.config: PreTrainedConfig = model.config.get_text_config()
+        self._whole_config: PreTrainedConfig = model.config
+        self._class = type(model)
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self._backbone = find_backbone(model)
@@ -103,18 +112,31 @@ class LanguageModel:
         Tied parameters count once. Computed at the first call, at about 1 GB a second.
         """
         if self._weight_hash is None:
-            digest = hashlib.sha256()
-            for name, weight in sorted(self.model.named_parameters()):
-                digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
-                digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            self._weight_hash = digest.hexdigest()
+            self._weight_hash = hash_of_tensors(dict(self.model.named_parameters()))
         return self._weight_hash
+
+    def buffer_hash(self) -> str:
+        """Return the sha256 (hex) over the buffers that come with the weights, as `weight_hash`."""
+        return hash_of_buffers(self.model)
+
+    def identity(self) -> Identity:
+        """Return all that decides the model's numbers besides device and precision; see `lm.fingerprint`."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> Identity:
+        return {
+            "weights": self.weight_hash(),
+            "buffers": self.buffer_hash(),
+            "code": hash_of_code(self._class),
+            "tokenizer": self.tokenizer_hash(),
+            "special tokens": opening_of(self.tokenizer),
+            "configuration": configuration_of(self._whole_config),
+        }
 
     def tokenizer_hash(self) -> str:
         """Return the sha256 (hex) of a fast tokenizer's whole definition, of another one's vocabulary."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        text = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hash_of_tokenizer(self.tokenizer)
 
     def find_sites(self, kinds: Sequence[str], layers: Sequence[int]) -> list[Site]:
         """Return every kind of site in every layer, each once; in the middle layer where none is named.

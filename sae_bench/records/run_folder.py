@@ -31,10 +31,9 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from sae_bench.errors import UserError
-from sae_bench.records.files import Damaged, digest_of, is_temporary, read_sealed, sha256, write_sealed
+from sae_bench.records.files import Damaged, is_temporary, read_sealed, sha256, write_sealed
 from sae_bench.records.names import file_name
 from sae_bench.records.ownership import Ownership, remove, remove_torn, walk
-from sae_bench.records.redact import redact_json
 from sae_bench.records.schema import Record, read_record
 
 try:
@@ -57,34 +56,18 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def check(self, identity: Mapping[str, Any], *, extended: bool = False) -> None:
-        """See that the folder is free, or holds a run with these settings; `extended`: with fewer tokens is as good.
+    def check_free(self, hashes: Collection[str] = ()) -> None:
+        """See that the folder is free, or holds a run; one whose run.json is lost was made with one of these hashes.
 
         Raises:
-            UserError: it holds a run with other settings, or something else.
+            UserError: it is a file, or holds something else, or a lost run with other settings.
         """
-        manifest = self.manifest()
-        if manifest is None:
-            self._check_without_manifest(identity)
+        if self.manifest() is not None:
             return
-        before, identity = manifest["config"], redact_json(identity)
-        changed = [key for key in (identity | before) if before.get(key) != identity.get(key)]
-        if extended and changed == ["tokens"] and before["tokens"] < identity["tokens"]:
-            return
-        if changed:
-            difference = "; ".join(f"{key}: {before.get(key)!r} -> {identity.get(key)!r}" for key in changed)
-            more = "; --extend-tokens trains further" if changed == ["tokens"] else ""
-            raise UserError(
-                f"--out {self.path} holds a run with other settings ({difference}): choose another --out, or "
-                f"--overwrite to delete it{more}"
-            )
-
-    def _check_without_manifest(self, identity: Mapping[str, Any]) -> None:
-        """See that there is no run, or that what is left of one was made with these settings."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path} is a file: choose a folder")
         made_with = Ownership(self.path).made_with
-        if made_with and digest_of(identity) not in made_with:
+        if made_with and made_with.isdisjoint(hashes):
             raise UserError(
                 f"--out {self.path} holds a run with other settings, whose run.json is lost: choose another --out, or "
                 "--overwrite to delete it"
@@ -95,18 +78,26 @@ class RunFolder:
             if name not in BEFORE_THE_MANIFEST and not lost and not is_temporary(path.name):
                 raise UserError(f"--out {self.path} is not empty and holds no run: choose another --out")
 
-    def clear(self) -> None:
-        """Delete the run in this folder, and nothing else that may be there.
+    def check_clear(self) -> list[Path]:
+        """See that `clear` has a run to delete, or nothing to do, and return the files that are the run's.
 
         Raises:
             UserError: there is something, but no run; or something is where the next run would take it for its own.
         """
         owned = Ownership(self.path)
         if not owned.made_with:
-            self._check_without_manifest({})
-            return
+            self.check_free()
+            return []
         owned.check_deletable()
-        remove(self.path, owned.files)
+        return owned.files
+
+    def clear(self) -> None:
+        """Delete the run in this folder, and nothing else that may be there.
+
+        Raises:
+            UserError: there is something, but no run; or something is where the next run would take it for its own.
+        """
+        remove(self.path, self.check_clear())
 
     @contextmanager
     def locked(self) -> Iterator[None]:

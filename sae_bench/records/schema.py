@@ -93,10 +93,16 @@ class Training(_Part):
     failure: str | None = None
     tokens_seen: Count | None = None
     seconds: Number | None = None
+    fingerprint: str | None = None
+    """Of the tokens, as a stream of them has it."""
     activations: str | None = None
     """As in `Provenance`."""
+    remarks: list[str] = []
+    """What a reader has to know of how it went on: on another machine, or with other versions."""
     eval_overlap: Number | None = None
     """Share of the evaluation tokens that lie in a run of 13 tokens which the training text has too."""
+    overlap_of: str | None = None
+    """The hash of the evaluation's settings that this is of."""
 
 
 class Origin(_Part):
@@ -159,6 +165,9 @@ class Provenance(_Part):
     config: dict[str, Any] = {}
     model_revision: str | None = None
     model_sha256: str | None = None
+    """Of the weights alone."""
+    model_fingerprint: str | None = None
+    """Of all that decides its numbers: weights, buffers, configuration, code, tokenizer. Earlier records have none."""
     tokenizer_sha256: str | None = None
     lm_dtype: str | None = None
     sae_dtype: str | None = None

@@ -12,7 +12,7 @@ from sae_bench.activations_cache.identity import (
     FORMAT,
     files_digest,
     folder_of,
-    known_weights,
+    known_hashes,
     nearest_other,
     write_manifest,
 )
@@ -63,9 +63,9 @@ def cached_model(
             trust_remote_code=config.trust_remote_code,
             published=False,
         )
-        sites = set(shape.find_sites(config.sites, config.layers)) if config.archs else set()
+        sites = {site for part in config.parts() if part.archs for site in shape.find_sites(part.sites, part.layers)}
     identity = _identity(config, shape, device, source, **about)
-    known = known_weights(root, identity)
+    known = known_hashes(root, identity)
     folder = folder_of(root, identity)
     cache_need(config, sites, dtype).check(root, folder, config.cache_limit)
     if known is None:
@@ -73,16 +73,16 @@ def cached_model(
         near = f" (the nearest there differs: {other})" if other else ""
         progress.say(f"activations cache: nothing of this run in {root}{near}; what is captured is kept")
         loaded = load()
-        load, known = (lambda: loaded), loaded.weight_hash()
+        load, known = (lambda: loaded), (loaded.weight_hash(), loaded.buffer_hash())
         identity = _identity(config, shape, device, source, **about)  # its files may have come just now
         folder = folder_of(root, identity)
     else:
         progress.say(f"activations cache: {folder}; {config.model} is loaded where that does not do")
-    weights = known
+    hashes = known
 
     def begun() -> None:
-        if known_weights(root, identity) is None:
-            write_manifest(root, identity, weights)
+        if known_hashes(root, identity) is None:
+            write_manifest(root, identity, *hashes)
 
     if folder.is_dir():
         begun()

@@ -12,14 +12,18 @@ from itertools import product
 import torch
 
 from sae_bench.autointerp.latents import read_latents
+from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, evaluate
 from sae_bench.evaluation.task import OwnText, Task, latent_tasks, token_tasks
+from sae_bench.lm.fingerprint import fingerprint
 from sae_bench.progress import Progress
+from sae_bench.records.files import digest_of
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import write_record
 from sae_bench.runs.collect import as_saved, collect_latents, interpreted
 from sae_bench.runs.costs import LMWork
 from sae_bench.runs.import_saes import ImportPlan, Plan, import_saes
+from sae_bench.runs.overlap import renew_overlaps
 from sae_bench.runs.plan import SAEPlan
 from sae_bench.runs.rates import remember_parts, remember_rate
 from sae_bench.runs.records import (
@@ -34,6 +38,7 @@ from sae_bench.runs.texts import evaluate_on_texts, without_record
 from sae_bench.runs.train import Order, TrainStage
 from sae_bench.runs.workbench import PlannedSAE, Workbench
 from sae_bench.saes.save import description_of, load_sae
+from sae_bench.training.checkpoint import checkpointed
 from sae_bench.training.logging import LogSink
 from sae_bench.training.source import OpenSource
 
@@ -61,8 +66,12 @@ def work_on(
         KeyboardInterrupt: a signal said to stop; a checkpoint is written.
     """
     config, lm = order.config, bench.lm
+    if order.model_fingerprint not in ("", fingerprint(lm.identity())):
+        raise UserError(
+            f"{lm.name} is another model here than where the run was planned: give all nodes the same files"
+        )
     plans = [plan for plan in bench.plans.values() if plan.id in saes]
-    missing = [plan for plan in plans if not folder.has_sae(plan.id, config.hash)]
+    missing = [plan for plan in plans if not folder.has_sae(plan.id, config.training_hash)]
     to_train = [plan for plan in missing if isinstance(plan, SAEPlan)]
     to_import = [plan for plan in missing if isinstance(plan, ImportPlan)]
     for plan in to_import:
@@ -76,6 +85,8 @@ def work_on(
             stage.run(sink)
             del stage  # and its buffer
         import_saes(lm, config, to_import, folder)
+        if order.tasks:
+            renew_overlaps(bench, plans, folder)
         evaluate_saes(bench, plans, of_one_sae(order.tasks), folder, progress)
         evaluate_on_texts(bench, plans, order.tasks, folder, progress)
         collect_latents(bench, order, saes, folder, progress)
@@ -98,14 +109,32 @@ def among_seeds(tasks: Sequence[str]) -> dict[str, type[Task]]:
     return {name: task for name, task in token_tasks(tasks).items() if task.needs_siblings}
 
 
-def begun_cells(folder: RunFolder, saes: Collection[str], config_hash: str) -> dict[str, list[str]]:
+def begun_cells(folder: RunFolder, saes: Collection[str], training_hash: str) -> dict[str, list[str]]:
     """The cells that have checkpoints and are not at their end, by name: only all that shared a stream can go on."""
     return {
         cell: [sae for sae in members if sae in saes]
         for cell, members in folder.cells().items()
         if (folder.checkpoints_path / cell).is_dir()
-        and any(sae in saes and not folder.has_sae(sae, config_hash) for sae in members)
+        and any(sae in saes and not folder.has_sae(sae, training_hash) for sae in members)
     }
+
+
+def cells_here(folder: RunFolder, saes: Collection[str], training_hash: str) -> dict[str, list[str]]:
+    """All SAEs in the cells that one process works on: those begun, that of the whole run, and one for what is added.
+
+    What is added to a run shares no stream with what was trained before: it has checkpoints of its own.
+    """
+    cells = begun_cells(folder, saes, training_hash)
+    rest = [name for name in saes if not any(name in members for members in cells.values())]
+    trained = checkpointed(folder.checkpoints_path)
+    added = [name for name in rest if trained and name not in trained and not folder.has_sae(name, training_hash)]
+    cells[""] = [name for name in rest if name not in added]
+    if added:
+        known = folder.cells()
+        name = f"added-{digest_of(added)[:8]}"
+        folder.write_cells({**known, name: added})
+        cells[name] = added
+    return cells
 
 
 def is_unfinished(
@@ -113,28 +142,28 @@ def is_unfinished(
     order: Order,
     sae: PlannedSAE,
     random: PlannedSAE | None,
-    sha256: str,
+    model_fingerprint: str,
     texts: Mapping[str, OwnText],
 ) -> bool:
     """Whether `work_on` has something to do for an SAE and for the `random` one that belongs to it.
 
-    `sha256` is the language model's; `texts` are those that the order's tasks bring.
+    `texts` are those that the order's tasks bring.
     """
-    if not folder.has_sae(sae.id, order.config.hash):
+    if not folder.has_sae(sae.id, order.config.training_hash):
         return True
     sae = as_saved(folder, sae)
     if any(
-        is_missing(folder.record(sae.id, task), task, sae.description, order.config.hash, sha256)
+        is_missing(folder.record(sae.id, task), task, sae.description, order.config.evaluation_hash, model_fingerprint)
         for task in of_one_sae(order.tasks)
     ):
         return True
-    if without_record(folder, sae.description, order.config.hash, sha256, texts):
+    if without_record(folder, sae.description, order.config.evaluation_hash, model_fingerprint, texts):
         return True
     if not latent_tasks(order.tasks) or not order.config.collects:
         return False
     return any(
         not subject.failure and read_latents(folder, subject.id, subject.collected_by) is None
-        for subject in interpreted(order.config, [sae, *([random] if random else [])], sha256)
+        for subject in interpreted(order.config, [sae, *([random] if random else [])], model_fingerprint)
     )
 
 
@@ -144,9 +173,9 @@ def write_inapplicable(
     """Write the missing records of tasks that do not apply to what gives the run's activations."""
     for plan, (name, task) in product(plans, tasks.items()):
         description = description_of(folder.sae_path(plan.id))
-        made, sha256 = folder.record(plan.id, name), bench.lm.weight_hash()
+        made, model = folder.record(plan.id, name), fingerprint(bench.lm.identity())
         reason = inapplicable(task, bench.lm)
-        if reason and is_missing(made, name, description, bench.config.hash, sha256):
+        if reason and is_missing(made, name, description, bench.config.evaluation_hash, model):
             record = inapplicable_record(task(), reason, description, bench.provenance())
             write_record(folder.record_path(plan.id, name), record)
 
@@ -172,7 +201,12 @@ def evaluate_saes(
             name: task()
             for name, task in tasks.items()
             if is_missing(
-                folder.record(plan.id, name), name, description, config.hash, lm.weight_hash(), compared[name]
+                folder.record(plan.id, name),
+                name,
+                description,
+                config.evaluation_hash,
+                fingerprint(lm.identity()),
+                compared[name],
             )
         }
         if not missing:

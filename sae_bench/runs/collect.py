@@ -9,6 +9,7 @@ from sae_bench.autointerp.random_baseline import RandomSAE, random_baselines
 from sae_bench.autointerp.sample import Subject, collect, collection_bytes
 from sae_bench.evaluation.task import latent_tasks
 from sae_bench.lm.contexts import site_means
+from sae_bench.lm.fingerprint import fingerprint
 from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.config import RunConfig
@@ -20,12 +21,12 @@ from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.saes.save import description_of, load_sae
 
 
-def interpreted(config: RunConfig, saes: Iterable[PlannedSAE], model_sha256: str) -> list[InterpretedSAE]:
+def interpreted(config: RunConfig, saes: Iterable[PlannedSAE], model_fingerprint: str) -> list[InterpretedSAE]:
     """SAEs with the settings that their latents are collected by."""
     shared = {
         "version": COLLECTION_VERSION,
-        "config_hash": config.hash,
-        "model_sha256": model_sha256,
+        "config_hash": config.collection_hash,
+        "model_fingerprint": model_fingerprint,
         "n_latents": config.latents_wanted,
         "interp_tokens": config.interp_tokens_wanted,
         "hard_negatives": config.hard_negatives,
@@ -66,7 +67,7 @@ def collect_latents(
     random = [sae for owner, sae in random_saes(config, everything).items() if owner in saes]
     without = [
         sae
-        for sae in interpreted(config, [*trained, *random], bench.lm.weight_hash())
+        for sae in interpreted(config, [*trained, *random], fingerprint(bench.lm.identity()))
         if not sae.failure and read_latents(folder, sae.id, sae.collected_by) is None
     ]
     if without:

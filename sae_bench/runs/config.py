@@ -17,6 +17,7 @@ from sae_bench.parsing import Bytes, Count, Flag, Heading, parse_count, parse_la
 from sae_bench.records.files import digest_of
 from sae_bench.records.names import file_name
 from sae_bench.runs.arch_spec import ArchSpec, Strict
+from sae_bench.runs.deciding import ASKED, KEPT, WAY, Identified
 from sae_bench.synthetic.settings import NAME, WorldSettings, is_synthetic, run_defaults, world_settings
 from sae_bench.training.recipe import Preset
 
@@ -63,7 +64,7 @@ class ImportedSAE(Strict):
     sha256: str
 
 
-class RunConfig(JudgeConfig, TextSettings):
+class RunConfig(Identified, JudgeConfig, TextSettings):
     """Everything that decides the numbers of a run. A field with a `Flag` is all that a setting needs."""
 
     archs: Annotated[tuple[Annotated[ArchSpec, BeforeValidator(ArchSpec.parse)], ...], Flag(Heading.WHAT, "arch")]
@@ -145,6 +146,8 @@ class RunConfig(JudgeConfig, TextSettings):
     """Branch, tag or commit of the model on the hub."""
     trust_remote_code: Annotated[bool, Flag(Heading.MODEL)] = False
     """Run Python code that comes with the model. Only for authors you trust."""
+    earlier: tuple[dict[str, Any], ...] = ()
+    """What commands before this one asked of the same folder: settings of `deciding.ASKED`."""
 
     @classmethod
     def flags(cls) -> dict[str, Flag]:
@@ -259,11 +262,15 @@ class RunConfig(JudgeConfig, TextSettings):
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers; tasks and judges only add records, so they are left out."""
-        without = {"controls", "tasks", "checkpoint_every", *JudgeConfig.model_fields}  # controls are among the archs
-        without |= {"activations_cache", "cache_limit", *TextSettings.model_fields}
-        without |= {name for name in ("saes", "split", "random_lm", "world") if not getattr(self, name)}
+        without = {name for name in ("saes", "split", "random_lm", "world") if not getattr(self, name)}
         without |= {"screening"} if self.screening == "auto" else set()
-        return self.model_dump(mode="json", exclude=without)
+        return self.model_dump(mode="json", exclude={"tasks", *KEPT, *WAY, *without})
+
+    def parts(self) -> list["RunConfig"]:
+        """Everything that was asked of the folder, as a run of its own each, this one's last."""
+        known = {name: value for name, value in self.identity.items() if name not in ASKED}
+        parts = [{name: value for name, value in part.items() if name != "tasks"} for part in self.earlier]
+        return [*(RunConfig(**known, **part) for part in parts), self]
 
     @property
     def name(self) -> str:

@@ -16,11 +16,13 @@ from sae_bench.evaluation.loop import batch_bytes, contexts_at_once
 from sae_bench.evaluation.task import read_texts
 from sae_bench.lm.activations import ActivationModel
 from sae_bench.lm.load import random_name
+from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.cached import describe_cache
 from sae_bench.runs.checks import check, default_corpus, repeats
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.costs import peaks_of
+from sae_bench.runs.growing import grown
 from sae_bench.runs.import_saes import ImportPlan, Plan, open_imports, plan_imports
 from sae_bench.runs.plan import SAEPlan, plan_saes, tasks_of, training_bytes, training_disk_bytes
 from sae_bench.runs.sources import model_shape, token_stream
@@ -52,17 +54,20 @@ def latent_bytes(config: RunConfig, plans: list[Plan]) -> int:
     return collection_bytes(config.latents_wanted, widths, config.interp_tokens_wanted, config.context_size)
 
 
-def describe_plan(config: RunConfig, folder: RunFolder) -> str:
+def describe_plan(config: RunConfig, folder: RunFolder, *, overwrite: bool = False) -> str:
     """The plan as text: what is new, what is finished, and what it takes; the device may be another machine's."""
+    if overwrite:
+        folder.check_clear()
+    else:
+        config = grown(config, folder, Progress(quiet=True))
     check(config, tasks_of(config))
-    texts = read_texts(config.tasks, config)
-    folder.check(config.identity)
-    opened = open_imports(config.saes)
+    texts = read_texts(tasks_of(config), config)
+    opened = open_imports(config)
     device, dtype = choose_device(config.device, config.dtype, here=False)
     with FakeTensorMode():
         lm = model_shape(config, dtype)
         plans = plan_saes(config, lm)
-        imports = plan_imports(lm, opened, config)
+        imports = plan_imports(lm, opened)
         held_out = token_stream(lm, config, "eval", config.n_held_out)
     lm.device = device  # its fake weights are on the CPU: a torch without CUDA cannot run fake ones there
     if config.random_lm:
@@ -71,11 +76,13 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
     rows = []
     for plan in everything:
         missing = "to import" if isinstance(plan, ImportPlan) else "to train"
-        state = "finished" if folder.has_sae(plan.id, config.hash) else missing
+        state = missing if overwrite or not folder.has_sae(plan.id, config.training_hash) else "finished"
         rows.append([plan.id, plan.site.path, plan.config.d_in, state])
+    finished = [row[0] for row in rows if row[-1] == "finished"]
+    plans = [plan for plan in plans if plan.id not in finished]
     n_steps = config.tokens * config.reuse // config.batch_size if plans else 0
     memory = memory_bytes(config, plans, everything, lm)
-    disk = training_disk_bytes(plans) + 4 * sum(plan.n_parameters for plan in imports)
+    disk = training_disk_bytes(plans) + 4 * sum(plan.n_parameters for plan in imports if plan.id not in finished)
     n_contexts = contexts_at_once(lm, config.context_size)
     here = device.type == "cpu" or has_cuda(device)
     free = free_bytes(device) if here else None
@@ -100,6 +107,7 @@ def describe_plan(config: RunConfig, folder: RunFolder) -> str:
             f"memory     about {memory / 1e9:.1f} GB at the peak (computed)"
             + ("" if free is None else f"; {free / 1e9:.1f} GB are free on {device}"),
             f"disk       about {disk / 1e9:.2f} GB in {folder.path} (computed)",
+            *([f"overwrite  the run in {folder.path} is deleted first"] if overwrite and folder.manifest() else ()),
             *describe_cache(config, {plan.site for plan in everything}, lm.dtype),
             *describe_time(config, plans, everything, lm, here=here),
         ]

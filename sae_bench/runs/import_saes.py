@@ -26,7 +26,8 @@ from sae_bench.saes.base import SAEConfig, SparseAutoencoder
 
 log = logging.getLogger(__name__)
 
-Opened = tuple[ImportedSAE, ForeignSAE]
+Opened = tuple[RunConfig, ImportedSAE, ForeignSAE]
+"""An SAE, and the command that asked for it, which may say where it belongs."""
 
 
 @dataclass(frozen=True)
@@ -97,20 +98,25 @@ def name_sources(texts: Sequence[str]) -> list[dict[str, str]]:
     return [{"source": source.name, "sha256": source.sha256()} for source in sources]
 
 
-def open_imports(saes: Sequence[ImportedSAE]) -> list[Opened]:
+def open_imports(config: RunConfig) -> list[Opened]:
     """See by their headers what the SAEs of a run are; nothing slow has happened before."""
-    return [(imported, open_sae(source)) for imported in saes for source in find_sources(imported.source)]
+    return [
+        (part, imported, open_sae(source))
+        for part in config.parts()
+        for imported in part.saes
+        for source in find_sources(imported.source)
+    ]
 
 
-def plan_imports(lm: ActivationModel, opened: Sequence[Opened], config: RunConfig) -> list[ImportPlan]:
+def plan_imports(lm: ActivationModel, opened: Sequence[Opened]) -> list[ImportPlan]:
     """Find the site of every SAE in the model; each SAE once. What there is to know of one is said.
 
     Raises:
         UserError: a site is not known, or it has another width than the SAE.
     """
     plans = {}
-    for imported, sae in opened:
-        located = locate(lm, config, sae) if isinstance(lm, LanguageModel) else locate_in_world(lm, config, sae)
+    for part, imported, sae in opened:
+        located = locate(lm, part, sae) if isinstance(lm, LanguageModel) else locate_in_world(lm, part, sae)
         plan = ImportPlan(imported, sae, located)
         plans[plan.id] = plan
         for note in plan.located.notes:

@@ -47,8 +47,10 @@ def interpret_saes(
     def is_due(sae: InterpretedSAE, task: str) -> bool:
         record = folder.record(sae.id, task)
         changed = _changed(folder, sae, record)
-        sha256 = sae.collected_by["model_sha256"]
-        if record is None or sae.not_collected or is_missing(record, task, sae.description, config.hash, sha256):
+        model = sae.collected_by["model_fingerprint"]
+        if record is None or sae.not_collected:
+            return True
+        if is_missing(record, task, sae.description, config.evaluation_hash, model):
             return True
         if sae.failure:
             return False

@@ -83,7 +83,7 @@ class LatentRecords:
             known |= {
                 "comparable": {JUDGED_BY: digest_of(self.settings)},
                 "caption": self._caption(self.settings),
-                "remarks": _remarks(record, details),
+                "remarks": [*record.remarks, *_remarks(record, details)],
             }
         elif record.failure is None:
             known |= {"not_measured": NO_JUDGE, "caption": judges.NO_JUDGE}

@@ -5,22 +5,18 @@ instead of trained, existing records are kept.
 """
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from sae_bench.activations_cache.sizes import in_words
 from sae_bench.autointerp.latents import read_latents
-from sae_bench.errors import UserError
 from sae_bench.evaluation.task import OwnText, latent_tasks, read_texts, token_tasks
 from sae_bench.leaderboard import tables
 from sae_bench.leaderboard.load import check_comparable
 from sae_bench.progress import Progress
-from sae_bench.records.files import sha256
 from sae_bench.records.run_folder import RunFolder
-from sae_bench.records.schema import Provenance, Record, SAEDescription, write_record
-from sae_bench.runs.cell import begun_cells, compare_seeds, work_on
+from sae_bench.records.schema import Provenance, Record, write_record
+from sae_bench.runs.begun import begin, check_disk, check_one_text, check_unchanged, other_environment, write_manifest
+from sae_bench.runs.cell import cells_here, compare_seeds, work_on
 from sae_bench.runs.checks import check, default_corpus
 from sae_bench.runs.collect import as_saved, interpreted, random_saes
 from sae_bench.runs.config import RunConfig
@@ -30,7 +26,7 @@ from sae_bench.runs.plan import SAEPlan, tasks_of
 from sae_bench.runs.records import is_missing, make_record
 from sae_bench.runs.texts import without_record, write_text_failures
 from sae_bench.runs.times import stage_times
-from sae_bench.runs.train import Leg, Order
+from sae_bench.runs.train import Order
 from sae_bench.runs.workbench import PlannedSAE, RunOutline, Workbench
 from sae_bench.saes.active import Crossovers
 from sae_bench.training.logging import LogSink, log_sink
@@ -40,7 +36,7 @@ from sae_bench.training.logging import LogSink, log_sink
 class Crew(Protocol):
     """Who works on a run, and where: this process, or a cluster's."""
 
-    def outline(self, kernels: Mapping[str, Crossovers] | None) -> RunOutline:
+    def outline(self, kernels: Mapping[str, Crossovers]) -> RunOutline:
         """What the run will be; `kernels` as in `Workbench.outline`."""
 
     def work(self, order: Order, saes: Sequence[PlannedSAE], begun: Callable[[], None]) -> Mapping[str, str]:
@@ -60,14 +56,13 @@ class LocalCrew:
         self._folder, self._progress, self._sink = folder, progress, sink
         self._bench = Workbench(config, progress)
 
-    def outline(self, kernels: Mapping[str, Crossovers] | None) -> RunOutline:
+    def outline(self, kernels: Mapping[str, Crossovers]) -> RunOutline:
         return self._bench.outline(kernels)
 
     def work(self, order: Order, saes: Sequence[PlannedSAE], begun: Callable[[], None]) -> Mapping[str, str]:
         names = [sae.id for sae in saes]
-        cells = begun_cells(self._folder, names, order.config.hash)
+        cells = cells_here(self._folder, names, order.config.training_hash)
         self._expect(order, names)
-        cells[""] = [name for name in names if not any(name in members for members in cells.values())]
         for cell, members in cells.items():
             work_on(self._bench, order, members, self._folder, self._progress, self._sink, cell=cell, begun=begun)
         return {}
@@ -77,7 +72,9 @@ class LocalCrew:
         if self._progress.quiet:
             return
         plans = [self._bench.plans[name] for name in names]
-        new = [p for p in plans if isinstance(p, SAEPlan) and not self._folder.has_sae(p.id, order.config.hash)]
+        new = [
+            p for p in plans if isinstance(p, SAEPlan) and not self._folder.has_sae(p.id, order.config.training_hash)
+        ]
         times = stage_times(self._bench.lm, order.config, {"training": new, "evaluation": plans})
         stages = {"training": "train", "evaluation": "evaluate"}
         self._progress.expect({stages[name]: of.seconds for name, of in times.items()})
@@ -114,26 +111,29 @@ def run(
         outline = crew.outline(kernels)
         for line in default_corpus(config):
             progress.say(line)
-        check_recipes(folder, outline.saes)
+        check_unchanged(folder, outline, earlier)
         check_disk(folder, outline, config)
         without = outline.inapplicable
         collected = [name for name in tasks if name not in without or name not in latent_tasks(tasks)]
-        order = Order(config, tuple(collected), tuple(earlier), outline.kernels)
+        other = other_environment(folder, outline)
+        order = Order(config, tuple(collected), tuple(earlier), outline.kernels, other, outline.model_fingerprint)
 
         def begun() -> None:
-            if (folder.manifest() or {}).get("config_hash") != config.hash:
-                write_manifest(folder, order, outline.saes)
+            write_manifest(folder, order, outline, train_only=train_only)
 
         failures = crew.work(order, outline.saes, begun)
         begun()  # nothing was missing but the manifest
-        saes = [_outcome(folder, sae, failures, config.hash) for sae in outline.saes]
+        saes = [_outcome(folder, sae, failures, config.training_hash) for sae in outline.saes]
+        check_one_text(folder, saes, config.dataset)
         for sae in saes:
             if sae.id in failures:
-                write_failures(folder, order, sae, failures[sae.id], crew.provenance(), outline.model_sha256, texts)
-        crew.compare_seeds(order, [sae for sae in saes if folder.has_sae(sae.id, config.hash)])
+                write_failures(
+                    folder, order, sae, failures[sae.id], crew.provenance(), outline.model_fingerprint, texts
+                )
+        crew.compare_seeds(order, [sae for sae in saes if folder.has_sae(sae.id, config.training_hash)])
         random = random_saes(config, outline.saes)
         failures = {**failures, **{sae.id: failures[owner] for owner, sae in random.items() if owner in failures}}
-        subjects = interpreted(config, [*saes, *random.values()], outline.model_sha256)
+        subjects = interpreted(config, [*saes, *random.values()], outline.model_fingerprint)
         if config.collects:
             subjects = [_collected(folder, subject, failures.get(subject.id)) for subject in subjects]
         interpret_saes(config, subjects, latent_tasks(tasks), folder, crew.provenance, progress, without)
@@ -144,9 +144,9 @@ def run(
         return records
 
 
-def _outcome(folder: RunFolder, sae: PlannedSAE, failures: Mapping[str, str], config_hash: str) -> PlannedSAE:
+def _outcome(folder: RunFolder, sae: PlannedSAE, failures: Mapping[str, str], training_hash: str) -> PlannedSAE:
     """An SAE as its cell left it: with what its files say, or why there are none."""
-    if folder.has_sae(sae.id, config_hash):
+    if folder.has_sae(sae.id, training_hash):
         return as_saved(folder, sae)
     return sae.failed(failures[sae.id]) if sae.id in failures else sae
 
@@ -164,7 +164,7 @@ def write_failures(
     sae: PlannedSAE,
     failure: str,
     provenance: Provenance,
-    model_sha256: str,
+    model_fingerprint: str,
     texts: Mapping[str, OwnText],
 ) -> None:
     """Records that say why there are no numbers of an SAE whose cell failed; the same command tries it again.
@@ -173,93 +173,8 @@ def write_failures(
     """
     for name, task in token_tasks(order.tasks).items():
         made = folder.record(sae.id, name)
-        if is_missing(made, name, sae.description, order.config.hash, model_sha256):
+        if is_missing(made, name, sae.description, order.config.evaluation_hash, model_fingerprint):
             record = make_record(task(), None, failure, sae.description, provenance)
             write_record(folder.record_path(sae.id, name), record)
-    without = without_record(folder, sae.description, order.config.hash, model_sha256, texts)
+    without = without_record(folder, sae.description, order.config.evaluation_hash, model_fingerprint, texts)
     write_text_failures(folder, without, texts, sae.description, failure, provenance)
-
-
-def begin(folder: RunFolder, config: RunConfig) -> tuple[list[Leg], dict[str, Crossovers] | None]:
-    """See that the folder holds this run or none, and return the legs that it extends, and the kernels it began with.
-
-    Raises:
-        UserError: a plugin that the run was begun with has another content now.
-    """
-    manifest = folder.manifest()
-    if manifest is None:
-        return [], None
-    for name, digest in plugin_hashes(config.plugins).items():
-        if manifest["plugins"].get(name, digest) != digest:
-            raise UserError(
-                f"--plugin {name} has changed since the run in {folder.path} was begun: bring the old file back, "
-                "choose another --out, or --overwrite the run"
-            )
-    earlier = [Leg(**leg) for leg in manifest["earlier"]]
-    if manifest["config_hash"] != config.hash:  # --extend-tokens, or `check` would have refused
-        earlier.append(Leg(manifest["config"]["tokens"], manifest["config_hash"]))
-    kernels = manifest.get("kernels")  # none in runs from before they were kept
-    return earlier, None if kernels is None else {shape: Crossovers(**at) for shape, at in kernels.items()}
-
-
-def check_recipes(folder: RunFolder, saes: Sequence[PlannedSAE]) -> None:
-    """See that the run was begun with the recipes that its architectures have now: a preset may have changed since.
-
-    Raises:
-        UserError: it was not.
-    """
-    before = (folder.manifest() or {}).get("recipes", {})
-    for sae in saes:
-        if sae.description.origin is not None:
-            continue
-        now = recipe_of(sae.description)
-        if (was := before.get(sae.id, now)) != now:
-            changed = "; ".join(
-                f"{key}: {was.get(key)!r} -> {now.get(key)!r}" for key in now if was.get(key) != now[key]
-            )
-            raise UserError(
-                f"the run in {folder.path} was begun with another recipe of {sae.id} ({changed}): choose another "
-                "--out, or --overwrite the run"
-            )
-
-
-def check_disk(folder: RunFolder, outline: RunOutline, config: RunConfig) -> None:
-    """See that there is room for what is to be trained.
-
-    Raises:
-        UserError: there is not.
-    """
-    n_bytes = sum(n for name, n in outline.disk_bytes.items() if not folder.has_sae(name, config.hash))
-    own = sum(file.stat().st_size for name in ("checkpoints", "saes") for file in (folder.path / name).rglob("*.*"))
-    out = folder.path.absolute()
-    free = own + shutil.disk_usage(next(path for path in (out, *out.parents) if path.exists())).free
-    if free < n_bytes:
-        raise UserError(
-            f"--out {folder.path} needs about {in_words(n_bytes, up=True)} for SAEs and checkpoints, and "
-            f"{in_words(free)} are free: make room, or choose another --out"
-        )
-
-
-def recipe_of(sae: SAEDescription) -> dict[str, Any]:
-    """What an SAE learns from besides a run's settings: recipe, options, and the version of its architecture."""
-    return {**(sae.recipe or {}), **sae.options, "arch_version": sae.arch_version}
-
-
-def plugin_hashes(plugins: Sequence[str]) -> dict[str, str]:
-    """SHA-256 of every plugin file."""
-    return {name: sha256(Path(name)) for name in plugins}
-
-
-def write_manifest(folder: RunFolder, order: Order, saes: Sequence[PlannedSAE]) -> None:
-    """Say what the run is, before it starts."""
-    folder.write_manifest(
-        {
-            "config": order.config.identity,
-            "config_hash": order.config.hash,
-            "earlier": [dataclasses.asdict(leg) for leg in order.earlier],
-            "plugins": plugin_hashes(order.config.plugins),
-            "saes": [sae.id for sae in saes],
-            "recipes": {sae.id: recipe_of(sae.description) for sae in saes},
-            "kernels": {shape: at._asdict() for shape, at in order.kernels.items()},
-        }
-    )

@@ -76,25 +76,37 @@ def _n_parameters(architecture: type[SparseAutoencoder], config: str) -> int:
 
 def check_names(config: RunConfig) -> None:
     """Raise UserError if an architecture, a task or a scorer of the run does not exist, before anything slow."""
-    for arch in config.archs:
+    for arch in [arch for part in config.parts() for arch in part.archs]:
         ARCHITECTURES[arch.name]
-    for task in config.tasks:
+    for task in tasks_of(config):
         TASKS[task]
     for scorer in config.scorers:
         SCORERS[scorer]
 
 
 def tasks_of(config: RunConfig) -> tuple[str, ...]:
-    """The tasks of the run: those that it names, or the default."""
-    return config.tasks or default_tasks(features_known=config.world is not None)
+    """The tasks of the run: what is asked for now, and what earlier commands asked for of the same folder."""
+    asked = [*(part["tasks"] for part in config.earlier), config.tasks]
+    named = [
+        name
+        for tasks in asked
+        if tasks is not None
+        for name in tasks or default_tasks(features_known=bool(config.world))
+    ]
+    return tuple(dict.fromkeys(named))
 
 
 def plan_saes(config: RunConfig, lm: ActivationModel) -> list[SAEPlan]:
-    """Every SAE of the run: architectures x sites x widths x sparsities x seeds.
+    """Every SAE of the run: architectures x sites x widths x sparsities x seeds of each command that asked for some.
 
     Raises:
         UserError: a site, an architecture or one of its settings does not exist, or a setting's value is out of range.
     """
+    return _distinct([plan for part in config.parts() for plan in _plans(part, lm)])
+
+
+def _plans(config: RunConfig, lm: ActivationModel) -> list[SAEPlan]:
+    """Those of one command."""
     if not config.archs:
         return []  # SAEs from elsewhere say their own sites
     sites = lm.find_sites(config.sites, config.layers)
@@ -111,7 +123,7 @@ def plan_saes(config: RunConfig, lm: ActivationModel) -> list[SAEPlan]:
             ARCHITECTURES[plan.arch.name].check(plan.config)
         except ValueError as error:
             raise UserError(f"{plan.arch.label}: {error}") from None
-    return _distinct(plans)
+    return plans
 
 
 def check_l0(label: str, l0: float, width: int) -> None:

@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,13 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled() or device.type == "cpu",
     }
+
+
+def changed_environment(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What of two `environment`s differs, as people read it: `torch 2.12.0 -> 2.13.0, threads 8 -> 4`."""
+    then, here = ({**{k: v for k, v in of.items() if k != "versions"}, **of["versions"]} for of in (was, now))
+    names = [name for name in {**then, **here} if then.get(name) != here.get(name)]
+    return ", ".join(f"{name} {then.get(name, 'none')} -> {here.get(name, 'none')}" for name in names)
 
 
 def own_version() -> dict[str, str]:

@@ -9,6 +9,7 @@ from sae_bench.activations_cache.model import CachedModel
 from sae_bench.evaluation.task import BaseTask, LatentTask, Result, Task, TextTask
 from sae_bench.lm.activations import ActivationModel, ContextStream, KnownFeatures
 from sae_bench.lm.corpus import describe
+from sae_bench.lm.fingerprint import fingerprint
 from sae_bench.records.schema import NOT_APPLICABLE, Provenance, Record, SAEDescription, Score
 from sae_bench.registry import TASKS
 from sae_bench.runs.config import RunConfig
@@ -20,7 +21,7 @@ def is_missing(
     task: str,
     description: SAEDescription,
     config_hash: str,
-    model_sha256: str,
+    model_fingerprint: str,
     siblings: Sequence[SAEDescription] = (),
     comparable: Mapping[str, str] | None = None,
 ) -> bool:
@@ -33,8 +34,8 @@ def is_missing(
     if record.siblings != hashes_of(siblings) or (comparable is not None and record.comparable != comparable):
         return True
     made = record.provenance
-    then = made.config_hash, made.model_sha256, record.task_version, record.sae.weights_sha256, record.failure
-    now = config_hash, model_sha256, TASKS[task].version, description.weights_sha256, description.training.failure
+    then = made.config_hash, made.model_fingerprint, record.task_version, record.sae.weights_sha256, record.failure
+    now = config_hash, model_fingerprint, TASKS[task].version, description.weights_sha256, description.training.failure
     return then != now
 
 
@@ -80,6 +81,7 @@ def make_record(
         sae=description,
         provenance=provenance,
         siblings=hashes_of(siblings),
+        remarks=list(description.training.remarks),
         caption=f"{description.site.name}: {result.caption}." if result and result.caption else None,
     )
 
@@ -110,6 +112,7 @@ def provenance_of(lm: ActivationModel, config: RunConfig, stream: ContextStream)
         model=lm.name,
         model_revision=lm.revision,
         model_sha256=lm.weight_hash(),
+        model_fingerprint=fingerprint(lm.identity()),
         tokenizer_sha256=lm.tokenizer_hash(),
         lm_dtype=lm.precision,
         sae_dtype="float32",
@@ -118,8 +121,8 @@ def provenance_of(lm: ActivationModel, config: RunConfig, stream: ContextStream)
         eval_tokens=stream.n_delivered,
         eval_documents=stream.n_documents,
         preset=config.preset,
-        config=config.identity,
-        config_hash=config.hash,
+        config=config.of_evaluation,
+        config_hash=config.evaluation_hash,
         time=now(),
     )
 

@@ -7,6 +7,7 @@ import torch
 from sae_bench.evaluation.loop import Candidate
 from sae_bench.evaluation.task import OwnText, TextTask, read_texts, text_tasks
 from sae_bench.evaluation.text_loop import measure_texts
+from sae_bench.lm.fingerprint import fingerprint
 from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import ON_TEXTS, Provenance, Record, SAEDescription, write_record
@@ -17,13 +18,13 @@ from sae_bench.saes.save import description_of, load_sae
 
 
 def without_record(
-    folder: RunFolder, sae: SAEDescription, config_hash: str, model_sha256: str, texts: Mapping[str, OwnText]
+    folder: RunFolder, sae: SAEDescription, config_hash: str, model_fingerprint: str, texts: Mapping[str, OwnText]
 ) -> list[str]:
     """The tasks among those that bring these texts of which an SAE has no record, or one of other text."""
     return [
         name
         for name, text in texts.items()
-        if is_missing(folder.record(sae.id, name), name, sae, config_hash, model_sha256, (), text.identity)
+        if is_missing(folder.record(sae.id, name), name, sae, config_hash, model_fingerprint, (), text.identity)
     ]
 
 
@@ -36,7 +37,11 @@ def evaluate_on_texts(
     found: list[tuple[Candidate[TextTask], SAEDescription]] = []
     for plan in plans:
         description = description_of(folder.sae_path(plan.id))
-        missing = without_record(folder, description, config.hash, lm.weight_hash(), texts) if texts else []
+        missing = (
+            without_record(folder, description, config.evaluation_hash, fingerprint(lm.identity()), texts)
+            if texts
+            else []
+        )
         if not missing:
             continue
         if description.training.failure:

@@ -14,21 +14,22 @@ from sae_bench.errors import UserError
 from sae_bench.formats import ours
 from sae_bench.formats.hook_names import HOOKS
 from sae_bench.lm.activations import ActivationModel
+from sae_bench.lm.fingerprint import differences
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import SAEDescription, Training
 from sae_bench.runs.config import RunConfig, parse_interval
+from sae_bench.runs.kernels import shape_of
 from sae_bench.runs.plan import SAEPlan, training_bytes
-from sae_bench.runs.provenance import environment
+from sae_bench.runs.provenance import changed_environment, environment
 from sae_bench.runs.rates import remember_parts, remember_rate, step_part
 from sae_bench.runs.records import where_kept
 from sae_bench.runs.sources import own_capture
 from sae_bench.saes.active import Crossovers
 from sae_bench.saes.base import SparseAutoencoder
-from sae_bench.saes.kernel_choice import crossovers
 from sae_bench.training.buffer import ActivationBuffer
-from sae_bench.training.checkpoint import Checkpoint, Checkpoints, CheckpointSaver, State
+from sae_bench.training.checkpoint import Checkpoint, Checkpoints, CheckpointSaver, State, checkpointed
 from sae_bench.training.initial_values import INIT_SAMPLE
 from sae_bench.training.logging import LogSink
 from sae_bench.training.loop import train
@@ -61,6 +62,10 @@ class Order:
     """The legs that the training extends, if any."""
     kernels: Mapping[str, Crossovers] = field(default_factory=dict)
     """As in `RunOutline`."""
+    elsewhere: str = ""
+    """In what versions, device and threads are others than those that the run was begun with; empty if none."""
+    model_fingerprint: str = ""
+    """Of the language model that all of it is done with; empty: whichever is there."""
 
 
 class TrainStage:
@@ -90,7 +95,7 @@ class TrainStage:
         config, earlier = order.config, order.earlier
         self.lm, self.config, self.plans, self.folder, self.progress = lm, config, plans, folder, progress
         self._earlier, self._started = list(earlier), time.monotonic()
-        seeds = [seed for seed in config.seeds if any(plan.config.seed == seed for plan in plans)]
+        seeds = list(dict.fromkeys(plan.config.seed for plan in plans))
         serving = Serving(
             config.batch_size,
             config.buffer_tokens,
@@ -105,11 +110,13 @@ class TrainStage:
         """Steps in all, those of earlier legs included."""
         if earlier and self.n_steps == self._n_before:
             raise UserError(f"--tokens {config.tokens}: that is less than one batch more than before: raise it")
-        hashes = [config.hash, *(leg.config_hash for leg in reversed(earlier))]
-        elsewhere = [folder.checkpoints_path] if cell else []  # the whole run in one process made those
-        self._checkpoints = Checkpoints(folder.checkpoints_path / cell, hashes, elsewhere, saved)
-        found = self._checkpoints.load([*(plan.id for plan in plans), BUFFER])
+        hashes = [config.training_hash, *(leg.config_hash for leg in reversed(earlier))]
+        names, root = [plan.id for plan in plans], folder.checkpoints_path
+        elsewhere = [root] if cell and checkpointed(root).issuperset(names) else []  # made in one process
+        self._checkpoints = Checkpoints(root / cell, hashes, elsewhere, saved)
+        found = self._checkpoints.load([*names, BUFFER])
         self._kernels = order.kernels
+        self._remarks = [f"trained elsewhere than the run was begun: {order.elsewhere}"] if order.elsewhere else []
         if found:
             self._kernels = {shape: Crossovers(**at) for shape, at in found.facts["kernels"].items()}
         self._check_checkpoint(found)
@@ -169,16 +176,18 @@ class TrainStage:
                     "--extend-tokens needs: train anew with --overwrite, or in another --out"
                 )
             return
-        if found.config_hash != self.config.hash and found.step != self._n_before:
+        if found.config_hash != self.config.training_hash and found.step != self._n_before:
             raise UserError("the training that --extend-tokens is to extend has not ended: run the old command first")
-        if found.facts["model"] != (model := self._model()):
+        if other := differences(found.facts["model"], self._model()):
             raise UserError(
-                f'model "{self.lm.name}" is not the one that the checkpoint was made with (weights or dtype differ: '
-                f"{found.facts['model']} -> {model}): bring it back with --revision, or start anew with --overwrite"
+                f'model "{self.lm.name}" is not the one that the checkpoint was made with ({"; ".join(other)}): bring '
+                "it back, with --revision if it is on the hub, or start anew with --overwrite"
             )
-        if (now := environment(self.lm.device)) != found.facts["environment"]:
-            changed = [key for key in now if now[key] != found.facts["environment"].get(key)]
-            log.warning("the checkpoint was made with other %s: bits may differ", " and ".join(changed))
+        self._remarks = list(found.facts.get("remarks", ()))
+        changed = changed_environment(found.facts["environment"], environment(self.lm.device))
+        if changed and found.step < self.n_steps:
+            log.warning("the checkpoint was made elsewhere (%s): bits may differ", changed)
+            self._remarks.append(f"training went on elsewhere after step {found.step:,}: {changed}; bits may differ")
         self.progress.say(f"going on after step {found.step:,} of {self.n_steps:,}")
 
     def _take(self, n_done: int) -> tuple[Mapping[str, State], Mapping[str, Any]]:
@@ -195,10 +204,11 @@ class TrainStage:
             "kernels": {shape: at._asdict() for shape, at in self._kernels.items()},
             "environment": environment(self.lm.device),
             "model": self._model(),
+            "remarks": self._remarks,
         }
 
-    def _model(self) -> dict[str, str]:
-        return {"sha256": self.lm.weight_hash(), "dtype": self.lm.precision}
+    def _model(self) -> dict[str, Any]:
+        return {**self.lm.identity(), "precision": self.lm.precision}
 
     def run(self, sink: LogSink) -> None:
         """Train, and save what came of it.
@@ -249,33 +259,13 @@ class TrainStage:
             "micro_batch": trainer.micro_batch,
             "steps_skipped": trainer.stats.n_skipped,
             "failure": trainer.failure,
+            "remarks": self._remarks,
+            "overlap_of": self.config.evaluation_hash,
             "legs": [asdict(leg) for leg in self._earlier],
             **where_kept(self.lm),
         }
         description = plan.describe().model_copy(update={"training": Training(**training)})
         write_sae(self.folder, self.config, self.lm, plan.site, trainer.sae, description, trainer.log)
-
-
-def shape_of(plan: SAEPlan) -> str:
-    """What `RunOutline.kernels` names."""
-    return f"{plan.config.d_in}x{plan.config.d_sae}"
-
-
-def measured_kernels(
-    config: RunConfig, plans: Sequence[SAEPlan], device: torch.device, progress: Progress
-) -> dict[str, Crossovers]:
-    """For each shape, where one way of computing overtakes another; empty unless it is asked for."""
-    if config.kernels != "auto" and config.screening != "auto":
-        return {}
-    found = {}
-    for shape, plan in {shape_of(plan): plan for plan in plans}.items():
-        d_in, d_sae = plan.config.d_in, plan.config.d_sae
-        found[shape] = at = crossovers(d_in, d_sae, config.batch_size, device)
-        above = f"dense products above {at.dense_above:.0%} active pairs"
-        below = f"screening up to {at.screen_below:.1%} candidates" if at.screen_below else "no screening"
-        ways = [above] * (config.kernels == "auto") + [below] * (config.screening == "auto")
-        progress.say(f"kernels: {', '.join(ways)}, at {d_in} x {d_sae}")
-    return found
 
 
 def write_sae(
@@ -293,5 +283,5 @@ def write_sae(
         "dataset_path": config.dataset,
         **({"model_from_pretrained_kwargs": {"center_writing_weights": True}} if site.centred else {}),
     }
-    ours.write(folder.sae_path(description.id), sae, description, metadata, log, config.hash)
+    ours.write(folder.sae_path(description.id), sae, description, metadata, log, config.training_hash)
     folder.drop_stale_records(description.id)

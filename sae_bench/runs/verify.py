@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +18,14 @@ from sae_bench.evaluation.task import Task, token_tasks
 from sae_bench.leaderboard.bootstrap import Design, metric_replicates
 from sae_bench.leaderboard.tables import board_files
 from sae_bench.lm.contexts import site_means
+from sae_bench.lm.corpus import corpus_hash
+from sae_bench.lm.fingerprint import differences, fingerprint
 from sae_bench.lm.sites import site_of
 from sae_bench.progress import Progress
-from sae_bench.records.files import read_sealed, sha256
+from sae_bench.records.files import digest_of, read_sealed
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder, changed_file
 from sae_bench.records.schema import NOT_APPLICABLE, Record, read_record
+from sae_bench.runs.begun import FORMAT, at_home, plugin_hashes
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.runs.verify_latents import verify_latents
@@ -42,10 +46,12 @@ def verify(folder: RunFolder, progress: Progress, n_contexts: int = 16) -> Itera
     """
     manifest = read_sealed(folder.path / "run.json")
     config = RunConfig(**manifest["config"])
-    yield ("run.json", None if manifest["config_hash"] == config.hash else "its settings have another hash")
-    for plugin, digest in manifest["plugins"].items():
-        same = Path(plugin).is_file() and sha256(Path(plugin)) == digest
-        yield (f"plugin {plugin}", None if same else "missing or changed since the run")
+    digest = config.evaluation_hash if manifest.get("format") == FORMAT else digest_of(manifest["config"])
+    yield ("run.json", None if manifest["config_hash"] == digest else "its settings have another hash")
+    config = at_home(config, folder, manifest)
+    yield from _plugin_findings(
+        manifest, at_home(config.model_copy(update={"plugins": tuple(manifest["plugins"])}), folder, manifest)
+    )
     records: dict[tuple[str, str], Record] = {}
     for path in sorted((folder.path / "records").glob("*.json")):
         try:
@@ -54,7 +60,7 @@ def verify(folder: RunFolder, progress: Progress, n_contexts: int = 16) -> Itera
             yield (path.name, str(error))
             continue
         records[record.sae.id, record.task] = record
-        same = record.provenance.config_hash == config.hash
+        same = record.provenance.config_hash == manifest["config_hash"]
         yield (path.name, None if same else "made with other settings")
     whole = []
     for sae_id in manifest["saes"]:
@@ -66,7 +72,19 @@ def verify(folder: RunFolder, progress: Progress, n_contexts: int = 16) -> Itera
     yield from verify_latents(folder, list(records.values()))
     if records:
         yield ("leaderboard", _board_problem(folder, list(records.values())))
-        yield from _verify_numbers(folder, config, records, whole, progress, n_contexts)
+        yield from _verify_numbers(folder, config, records, whole, progress, n_contexts, manifest)
+
+
+def _plugin_findings(manifest: Mapping[str, Any], home: RunConfig) -> Iterator[Finding]:
+    for (plugin, was), path in zip(manifest["plugins"].items(), home.plugins, strict=True):
+        files = was if isinstance(was, dict) else {Path(plugin).name: was}  # once the plugin's own file alone
+        try:
+            (now,) = plugin_hashes([path], {path: files}).values()
+        except UserError as error:
+            yield (f"plugin {plugin}", str(error))
+            continue
+        changed = [file for file, digest in files.items() if now.get(file) != digest]
+        yield (f"plugin {plugin}", f"{', '.join(changed)}: missing or changed since the run" if changed else None)
 
 
 def _weights_problem(folder: RunFolder, sae_id: str, records: Sequence[Record]) -> str | None:
@@ -107,8 +125,14 @@ def _verify_numbers(
     saes: Sequence[str],
     progress: Progress,
     n_contexts: int,
+    manifest: Mapping[str, Any],
 ) -> Iterator[Finding]:
     lm = load_model(config, progress)
+    if "model" in manifest:
+        changed = differences(manifest["model"], lm.identity())
+        yield ("language model", f"is another one than in the run: {'; '.join(changed)}" if changed else None)
+        same = config.world is not None or manifest["dataset_sha256"] == corpus_hash(config.dataset)
+        yield ("corpus", None if same else "is not what the run was made from")
     stream = token_stream(lm, config, "eval", config.n_held_out)
     stream.read()
     now = {
@@ -116,6 +140,8 @@ def _verify_numbers(
         "tokenizer_sha256": lm.tokenizer_hash(),
         "eval_fingerprint": stream.fingerprint,
     }
+    if all(record.provenance.model_fingerprint for record in records.values()):
+        now = {"model_fingerprint": fingerprint(lm.identity()), **now}
     for what, digest in now.items():
         was = {getattr(record.provenance, what) for record in records.values()}
         yield (what, None if was == {digest} else f"is now {str(digest)[:12]}, was {', '.join(sorted(map(str, was)))}")

@@ -3,10 +3,13 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sae_bench.activations_cache.model import CachedModel
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
 from sae_bench.leaderboard.captions import few_documents
+from sae_bench.lm.corpus import corpus_hash
+from sae_bench.lm.fingerprint import Identity, fingerprint
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
@@ -15,10 +18,11 @@ from sae_bench.registry import TASKS
 from sae_bench.runs.checks import repeats
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.import_saes import Plan, open_imports, plan_imports
-from sae_bench.runs.plan import SAEPlan, plan_saes, training_disk_bytes
+from sae_bench.runs.kernels import measured_kernels, shape_of
+from sae_bench.runs.plan import SAEPlan, plan_saes, tasks_of, training_disk_bytes
+from sae_bench.runs.provenance import environment
 from sae_bench.runs.records import inapplicable, provenance_of
 from sae_bench.runs.sources import load_model, token_stream
-from sae_bench.runs.train import measured_kernels
 from sae_bench.saes.active import Crossovers
 from sae_bench.saes.base import SAEConfig
 
@@ -49,11 +53,20 @@ class RunOutline:
     kernels: Mapping[str, Crossovers]
     """For each shape of the SAEs to train, where one way of computing overtakes another: other kernels round otherwise,
     so all of a run's SAEs go by one measurement."""
-    model_sha256: str
+    model: Identity
+    """All that decides the language model's numbers; see `lm.fingerprint`."""
+    dataset_sha256: str | None
+    """Of the corpus; None where nobody reads it whole."""
+    environment: Mapping[str, Any]
+    """Versions, device and threads, where the work is done."""
     inapplicable: Mapping[str, str]
     """The tasks that do not apply to what gives the run's activations, and why."""
     disk_bytes: Mapping[str, int]
     """What each SAE to train takes on the disk at the height, with checkpoints."""
+
+    @property
+    def model_fingerprint(self) -> str:
+        return fingerprint(self.model)
 
 
 class Workbench:
@@ -65,9 +78,9 @@ class Workbench:
 
     def __init__(self, config: RunConfig, progress: Progress) -> None:
         self.config, self.progress = config, progress
-        opened = open_imports(config.saes)
+        opened = open_imports(config)
         self.lm = load_model(config, progress)
-        plans: list[Plan] = [*plan_saes(config, self.lm), *plan_imports(self.lm, opened, config)]
+        plans: list[Plan] = [*plan_saes(config, self.lm), *plan_imports(self.lm, opened)]
         self.plans = {plan.id: plan for plan in plans}
         self.held_out = token_stream(self.lm, config, "eval", config.n_held_out)
 
@@ -92,14 +105,17 @@ class Workbench:
     def outline(self, kernels: Mapping[str, Crossovers] | None = None) -> RunOutline:
         """What the run will be; `kernels` are those that it was begun with."""
         trained = [plan for plan in self.plans.values() if isinstance(plan, SAEPlan)]
-        if kernels is None:
-            kernels = measured_kernels(self.config, trained, self.lm.device, self.progress)
+        known = kernels or {}
+        unknown = [plan for plan in trained if shape_of(plan) not in known]
+        kernels = {**known, **measured_kernels(self.config, unknown, self.lm.device, self.progress)}
         saes = tuple(PlannedSAE(plan.describe(), plan.config, plan.site) for plan in self.plans.values())
-        reasons = {name: inapplicable(TASKS[name], self.lm) for name in self.config.tasks or TASKS}
+        reasons = {name: inapplicable(TASKS[name], self.lm) for name in tasks_of(self.config)}
         return RunOutline(
             saes,
             kernels,
-            self.lm.weight_hash(),
+            self.lm.identity(),
+            None if self.config.world else corpus_hash(self.config.dataset),
+            environment(self.lm.device),
             {name: reason for name, reason in reasons.items() if reason},
             {plan.id: training_disk_bytes([plan]) for plan in trained},
         )

@@ -77,6 +77,13 @@ def load_sae(folder: Path, device: torch.device | str = "cpu") -> SparseAutoenco
     return sae.load_stored(load_file(path)).to(device)
 
 
+def write_training(folder: Path, **facts: Any) -> None:
+    """Say something else of how a saved SAE was trained."""
+    own = read_sealed(folder / SAE_DESCRIPTION)
+    own["description"]["training"] |= facts
+    write_sealed(folder / SAE_DESCRIPTION, own)
+
+
 def description_of(folder: Path) -> SAEDescription:
     """What a saved SAE is and what trained it."""
     own = read_sealed(folder / SAE_DESCRIPTION)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sae_bench.errors import UserError
 from sae_bench.lm.activations import StreamOptions
+from sae_bench.lm.fingerprint import Identity
 from sae_bench.lm.sites import Site
 from sae_bench.synthetic.dictionary import feature_directions, generator_for, seed_for
 from sae_bench.synthetic.hierarchy import Level, applied, compensated, levels_of
@@ -161,6 +162,10 @@ class World:
     def weight_hash(self) -> str:
         """sha256 (hex) over the settings, everything that was drawn from them, and what fires in the first block."""
         return self._weight_hash
+
+    def identity(self) -> Identity:
+        """All of it is in the one hash."""
+        return {"world": self._weight_hash}
 
     @cached_property
     def _weight_hash(self) -> str:

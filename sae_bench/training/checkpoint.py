@@ -116,6 +116,17 @@ class Checkpoints:
         return Checkpoint(manifest["step"], manifest["config_hash"], parts, manifest["facts"])
 
 
+def checkpointed(folder: Path) -> set[str]:
+    """The parts of the whole checkpoints in a folder."""
+    found: set[str] = set()
+    for path in _folders(folder):
+        try:
+            found |= read_sealed(path / MANIFEST)["sha256"].keys()
+        except (UserError, KeyError):
+            log.warning("checkpoint %s cannot be read", path.name)
+    return found
+
+
 def _folders(of: Path) -> list[Path]:
     """From the newest to the oldest."""
     found = of.iterdir() if of.is_dir() else ()

@@ -180,12 +180,15 @@ def test_runs_on_one_set_of_tokens_share_a_table(tmp_path):
     [
         (lambda one: one["provenance"].update(eval_fingerprint="0" * 64), "different evaluation tokens"),
         (lambda one: one.update(task_version="2"), "different versions of a task"),
+        (lambda one: one["provenance"].update(model_fingerprint="b" * 64), "different language models of one name"),
     ],
 )
 def test_what_was_measured_differently_is_refused_a_common_table(tmp_path, change, words):
-    other = record("relu")
+    one, other = record(), record("relu")
+    for known in (one, other):
+        known["provenance"]["model_fingerprint"] = "a" * 64
     change(other)
-    runs = [save(tmp_path / "a", record()), save(tmp_path / "b", other)]
+    runs = [save(tmp_path / "a", one), save(tmp_path / "b", other)]
     with pytest.raises(UserError, match=words):
         gather(runs)
 

@@ -109,7 +109,8 @@ def test_a_run_whose_manifest_is_lost_is_shared_with_no_other(run):
     for content in (None, "", "\0" * 40, "{"):
         (run / "run.json").unlink(missing_ok=True) if content is None else (run / "run.json").write_text(content)
         with pytest.raises(UserError, match=r"holds a run with other settings, whose run\.json is lost"):
-            RunFolder(run).check({"tokens": 2})
+            RunFolder(run).check_free({"d" * 64, "e" * 64})
+        RunFolder(run).check_free({"c" * 64, "d" * 64})
         assert Ownership(run).made_with == {"c" * 64}
 
 

@@ -147,16 +147,3 @@ def test_an_sae_is_finished_only_when_its_description_is_there(saved, tmp_path, 
     assert written[-1] == "sae_bench.json"
     assert run.has_sae("mine", "hash")
     assert not run.has_sae("mine", "other settings")
-
-
-def test_a_run_goes_on_only_with_its_own_settings(tmp_path):
-    run = RunFolder(tmp_path / "run")
-    run.check({"tokens": 1, "model": "m"})
-    run.write_manifest({"config": {"tokens": 1, "model": "m"}})
-    run.check({"tokens": 1, "model": "m"})
-    with pytest.raises(UserError, match=r"other settings \(tokens: 1 -> 2\).*--extend-tokens"):
-        run.check({"tokens": 2, "model": "m"})
-    run.check({"tokens": 2, "model": "m"}, extended=True)
-    for other in ({"tokens": 0, "model": "m"}, {"tokens": 2, "model": "other"}, {"tokens": 2}):
-        with pytest.raises(UserError, match="other settings"):
-            run.check(other, extended=True)

@@ -210,7 +210,7 @@ def test_other_settings_in_the_same_folder_are_refused_with_the_difference(again
     before = files(run)
     assert bench(*[2400 if part == 2000 else part for part in command], "--quiet") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "tokens: 2000 -> 2400" in line
+    assert "(--tokens 2000, not 2400)" in line
     assert files(run) == before
 
 
@@ -255,7 +255,7 @@ def test_a_preset_that_has_changed_is_not_taken_for_the_one_the_run_was_trained_
     monkeypatch.setattr(topk, "recipes", {"short": topk.recipes["short"] | {"lr": 1e-3}})
     capsys.readouterr()
     assert bench(*command) == 2
-    assert "lr: 0.004 -> 0.001" in capsys.readouterr().err
+    assert "lr 0.004 -> 0.001" in capsys.readouterr().err
     assert bench(*command, "--overwrite") == 0
 
 

@@ -203,7 +203,7 @@ def test_a_folder_in_use_names_its_owner_and_a_lock_left_behind_binds_nobody(run
 def test_overwriting_deletes_the_run_and_nothing_else(run, settings, tmp_path):
     folder, _ = run
     (folder / "notes.txt").write_text("mine")
-    other = [*flags(settings | {"--l0": 3, "--out": folder}), "--quiet"]
+    other = [*flags(settings | {"--l0": 3, "--context-size": 16, "--out": folder}), "--quiet"]
     assert bench(*other) == 2
     assert bench(*other, "--overwrite") == 0
     assert (folder / "notes.txt").read_text() == "mine"

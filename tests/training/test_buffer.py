@@ -51,7 +51,9 @@ class CountingModel:
 
     name, revision, no_language_model, precision = "counting", None, "it counts", "float64"
     n_layers, d_model, n_bytes = 1, 3, 0
-    weight_hash = tokenizer_hash = token_flops = find_sites = stream = NotImplemented  # not asked for in training
+    weight_hash = identity = tokenizer_hash = token_flops = find_sites = stream = (
+        NotImplemented  # not asked for in training
+    )
 
     def __init__(self) -> None:
         self.device, self.dtype, self.n_passes = torch.device("cpu"), torch.float64, 0

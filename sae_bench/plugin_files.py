@@ -1,0 +1,161 @@
+"""The files that a plugin file reads: modules beside it, however deep, and data, as far as these can be told.
+
+Modules are found by the import statements of the plugin and of each module so found; installed packages and this one
+are left out, for versions stand for them. Data files are those that the plugin or such a module opens while it is
+loaded, in its folder or the working directory, itself or by a library's function; not those that a library opens when
+it is imported, for that happens once in a process. Of others, opened later, it says so: `FILES = ("words.txt",)`.
+"""
+
+import ast
+import importlib.util
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from os.path import relpath
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sae_bench.errors import UserError
+
+STANDARD = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
+OURS = ("sae_bench", "architectures", "tasks", "suites")
+
+_read: dict[Path, set[Path]] = {}
+"""By plugin file, what was opened while it was loaded."""
+_watched: list[set[Path]] = []
+"""What was opened by the plugins that are being loaded now."""
+
+
+def files_of_plugin(plugin: Path) -> dict[str, Path]:
+    """The plugin's file and all that it reads, by their paths from its folder.
+
+    Raises:
+        UserError: a file that it says it reads is not there.
+    """
+    own = plugin.resolve()
+    files = modules_of(own) | {file for file in _read.get(own, ()) if file.is_file()}
+    for name in _declared(own):
+        if not (own.parent / name).is_file():
+            raise UserError(f'--plugin {plugin}: FILES names "{name}", which is not beside it: bring it, or mend FILES')
+        files.add((own.parent / name).resolve())
+    return {Path(relpath(file, own.parent)).as_posix(): file for file in sorted(files)}
+
+
+def modules_of(file: Path) -> set[Path]:
+    """A file of Python, and the local ones that it imports, however deep."""
+    modules, waiting = {file.resolve()}, [file.resolve()]
+    while waiting:
+        for found in _imported(waiting.pop()) - modules:
+            modules.add(found)
+            waiting.append(found)
+    return modules
+
+
+@contextmanager
+def watched(plugin: Path) -> Iterator[None]:
+    """Note which local files are opened to be read within this block, in which the plugin is loaded."""
+    _hook_once()
+    opened: set[Path] = set()
+    _watched.append(opened)
+    try:
+        yield
+    finally:
+        _watched.remove(opened)
+        here = (plugin.resolve().parent, Path.cwd().resolve())
+        local = {path for path in opened if any(path.is_relative_to(folder) for folder in here) and _is_data(path)}
+        _read.setdefault(plugin.resolve(), set()).update(local)
+
+
+@cache
+def _hook_once() -> None:
+    sys.addaudithook(_note)  # it cannot be taken away; it does nothing while nothing is watched
+
+
+def _note(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _watched or event != "open" or not isinstance(arguments[0], str) or set(arguments[1] or "r") & set("wax+"):
+        return
+    if _is_opened_by_a_plugin(sys._getframe(1)):
+        for opened in _watched:
+            opened.add(Path(arguments[0]).absolute())
+
+
+def _is_opened_by_a_plugin(frame: FrameType | None) -> bool:
+    """Whether the innermost code that is not installed is a plugin's, and no import lies between it and the file."""
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file.startswith("<frozen importlib"):
+            return False
+        if not file.startswith("<") and not _is_installed(Path(file)):
+            return not Path(file).is_relative_to(Path(__file__).parent)
+        frame = frame.f_back
+    return False
+
+
+def _is_data(path: Path) -> bool:
+    return path.is_file() and path.suffix not in (".pyc", ".py") and not _is_installed(path)
+
+
+def _is_installed(path: Path) -> bool:
+    packages = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+    return packages or any(path.is_relative_to(folder) for folder in STANDARD)
+
+
+def _tree(file: Path) -> ast.Module:
+    try:
+        return ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):  # whoever loads it says so
+        return ast.Module([], [])
+
+
+def _declared(plugin: Path) -> list[str]:
+    """What a plugin's `FILES` holds, where it is a plain tuple or list of texts."""
+    for node in _tree(plugin).body:
+        if isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == "FILES" for to in node.targets):
+            try:
+                return [str(name) for name in ast.literal_eval(node.value)]
+            except (ValueError, TypeError):
+                raise UserError(f"--plugin {plugin}: FILES is no list of names: write FILES = ('words.txt',)") from None
+    return []
+
+
+def _imported(file: Path) -> set[Path]:
+    """The local modules that a file imports, anywhere in it."""
+    package = _package_of(file)
+    names: set[str] = set()
+    for node in ast.walk(_tree(file)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            base = ".".join(part for part in (above, node.module) if part)
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    parents = {".".join(name.split(".")[:n]) for name in names for n in range(1, name.count(".") + 2)}
+    return {path for name in parents if name and name.split(".")[0] not in OURS if (path := _source_of(name))}
+
+
+def _package_of(file: Path) -> str:
+    """The package that a loaded module's relative imports begin at; none where it is not known."""
+    for module in list(sys.modules.values()):
+        if (at := getattr(module, "__file__", None)) and Path(at) == file:
+            return getattr(module, "__package__", None) or ""
+    return ""
+
+
+def _source_of(module: str) -> Path | None:
+    """The file of a module that is not installed, if there is one."""
+    if module.split(".")[0] in sys.stdlib_module_names:
+        return None
+    found = getattr(sys.modules.get(module), "__file__", None)
+    if found is None:
+        try:
+            parent = module.rpartition(".")[0]
+            known = not parent or parent in sys.modules  # to look for it runs no parent's code
+            spec = importlib.util.find_spec(module) if known else None
+        except (ImportError, AttributeError, ValueError):
+            return None
+        found = spec.origin if spec else None
+    path = Path(found).resolve() if found else None
+    return path if path and path.suffix == ".py" and path.is_file() and not _is_installed(path) else None

@@ -1,0 +1,76 @@
+"""Which of a run's settings decides what. It is said here alone; docs/growing.md has it as a table.
+
+    ASKED        which SAEs there are, and on which tasks: another command may ask for more in the same folder
+    EVALUATION   what they are measured on: more of it is measured anew for all, less of it is refused
+    KEPT         what tasks with text of their own read, and latents are collected by: as it was unless it is said
+    WAY          how the run goes; no number depends on it, or a record says itself what does
+    all others   what each SAE learns from, and how: another value would be another training of all
+
+An SAE's training is known by the hash of these last beside the SAE's own name and recipe, a record by that of them
+and EVALUATION. Which other SAEs were asked for is in neither: what they are trained or measured beside changes no bit.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sae_bench.records.files import digest_of
+
+ASKED = ("archs", "saes", "layers", "sites", "widths", "l0s", "sparsity", "seeds", "tasks", "plugins")
+
+EVALUATION = ("eval_tokens", "eval_skip", "limit")
+
+KEPT = ("chance", "n_latents", "interp_tokens", "hard_negatives", "probe_sets", "probe_set", "absorption_words")
+
+WAY = (
+    *("earlier", "controls", "checkpoint_every", "activations_cache", "cache_limit", "scorers"),  # controls are archs
+    *("judge_model", "judge_base_url", "explainer_model", "explainer_base_url", "judge_excerpts"),
+    *("judge_budget", "judge_prices", "judge_concurrency", "judge_timeout", "judge_optional"),
+)
+
+
+class Identified:
+    """A run's settings as what they decide is known by."""
+
+    if TYPE_CHECKING:  # what a `RunConfig` has
+        identity: Any
+        random_lm: Any
+        seeds: Any
+        eval_tokens: Any
+        eval_skip: Any
+        limit: Any
+        n_held_out: Any
+        model_fields_set: set[str]
+        model_dump: Callable[..., dict[str, Any]]
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What this command asks for: which SAEs, on which tasks."""
+        said = self.model_fields_set  # a site that nobody named does not say where an SAE from elsewhere belongs
+        return self.model_dump(mode="json", include={*ASKED} - ({"sites"} - said))
+
+    @property
+    def of_training(self) -> dict[str, Any]:
+        """The settings that decide what becomes of an SAE, whichever others there are; see `deciding`."""
+        of = {name: value for name, value in self.identity.items() if name not in {*ASKED, *EVALUATION}}
+        return of | ({"seeds": [self.seeds[0]]} if self.random_lm else {})  # the language model is drawn from it
+
+    @property
+    def of_evaluation(self) -> dict[str, Any]:
+        """Those that decide what an SAE's records say, as records repeat them."""
+        limit = self.limit if self.n_held_out < self.eval_tokens else None
+        return self.of_training | {"eval_tokens": self.eval_tokens, "eval_skip": self.eval_skip, "limit": limit}
+
+    @property
+    def training_hash(self) -> str:
+        """SHA-256 (hex) by which an SAE's files and checkpoints are known."""
+        return digest_of(self.of_training)
+
+    @property
+    def evaluation_hash(self) -> str:
+        """SHA-256 (hex) by which records are known."""
+        return digest_of(self.of_evaluation)
+
+    @property
+    def collection_hash(self) -> str:
+        """SHA-256 (hex) by which collected latents are known: their text comes after that of the evaluation."""
+        return digest_of(self.of_evaluation | {"limit": None})

@@ -1,0 +1,298 @@
+"""Whatever can change a number is part of what a run is known by: edited between two commands, it is noticed."""
+
+import importlib
+import json
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from command import bench, flags, write_corpus
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from test_end_to_end import mtimes, records_of
+from tiny import save_tiny, tiny_gemma2, tiny_tokenizer
+
+from sae_bench.lm import corpus as corpora
+from sae_bench.lm.fingerprint import NOT_DECIDING, fingerprint, hash_of_code
+from sae_bench.lm.model import LanguageModel
+from sae_bench.plugin_files import files_of_plugin
+from sae_bench.records import content
+from sae_bench.records.files import read_sealed, write_sealed
+from sae_bench.registry import load_plugin
+from sae_bench.runs.provenance import environment
+from sae_bench.training import trainer as trainer_module
+
+
+@pytest.fixture(scope="module")
+def settings(at_work):
+    model, text = save_tiny(at_work / "model"), write_corpus(at_work / "text.jsonl")
+    return {
+        "--arch": "topk", "--l0": 6, "--model": model, "--layer": 1, "--dataset": text, "--width": 48,
+        "--tokens": 1200, "--reuse": 2, "--batch-size": 130, "--buffer-tokens": 600, "--eval-tokens": 300,
+        "--context-size": 32, "--tasks": "delta_lm_loss",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def mine(settings, tmp_path):
+    """A model and a corpus to edit."""
+    shutil.copytree(settings["--model"], tmp_path / "model")
+    shutil.copy(settings["--dataset"], tmp_path / "text.jsonl")
+    return settings | {
+        "--model": tmp_path / "model", "--dataset": tmp_path / "text.jsonl", "--out": tmp_path / "run"
+    }  # fmt: skip
+
+
+def identity_of(edit=lambda lm: None):
+    lm = LanguageModel(tiny_gemma2(), tiny_tokenizer("gemma2"), "tiny")
+    edit(lm)
+    return fingerprint(lm.identity())
+
+
+def test_every_setting_of_a_configuration_is_in_a_models_identity_but_paths_and_versions():
+    usual = identity_of()
+    assert identity_of() == usual
+    tried, unseen = set(), set()
+    for name, value in tiny_gemma2().config.to_dict().items():
+        try:
+            changed = identity_of(partial(other_setting, name, another(value)))
+        except (AttributeError, StrictDataclassFieldValidationError):
+            continue  # no model has that
+        tried.add(name)
+        unseen |= {name} if changed == usual else set()
+    assert unseen == tried & NOT_DECIDING | {"model_type"}  # which is the class's own
+    assert tried >= {"rms_norm_eps", "rope_parameters", "sliding_window", "layer_types", "attn_logit_softcapping"}
+    assert tried >= {"hidden_activation", "final_logit_softcapping", "query_pre_attn_scalar", "transformers_version"}
+
+
+def other_setting(name, value, lm):
+    setattr(lm.model.config, name, value)
+
+
+def another(value):
+    if isinstance(value, dict):
+        return {**value, "rope_theta": 17.0}
+    if isinstance(value, list):
+        return value[::-1] if value != value[::-1] else [*value, *value]
+    return not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else "relu"
+
+
+def test_weights_buffers_and_special_tokens_are_in_a_models_identity():
+    def buffer(value):
+        return lambda lm: lm.model.register_buffer("correction", torch.tensor([value]))
+
+    edits = [
+        lambda lm: lm.model.model.norm.weight[-1].add_(1e-6),
+        buffer(1.0),
+        buffer(2.0),
+        lambda lm: setattr(lm.tokenizer, "bos_token", lm.tokenizer.eos_token),
+        lambda lm: lm.tokenizer.add_tokens(["zebra"]),
+    ]
+    assert len({identity_of(), *map(identity_of, edits)}) == 1 + len(edits)
+
+
+def test_code_that_comes_with_a_model_is_in_its_identity_with_what_it_imports(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "modeling_of_theirs.py").write_text("from norms_of_theirs import EPS\n\nclass Model: ...\n")
+    hashes = []
+    for eps in ("1e-6", "1e-5"):
+        (tmp_path / "norms_of_theirs.py").write_text(f"EPS = {eps}\n")
+        hashes.append(hash_of_code(importlib.import_module("modeling_of_theirs").Model))
+    assert len({None, *hashes}) == 3
+
+
+def killed_at(n_steps, monkeypatch, command):
+    step, done = trainer_module.SAETrainer.step, []
+
+    def killed(self, *arguments, **how):
+        done.append(self.id)
+        if len(done) > n_steps:
+            raise KeyboardInterrupt
+        step(self, *arguments, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module.SAETrainer, "step", killed)
+        assert bench(*command, "--quiet") == 130
+
+
+@pytest.mark.parametrize("when", ["stopped", "finished"])
+def test_an_edited_configuration_is_refused_when_a_run_goes_on(mine, tmp_path, monkeypatch, capsys, when):
+    command = flags(mine)
+    if when == "stopped":
+        killed_at(5, monkeypatch, command)
+    else:
+        assert bench(*command, "--quiet") == 0
+        next((tmp_path / "run" / "records").iterdir()).unlink()
+    file = tmp_path / "model" / "config.json"
+    old = json.loads(file.read_text())
+    file.write_text(json.dumps(old | {"rms_norm_eps": 0.5, "transformers_version": "0.0.1"}))
+    before = mtimes(tmp_path / "run")
+    assert bench(*command) == 2
+    error = capsys.readouterr().err
+    assert f"(rms_norm_eps {old['rms_norm_eps']} -> 0.5)" in error
+    assert mtimes(tmp_path / "run") == before
+    file.write_text(json.dumps(old | {"transformers_version": "0.0.1"}))
+    assert bench(*command, "--quiet") == 0
+    file.write_text(json.dumps(old | {"rms_norm_eps": 0.5}))
+    capsys.readouterr()
+    assert bench("verify", tmp_path / "run", "--quiet") == 1
+    assert "language model: is another one than in the run: rms_norm_eps" in capsys.readouterr().out
+
+
+def test_an_edited_tokenizer_is_refused_when_a_run_goes_on(mine, tmp_path, capsys):
+    assert bench(*flags(mine), "--quiet") == 0
+    file = tmp_path / "model" / "tokenizer_config.json"
+    about = json.loads(file.read_text())
+    file.write_text(json.dumps(about | {"bos_token": about["eos_token"]}))
+    assert bench(*flags(mine | {"--l0": 3})) == 2
+    assert "(special tokens" in capsys.readouterr().err
+
+
+def replaced(path: Path, other: bytes) -> None:
+    """Other content of the same size, copied with times kept."""
+    before = path.stat()
+    assert len(other) == before.st_size
+    path.write_bytes(other)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+@pytest.mark.parametrize("form", ["jsonl", "txt", "csv", "folder"])
+def test_another_corpus_of_the_same_size_and_time_is_read_itself(at_work, tmp_path, form):
+    texts = [f"the text number {n} of some words" for n in range(40)]
+    lines = {"csv": ["text", *texts], "txt": [f"{text}\n" for text in texts]}.get(
+        form, [json.dumps({"text": text}) for text in texts]
+    )
+    source = tmp_path / ("some" if form == "folder" else f"corpus.{form}")
+    file = source / "corpus.jsonl" if form == "folder" else source
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("\n".join(lines))
+    found, known = sorted(corpora.documents(str(source), order_seed=0)), corpora.corpus_hash(str(source))
+    assert len(found) == 40
+    replaced(file, file.read_bytes().replace(b"words", b"beans"))
+    again = sorted(corpora.documents(str(source), order_seed=0))
+    assert again == [text.replace("words", "beans") for text in found]
+    assert corpora.corpus_hash(str(source)) != known
+
+
+def test_a_hash_is_kept_only_for_bytes_that_cannot_have_changed(at_work, tmp_path, monkeypatch):
+    """The system's own time of the last change decides: no copy with times kept passes for what was hashed."""
+    file, read = tmp_path / "file", []
+    sha256 = content.sha256
+    monkeypatch.setattr(content, "sha256", lambda path: (read.append(path), sha256(path))[1])
+    file.write_bytes(b"one")
+    first = content.content_hash(file)
+    assert content.content_hash(file) == first
+    assert len(read) == 2, "just written: another write could have the same time"
+    monkeypatch.setattr(content.time, "time", lambda: file.stat().st_ctime + content.SETTLED_S + 1)
+    for _ in range(3):
+        assert content.content_hash(file) == first
+    assert len(read) == 3, "read once more, then not again"
+    replaced(file, b"two")
+    assert content.content_hash(file) != first
+    other = tmp_path / "other"
+    other.write_bytes(b"six")
+    shutil.copystat(file, other)
+    os.replace(other, file)
+    assert content.content_hash(file) == sha256(file)
+
+
+def test_another_corpus_is_refused_where_a_finished_run_is_added_to(mine, tmp_path, capsys):
+    assert bench(*flags(mine), "--quiet") == 0
+    file = tmp_path / "text.jsonl"
+    replaced(file, file.read_bytes().replace(b"the ", b"one "))
+    assert bench(*flags(mine | {"--l0": 3})) == 2
+    assert "has changed since the run" in capsys.readouterr().err
+    assert bench("verify", tmp_path / "run", "--quiet") == 1
+    assert "corpus: is not what the run was made from" in capsys.readouterr().out
+
+
+PLUGIN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).parent))
+from beside import NAME
+from sae_bench import ARCHITECTURES, register_architecture
+
+FILES = ("declared.txt",)
+WORDS = (Path(__file__).parent / "opened.txt").read_text()
+
+@register_architecture(NAME)
+class Mine(ARCHITECTURES["topk"]):
+    version = "1"
+"""
+
+
+def test_whatever_a_plugin_reads_is_in_what_it_is_known_by(at_work, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", ["", *__import__("sys").path])
+    plugin = tmp_path / "plug.py"
+    plugin.write_text(PLUGIN + "import lib_of_theirs\nlib_of_theirs.read(Path(__file__).parent / 'by_library.txt')\n")
+    for name in ("declared.txt", "opened.txt", "by_library.txt", "at_import.txt"):
+        (tmp_path / name).write_text("words")
+    (tmp_path / "site-packages").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    reads = f"from pathlib import Path\nread = Path.read_text\nread(Path({str(tmp_path)!r}, 'at_import.txt'))\n"
+    (tmp_path / "site-packages" / "lib_of_theirs.py").write_text(reads)
+    (tmp_path / "beside.py").write_text("def later():\n    from package.deeper import N\n\nNAME = 'mine'\n")
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text("from . import other\n")
+    (tmp_path / "package" / "other.py").write_text("import json, torch, sae_bench\n")
+    (tmp_path / "package" / "deeper.py").write_text("N = 1\n")
+    load_plugin(str(plugin))
+    import package  # noqa: F401  (as the plugin may have it imported by now)
+
+    expected = {"plug.py", "beside.py", "declared.txt", "opened.txt", "by_library.txt"}
+    expected |= {f"package/{name}.py" for name in ("__init__", "other", "deeper")}
+    assert set(files_of_plugin(plugin)) == expected
+
+
+def test_a_changed_file_beside_a_plugin_is_refused(mine, tmp_path, capsys):
+    helper = tmp_path / "helper_of_mine.py"
+    helper.write_text("SCALE = 1.0\n")
+    plugin = tmp_path / "mine2.py"
+    plugin.write_text(PLUGIN.replace("from beside import NAME", "from helper_of_mine import SCALE\nNAME = 'mine2'")
+                      .replace('("declared.txt",)', "()"))  # fmt: skip
+    (tmp_path / "opened.txt").write_text("words")
+    command = flags(mine | {"--plugin": plugin, "--arch": "mine2"})
+    assert bench(*flags(mine), "--quiet") == 0
+    assert bench(*command, "--quiet") == 0, "a plugin may be added"
+    for file in (helper, tmp_path / "opened.txt"):
+        old = file.read_text()
+        file.write_text(old + "\n")
+        assert bench(*command) == 2
+        assert f"--plugin {plugin} reads {file.name}, which has changed since" in capsys.readouterr().err
+        if file == helper:
+            assert bench("verify", tmp_path / "run", "--plugin", plugin, "--quiet") == 1
+            assert f"{file.name}: missing or changed since the run" in capsys.readouterr().out
+        file.write_text(old)
+
+
+def test_other_versions_and_threads_are_said_where_a_run_goes_on(mine, tmp_path, monkeypatch, caplog):
+    out = tmp_path / "run"
+    mine |= {"--checkpoint-every": 3}
+    killed_at(5, monkeypatch, flags(mine))
+    monkeypatch.setattr("sae_bench.runs.train.environment", lambda device: environment(device) | {"threads": 7})
+    assert bench(*flags(mine), "--quiet") == 0
+    (record,) = records_of(out).values()
+    said = "training went on elsewhere after step 3: threads 1 -> 7; bits may differ"
+    assert record["remarks"] == record["sae"]["training"]["remarks"] == [said]
+    manifest = read_sealed(out / "run.json")
+    versions = manifest["environment"]["versions"] | {"torch": "1.0.0"}
+    write_sealed(out / "run.json", manifest | {"environment": manifest["environment"] | {"versions": versions}})
+    caplog.clear()
+    assert bench(*flags(mine | {"--l0": 3}), "--quiet") == 0
+    assert any("torch 1.0.0 -> " in record.getMessage() for record in caplog.records)
+    added = [record for name, record in records_of(out).items() if "l0_3" in name]
+    assert all("torch 1.0.0 -> " in record["remarks"][0] for record in added)
+
+
+def test_a_run_is_verified_from_any_folder(mine, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    here = mine | {"--model": "model", "--dataset": "text.jsonl", "--out": "run"}
+    assert bench(*flags(here), "--quiet") == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert bench("verify", "../run", "--quiet") == 0
+    assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "run").rglob("*.json"))
