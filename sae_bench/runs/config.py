@@ -17,6 +17,7 @@ from sae_bench.parsing import Bytes, Count, Flag, Heading, parse_count, parse_la
 from sae_bench.records.files import digest_of
 from sae_bench.records.names import file_name
 from sae_bench.runs.arch_spec import ArchSpec, Strict
+from sae_bench.runs.tuned import TunedRecipe
 from sae_bench.synthetic.settings import NAME, WorldSettings, is_synthetic, run_defaults, world_settings
 from sae_bench.training.recipe import Preset
 
@@ -109,6 +110,11 @@ class RunConfig(JudgeConfig, TextSettings):
     """Tasks to evaluate (see `ls tasks`). Default: all but those that bring text of their own."""
     preset: Annotated[Preset, Flag(Heading.WHAT)] = "short"
     """Training recipe: paper (two million steps) or short."""
+    recipe: Annotated[TunedRecipe | None, Flag(Heading.WHAT)] = None
+    """Settings that `tune` found for every architecture of the run: its TOML file, or a name. Text that was tuned on
+    is left out."""
+    part: Literal["board", "tuning"] | None = None
+    """The part of the text, `near_duplicates.Part`: what is tuned on is in no board that names a recipe."""
     context_size: Annotated[Count, Field(ge=3), Flag(Heading.DATA)]
     """Tokens in a context, BOS included."""
     batch_size: Annotated[Count, Flag(Heading.DATA)]
@@ -190,6 +196,8 @@ class RunConfig(JudgeConfig, TextSettings):
         if is_synthetic(model := given.get("model")):
             given["model"], world = world_settings(str(model))
             defaults |= run_defaults(given["model"]) | {"world": world, "split": None}
+        if given.get("recipe"):
+            given["part"] = "board"
         if given.get("sparsity"):
             defaults.pop("l0s")
         archs = given.setdefault("archs", () if given.get("saes") else ("all",))
@@ -212,6 +220,8 @@ class RunConfig(JudgeConfig, TextSettings):
             raise UserError(f"{served} is less than one batch of {self.batch_size}: raise --tokens")
         if self.world is not None:
             self._check_world()
+        if self.recipe is not None:
+            self.recipe.check(self.preset, self.split)
         if self.kernels == "dense" and self.screening == "on":
             raise UserError(
                 "--screening on finds few pairs, and --kernels dense works on all: leave out one of the two"
@@ -261,7 +271,9 @@ class RunConfig(JudgeConfig, TextSettings):
         """The settings that decide the numbers; tasks and judges only add records, so they are left out."""
         without = {"controls", "tasks", "checkpoint_every", *JudgeConfig.model_fields}  # controls are among the archs
         without |= {"activations_cache", "cache_limit", *TextSettings.model_fields}
-        without |= {name for name in ("saes", "split", "random_lm", "world") if not getattr(self, name)}
+        without |= {
+            name for name in ("saes", "split", "random_lm", "world", "recipe", "part") if not getattr(self, name)
+        }
         without |= {"screening"} if self.screening == "auto" else set()
         return self.model_dump(mode="json", exclude=without)
 
