@@ -12,7 +12,7 @@ from sae_bench.registry import ARCHITECTURES
 from sae_bench.runs.checks import check
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.dry_run import memory_bytes
-from sae_bench.runs.plan import plan_saes, training_disk_bytes
+from sae_bench.runs.plan import SAEPlan, plan_saes, training_disk_bytes
 from sae_bench.runs.sources import model_shape
 from sae_bench.runs.times import stage_times
 from sae_bench.saes.knobs import LR, Knob
@@ -37,12 +37,13 @@ def describe_tuning(config: RunConfig, settings: TuneSettings, out: Path) -> str
     device, dtype = choose_device(config.device, config.dtype, here=False)
     with FakeTensorMode():
         lm = model_shape(config, dtype)
+        plans = {name: plan_saes(of_stage, lm) for name, (_, of_stage) in stages.items()}
     lm.device = device
     here = device.type == "cpu" or has_cuda(device)
     rows, seconds, disk = [], 0.0, 0
     for name, (n, of_stage) in stages.items():
         check(of_stage, of_stage.tasks)
-        took, n_bytes, row = _stage(lm, of_stage, here=here)
+        took, n_bytes, row = _stage(lm, of_stage, plans[name], here=here)
         rows.append([name, n, *row])
         seconds, disk = seconds + took, disk + n_bytes
     head = ["run", "trials of each", "SAEs", "activations", "steps", "memory", "disk", "time"]
@@ -60,10 +61,8 @@ def describe_tuning(config: RunConfig, settings: TuneSettings, out: Path) -> str
     )
 
 
-def _stage(lm: ActivationModel, config: RunConfig, *, here: bool) -> tuple[float, int, list[str]]:
+def _stage(lm: ActivationModel, config: RunConfig, plans: list[SAEPlan], *, here: bool) -> tuple[float, int, list[str]]:
     """Seconds and bytes of a run, and its part of the table."""
-    with FakeTensorMode():
-        plans = plan_saes(config, lm)
     times = stage_times(lm, config, {"training": plans, "evaluation": plans}, here=here)
     seconds = sum(time.seconds for time in times.values())
     n_bytes, memory = training_disk_bytes(plans), memory_bytes(config, plans, [*plans], lm)
