@@ -11,6 +11,7 @@ from sae_bench.progress import duration
 from sae_bench.registry import ARCHITECTURES
 from sae_bench.runs.checks import check
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.costs import Peaks, peaks_of
 from sae_bench.runs.dry_run import memory_bytes
 from sae_bench.runs.plan import SAEPlan, plan_saes, training_disk_bytes
 from sae_bench.runs.sources import model_shape
@@ -40,10 +41,11 @@ def describe_tuning(config: RunConfig, settings: TuneSettings, out: Path) -> str
         plans = {name: plan_saes(of_stage, lm) for name, (_, of_stage) in stages.items()}
     lm.device = device
     here = device.type == "cpu" or has_cuda(device)
+    peaks = peaks_of(device, lm.dtype, here=here)[0]
     rows, seconds, disk = [], 0.0, 0
     for name, (n, of_stage) in stages.items():
         check(of_stage, of_stage.tasks)
-        took, n_bytes, row = _stage(lm, of_stage, plans[name], here=here)
+        took, n_bytes, row = _stage(lm, of_stage, plans[name], peaks, here=here)
         rows.append([name, n, *row])
         seconds, disk = seconds + took, disk + n_bytes
     head = ["run", "trials of each", "SAEs", "activations", "steps", "memory", "disk", "time"]
@@ -61,9 +63,11 @@ def describe_tuning(config: RunConfig, settings: TuneSettings, out: Path) -> str
     )
 
 
-def _stage(lm: ActivationModel, config: RunConfig, plans: list[SAEPlan], *, here: bool) -> tuple[float, int, list[str]]:
+def _stage(
+    lm: ActivationModel, config: RunConfig, plans: list[SAEPlan], peaks: Peaks, *, here: bool
+) -> tuple[float, int, list[str]]:
     """Seconds and bytes of a run, and its part of the table."""
-    times = stage_times(lm, config, {"training": plans, "evaluation": plans}, here=here)
+    times = stage_times(lm, config, {"training": plans, "evaluation": plans}, peaks, here=here)
     seconds = sum(time.seconds for time in times.values())
     n_bytes, memory = training_disk_bytes(plans), memory_bytes(config, plans, [*plans], lm)
     steps = config.tokens * config.reuse // config.batch_size
