@@ -1,6 +1,5 @@
 """What is tried: the same places in every architecture's ranges, its preset's own settings first."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,11 +24,11 @@ class TuneSettings(Strict):
 
     def n_kept(self, rung: int) -> int:
         """Trials of each architecture in a rung."""
-        return self.trials // self.factor**rung
+        return self.trials // int(self.factor**rung)
 
     def share(self, rung: int) -> int:
         """What the tokens of the last rung are divided by in this one."""
-        return math.prod([self.factor] * (self.rungs - 1 - rung))
+        return int(self.factor ** (self.rungs - 1 - rung))
 
     def check(self) -> None:
         """Raise UserError where the last rung would have no trial."""

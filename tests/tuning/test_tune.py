@@ -15,7 +15,7 @@ from sae_bench.runs.tuned import read_recipe
 def settings(gemma2_folder, at_work, tmp_path_factory):
     corpus = write_corpus(tmp_path_factory.mktemp("text") / "corpus.jsonl", 1200)
     return {
-        "--model": gemma2_folder, "--layer": 1, "--dataset": corpus, "--width": 64, "--tokens": 2000, "--reuse": 2,
+        "--model": gemma2_folder, "--layer": 1, "--dataset": corpus, "--width": 64, "--tokens": 2000, "--reuse": 1,
         "--batch-size": 200, "--eval-tokens": 300, "--context-size": 32, "--l0": (4, 12),
         "--arch": ("topk", "jumprelu"),
     }  # fmt: skip
@@ -91,7 +91,7 @@ def test_the_same_command_does_what_is_missing_and_ends_the_same(tuned, settings
         ({"--l0": 4}, "--l0 4: recipes are compared at the very L0s wanted"),
         ({"--l0": (4, 5)}, "each 1.3 times"),
         ({"--preset": "paper"}, "--preset paper is what papers say"),
-        ({"--tokens": 180}, "the first rung has 90 of them"),
+        ({"--tokens": 300}, "the first rung has 150 of them"),
         ({"--trials": 3, "--rungs": 3}, "need 4 at least"),
         ({"--arch": "random"}, "nothing of this is trained"),
         ({"--arch": "topk:lr=0.1"}, "lr is what `tune` looks for"),
@@ -108,8 +108,8 @@ def test_a_dry_run_states_trials_time_and_disk_of_every_rung(settings, tmp_path,
     assert bench("tune", *flags(settings | SEARCH | {"--out": tmp_path / "out"}), "--dry-run") == 0
     said = capsys.readouterr().out
     rows = {line.split()[0]: line.split()[1:5] for line in said.splitlines() if line.strip()}
-    assert rows["rung_1"] == ["4", "16", "1,000", "10"]
-    assert rows["rung_2"] == ["2", "8", "2,000", "20"]
-    assert rows["check"] == ["2", "16", "2,000", "20"]
+    assert rows["rung_1"] == ["4", "16", "1,000", "5"]
+    assert rows["rung_2"] == ["2", "8", "2,000", "10"]
+    assert rows["check"] == ["2", "16", "2,000", "10"]
     assert "jumprelu: lr 0.001 to 0.032, bandwidth 0.001 to 0.01" in said
     assert not (tmp_path / "out").exists()
