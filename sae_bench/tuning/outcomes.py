@@ -20,6 +20,9 @@ from sae_bench.leaderboard.order import is_missed
 from sae_bench.records.schema import Record
 from sae_bench.tuning.trials import Trial
 
+TOO_FAR = 0.5
+"""Beyond so large a miss, as a share of the wanted L0, a straight line says nothing of what is there."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -37,9 +40,14 @@ class Measured:
     def reason(self) -> str | None:
         """Why its trial may not win."""
         where = f"at L0 {self.wanted:g}, seed {self.seed}"
-        if self.failure is not None or self.l0 is None or self.fve is None:
+        if self.failed or self.l0 is None:
             return f"{where}: {self.failure or 'its variance explained is undefined'}"
         return f"{where}: L0 {self.l0:.1f}" if is_missed(self.l0, self.wanted) else None
+
+    @property
+    def failed(self) -> bool:
+        """Whether nothing was measured."""
+        return self.failure is not None or self.l0 is None or self.fve is None
 
     @property
     def miss(self) -> float:
@@ -80,7 +88,7 @@ class Outcome:
     def rank(self) -> tuple[bool, bool, float, int]:
         """Smaller is better: first those that may win, by score; then by how far they miss; then what failed."""
         worst = max((sae.miss for sae in self.saes), default=0.0)
-        failed = self.score is None
+        failed = not self.saes or any(sae.failed for sae in self.saes)
         return failed, bool(self.reasons), worst if self.reasons else -(self.score or 0.0), self.trial.number
 
     def as_json(self) -> dict[str, Any]:
@@ -91,11 +99,10 @@ class Outcome:
 
 
 def _at_wanted(curve: Sequence[Measured]) -> float:
-    """Mean FVE of the SAEs of one curve, at their wanted L0s; NaN where it cannot be had."""
-    l0 = np.array([np.nan if sae.l0 is None else sae.l0 for sae in curve])
-    fvu = np.array([np.nan if sae.fve is None else 1 - sae.fve for sae in curve])
-    if not (np.isfinite(fvu).all() and (l0 > 0).all()):
+    """Mean FVE of the SAEs of one curve, at their wanted L0s; NaN where they are too far from these to tell."""
+    if any(sae.failed or sae.miss > TOO_FAR for sae in curve):
         return float("nan")
+    l0, fvu = (np.array([sae.l0 for sae in curve]), 1 - np.array([sae.fve for sae in curve]))
     order = np.argsort(l0)
     x, y = np.log(l0[order]), np.log(np.maximum(fvu[order], 1e-12))
     if (np.diff(x) <= 0).any():

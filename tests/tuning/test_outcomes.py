@@ -52,15 +52,21 @@ def test_what_misses_one_l0_of_one_seed_by_more_than_a_tenth_does_not_win() -> N
     "broken",
     [
         {"failure": "diverged: the loss at step 3 is not finite", "l0": None, "fve": None},
-        {"l0": 0.0},
         {"fve": None},
     ],
 )
 def test_what_fails_anywhere_comes_after_all_that_did_not(broken: dict) -> None:
-    failed, far = outcome(2, worse=0.1, **broken), outcome(1, off=1.5)
+    failed, far = outcome(2, worse=0.1, **broken), outcome(1, off=1.4)
     assert failed.reasons
     assert failed.score is None
+    assert far.score is not None
     assert numbers(failed, far, outcome(0, worse=3)) == [0, 1, 2]
+
+
+def test_far_from_its_l0s_a_trial_has_no_score_and_is_not_ahead_of_one_that_is_near() -> None:
+    far, near = outcome(0, off=1.6, worse=0.1), outcome(1, off=1.4)
+    assert far.score is None
+    assert numbers(far, near, outcome(2, l0=0.0)) == [1, 0, 2]
 
 
 def test_of_those_that_miss_the_nearest_goes_on() -> None:
