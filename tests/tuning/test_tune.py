@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from command import bench, flags, write_corpus
+from tiny import tiny_tokenizer
 
+from sae_bench.lm.tokens import TokenStream
 from sae_bench.runs.tuned import read_recipe
 
 
@@ -33,6 +35,21 @@ def tuned(settings, at_work) -> Path:
 
 def rung(out: Path, name: str) -> dict:
     return json.loads((out / f"{name}.json").read_text())
+
+
+def eval_stream(settings: dict, part: str | None) -> str:
+    """The fingerprint of the first held-out tokens of a part of the text."""
+    stream = TokenStream(
+        str(settings["--dataset"]),
+        tiny_tokenizer(),
+        split="eval",
+        context_size=32,
+        n_tokens=300,
+        order_seed=0,
+        part=part,
+    )
+    stream.read()
+    return stream.fingerprint
 
 
 def test_every_trial_is_recorded_and_the_best_go_on(tuned):
@@ -67,6 +84,10 @@ def test_the_recipe_holds_the_winners_and_a_board_that_names_it_is_measured_on_o
     trained_by = record["sae"]["recipe"] | record["sae"]["options"]
     assert trained_by | winner["settings"] == trained_by
     assert record["provenance"]["config"]["recipe"]["sha256"] == read_recipe(str(tuned / "recipe.toml")).sha256
+    streams = {part: eval_stream(settings, part) for part in ("board", "tuning", None)}
+    assert len(set(streams.values())) == 3
+    assert record["provenance"]["eval_fingerprint"] == streams["board"]
+    assert rung(tuned, "rung_1")["eval_fingerprint"] == streams["tuning"]
     assert "tuned by recipe" in (tmp_path / "board" / "leaderboard.md").read_text()
 
 
