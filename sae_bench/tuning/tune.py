@@ -104,6 +104,8 @@ class _Stage:
         ]
         made = records[0].provenance
         measured = {
+            "model": made.model,
+            "dataset": made.dataset,
             "versions": made.versions,
             "model_sha256": made.model_sha256,
             "eval_fingerprint": made.eval_fingerprint,
@@ -159,11 +161,13 @@ def _provenance(config: RunConfig, settings: TuneSettings, checked: Mapping[str,
     """Where a recipe comes from, as its file says it: no time and no path, so that the same search writes the same."""
     said = config.identity
     kept = (
-        "model", "revision", "layers", "sites", "widths", "l0s", "seeds", "dataset", "split", "tokens", "reuse",
+        "revision", "layers", "sites", "widths", "l0s", "seeds", "split", "tokens", "reuse",
         "batch_size", "buffer_tokens", "context_size", "eval_tokens", "eval_skip", "preset",
     )  # fmt: skip
     files = [rung_name(rung) for rung in range(settings.rungs)] + [CHECK]
     return {
+        "model": checked["model"],
+        "dataset": checked["dataset"],
         **{name: said[name] for name in kept if name in said},
         "part": PART,
         **settings.model_dump(),

@@ -94,7 +94,10 @@ def caption(about: Mapping[str, Any]) -> str:
 
 
 def _rows(worths: Sequence[Worth]) -> list[list[str]]:
-    return [worth.row for worth in sorted(worths, key=lambda worth: -(worth.chosen.score or -np.inf))]
+    def behind(worth: Worth) -> float:
+        return np.inf if worth.chosen.score is None else -worth.chosen.score
+
+    return [worth.row for worth in sorted(worths, key=behind)]
 
 
 def _number(value: float | None) -> str:
