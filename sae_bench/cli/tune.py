@@ -74,7 +74,7 @@ def tune(settings: Settings | None = None, search: Annotated[Search | None, Para
     progress = Progress(search.quiet)
     with RunFolder(out).locked():
         if search.overwrite:
-            clear(out, amount)
+            clear(out)
         print(run_tuning(config, amount, out, progress, partial(work, progress=progress, on=search.on)), end="")
     progress.say(f"recipe: {out / 'recipe.toml'}")
     return 0

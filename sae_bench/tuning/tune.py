@@ -115,9 +115,14 @@ class _Stage:
         write_sealed(self.file, content)
 
 
-def clear(out: Path, settings: TuneSettings) -> None:
-    """Delete a tuning's files and runs, and nothing else that may be there."""
-    for name in (*map(rung_name, range(settings.rungs)), CHECK):
+def clear(out: Path) -> None:
+    """Delete a tuning's files and runs, and nothing else that may be there.
+
+    Raises:
+        UserError: a folder that has the name of a rung holds something else.
+    """
+    rungs = read_sealed(out / MANIFEST)["settings"]["rungs"] if (out / MANIFEST).exists() else 0
+    for name in (*map(rung_name, range(rungs)), CHECK):
         RunFolder(out / name).clear()
         (out / f"{name}.json").unlink(missing_ok=True)
     for name in (MANIFEST, RECIPE, WORTH):
