@@ -86,10 +86,10 @@ class Outcome:
 
     @property
     def rank(self) -> tuple[bool, bool, float, int]:
-        """Smaller is better: first those that may win, by score; then by how far they miss; then what failed."""
+        """Smaller is better: first those with a score, by it; then by how far they miss; then what failed."""
         worst = max((sae.miss for sae in self.saes), default=0.0)
-        failed = not self.saes or any(sae.failed for sae in self.saes)
-        return failed, bool(self.reasons), worst if self.reasons else -(self.score or 0.0), self.trial.number
+        failed, score = not self.saes or any(sae.failed for sae in self.saes), self.score
+        return failed, score is None, worst if score is None else -score, self.trial.number
 
     def as_json(self) -> dict[str, Any]:
         """What the file of a rung says of it."""
@@ -135,6 +135,9 @@ def _measured(record: Record) -> Measured:
     return Measured(f"{sae.site.name}, width {sae.d_sae}", sae.seed, sae.target_l0, l0, fve, failure)
 
 
-def best(outcomes: Sequence[Outcome], n: int) -> list[Outcome]:
-    """The n best of one architecture's."""
-    return sorted(outcomes, key=lambda outcome: outcome.rank)[:n]
+def best(outcomes: Sequence[Outcome], n: int, *, winning: bool = False) -> list[Outcome]:
+    """The n best of one architecture's; `winning`: those that may win come first.
+
+    To go on a trial need not be within a tenth of its L0s: in a short training they are still on their way.
+    """
+    return sorted(outcomes, key=lambda outcome: (winning and bool(outcome.reasons), *outcome.rank))[:n]

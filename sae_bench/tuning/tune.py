@@ -50,10 +50,10 @@ def tune(config: RunConfig, settings: TuneSettings, out: Path, progress: Progres
             f"rung {rung + 1} of {settings.rungs}: {settings.n_kept(rung)} trials of each of {len(archs)} "
             f"architectures, {stage.config.tokens:,} activations"
         )
-        n_kept = settings.n_kept(rung + 1) if rung + 1 < settings.rungs else 1
+        n_kept = settings.n_kept(rung + 1) if rung + 1 < settings.rungs else 0
         last = stage.outcomes(alive, n_kept, work)
         alive = {label: [outcome.trial for outcome in best(of, n_kept)] for label, of in last.items()}
-    chosen = {label: best(of, 1)[0] for label, of in last.items()}
+    chosen = {label: best(of, 1, winning=True)[0] for label, of in last.items()}
     finalists = {
         label: [trials[label][0], *([of.trial] if of.trial.number and not of.reasons else [])]
         for label, of in chosen.items()
