@@ -28,6 +28,8 @@ class Worth:
     def of(cls, label: str, checked: Sequence[Outcome], winner: Outcome) -> "Worth":
         """From the check's outcomes, the preset's first, and the winner of the last rung."""
         default, found = checked[0], checked[-1]
+        between = cls(label, default, found, "").interval
+        is_worse = between is not None and between[1] < 0 and not default.reasons
         notes = []
         if winner.reasons:
             notes.append(f"no trial may win, the best not {_first(winner.reasons)}")
@@ -35,9 +37,12 @@ class Worth:
             notes.append("the preset's own settings won")
         elif found.reasons:
             notes.append(f"the winner, {_settings(found)}, is not taken: {_first(found.reasons)}")
+        elif is_worse and between is not None:
+            behind = f"{between[0]:+.4f} to {between[1]:+.4f} against the preset"
+            notes.append(f"the winner, {_settings(found)}, is not taken: {behind}")
         if default.reasons:
             notes.append(f"preset: {_first(default.reasons)}")
-        chosen = default if found.reasons else found
+        chosen = default if found.reasons or is_worse else found
         return cls(label, default, chosen, "; ".join(notes))
 
     @property

@@ -7,6 +7,7 @@ import pytest
 from sae_bench.runs.arch_spec import ArchSpec
 from sae_bench.tuning.outcomes import Measured, Outcome, best
 from sae_bench.tuning.trials import Trial
+from sae_bench.tuning.worth import Worth
 
 FVU_AT_16, POWER = 0.2, -0.4
 WANTED = (16.0, 64.0)
@@ -79,3 +80,16 @@ def test_a_trial_without_records_does_not_win() -> None:
     assert nothing.reasons
     assert nothing.score is None
     assert math.isfinite(nothing.rank[2])
+
+
+def test_a_winner_that_the_check_finds_worse_than_the_preset_or_off_its_l0s_is_not_taken() -> None:
+    preset, seeds = outcome(0, seeds=(1, 2)), (1, 2)
+    better, worse = outcome(1, worse=0.8, seeds=seeds, fve=0.9081), outcome(2, worse=1.2, seeds=seeds, fve=0.8615)
+    taken = Worth.of("topk", [preset, better], better)
+    assert taken.chosen is better
+    assert taken.interval is not None
+    assert 0 < taken.interval[0] < sum(taken.differences) / 2 < taken.interval[1]
+    for refused in (worse, outcome(3, off=1.2, worse=0.5, seeds=seeds)):
+        kept = Worth.of("topk", [preset, refused], outcome(refused.trial.number))
+        assert kept.chosen is preset
+        assert "is not taken" in kept.note
