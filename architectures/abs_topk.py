@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_bench import Loss, Step, TopKAutoencoder, reconstruction_loss, register_architecture
+from sae_bench import Knob, Loss, Step, TopKAutoencoder, reconstruction_loss, register_architecture
 
 
 @register_architecture("abs_topk")
@@ -28,6 +28,7 @@ class AbsTopK(TopKAutoencoder):
         "paper": {"b_dec_init": "geometric_median", "dead_after": 10_000_000},
         "short": {"b_enc_init": "zeros", "lr": 8e-3},
     }
+    knobs: ClassVar[dict[str, Knob]] = {"aux_coeff": Knob(1 / 256, 1 / 2), "dead_after": Knob(0.01, 0.2)}
 
     def loss(self, x: Float[Tensor, "B D"], step: Step) -> Loss:
         f, f_dead = self.select_largest(x, step)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_bench import BatchTopKAutoencoder, Loss, Step, reconstruction_loss, register_architecture
+from sae_bench import BatchTopKAutoencoder, Knob, Loss, Step, reconstruction_loss, register_architecture
 
 
 @register_architecture("batchtopk")
@@ -27,6 +27,7 @@ class BatchTopK(BatchTopKAutoencoder):
         "paper": {"lr": 3e-4, "betas": (0.9, 0.99), "lr_warmup": 0, "dead_after": 20_480},
         "short": {"b_enc_init": "zeros", "threshold_start": 0.2, "threshold_rate": 0.05},
     }
+    knobs: ClassVar[dict[str, Knob]] = {"aux_coeff": Knob(1 / 256, 1 / 2), "dead_after": Knob(0.01, 0.2)}
 
     def loss(self, x: Float[Tensor, "B D"], step: Step) -> Loss:
         f, f_dead = self.select_largest(x, step)

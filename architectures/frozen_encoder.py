@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_bench import ARCHITECTURES, SAEConfig, register_architecture
+from sae_bench import ARCHITECTURES, Knob, SAEConfig, register_architecture
 
 TopK = ARCHITECTURES["topk"]
 
@@ -24,6 +24,7 @@ class FrozenEncoder(TopK):  # type: ignore[misc, valid-type]
         "paper": {**TopK.recipes["paper"], "aux_coeff": 0.0},
         "short": {**TopK.recipes["short"], "aux_coeff": 0.0, "lr": 2e-3},
     }
+    knobs: ClassVar[dict[str, Knob]] = {"bias_lr": Knob(0.03, 1.0), "grad_clip": Knob(2e-3, 5e-2)}  # no AuxK to tune
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sae_bench import (
     Above,
     Active,
+    Knob,
     Loss,
     Options,
     SAEConfig,
@@ -41,6 +42,7 @@ class Gated(SparseAutoencoder):
     nonlinearity = "gated"
     stored_names: ClassVar[dict[str, str]] = {"b_enc": "b_gate"}
     recipes: ClassVar[dict[str, dict[str, Any]]] = {"short": {"lr": 8e-3}}
+    knobs: ClassVar[dict[str, Knob]] = {"bias_lr": Knob(0.03, 1.0), "controller_rate": Knob(0.01, 0.12)}
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from sae_bench import (
     Above,
     Active,
+    Knob,
     Loss,
     Options,
     SAEConfig,
@@ -115,6 +116,7 @@ class JumpReLU(SparseAutoencoder):
     nonlinearity = "jumprelu"
     stored_names: ClassVar[dict[str, str]] = {"theta_parameter": "threshold"}
     recipes = RECIPES["l0"]
+    knobs: ClassVar[dict[str, Knob]] = {"bandwidth": Knob(1e-3, 1e-2), "dead_relaxation": Knob(0.8, 1.0, log=False)}
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)

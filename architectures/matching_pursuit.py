@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sae_bench import (
     Active,
+    Knob,
     Loss,
     Options,
     SAEConfig,
@@ -48,6 +49,7 @@ class MatchingPursuit(SparseAutoencoder):
     options: MatchingPursuitOptions
     nonlinearity = "matching_pursuit"
     recipes: ClassVar[dict[str, dict[str, Any]]] = {"short": {"b_enc_init": "zeros", "lr": 8e-3}}
+    knobs: ClassVar[dict[str, Knob]] = {"bias_lr": Knob(0.03, 1.0), "grad_clip": Knob(2e-3, 5e-2)}
 
     @classmethod
     def check(cls, config: SAEConfig) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from sae_bench import (
     BatchTopKAutoencoder,
     BatchTopKOptions,
+    Knob,
     Loss,
     SAEConfig,
     Step,
@@ -44,6 +45,7 @@ class Matryoshka(BatchTopKAutoencoder):
         "paper": {"lr": 3e-4, "betas": (0.9, 0.99), "lr_warmup": 0, "dead_after": 81_920},
         "short": {"b_enc_init": "zeros", "threshold_start": 0.2, "threshold_rate": 0.05},
     }
+    knobs: ClassVar[dict[str, Knob]] = {"aux_coeff": Knob(1 / 256, 1 / 2), "dead_after": Knob(0.01, 0.2)}
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)

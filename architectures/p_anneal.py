@@ -22,6 +22,7 @@ from torch import Tensor
 from sae_bench import (
     Above,
     Active,
+    Knob,
     Loss,
     Options,
     SAEConfig,
@@ -61,6 +62,7 @@ class PAnneal(SparseAutoencoder):
         },
         "short": {"anneal_start": 0.05, "anneal_end": 0.4, "controller_rate": 0.06},
     }  # fmt: skip
+    knobs: ClassVar[dict[str, Knob]] = {"p_end": Knob(0.1, 0.6), "controller_rate": Knob(0.01, 0.12)}
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)

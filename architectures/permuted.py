@@ -16,6 +16,7 @@ TopK = ARCHITECTURES["topk"]
 @register_architecture("permuted")
 class Permuted(TopK):  # type: ignore[misc, valid-type]
     is_control = True
+    tuned_as = "topk"  # its own reconstruction says nothing of how it was trained
 
     def after_training(self) -> None:
         order = torch.randperm(self.config.d_sae, generator=torch.Generator().manual_seed(self.config.seed))

@@ -17,6 +17,7 @@ from torch import Tensor
 from sae_bench import (
     Above,
     Active,
+    Knob,
     Loss,
     Options,
     SAEConfig,
@@ -43,6 +44,7 @@ class ReLU(SparseAutoencoder):
         },
         "short": {"decoder_init_norm": 1.0, "lr": 8e-3},
     }  # fmt: skip
+    knobs: ClassVar[dict[str, Knob]] = {"decoder_init_norm": Knob(0.3, 3.0), "controller_rate": Knob(0.01, 0.12)}
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_bench import Loss, Step, TopKAutoencoder, reconstruction_loss, register_architecture
+from sae_bench import Knob, Loss, Step, TopKAutoencoder, reconstruction_loss, register_architecture
 
 
 @register_architecture("topk")
@@ -19,6 +19,7 @@ class TopK(TopKAutoencoder):
         "paper": {"b_dec_init": "geometric_median", "dead_after": 10_000_000},
         "short": {"b_enc_init": "zeros"},
     }
+    knobs: ClassVar[dict[str, Knob]] = {"aux_coeff": Knob(1 / 256, 1 / 2), "dead_after": Knob(0.01, 0.2)}
 
     def loss(self, x: Float[Tensor, "B D"], step: Step) -> Loss:
         f, f_dead = self.select_largest(x, step)

@@ -65,6 +65,7 @@ from .saes.base import SparseAutoencoder as SparseAutoencoder
 from .saes.base import active_per_token as active_per_token
 from .saes.base import reconstruction_loss as reconstruction_loss
 from .saes.base import upper_quantile as upper_quantile
+from .saes.knobs import Knob as Knob
 from .saes.pursuit import pursue as pursue
 from .saes.rules import Above as Above
 from .saes.rules import Largest as Largest

@@ -28,6 +28,7 @@ from sae_bench.runs.plan import settle
 from sae_bench.saes.active import Latents, as_active, kernels
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder, initial_decoder
 from sae_bench.saes.convert import to_built_in
+from sae_bench.saes.knobs import MOST
 from sae_bench.saes.save import load_sae, save_sae
 from sae_bench.saes.step import Step
 from sae_bench.training.recipe import Preset
@@ -67,8 +68,21 @@ def _check_declarations(cls: type[SparseAutoencoder]) -> None:
     require(set(cls.recipes) <= set(PRESETS), f"recipes for {sorted(cls.recipes)}; the presets are {PRESETS}")
     for preset in PRESETS:
         settle(ArchSpec(name=cls.name), preset)  # refuses what is neither an option nor a field of a recipe
+    _check_knobs(cls)
     strict = cls.options_type.model_config.get("extra") == "forbid"
     require(strict, 'options accept misspelt names; keep extra="forbid" of Options')
+
+
+def _check_knobs(cls: type[SparseAutoencoder]) -> None:
+    require(len(cls.knobs) <= MOST, f"{len(cls.knobs)} knobs: `tune` looks for {MOST} of an architecture's own at most")
+    require("lr" not in cls.knobs, "lr is among the knobs: it is every architecture's, over one range; leave it out")
+    options, recipe = settle(ArchSpec(name=cls.name), "short")
+    start = {**recipe.model_dump(), **options}
+    for name, knob in cls.knobs.items():
+        for end in (knob.low, knob.high):
+            settle(ArchSpec(name=cls.name, settings={name: end}), "short")  # refuses what cannot be set so
+        inside = isinstance(start[name], int | float) and knob.low <= start[name] <= knob.high
+        require(inside or not cls.is_trained, f"knob {name}: {start[name]}, its value, is not in its range")
 
 
 def _check_life(cls: type[SparseAutoencoder], config: SAEConfig, x: Float[Tensor, "B D"]) -> None:

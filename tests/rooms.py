@@ -45,6 +45,15 @@ ROOMS = {
         "probing",
         "leaderboard",
     },
+    "tuning": {
+        "words",
+        "records",
+        "saes",
+        "lm",
+        "training",
+        "leaderboard",
+        "runs",
+    },
     "distributed": {
         "words",
         "records",
@@ -70,7 +79,19 @@ ROOMS = {
         "runs",
         "distributed",
     },
-    "cli": {"words", "records", "saes", "lm", "evaluation", "formats", "leaderboard", "runs", "distributed", "api"},
+    "cli": {
+        "words",
+        "records",
+        "saes",
+        "lm",
+        "evaluation",
+        "formats",
+        "leaderboard",
+        "runs",
+        "tuning",
+        "distributed",
+        "api",
+    },
 }
 """A room and the rooms that it may import from."""
 

@@ -18,6 +18,7 @@ from sae_bench.cli.lists import ls
 from sae_bench.cli.runs import convert, export, publish, quieten_libraries, verify
 from sae_bench.cli.serve import serve
 from sae_bench.cli.settings import GROUPS, Settings
+from sae_bench.cli.tune import tune
 from sae_bench.errors import UserError, did_you_mean, one_line
 from sae_bench.parsing import Heading
 from sae_bench.progress import Progress
@@ -122,7 +123,23 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
     return 1 if captions.failed(records) else 0
 
 
-VERBS = (ls, table, compare, power, claims, figures, report, serve, board, explain, verify, export, convert, publish)
+VERBS = (
+    ls,
+    tune,
+    table,
+    compare,
+    power,
+    claims,
+    figures,
+    report,
+    serve,
+    board,
+    explain,
+    verify,
+    export,
+    convert,
+    publish,
+)
 for verb in VERBS:
     app.command(verb)
 

@@ -8,7 +8,7 @@ from sae_bench.leaderboard import order
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
 from sae_bench.leaderboard.load import differences, with_value_or_failure
 from sae_bench.records.names import natural_order
-from sae_bench.records.schema import NOT_APPLICABLE, Record, SAEDescription
+from sae_bench.records.schema import NOT_APPLICABLE, Provenance, Record, SAEDescription
 
 MARGIN = (
     "Controls learn less than architectures do, or nothing. A margin is by how much a value is better than the best "
@@ -81,7 +81,7 @@ def caption(records: Sequence[Record], error: str = "", *, paper: bool = False) 
     trained = _distinct(sae.training.tokens_seen for sae in own if sae.training.tokens_seen or not sae.control)
     counts = _distinct(score.n for record in on_tokens for score in record.scores.values() if score.n)
     documents = _distinct(record.provenance.eval_documents for record in on_tokens)
-    datasets, presets = _listed(one.dataset for one in made), _listed(one.preset for one in made)
+    datasets, presets = _listed(one.dataset for one in made), _listed(map(preset_of, made))
     synthetic = all(record.provenance.config.get("world") for record in records)
     inputs, tokens, of = ("samples", "samples", "blocks") if synthetic else ("activations", "tokens", "documents")
     fingerprint = f", fingerprint {_listed(one.eval_fingerprint[:12] for one in made)}"
@@ -107,6 +107,12 @@ def caption(records: Sequence[Record], error: str = "", *, paper: bool = False) 
     if any(sae.control for sae in own):
         parts.append(MARGIN)
     return " ".join(filter(None, parts))
+
+
+def preset_of(made: Provenance) -> str:
+    """The preset, and the recipe that tuning found for it, if the run names one."""
+    tuned = made.config.get("recipe")
+    return f"{made.preset}, tuned by {tuned['name']} {tuned['sha256'][:8]}" if tuned else made.preset
 
 
 def few_documents(n_documents: int) -> str:

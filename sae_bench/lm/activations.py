@@ -6,14 +6,14 @@ predict, they ask of a `LanguageModel` alone: `no_language_model` says why there
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, TypedDict, Unpack, runtime_checkable
+from typing import NotRequired, Protocol, TypedDict, Unpack, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_bench.lm.fingerprint import Identity
-from sae_bench.lm.near_duplicates import Split
+from sae_bench.lm.near_duplicates import Part, Split
 from sae_bench.lm.shared_runs import SharedRuns
 from sae_bench.lm.sites import Site
 from sae_bench.lm.tokens import TokenBatch
@@ -29,6 +29,7 @@ class StreamOptions(TypedDict):
     column: str
     skip_tokens: tuple[int, ...]
     flag: str
+    part: NotRequired[Part | None]
 
 
 @runtime_checkable

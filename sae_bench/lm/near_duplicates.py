@@ -21,10 +21,13 @@ from sae_bench.lm.long_documents import parts_of
 from sae_bench.lm.shared_runs import HashArray, mixed
 
 Split = Literal["train", "eval"]
+Part = Literal["board", "tuning"]
+"""Both sides have both parts: what is tuned on one is measured on the other."""
 
 RULE = "near-duplicates 1"
 """Name and version of the rules: raise it when a text may change its side."""
 
+TUNING_SHARE = 5  # and of each side one in this many is in the part for tuning
 EVAL_SHARE = 10  # one text in this many is held out, before those that repeat training texts are taken out
 KEY_WORDS = 5
 REPEAT_WORDS = 8
@@ -36,6 +39,16 @@ _WORD = re.compile(r"\w+")
 def split_of(text: str) -> Split:
     """Return the side that a document belongs to, a function of its content alone."""
     return _side(_words(text))
+
+
+def is_of(text: str, split: Split, part: Part | None) -> bool:
+    """Whether a document is on a side, and in a part of it; None is both parts.
+
+    Its part is decided as its side is: near-duplicates of a text that was tuned on are not met on a board.
+    """
+    key = _key(_words(text))
+    tuning = int(key[0]) // EVAL_SHARE % TUNING_SHARE == 0
+    return _side_of(key) == split and (part is None or tuning == (part == "tuning"))
 
 
 def cluster_of(text: str) -> int:
@@ -75,7 +88,10 @@ def repeated_texts(texts: Callable[[], Iterable[str]]) -> frozenset[int]:
 
 
 def _side(words: HashArray) -> Split:
-    key = _key(words)
+    return _side_of(_key(words))
+
+
+def _side_of(key: HashArray) -> Split:
     return "eval" if int(key[0]) % EVAL_SHARE == 0 else "train"
 
 

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from sae_bench.errors import UserError
 from sae_bench.lm.corpus import documents, repeated
 from sae_bench.lm.long_documents import IdArray, batches_of, encoded_parts
-from sae_bench.lm.near_duplicates import Split, cluster_of, digest, split_of
+from sae_bench.lm.near_duplicates import Part, Split, cluster_of, digest, is_of, split_of
 from sae_bench.lm.shared_runs import SharedRuns
 
 __all__ = ["Split", "TokenBatch", "TokenStream", "documents", "opening_id", "special_ids", "special_mask", "split_of"]
@@ -109,6 +109,7 @@ class TokenStream:
     skip_tokens: int | tuple[int, ...] = 0
     flag: str = "--eval-tokens"
     watch: SharedRuns | None = None
+    part: Part | None = None
 
     def __post_init__(self) -> None:
         if self.context_size < 2:
@@ -251,7 +252,7 @@ class TokenStream:
         return self._readable(self._of_side(texts))
 
     def _of_side(self, texts: Iterator[str]) -> Iterator[str]:
-        own = (text for text in texts if split_of(text) == self.split)
+        own = (text for text in texts if is_of(text, self.split, self.part))
         if self.split == "train":
             return own
         left_out = repeated(self.source, self.column)

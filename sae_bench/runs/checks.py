@@ -29,7 +29,7 @@ def check(config: RunConfig, tasks: Iterable[str]) -> None:
     """
     check_names(config)
     for arch in config.archs:
-        settle(arch, config.preset)
+        settle(arch, config.preset, config.recipe)
         for l0, width in product(config.l0s, config.widths):
             check_l0(arch.label, l0, width)
     if latent_tasks(tasks):

@@ -18,6 +18,7 @@ from sae_bench.records.files import digest_of
 from sae_bench.records.names import file_name
 from sae_bench.runs.arch_spec import ArchSpec, Strict
 from sae_bench.runs.deciding import ASKED, KEPT, WAY, Identified
+from sae_bench.runs.tuned import TunedRecipe
 from sae_bench.synthetic.settings import NAME, WorldSettings, is_synthetic, run_defaults, world_settings
 from sae_bench.training.recipe import Preset
 
@@ -110,6 +111,11 @@ class RunConfig(Identified, JudgeConfig, TextSettings):
     """Tasks to evaluate (see `ls tasks`). Default: all but those that bring text of their own."""
     preset: Annotated[Preset, Flag(Heading.WHAT)] = "short"
     """Training recipe: paper (two million steps) or short."""
+    recipe: Annotated[TunedRecipe | None, Flag(Heading.WHAT)] = None
+    """Settings that `tune` found for every architecture of the run: its TOML file, or a name. Text that was tuned on
+    is left out."""
+    part: Literal["board", "tuning"] | None = None
+    """The part of the text, `near_duplicates.Part`: what is tuned on is in no board that names a recipe."""
     context_size: Annotated[Count, Field(ge=3), Flag(Heading.DATA)]
     """Tokens in a context, BOS included."""
     batch_size: Annotated[Count, Flag(Heading.DATA)]
@@ -193,6 +199,8 @@ class RunConfig(Identified, JudgeConfig, TextSettings):
         if is_synthetic(model := given.get("model")):
             given["model"], world = world_settings(str(model))
             defaults |= run_defaults(given["model"]) | {"world": world, "split": None}
+        if given.get("recipe"):
+            given["part"] = "board"
         if given.get("sparsity"):
             defaults.pop("l0s")
         archs = given.setdefault("archs", () if given.get("saes") else ("all",))
@@ -215,6 +223,8 @@ class RunConfig(Identified, JudgeConfig, TextSettings):
             raise UserError(f"{served} is less than one batch of {self.batch_size}: raise --tokens")
         if self.world is not None:
             self._check_world()
+        if self.recipe is not None:
+            self.recipe.check(self.preset, self.split)
         if self.kernels == "dense" and self.screening == "on":
             raise UserError(
                 "--screening on finds few pairs, and --kernels dense works on all: leave out one of the two"
@@ -262,7 +272,9 @@ class RunConfig(Identified, JudgeConfig, TextSettings):
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers; tasks and judges only add records, so they are left out."""
-        without = {name for name in ("saes", "split", "random_lm", "world") if not getattr(self, name)}
+        without = {
+            name for name in ("saes", "split", "random_lm", "world", "recipe", "part") if not getattr(self, name)
+        }
         without |= {"screening"} if self.screening == "auto" else set()
         return self.model_dump(mode="json", exclude={"tasks", *KEPT, *WAY, *without})
 

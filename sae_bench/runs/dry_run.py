@@ -101,7 +101,8 @@ def describe_plan(config: RunConfig, folder: RunFolder, *, overwrite: bool = Fal
             f" {config.n_held_out:,} held-out tokens of {held_out.fewest_documents} documents at least,"
             f" {n_contexts} contexts of {config.context_size} at a time",
             *(f"corpus     {line}" for line in [*default_corpus(config), *repeats(config)]),
-            f"training   {len(plans)} SAEs, {n_steps:,} steps of {config.batch_size:,}, preset {config.preset}",
+            f"training   {len(plans)} SAEs, {n_steps:,} steps of {config.batch_size:,}, preset {config.preset}"
+            + (f", tuned by {config.recipe.name}" if config.recipe else ""),
             *(latents if config.collects else ()),
             *(f"{name}: {text.describe()}" for name, text in texts.items()),
             f"memory     about {memory / 1e9:.1f} GB at the peak (computed)"

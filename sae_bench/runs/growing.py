@@ -70,6 +70,8 @@ def _conflicts(was: RunConfig, config: RunConfig) -> dict[str, tuple[Any, Any]]:
     then, now = (redact_json(of.model_dump(mode="json")) for of in (was, config))
     training = [name for name in then if name not in {*ASKED, *EVALUATION, *KEPT, *WAY}]
     found = {name: (then[name], now[name]) for name in (*training, "eval_skip") if then[name] != now[name]}
+    if "recipe" in found:
+        found.pop("part", None)  # which follows from it
     if config.eval_tokens < was.eval_tokens:
         found["eval_tokens"] = (was.eval_tokens, config.eval_tokens)
     if config.random_lm and was.random_lm and was.seeds[0] != config.seeds[0]:
@@ -181,6 +183,10 @@ def _word(value: Any) -> str:
         return str(value.label)
     if hasattr(value, "source"):
         return str(value.source)
+    if hasattr(value, "path"):  # a recipe
+        return str(value.path or value.name)
+    if isinstance(value, dict):  # the same, as a run's folder has it
+        return str(value["name"])
     if hasattr(value, "dollars"):
         return f"{value.dollars:g}usd" if value.dollars is not None else str(value.tokens)
     return f"{value:g}" if isinstance(value, float) else str(value)

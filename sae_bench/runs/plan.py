@@ -18,6 +18,7 @@ from sae_bench.records.schema import SAEDescription, SiteDescription
 from sae_bench.registry import ARCHITECTURES, SCORERS, TASKS
 from sae_bench.runs.arch_spec import ArchSpec
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.tuned import TunedRecipe
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder
 from sae_bench.training.recipe import Preset, Recipe, recipe_for
 
@@ -114,7 +115,7 @@ def _plans(config: RunConfig, lm: ActivationModel) -> list[SAEPlan]:
     plans = [
         SAEPlan(arch, site, SAEConfig(d_in=site.d_in, d_sae=d_sae, seed=seed, options=options, **wanted), recipe)
         for arch in config.archs
-        for options, recipe in [settle(arch, config.preset)]
+        for options, recipe in [settle(arch, config.preset, config.recipe)]
         for site, d_sae, seed, wanted in product(sites, config.widths, config.seeds, sparsities)
     ]
     for plan in plans:
@@ -160,15 +161,17 @@ def training_disk_bytes(plans: Sequence[SAEPlan]) -> int:
     return (1 + 3 * 3) * sum(4 * plan.n_parameters for plan in plans)
 
 
-def settle(arch: ArchSpec, preset: Preset) -> tuple[dict[str, Any], Recipe]:
-    """An architecture's options and recipe: the preset, what the architecture departs from it in, the user's settings.
+def settle(arch: ArchSpec, preset: Preset, tuned: TunedRecipe | None = None) -> tuple[dict[str, Any], Recipe]:
+    """An architecture's options and recipe: the preset, its departures from that, what was tuned, the user's settings.
 
     Raises:
-        UserError: a setting is neither an option of the architecture nor a field of the recipe, or out of range.
+        UserError: a setting is neither an option of the architecture nor a field of the recipe, or out of range; or
+            others were tuned and this architecture was not.
     """
     cls = ARCHITECTURES[arch.name]
     of_options, of_recipe = set(cls.options_type.model_fields), set(Recipe.model_fields)
-    settings = {**cls.departures(preset, arch.settings), **arch.settings}
+    found = tuned.settings_of(arch, cls.tuned_as, cls.version) if tuned is not None and cls.is_trained else {}
+    settings = {**cls.departures(preset, arch.settings), **found, **arch.settings}
     for key in settings:
         if key not in of_options | of_recipe:
             meant = did_you_mean(key, of_options | of_recipe)

@@ -81,6 +81,7 @@ def token_stream(
         column=config.text_column,
         skip_tokens=(config.eval_skip, after) if split == "eval" else (),
         flag=flag,
+        part=config.part,
     )
 
 

@@ -74,6 +74,10 @@ def configure(suite_name: str | None, flags: Mapping[str, Any]) -> RunConfig:
         from sae_bench.runs.import_saes import name_sources
 
         sources["saes"] = name_sources(given["saes"])
+    if given.get("recipe"):
+        from sae_bench.runs.tuned import read_recipe
+
+        sources["recipe"] = read_recipe(str(given["recipe"]))
     if "all" in [*given.get("layers", ()), *given.get("sites", ())]:
         from sae_bench.runs.whole_model import resolve_all
 

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from sae_bench.saes.active import Active, KeepRule, Latents, as_active, decode, latent_major, select_all
+from sae_bench.saes.knobs import Knob
 from sae_bench.saes.rules import LargestOfBatch
 from sae_bench.saes.step import Loss, Step
 
@@ -102,6 +103,10 @@ class SparseAutoencoder(nn.Module, ABC):
     """Whether training keeps latents by a rule over the batch, so that a loss's are not those of `encode`."""
     recipes: ClassVar[dict[str, dict[str, Any]]] = {}
     """Per preset, the recipe fields in which this architecture departs from the shared ones."""
+    knobs: ClassVar[dict[str, Knob]] = {}
+    """What `tune` looks for besides the learning rate: options and fields of the recipe, at most three."""
+    tuned_as: ClassVar[str | None] = None
+    """The architecture whose tuned settings it takes, where they cannot be its own."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)

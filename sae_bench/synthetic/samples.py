@@ -1,7 +1,7 @@
 """Samples of a world in contexts, as text comes in contexts of tokens: a token is a sample's number.
 
-Training samples are numbered from 0 on, held-out ones from `HELD_OUT` on: no sample is of both sides. Every context
-begins with a token that stands for no sample, as a text's does.
+Training samples are numbered from 0 on, held-out ones from `HELD_OUT` on: no sample is of both sides. Those for tuning
+are `TUNING` further on, on either side. Every context begins with a token that stands for no sample, as a text's does.
 
 Shapes: n contexts, S = context_size tokens in each, the first included.
 """
@@ -15,7 +15,7 @@ from dataclasses import KW_ONLY, dataclass, field
 import torch
 
 from sae_bench.errors import UserError
-from sae_bench.lm.near_duplicates import Split
+from sae_bench.lm.near_duplicates import Part, Split
 from sae_bench.lm.shared_runs import SharedRuns
 from sae_bench.lm.tokens import TokenBatch
 from sae_bench.synthetic.settings import BLOCK
@@ -25,6 +25,9 @@ OPENING = -1
 
 HELD_OUT = 1 << 48
 """The number of the first held-out sample; so many are never trained on."""
+
+TUNING = 1 << 47
+"""How far into its side the part for tuning begins; no board goes so far."""
 
 DOCUMENT = 64
 """Samples that errors take together. They are independent, so that any number of them serves."""
@@ -44,6 +47,7 @@ class SampleStream:
     n_tokens: int
     skip_tokens: tuple[int, ...] = ()
     watch: SharedRuns | None = None
+    part: Part | None = None
     passes: int = 1
     words: Counter[int] = field(default_factory=Counter)
 
@@ -101,7 +105,8 @@ class SampleStream:
     def _first(self) -> int:
         """The number of the first sample, behind those that are passed over, in whole contexts."""
         passed = sum(math.ceil(n / (self.context_size - 1)) for n in self.skip_tokens) * (self.context_size - 1)
-        return (HELD_OUT if self.split == "eval" else 0) + passed
+        part = TUNING if self.part == "tuning" else 0
+        return (HELD_OUT if self.split == "eval" else 0) + part + passed
 
     def _deliver(self, at: int) -> int:
         """Count a context, and return the number of its first sample."""

@@ -157,6 +157,7 @@ class World:
             context_size=options["context_size"],
             n_tokens=options["n_tokens"],
             skip_tokens=options["skip_tokens"],
+            part=options.get("part"),
         )
 
     def weight_hash(self) -> str:

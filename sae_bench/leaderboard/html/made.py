@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sae_bench.errors import one_line
+from sae_bench.leaderboard import captions
 from sae_bench.leaderboard.board import SAE, Board
 from sae_bench.records.names import natural_order, true_name
 from sae_bench.records.schema import Record
@@ -37,7 +38,7 @@ def _facts(saes: Sequence[SAE]) -> Facts:
         ("Language model", _joined(true_name(of.model), of.model_revision and f"revision {of.model_revision}",
                                    of.lm_dtype, of.model_sha256 and f"SHA-256 of its weights {of.model_sha256[:SHOWN]}",
                                    of.tokenizer_sha256 and f"of its tokenizer {of.tokenizer_sha256[:SHOWN]}")),
-        ("Trained on", _trained(saes, of.dataset, of.preset)),
+        ("Trained on", _trained(saes, of.dataset, captions.preset_of(of))),
         ("Evaluated on", _evaluated(records)),
         ("Measured", _listed(sorted({f"{record.task} (version {record.task_version})" for record in records}))),
         ("Software", _listed(f"{name} {version}" for name, version in sorted(of.versions.items(), key=_ours_first))),
@@ -110,7 +111,7 @@ def command(config: Mapping[str, Any], **others: Any) -> str:
     """
     flags: dict[str, Any] = {}
     for field, value in config.items():
-        if field not in ("world", "split") and value not in (None, False, 0, [], {}):
+        if field not in ("world", "split", "part") and value not in (None, False, 0, [], {}):
             flags[field if field == "tasks" or not isinstance(value, list) else field.removesuffix("s")] = value
     words = []
     for flag, value in (flags | others).items():

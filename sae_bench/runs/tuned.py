@@ -1,0 +1,138 @@
+"""Settings that `tune` found, as a file that a run names with `--recipe`: TOML, one table for each architecture.
+
+[tuning]                        where they come from: model, text, tokens, seeds, L0s, trials, versions, hashes
+[archs.topk]                    by the name that the run gives the architecture: archs."gated:penalty=ri_l1"
+version = "1"                   of the architecture; another one learns something else
+settings = { lr = 0.004 }
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from sae_bench.errors import UserError, did_you_mean
+from sae_bench.runs.arch_spec import ArchSpec, Strict
+
+PART = "tuning"
+"""The part of every corpus and world that is tuned on, as `near_duplicates.Part` has it."""
+
+
+class TunedArch(Strict):
+    """What was found for one architecture."""
+
+    version: str
+    settings: dict[str, float | int]
+
+
+class TunedRecipe(Strict):
+    """What a run knows of the recipe that it names: enough to train by it, and to tell it from another."""
+
+    name: str
+    path: str = Field("", exclude=True)
+    """As it was named; which of two paths it was decides nothing."""
+    sha256: str
+    preset: str
+    split: str | None
+    """The rules by which the text was parted."""
+    archs: dict[str, TunedArch]
+
+    def check(self, preset: str, split: str | None) -> None:
+        """Raise UserError where a run of this preset, on text that is parted by these rules, has no use for it."""
+        if preset != self.preset:
+            raise UserError(
+                f"--recipe {self.name} is for --preset {self.preset}, and this run has {preset}: leave one out"
+            )
+        if None not in (split, self.split) and split != self.split:
+            raise UserError(
+                f"--recipe {self.name} was found on text that was parted by other rules ({self.split}, now {split}): "
+                "tune again"
+            )
+
+    def settings_of(self, arch: ArchSpec, tuned_as: str | None, version: str) -> dict[str, float | int]:
+        """The settings of an architecture, which is asked for as `arch`, and is `tuned_as` another if not by itself.
+
+        Raises:
+            UserError: it was not tuned, or when it was another version.
+        """
+        label = tuned_as or arch.label
+        if label not in self.archs:
+            known = ", ".join(self.archs)
+            raise UserError(
+                f"--recipe {self.name} has nothing for {label}, only for {known}: tune it too, as the others"
+            )
+        found = self.archs[label]
+        if tuned_as is None and found.version != version:
+            raise UserError(
+                f"--recipe {self.name}: {label} was tuned as version {found.version} and is version {version} now: "
+                "tune it again"
+            )
+        return found.settings
+
+
+def read_recipe(name: str) -> TunedRecipe:
+    """Read a recipe: a path, or the name of one that comes with the project.
+
+    Raises:
+        UserError: there is none, or it is no recipe that `tune` has written.
+    """
+    path = _find(name)
+    try:
+        content = path.read_bytes()
+        said = tomllib.loads(content.decode())
+    except OSError as error:
+        raise UserError(f"--recipe {name}: {error.strerror}; give the path of a file that `tune` has written") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"--recipe {name}: not valid TOML: {error}") from None
+    try:
+        about = said["tuning"]
+        archs = {
+            label: TunedArch(version=of["version"], settings=of["settings"]) for label, of in said["archs"].items()
+        }
+        digest = hashlib.sha256(content).hexdigest()
+        return TunedRecipe(
+            name=path.stem, path=name, sha256=digest, preset=about["preset"], split=about.get("split"), archs=archs
+        )
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise UserError(
+            f"--recipe {name}: `tune` writes recipes, and this is none of them: give another file"
+        ) from None
+
+
+def recipe_files() -> dict[str, Path]:
+    """The recipes that come with the project, by name."""
+    here = Path(__file__).parents[1]
+    folders = (here / "suites" / "tuned", here.parent / "suites" / "tuned")
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.toml"))}
+
+
+def _find(name: str) -> Path:
+    if Path(name).suffix == ".toml":
+        return Path(name)
+    known = recipe_files()
+    if name not in known:
+        raise UserError(f'unknown recipe "{name}"{did_you_mean(name, known)}; or give the path of a .toml file')
+    return known[name]
+
+
+def as_toml(about: Mapping[str, Any], archs: Mapping[str, TunedArch], comment: str) -> str:
+    """A recipe as text, the same for the same content."""
+    lines = [*(f"# {line}" for line in comment.splitlines()), "[tuning]"]
+    lines += [f"{key} = {_value(value)}" for key, value in about.items() if value is not None]
+    for label, found in archs.items():
+        lines += ["", f"[archs.{_value(label)}]", f"version = {_value(found.version)}"]
+        lines += [f"settings = {_value(found.settings)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: Any) -> str:
+    """A value in TOML, which has JSON's texts, numbers and truths, and tables of its own."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_value(key)} = {_value(one)}" for key, one in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return json.dumps(value)

@@ -1,0 +1,182 @@
+"""`tune`: the same search for every architecture, rung by rung, and the recipe that it finds.
+
+OUT/tuning.json         what is tuned, and how
+    rung_1/ ...         each rung's run, and the check's: a run's folder, which goes on where it was stopped
+    rung_1.json ...     every trial of the rung with its settings, SAEs and score, or why it may not win
+    recipe.toml         what a run names with --recipe
+    worth.md            what tuning was worth to each architecture
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sae_bench.errors import UserError
+from sae_bench.progress import Progress
+from sae_bench.records.files import Damaged, digest_of, read_sealed, write_sealed, write_text
+from sae_bench.records.run_folder import RunFolder
+from sae_bench.records.schema import Record
+from sae_bench.registry import ARCHITECTURES
+from sae_bench.runs.config import RunConfig
+from sae_bench.runs.pipeline import plugin_hashes
+from sae_bench.runs.tuned import PART, TunedArch, as_toml
+from sae_bench.tuning.outcomes import Outcome, best, outcomes_from, outcomes_of
+from sae_bench.tuning.stages import CHECK, check_config, check_tunable, rung_config, rung_name
+from sae_bench.tuning.trials import Trial, TuneSettings, trials_of, tuned_archs
+from sae_bench.tuning.worth import Worth, terminal_table, written
+
+MANIFEST, RECIPE, WORTH = "tuning.json", "recipe.toml", "worth.md"
+
+Work = Callable[[RunConfig, RunFolder], Sequence[Record]]
+"""Does what is missing of a run in its folder, here or on a cluster."""
+
+
+def tune(config: RunConfig, settings: TuneSettings, out: Path, progress: Progress, work: Work) -> str:
+    """Find a recipe, write it, and return the table of what it is worth; the same again does only what is missing.
+
+    Raises:
+        UserError: something asked for cannot be done; finished rungs stay, and what a rung under way had checkpointed.
+    """
+    check_tunable(config, settings)
+    archs, left_out = tuned_archs(config.archs)
+    trials = {arch.label: trials_of(arch, config.preset, settings.trials) for arch in archs}
+    for line in left_out:
+        progress.say(line)
+    _begin(config, settings, out)
+    alive, last = trials, dict[str, list[Outcome]]()
+    for rung in range(settings.rungs):
+        stage = _Stage(out, rung_name(rung), rung_config(config, settings, rung, _all(alive)))
+        progress.say(
+            f"rung {rung + 1} of {settings.rungs}: {settings.n_kept(rung)} trials of each of {len(archs)} "
+            f"architectures, {stage.config.tokens:,} activations"
+        )
+        n_kept = settings.n_kept(rung + 1) if rung + 1 < settings.rungs else 0
+        last = stage.outcomes(alive, n_kept, work)
+        alive = {label: [outcome.trial for outcome in best(of, n_kept)] for label, of in last.items()}
+    chosen = {label: best(of, 1, winning=True)[0] for label, of in last.items()}
+    finalists = {
+        label: [trials[label][0], *([of.trial] if of.trial.number and not of.reasons else [])]
+        for label, of in chosen.items()
+    }
+    stage = _Stage(out, CHECK, check_config(config, settings, _all(finalists)))
+    progress.say(f"check: what was found, and the preset's own settings, with {settings.check_seeds} other seeds")
+    checked = stage.outcomes(finalists, 0, work)
+    worths = [Worth.of(label, checked[label], chosen[label]) for label in trials]
+    about = _provenance(config, settings, stage.said(), out)
+    write_text(out / RECIPE, as_toml(about, {w.label: _tuned(w) for w in worths}, "Written by `python bench.py tune`."))
+    write_text(out / WORTH, written(worths, about))
+    return terminal_table(worths, about)
+
+
+class _Stage:
+    """A rung, or the check: a run, and the file that says what came of its trials."""
+
+    def __init__(self, out: Path, name: str, config: RunConfig) -> None:
+        self.file, self.folder, self.config = out / f"{name}.json", RunFolder(out / name), config
+
+    def outcomes(self, trials: Mapping[str, Sequence[Trial]], n_kept: int, work: Work) -> dict[str, list[Outcome]]:
+        """By architecture; read where they are there, and measured otherwise."""
+        said = self._said()
+        if said is not None:
+            found = outcomes_from(_all(trials), said["trials"])
+        else:
+            records = work(self.config, self.folder)
+            found = outcomes_of(_all(trials), records)
+            self._write(_grouped(found), n_kept, records)
+        return _grouped(found)
+
+    def said(self) -> dict[str, Any]:
+        """What the file says; it is there."""
+        return read_sealed(self.file)
+
+    def _said(self) -> dict[str, Any] | None:
+        """What the file says, if it is there, whole, and of these settings."""
+        try:
+            said = read_sealed(self.file) if self.file.exists() else None
+        except Damaged:
+            return None  # its run's records are still there
+        return said if said is not None and said["config_hash"] == self.config.hash else None
+
+    def _write(self, found: Mapping[str, Sequence[Outcome]], n_kept: int, records: Sequence[Record]) -> None:
+        kept = {(label, one.trial.number) for label, of in found.items() for one in best(of, n_kept)}
+        rows = [
+            {**one.as_json(), "goes_on": (label, one.trial.number) in kept} for label, of in found.items() for one in of
+        ]
+        made = records[0].provenance
+        measured = {
+            "model": made.model,
+            "dataset": made.dataset,
+            "versions": made.versions,
+            "model_sha256": made.model_sha256,
+            "eval_fingerprint": made.eval_fingerprint,
+            "eval_documents": made.eval_documents,
+        }
+        content = {"config": self.config.identity, "config_hash": self.config.hash, **measured, "trials": rows}
+        write_sealed(self.file, content)
+
+
+def clear(out: Path) -> None:
+    """Delete a tuning's files and runs, and nothing else that may be there.
+
+    Raises:
+        UserError: a folder that has the name of a rung holds something else.
+    """
+    rungs = read_sealed(out / MANIFEST)["settings"]["rungs"] if (out / MANIFEST).exists() else 0
+    for name in (*map(rung_name, range(rungs)), CHECK):
+        RunFolder(out / name).clear()
+        (out / f"{name}.json").unlink(missing_ok=True)
+    for name in (MANIFEST, RECIPE, WORTH):
+        (out / name).unlink(missing_ok=True)
+
+
+def _begin(config: RunConfig, settings: TuneSettings, out: Path) -> None:
+    """Say what is tuned in the folder, and see that it is nothing else.
+
+    Raises:
+        UserError: the folder holds another tuning.
+    """
+    now = {**settings.model_dump(), **config.identity, "plugins": plugin_hashes(config.plugins)}
+    path = out / MANIFEST
+    before = read_sealed(path)["settings"] if path.exists() else now
+    if changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
+        difference = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed)
+        raise UserError(
+            f"--out {out} holds a tuning with other settings ({difference}): choose another --out, or --overwrite it"
+        )
+    write_sealed(path, {"settings": now})
+
+
+def _all(trials: Mapping[str, Iterable[Trial]]) -> list[Trial]:
+    return [trial for of_arch in trials.values() for trial in of_arch]
+
+
+def _grouped(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
+    found: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        found.setdefault(outcome.trial.arch.label, []).append(outcome)
+    return found
+
+
+def _tuned(worth: Worth) -> TunedArch:
+    trial = worth.chosen.trial
+    return TunedArch(version=ARCHITECTURES[trial.arch.name].version, settings=trial.settings)
+
+
+def _provenance(config: RunConfig, settings: TuneSettings, checked: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Where a recipe comes from, as its file says it: no time and no path, so that the same search writes the same."""
+    said = config.identity
+    kept = (
+        "revision", "layers", "sites", "widths", "l0s", "seeds", "split", "tokens", "reuse",
+        "batch_size", "buffer_tokens", "context_size", "eval_tokens", "eval_skip", "preset",
+    )  # fmt: skip
+    files = [rung_name(rung) for rung in range(settings.rungs)] + [CHECK]
+    return {
+        "model": checked["model"],
+        "dataset": checked["dataset"],
+        **{name: said[name] for name in kept if name in said},
+        "part": PART,
+        **settings.model_dump(),
+        "versions": checked["versions"],
+        "model_sha256": checked["model_sha256"],
+        "trials_sha256": digest_of([read_sealed(out / f"{name}.json")["trials"] for name in files]),
+    }

@@ -1,0 +1,99 @@
+"""The file that a run names with --recipe, and the part of the text that such a run leaves out."""
+
+from pathlib import Path
+
+import pytest
+
+from sae_bench.errors import UserError
+from sae_bench.lm.near_duplicates import RULE, is_of, split_of
+from sae_bench.runs.arch_spec import ArchSpec
+from sae_bench.runs.config import RunConfig
+from sae_bench.runs.plan import settle
+from sae_bench.runs.suite import configure
+from sae_bench.runs.tuned import TunedArch, as_toml, read_recipe
+from sae_bench.synthetic.samples import SampleStream
+
+FOUND = {
+    "topk": TunedArch(version="1", settings={"lr": 0.0123, "aux_coeff": 0.25, "dead_after": 0.02}),
+    "gated:penalty=ri_l1": TunedArch(version="1", settings={"lr": 0.002}),
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    (tmp_path / "night.toml").write_text(as_toml({"preset": "short", "split": RULE, "l0s": [16.0]}, FOUND, "a\nb"))
+    return str(tmp_path / "night.toml")
+
+
+def test_a_run_trains_by_the_recipe_under_its_own_settings(recipe: str) -> None:
+    read = read_recipe(recipe)
+    assert read.archs == FOUND
+    options, trained_by = settle(ArchSpec(name="topk"), "short", read)
+    assert (options["aux_coeff"], trained_by.lr, trained_by.dead_after) == (0.25, 0.0123, 0.02)
+    assert trained_by.grad_clip == settle(ArchSpec(name="topk"), "short")[1].grad_clip
+    assert settle(ArchSpec(name="permuted"), "short", read) == (options, trained_by), "a control of topk has topk's"
+    assert settle(ArchSpec(name="random"), "short", read) == settle(ArchSpec(name="random"), "short")
+
+
+def test_a_run_with_a_recipe_is_another_run_and_a_board_without_the_text_that_was_tuned_on(recipe: str) -> None:
+    flags = {"archs": ["topk"], "model": "demo"}
+    plain, tuned = configure(None, flags), configure(None, flags | {"recipe": recipe})
+    assert (plain.part, tuned.part) == (None, "board")
+    assert not {"recipe", "part"} & plain.identity.keys(), "boards from before have their hash"
+    assert tuned.hash != plain.hash
+    assert RunConfig(**tuned.identity).hash == tuned.hash
+    assert tuned.identity["recipe"]["name"] == "night", "no path of this machine"
+
+
+def test_every_text_for_tuning_is_in_no_board_on_either_side() -> None:
+    texts = [" ".join(f"word{(i * k) % 997}" for i in range(1, 30)) for k in range(1, 1501)]
+    for side in ("train", "eval"):
+        own = {text for text in texts if split_of(text) == side}
+        board, tuning = ({text for text in texts if is_of(text, side, part)} for part in ("board", "tuning"))
+        assert board | tuning == own == {text for text in texts if is_of(text, side, None)}
+        assert not board & tuning
+        assert len(tuning) == pytest.approx(len(own) / 5, abs=4 * (len(own) * 0.16) ** 0.5)
+
+
+def test_samples_of_a_world_for_tuning_are_in_no_board() -> None:
+    def seen(split: str, part: str | None) -> set[int]:
+        stream = SampleStream("toy", split=split, context_size=2049, n_tokens=5000, part=part)
+        return {int(number) for batch in stream.batches(2) for number in batch.tokens[:, 1:].flatten()}
+
+    sides = [seen(split, part) for split in ("train", "eval") for part in (None, "tuning")]
+    assert seen("train", "board") == sides[0]
+    assert sum(map(len, sides)) == len(set().union(*sides))
+
+
+@pytest.mark.parametrize(
+    ("archs", "changes", "complaint"),
+    [
+        (["gated"], {}, "has nothing for gated, only for topk, gated:penalty=ri_l1: tune it too"),
+        (["topk"], {"preset": "paper"}, "is for --preset short"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_refused(recipe: str, archs: list[str], changes: dict, complaint: str) -> None:
+    def begin() -> None:
+        config = configure(None, {"archs": archs, "model": "demo", "recipe": recipe, **changes})
+        settle(config.archs[0], config.preset, config.recipe)
+
+    with pytest.raises(UserError, match=complaint):
+        begin()
+
+
+def test_files_that_are_no_recipe_are_refused_by_name(tmp_path: Path) -> None:
+    for content, complaint in (("arch = ['topk']", "this is none"), ("x = [", "not valid TOML"), ("[tuning]", "none")):
+        (tmp_path / "other.toml").write_text(content)
+        with pytest.raises(UserError, match=complaint):
+            read_recipe(str(tmp_path / "other.toml"))
+    with pytest.raises(UserError, match="No such file"):
+        read_recipe(str(tmp_path / "missing.toml"))
+    with pytest.raises(UserError, match='unknown recipe "nigth"'):
+        read_recipe("nigth")
+
+
+def test_what_was_tuned_as_another_version_is_tuned_again(tmp_path: Path) -> None:
+    old = {"topk": TunedArch(version="0", settings={"lr": 0.01})}
+    (tmp_path / "old.toml").write_text(as_toml({"preset": "short"}, old, "x"))
+    with pytest.raises(UserError, match="tuned as version 0 and is version 1 now"):
+        settle(ArchSpec(name="topk"), "short", read_recipe(str(tmp_path / "old.toml")))
