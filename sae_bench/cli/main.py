@@ -15,7 +15,7 @@ from sae_bench._version import __version__
 from sae_bench.cli.latents import explain
 from sae_bench.cli.leaderboard import board, claims, compare, figures, power, report, table
 from sae_bench.cli.lists import ls
-from sae_bench.cli.runs import convert, export, publish, quieten_libraries, verify
+from sae_bench.cli.runs import convert, export, publish, quieten_libraries, submit, verify
 from sae_bench.cli.serve import serve
 from sae_bench.cli.settings import GROUPS, Settings
 from sae_bench.errors import UserError, did_you_mean, one_line
@@ -122,7 +122,23 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
     return 1 if captions.failed(records) else 0
 
 
-VERBS = (ls, table, compare, power, claims, figures, report, serve, board, explain, verify, export, convert, publish)
+VERBS = (
+    ls,
+    table,
+    compare,
+    power,
+    claims,
+    figures,
+    report,
+    serve,
+    board,
+    explain,
+    verify,
+    export,
+    convert,
+    publish,
+    submit,
+)
 for verb in VERBS:
     app.command(verb)
 

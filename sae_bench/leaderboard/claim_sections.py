@@ -1,0 +1,111 @@
+"""Claims, section by section, as people read them: how many are answered, and each verdict with its numbers."""
+
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from sae_bench.errors import one_line
+from sae_bench.leaderboard.claims import METRICS, check_claims
+from sae_bench.leaderboard.compare import Comparison, comparisons
+from sae_bench.leaderboard.later_claims import LATER_CLAIMS
+from sae_bench.leaderboard.later_claims import METRICS as LATER_METRICS
+from sae_bench.leaderboard.latex_tables import latex_tables
+from sae_bench.leaderboard.render import escape_csv, escape_markdown
+from sae_bench.leaderboard.verdicts import JudgedClaim
+from sae_bench.records.schema import Record
+
+CLAIM_WIDTH = 70
+"""Letters of a claim on one line of a table for papers."""
+
+Found = Sequence[tuple[Comparison, JudgedClaim]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Claims that belong together, judged in every setting."""
+
+    title: str
+    found: Found
+
+    @property
+    def summary(self) -> str:
+        return summary(self.found)
+
+
+def sections(records: Sequence[Record], l0s: Sequence[float]) -> list[Section]:
+    """Every claim, judged on a board's records."""
+    with_controls = comparisons(records, LATER_METRICS, controls=True)
+    later = [(comparison, check(comparison, l0s)) for comparison in with_controls for check in LATER_CLAIMS]
+    return [
+        Section("Findings of the JumpReLU paper", check_claims(comparisons(records, METRICS), l0s)),
+        Section("Later claims", later),
+    ]
+
+
+def summary(found: Found) -> str:
+    """How many claims are answered: one in several settings counts in each."""
+    of = Counter(judged.verdict for _, judged in found)
+    hold, not_held, untold = of["holds"], of["does not hold"], of["cannot tell"]
+    return (
+        f"{hold + not_held} of {len(found)} claims are answered: {hold} {'holds' if hold == 1 else 'hold'}, {not_held} "
+        f"{'does' if not_held == 1 else 'do'} not hold; {untold} cannot be told."
+    )
+
+
+def total(of: Sequence[Section]) -> str:
+    """The summary of all sections."""
+    return summary([one for section in of for one in section.found])
+
+
+def written(form: str, of: Sequence[Section], facts: str = "") -> str:
+    """All sections as text, md, tex or csv; `facts`: what they were made from, a comment of the LaTeX."""
+    return {"text": _text, "md": _markdown, "csv": _csv}[form](of) if form != "tex" else _latex(of, facts)
+
+
+def _text(of: Sequence[Section]) -> str:
+    lines = [total(of)]
+    for section in of:
+        lines += ["", f"{section.title}: {section.summary}"]
+        for comparison, judged in section.found:
+            lines.append(f"{judged.verdict}: {judged.claim} ({one_line(str(comparison.setting))})")
+            lines += [f"    {number}" for number in judged.numbers]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown(of: Sequence[Section]) -> str:
+    lines = ["# Claims, checked on these records", "", total(of), ""]
+    for section in of:
+        lines += [f"## {section.title}", "", section.summary, ""]
+        for comparison, judged in section.found:
+            lines.append(
+                f"- **{judged.verdict}**: {escape_markdown(judged.claim)} ({escape_markdown(str(comparison.setting))})"
+            )
+            lines += [f"    - {escape_markdown(number)}" for number in judged.numbers]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _csv(of: Sequence[Section]) -> str:
+    rows = [
+        (section.title, judged.claim, judged.verdict, str(comparison.setting), "; ".join(judged.numbers))
+        for section in of
+        for comparison, judged in section.found
+    ]
+    header = ["section", "claim", "verdict", "setting", "numbers"]
+    return pd.DataFrame([[escape_csv(cell) for cell in row] for row in rows], columns=header).to_csv(index=False)
+
+
+def _latex(of: Sequence[Section], facts: str) -> str:
+    """Claims and verdicts; the numbers are in the Markdown."""
+    parts: dict[str, list[tuple[str, str]]] = {}
+    for section in of:
+        for comparison, judged in section.found:
+            title = f"{section.title}, {one_line(str(comparison.setting))}"
+            parts.setdefault(title, []).append((textwrap.fill(judged.claim, CLAIM_WIDTH), judged.verdict))
+    if not parts:
+        return ""
+    about = f"{total(of)} A claim holds if every 95% interval lies where it says."
+    return latex_tables(parts, ["claim", "verdict"], 1, about, "claims", facts)
