@@ -72,8 +72,8 @@ def disagree(one: str, other: str, claim: str) -> Check:
         level = _family_level(len(pairs))
         rule = (
             f"wanted: a pair of architectures that {one} and {other} put in opposite orders; holds if one is told "
-            f"apart in both by {100 * level:.4g}% intervals (95% for {len(pairs)} together), does not hold if every pair is "
-            "told apart in the same order by 95% intervals"
+            f"apart in both by {100 * level:.4g}% intervals (95% for {len(pairs)} together), does not hold if every "
+            "pair is told apart in the same order by 95% intervals"
         )
         counts = f"{len(opposite)} of {len(pairs)} pairs are told apart in opposite orders, {n_alike} in the same"
         shown = [
