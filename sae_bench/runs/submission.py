@@ -154,7 +154,7 @@ def _record(path: Path) -> Record:
             raise UserError(f"{path}: {one_line(name)!r} is no name of an SAE or a task: {RERUN}")
     try:
         problem = score_problem(record)
-    except (KeyError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, ValueError, ZeroDivisionError) as error:  # not of this program
         problem = f"a score is of sums that it does not have ({one_line(str(error))})"
     if problem is not None:
         raise UserError(f"{path}: {problem}: {RERUN}")

@@ -58,6 +58,9 @@ def submit(
     """
     out = _place(folder, results, name)
     found = read_submission(folder)
+    for file, digest in found.files.items():
+        if (out / file).is_file() and sha256(out / file) != digest:
+            raise UserError(f"{out} holds another board (its {file} differs): delete that, or give another --name")
     progress.say(f"{len(found.records)} records of {folder}: sealed, complete, of one run")
     statement = {
         "sae-arch-bench": __version__,
@@ -92,9 +95,10 @@ def _place(folder: Path, results: Path, name: str | None) -> Path:
     for other in results.glob("*") if results.is_dir() else ():
         if other.name != name and other.name.lower() == name.lower():
             raise UserError(f"{other} differs from --name {name} in case alone: give another --name")
-    before = out / "run.json"
-    if before.is_file() and read_sealed(before) != read_sealed(folder / "run.json"):
-        raise UserError(f"{out} holds the board of another run: give another --name")
+    if out.resolve() == folder.resolve() and any(out.glob(f"saes/*/{SAE_DESCRIPTION}")):
+        raise UserError(
+            f"{out} holds a run with its weights, and no board: move it elsewhere, and submit it from there"
+        )
     return out
 
 
@@ -128,6 +132,8 @@ def _measured(found: Submission, weights: str | None, sample: int, seed: int, pr
                         f"{found.folder}: {what}, measured again: {one_line(problem)}; the board is not what its SAEs "
                         "give: run it again, and submit what that leaves"
                     )
+        except UserError:
+            raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             why = f"{type(error).__name__}: {one_line(str(error)):.200}"
             raise UserError(

@@ -25,6 +25,12 @@ def run(tmp_path_factory):
     return folder / "board"
 
 
+@pytest.fixture(autouse=True)
+def without_figures(monkeypatch):
+    """They take seconds, and are a board's, not a submission's."""
+    monkeypatch.setattr("sae_bench.leaderboard.board_folder.figures", lambda board: ())
+
+
 @pytest.fixture
 def stranger(run, tmp_path):
     shutil.copytree(run, tmp_path / "board")
@@ -97,7 +103,10 @@ def of_a_share(content):
 
 @pytest.mark.parametrize(
     ("task", "change", "told"),
-    [("reconstruction", of_all_documents, "of document 0 is"), ("feature_density", of_a_share, "dead_share is")],
+    [
+        ("reconstruction", of_all_documents, "squared_error of document "),
+        ("feature_density", of_a_share, "dead_share is"),
+    ],
 )
 def test_a_record_that_was_edited_and_sealed_again_is_found_by_measuring(
     stranger, tmp_path, capsys, task, change, told
@@ -211,7 +220,11 @@ def test_a_board_is_put_over_none_of_another_run_and_behind_no_link(run, tmp_pat
     write_sealed(results / "taken" / "run.json", {"config": {}})
     (tmp_path / "elsewhere").mkdir()
     (results / "link").symlink_to(tmp_path / "elsewhere")
-    for name, told in (("taken", "holds the board of another run"), ("link", "is a link"), ("Taken", "in case alone")):
+    for name, told in (
+        ("taken", "holds another board (its run.json differs)"),
+        ("link", "is a link"),
+        ("Taken", "in case alone"),
+    ):
         assert submit(run, tmp_path, "--name", name, "--without-measuring") == 2
         assert told in capsys.readouterr().err
     assert not list((tmp_path / "elsewhere").iterdir())
