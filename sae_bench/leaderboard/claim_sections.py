@@ -3,16 +3,17 @@
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from sae_bench.errors import one_line
 from sae_bench.leaderboard.claims import METRICS, check_claims
-from sae_bench.leaderboard.compare import Comparison, comparisons
+from sae_bench.leaderboard.compare import Comparison, Setting, comparisons
 from sae_bench.leaderboard.later_claims import LATER_CLAIMS
 from sae_bench.leaderboard.later_claims import METRICS as LATER_METRICS
 from sae_bench.leaderboard.latex_tables import latex_tables
+from sae_bench.leaderboard.power import power_of
 from sae_bench.leaderboard.render import escape_csv, escape_markdown
 from sae_bench.leaderboard.verdicts import JudgedClaim
 from sae_bench.records.schema import Record
@@ -36,13 +37,36 @@ class Section:
 
 
 def sections(records: Sequence[Record], l0s: Sequence[float]) -> list[Section]:
-    """Every claim, judged on a board's records."""
+    """Every claim, judged on a board's records, with what its metrics can tell there."""
     with_controls = comparisons(records, LATER_METRICS, controls=True)
     later = [(comparison, check(comparison, l0s)) for comparison in with_controls for check in LATER_CLAIMS]
+    found = {
+        "Findings of the JumpReLU paper": check_claims(comparisons(records, METRICS), l0s),
+        "Later claims": later,
+    }
+    return [Section(title, with_noise_floors(of, l0s)) for title, of in found.items()]
+
+
+def with_noise_floors(found: Found, l0s: Sequence[float]) -> Found:
+    """With each claim what its metrics can tell: their noise floors and smallest differences, as `power` has them."""
+    floors: dict[tuple[Setting, str], list[str]] = {}
+    for comparison, judged in found:
+        for metric in judged.metrics:
+            if (key := (comparison.setting, metric)) not in floors:
+                floors[key] = _noise_floor(comparison, metric, l0s)
     return [
-        Section("Findings of the JumpReLU paper", check_claims(comparisons(records, METRICS), l0s)),
-        Section("Later claims", later),
+        (comparison, replace(judged, numbers=(*judged.numbers, *of)))
+        for comparison, judged in found
+        for of in [[line for metric in judged.metrics for line in floors[comparison.setting, metric]]]
     ]
+
+
+def _noise_floor(comparison: Comparison, metric: str, l0s: Sequence[float]) -> list[str]:
+    """A line; none with one seed, which says nothing of another."""
+    power = power_of(comparison, metric, l0s)
+    if power is None or power.noise is None or (least := power.smallest_difference()) is None:
+        return []
+    return [f"{metric} tells a difference of {least:.2g} (80%, as one of all); noise floor {power.noise:.2g}"]
 
 
 def summary(found: Found) -> str:

@@ -20,7 +20,6 @@ from sae_bench.leaderboard.verdicts import (
     all_within,
     contrast,
     line,
-    noise_floors,
     not_worse,
     notes_on,
     rounded,
@@ -81,7 +80,7 @@ def disagree(one: str, other: str, claim: str) -> Check:
             for name, of in opposite[:MOST_PAIRS]
             for metric, number in zip((one, other), of, strict=True)
         ]
-        return JudgedClaim(claim, verdict, (rule, counts, *shown, *notes))
+        return JudgedClaim(claim, verdict, (rule, counts, *shown, *notes), (one, other))
 
     return check
 
@@ -124,8 +123,7 @@ def _pairs(comparison: Comparison, metrics: tuple[str, str], l0s: Sequence[float
                 f"L0 {l0:g}: Kendall's rank correlation of {' and '.join(metrics)} over {len(both)} is {tau:.2f}"
             )
     of_pairs = [name for name, _ in found]
-    floors = noise_floors(comparison, metrics, l0s) if found else []
-    return found, [*notes, *notes_on(comparison, metrics, labels, l0s, of_pairs), *floors]
+    return found, [*notes, *notes_on(comparison, metrics, labels, l0s, of_pairs)]
 
 
 def _side(number: Estimate, level: float) -> int:

@@ -19,7 +19,6 @@ import numpy as np
 from sae_bench.errors import one_line
 from sae_bench.leaderboard.bootstrap import LEVEL, Estimate, difference, seed_variance
 from sae_bench.leaderboard.compare import Comparison, pooled_over_seeds
-from sae_bench.leaderboard.power import power_of
 
 Verdict = Literal["holds", "does not hold", "cannot tell"]
 
@@ -31,6 +30,8 @@ class JudgedClaim:
     claim: str
     verdict: Verdict
     numbers: tuple[str, ...]
+    metrics: tuple[str, ...] = ()
+    """What it was judged by, where it was."""
 
     def __post_init__(self) -> None:
         # Labels come from whoever named an architecture: none breaks a line or turns the writing around.
@@ -165,20 +166,9 @@ def all_within(
             if (number := contrast(comparison, metric, l0, of)) is not None
         ]
         notes = notes_on(comparison, metrics, list(dict.fromkeys(chain(*named))), l0s, found)
-        return judged(claim, found, low, high, [*notes, *(noise_floors(comparison, metrics, l0s) if found else ())])
+        return replace(judged(claim, found, low, high, notes), metrics=tuple(metrics) if found else ())
 
     return check
-
-
-def noise_floors(comparison: Comparison, metrics: Sequence[str], l0s: Sequence[float]) -> list[str]:
-    """What each metric can tell here at all, as `power` says it; nothing with one seed."""
-    lines = []
-    for metric in metrics:
-        power = power_of(comparison, metric, l0s)
-        if power and power.noise is not None and (least := power.smallest_difference()) is not None:
-            told = f"{metric} tells a difference of {least:.2g} (80%, as one of all)"
-            lines.append(f"{told}; noise floor {power.noise:.2g}")
-    return lines
 
 
 def _times(factor: float, label: str) -> str:

@@ -57,8 +57,9 @@ def read_submission(folder: Path) -> Submission:
     Raises:
         UserError: something is not in order; one line that names the file and what to do.
     """
-    _check_files(folder)
+    _check_regular(folder)
     config, manifest = _settings(folder / "run.json")
+    _check_covered(folder)
     records: dict[tuple[str, str], Record] = {}
     for path in sorted((folder / "records").glob("*.json")):
         record = _record(path)
@@ -73,8 +74,8 @@ def read_submission(folder: Path) -> Submission:
     return Submission(folder, config, manifest["config_hash"], records, {name: sha256(folder / name) for name in names})
 
 
-def _check_files(folder: Path) -> None:
-    """See that there is nothing but regular files of the run, each of which a seal covers."""
+def _check_regular(folder: Path) -> None:
+    """See that there is nothing but regular files, and none that is too large to be read."""
     if folder.is_symlink() or not folder.is_dir():
         raise UserError(f"{folder} is no folder, or a link to one: give the folder of a run or a board itself")
     for path in _everything(folder):
@@ -82,6 +83,10 @@ def _check_files(folder: Path) -> None:
             raise UserError(f"{path} is a link, or no file: put a copy in its place, or delete it")
         if path.suffix == ".json" and path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path} has {path.stat().st_size:,} bytes, more than any record: delete it, and {RERUN}")
+
+
+def _check_covered(folder: Path) -> None:
+    """See that every file is the run's, and what a seal says."""
     try:
         ours, drawn = set(Ownership(folder).files), read_drawn(folder)
     except (AttributeError, TypeError, ValueError) as error:
