@@ -70,7 +70,8 @@ def submit(
         "files": dict(found.files),
         "failures": sum(record.failure is not None for record in found.records.values()),
         "tasks": {record.task: record.task_version for record in found.records.values()},
-        "fingerprints": _fingerprints(found),
+        "fingerprints": _of_records(found, "model_sha256", "tokenizer_sha256", "eval_fingerprint"),
+        "made_by": _of_records(found, "versions")["versions"],
         "measured": None,
     }
     if not without_measuring:
@@ -102,9 +103,10 @@ def _place(folder: Path, results: Path, name: str | None) -> Path:
     return out
 
 
-def _fingerprints(found: Submission) -> dict[str, str | None]:
+def _of_records(found: Submission, *fields: str) -> dict[str, Any]:
+    """What the records say of where they come from."""
     of = next(iter(found.records.values())).provenance
-    return {what: getattr(of, what) for what in ("model_sha256", "tokenizer_sha256", "eval_fingerprint")}
+    return {what: getattr(of, what) for what in fields}
 
 
 def _measured(found: Submission, weights: str | None, sample: int, seed: int, progress: Progress) -> dict[str, Any]:

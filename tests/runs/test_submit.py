@@ -85,6 +85,26 @@ def test_without_weights_nothing_is_measured_and_that_has_to_be_asked_for(run, t
     assert read_sealed(tmp_path / "results" / "bare" / "submission.json")["measured"] is None
 
 
+def test_weights_that_were_published_are_fetched_for_the_sample_alone(run, tmp_path, capsys, monkeypatch):
+    assert bench("board", run, "--out", tmp_path / "bare") == 0
+    fetched = []
+
+    def fetch(repo, revision, folder, names):
+        fetched.append((repo, revision, folder))
+        return {name: run / folder / name for name in names if (run / folder / name).is_file()}, "commit"
+
+    monkeypatch.setattr("sae_bench.runs.submit.fetch", fetch)
+    assert submit(tmp_path / "bare", tmp_path, "--weights", "hf:me/saes@main", "--sample", 1, "--seed", 1) == 0
+    statement = read_sealed(tmp_path / "results" / "bare" / "submission.json")
+    assert statement["measured"]["weights"] == "hf:me/saes@main"
+    assert {folder for *_, folder in fetched} >= {f"saes/{sae}" for sae in statement["measured"]["saes"]}
+    monkeypatch.setattr("sae_bench.runs.submit.fetch", lambda *_: ({}, "commit"))
+    assert submit(tmp_path / "bare", tmp_path, "--weights", "hf:me/saes") == 2
+    assert "hf:me/saes has no saes/" in capsys.readouterr().err
+    assert submit(tmp_path / "bare", tmp_path, "--weights", "hf:me/saes/there/is/more") == 2
+    assert "write hf:owner/repo" in capsys.readouterr().err
+
+
 def of_all_documents(content):
     """Better by a tenth in every document, in the score and in its error: a record that agrees with itself."""
     sums = content["by_document"]
