@@ -1,6 +1,5 @@
 """Claims, section by section, as people read them: how many are answered, and each verdict with its numbers."""
 
-import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,14 +11,14 @@ from sae_bench.leaderboard.claims import METRICS, check_claims
 from sae_bench.leaderboard.compare import Comparison, Setting, comparisons
 from sae_bench.leaderboard.later_claims import LATER_CLAIMS
 from sae_bench.leaderboard.later_claims import METRICS as LATER_METRICS
-from sae_bench.leaderboard.latex_tables import latex_tables
+from sae_bench.leaderboard.latex_tables import table_float
 from sae_bench.leaderboard.power import power_of
-from sae_bench.leaderboard.render import escape_csv, escape_markdown
+from sae_bench.leaderboard.render import escape_csv, escape_latex, escape_markdown
 from sae_bench.leaderboard.verdicts import JudgedClaim
 from sae_bench.records.schema import Record
 
-CLAIM_WIDTH = 70
-"""Letters of a claim on one line of a table for papers."""
+COLUMNS = r"p{.75\linewidth}l"
+"""Of a table for papers: claims are sentences, on as many lines as they take."""
 
 Found = Sequence[tuple[Comparison, JudgedClaim]]
 
@@ -123,13 +122,15 @@ def _csv(of: Sequence[Section]) -> str:
 
 
 def _latex(of: Sequence[Section], facts: str) -> str:
-    """Claims and verdicts; the numbers are in the Markdown."""
-    parts: dict[str, list[tuple[str, str]]] = {}
+    """Claims and verdicts, a float for each section and setting; the numbers are in the Markdown."""
+    drawn: list[str] = []
     for section in of:
+        lines: dict[str, list[str]] = {}
         for comparison, judged in section.found:
-            title = f"{section.title}, {one_line(str(comparison.setting))}"
-            parts.setdefault(title, []).append((textwrap.fill(judged.claim, CLAIM_WIDTH), judged.verdict))
-    if not parts:
-        return ""
-    about = f"{total(of)} A claim holds if every 95% interval lies where it says."
-    return latex_tables(parts, ["claim", "verdict"], 1, about, "claims", facts)
+            line = rf"{escape_latex(judged.claim)} & {judged.verdict} \\"
+            lines.setdefault(one_line(str(comparison.setting)), []).append(line)
+        for setting, rows in lines.items():
+            about = f"{section.title}, on {setting}. {section.summary} Of all: {total(of)}"
+            label = "tab:claims" + (f"-{len(drawn) + 1}" if drawn else "")
+            drawn.append(table_float(COLUMNS, [r"claim & verdict \\"], rows, escape_latex(about), label))
+    return "\n".join([f"% {one_line(facts)}\n", *drawn]) if drawn else ""
