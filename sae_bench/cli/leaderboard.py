@@ -109,16 +109,13 @@ def power(
     return 0
 
 
-def claims(runs: Runs, /, *, at_l0: L0s = None) -> int:
-    """Check the findings of the JumpReLU paper on runs: each holds, does not hold, or cannot be told."""
-    from sae_bench.leaderboard import claims, compare, load, matched
+def claims(runs: Runs, /, *, at_l0: L0s = None, form: Form = "text") -> int:
+    """Check published claims, those of the JumpReLU paper first: each holds, does not hold, or cannot be told."""
+    from sae_bench.leaderboard import captions, claim_sections, load, matched
 
     records = load.gather(runs)
-    compared = compare.comparisons(records, claims.METRICS)
-    for comparison, judged in claims.check_claims(compared, at_l0 or matched.default_l0s(records)):
-        print(f"{judged.verdict}: {judged.claim} ({comparison.setting})")
-        for number in judged.numbers:
-            print(f"    {number}")
+    found = claim_sections.sections(records, at_l0 or matched.default_l0s(records))
+    print(claim_sections.written(form, found, captions.caption(records)), end="")
     return 0
 
 

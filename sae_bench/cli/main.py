@@ -15,7 +15,7 @@ from sae_bench._version import __version__
 from sae_bench.cli.latents import explain
 from sae_bench.cli.leaderboard import board, claims, compare, figures, power, report, table
 from sae_bench.cli.lists import ls
-from sae_bench.cli.runs import convert, export, publish, quieten_libraries, verify
+from sae_bench.cli.runs import convert, export, publish, quieten_libraries, submit, verify
 from sae_bench.cli.serve import serve
 from sae_bench.cli.settings import GROUPS, Settings
 from sae_bench.cli.tune import tune
@@ -139,6 +139,7 @@ VERBS = (
     export,
     convert,
     publish,
+    submit,
 )
 for verb in VERBS:
     app.command(verb)

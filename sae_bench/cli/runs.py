@@ -1,9 +1,10 @@
-"""`export`, `convert`, `publish`: a run's SAEs for other tools and for other people; `verify`: is it what it says?"""
+"""`export`, `convert`, `publish`, `submit`: a run for other tools and other people; `verify`: is it what it says?"""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 Format = Literal["saelens", "dictionary_learning", "gemma-scope", "gemma-scope-2", "sparsify", "neuronpedia"]
 Run = Annotated[Path, Parameter(help="A run's folder.")]
@@ -74,18 +75,55 @@ def convert(
     return 0
 
 
-def publish(run: Run, /, *, repo: str, private: bool = False, dry_run: bool = False) -> int:
+def submit(
+    folder: Annotated[Path, Parameter(help="A run's or a board's folder, which may be a stranger's.")],
+    /,
+    *,
+    name: str | None = None,
+    results: Path = Path("results"),
+    weights: str | None = None,
+    sample: Annotated[int, Parameter(validator=Number(gte=1))] = 3,
+    seed: Annotated[int | None, Parameter(validator=Number(gte=0))] = None,
+    without_measuring: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Check a board as a reviewer would, measure a sample of its SAEs again, and write it as results/ takes it.
+
+    Args:
+        name: The board's folder below results. Default: that of the given folder.
+        results: Where boards are.
+        weights: Where the SAEs are: a run's folder, or hf:owner/repo. Default: in the given folder.
+        sample: How many SAEs to measure again, on all held-out tokens.
+        seed: Which ones. Default: drawn, so that nobody knows before; the statement says it.
+        without_measuring: Write the board with a statement that nothing was measured again.
+        quiet: Print no progress.
+    """
+    from sae_bench.progress import Progress
+    from sae_bench.runs.submit import next_steps
+    from sae_bench.runs.submit import submit as submit_board
+
+    quieten_libraries()
+    out, statement = submit_board(
+        folder, results, name, weights=weights, sample=sample, seed=seed, without_measuring=without_measuring,
+        progress=Progress(quiet),
+    )  # fmt: skip
+    print(next_steps(out, statement))
+    return 0
+
+
+def publish(run: Run, /, *, repo: str, board: str | None = None, private: bool = False, dry_run: bool = False) -> int:
     """Upload a run to the Hugging Face hub: weights, records, board and a model card.
 
     Args:
         repo: owner/name; made if there is none.
+        board: The board of these SAEs, by its name in results: the card and a tag say so.
         private: Make it private.
         dry_run: Print the files and the card, and upload nothing.
     """
     from sae_bench.formats.hub import upload
     from sae_bench.runs.publish import collect
 
-    files = collect(run, repo)
+    files = collect(run, repo, board)
     if dry_run:
         for name, content in sorted(files.items()):
             n_bytes = len(content) if isinstance(content, bytes) else content.stat().st_size

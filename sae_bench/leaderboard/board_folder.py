@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sae_bench.errors import UserError
-from sae_bench.leaderboard import captions, compare_table, tables
+from sae_bench.leaderboard import captions, claim_sections, compare_table, tables
 from sae_bench.leaderboard.board import TRAINING_LOG, Board
-from sae_bench.leaderboard.claims import METRICS, as_markdown, check_claims
 from sae_bench.leaderboard.compare import check_metrics, comparisons
 from sae_bench.leaderboard.figures.draw import figures
 from sae_bench.leaderboard.html.report import report
@@ -68,11 +67,13 @@ def outputs(folders: Sequence[Path], l0s: Sequence[float] | None = None) -> Iter
     l0s = l0s or default_l0s(board.records)
     metrics = check_metrics(board.records, None)
     compared, facts = comparisons(board.records, metrics), captions.caption(board.records)
+    claims = claim_sections.sections(board.records, l0s)
     texts = tables.board_files(board.records) | {
         "compare.md": compare_table.written("md", compared, metrics, l0s, facts) + "\n",
         "compare.tex": compare_table.written("tex", compared, metrics, l0s, facts),
         "compare.csv": compare_table.written("csv", compared, metrics, l0s),
-        "claims.md": as_markdown(check_claims(comparisons(board.records, METRICS), l0s)),
+        "claims.md": claim_sections.written("md", claims),
+        "claims.tex": claim_sections.written("tex", claims, facts),
         "report.html": report(board, l0s),
     }
     for name, text in texts.items():

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from sae_bench.leaderboard.compare import Comparison
 from sae_bench.leaderboard.frequency_claim import falls_with_frequency
 from sae_bench.leaderboard.matched import AT_L0
-from sae_bench.leaderboard.render import escape_markdown
 from sae_bench.leaderboard.verdicts import Check, JudgedClaim, about_equal, not_worse, within
 
 ABOUT = 0.05
@@ -46,16 +45,6 @@ def check_claims(
 ) -> list[tuple[Comparison, JudgedClaim]]:
     """Judge every claim in every comparison."""
     return [(comparison, check(comparison, l0s)) for comparison in comparisons for check in CLAIMS]
-
-
-def as_markdown(found: Sequence[tuple[Comparison, JudgedClaim]]) -> str:
-    """The verdicts as a Markdown list, each with its numbers."""
-    lines = []
-    for comparison, judged in found:
-        where = escape_markdown(str(comparison.setting))
-        lines.append(f"- **{judged.verdict}**: {escape_markdown(judged.claim)} ({where})")
-        lines += [f"    - {escape_markdown(number)}" for number in judged.numbers]
-    return "\n".join(["# Findings of the JumpReLU paper, checked on these records", "", *lines, ""])
 
 
 CLAIMS: tuple[Check, ...] = (

@@ -49,12 +49,13 @@ def latex_tables(
         name = f"tab:{_plain(label)}" + (f"-{i + 1}" if i else "")
         sides = "".join(side[0] for side in alignment([header[j] for j in band]))
         found.append(
-            _float(sides, _lines([names[j] for j in band], above=True), lines, escape_latex(caption + of), name)
+            table_float(sides, _lines([names[j] for j in band], above=True), lines, escape_latex(caption + of), name)
         )
     return "\n".join(found)
 
 
-def _float(sides: str, header: Sequence[str], lines: Sequence[str], caption: str, label: str) -> str:
+def table_float(sides: str, header: Sequence[str], lines: Sequence[str], caption: str, label: str) -> str:
+    """One float, of lines and a caption in which text is harmless already."""
     return "\n".join(
         [r"\begin{table}", r"\centering", r"\small", rf"\caption{{{caption}}}", rf"\label{{{label}}}",
          r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%", rf"\begin{{tabular}}{{{sides}}}",

@@ -71,9 +71,14 @@ class Power:
 
 
 def power_of(comparison: Comparison, metric: str, l0s: Sequence[float] = AT_L0) -> Power | None:
-    """What a board shows of a metric at some L0s; None where it has no two architectures with it at one of them."""
+    """What a board shows of a metric at some L0s; None where it has no two architectures with it at one of them.
+
+    Controls say nothing of how much a training varies.
+    """
     design, noise, documents, degrees, family = comparison.design, [], [], [], 0
-    for of in comparison.heights(metric, l0s).values():
+    controls = {one.label for one in comparison.architectures if one.control}
+    for at_l0 in comparison.heights(metric, l0s).values():
+        of = {label: values for label, values in at_l0.items() if label not in controls}
         noise += [bootstrap.seed_variance(values, design) * design.n_seeds for values in of.values()]
         for one, other in combinations(of.values(), 2):
             family += 1
@@ -82,7 +87,7 @@ def power_of(comparison: Comparison, metric: str, l0s: Sequence[float] = AT_L0) 
             degrees.append(freedom)
     if not family:
         return None
-    points = comparison.points(metric)
+    points = {label: of for label, of in comparison.points(metric).items() if label not in controls}
     if common_range([of.l0[0] for of in points.values()]):
         family += math.comb(len(points), 2)  # by area, too
     floor = float(np.sqrt(np.mean(noise))) if design.n_seeds > 1 else None

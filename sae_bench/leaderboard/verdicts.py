@@ -30,6 +30,8 @@ class JudgedClaim:
     claim: str
     verdict: Verdict
     numbers: tuple[str, ...]
+    metrics: tuple[str, ...] = ()
+    """What it was judged by, where it was."""
 
     def __post_init__(self) -> None:
         # Labels come from whoever named an architecture: none breaks a line or turns the writing around.
@@ -56,25 +58,26 @@ def judged(
     if not found:
         return JudgedClaim(claim, "cannot tell", tuple(notes))
     levels = LEVEL, 1 - (1 - LEVEL) / len(found)
-    each, family = ([_rounded(number.interval(level)) for _, number in found] for level in levels)
+    each, family = ([rounded(number.interval(level)) for _, number in found] for level in levels)
     verdict: Verdict = "cannot tell"
     if any(below > high or above < low for below, above in family):
         verdict = "does not hold"
     elif all(low <= below and above <= high for below, above in each):
         verdict = "holds"
     numbers = [
-        _line(name, number.value, dict(zip(levels, intervals, strict=True)))
+        line(name, number.value, dict(zip(levels, intervals, strict=True)))
         for (name, number), *intervals in zip(found, each, family, strict=True)
     ]
     return JudgedClaim(claim, verdict, (_rule(low, high, len(found), levels[1]), *numbers, *notes))
 
 
-def _rounded(interval: tuple[float, float]) -> tuple[float, float]:
+def rounded(interval: tuple[float, float]) -> tuple[float, float]:
+    """The ends of an interval as they are printed, and so as they are judged."""
     below, above = (float(f"{end:.4g}") for end in interval)
     return below, above
 
 
-def _line(name: str, value: float, intervals: Mapping[float, tuple[float, float]]) -> str:
+def line(name: str, value: float, intervals: Mapping[float, tuple[float, float]]) -> str:
     """A number with its intervals, by level: of one number alone, both are the same."""
     shown = [f"{100 * level:.4g}% [{below:.4g}, {above:.4g}]" for level, (below, above) in intervals.items()]
     known = math.isfinite(intervals[LEVEL][0])
@@ -107,8 +110,10 @@ def contrast(comparison: Comparison, metric: str, l0: float, coefficients: Mappi
         return None
     terms = [coefficient * heights[label] for label, coefficient in coefficients.items()]
     total = np.sum(terms, axis=0)
-    # What is said of one architecture takes its own seeds alone; its tails have to hold as a difference's do.
-    compared = heights if len(terms) > 1 else coefficients
+    # What is said of one architecture takes its own seeds alone; its tails have to hold as a difference's do. A control
+    # counts where it is compared, and nowhere else.
+    others = {one.label for one in comparison.architectures if one.control} - {*coefficients}
+    compared = [label for label in heights if label not in others] if len(terms) > 1 else [*coefficients]
     between_seeds = {label: seed_variance(heights[label], comparison.design) for label in compared}
     seeds, degrees = pooled_over_seeds(between_seeds, coefficients, comparison.design)
     found = difference(total, comparison.design, seeds, degrees, 1)
@@ -125,20 +130,20 @@ def not_worse(
     The other's value is uncertain as well, so what is judged is arch - (1 + about) than.
     """
     factor, low, high = (1 + about, -math.inf, 0.0) if better == "down" else (1 - about, 0.0, math.inf)
-    return _all_within([metric], [{arch: 1.0, than: -factor}], low, high, claim)
+    return all_within([metric], [{arch: 1.0, than: -factor}], low, high, claim)
 
 
 def within(metric: str, arch: str, low: float, high: float, claim: str, *, least_width: int = 0) -> Check:
     """The metric is in a range at every L0; a dictionary narrower than `least_width` is not asked."""
-    return _all_within([metric], [{arch: 1.0}], low, high, claim, least_width)
+    return all_within([metric], [{arch: 1.0}], low, high, claim, least_width)
 
 
 def about_equal(metrics: Sequence[str], archs: Sequence[str], room: float, claim: str) -> Check:
     """No two of the architectures differ in any of the metrics by more than `room` at any L0."""
-    return _all_within(metrics, [{one: 1.0, other: -1.0} for one, other in combinations(archs, 2)], -room, room, claim)
+    return all_within(metrics, [{one: 1.0, other: -1.0} for one, other in combinations(archs, 2)], -room, room, claim)
 
 
-def _all_within(
+def all_within(
     metrics: Sequence[str],
     sums: Sequence[Mapping[str, float]],
     low: float,
@@ -160,9 +165,8 @@ def _all_within(
             for l0 in l0s
             if (number := contrast(comparison, metric, l0, of)) is not None
         ]
-        return judged(
-            claim, found, low, high, _notes(comparison, metrics, list(dict.fromkeys(chain(*named))), l0s, found)
-        )
+        notes = notes_on(comparison, metrics, list(dict.fromkeys(chain(*named))), l0s, found)
+        return replace(judged(claim, found, low, high, notes), metrics=tuple(metrics) if found else ())
 
     return check
 
@@ -177,7 +181,7 @@ def _name(comparison: Comparison, arch: str) -> str:
     return labels.pop() if len(labels) == 1 else arch
 
 
-def _notes(
+def notes_on(
     comparison: Comparison, metrics: Sequence[str], labels: Sequence[str], l0s: Sequence[float], found: Sequence[object]
 ) -> list[str]:
     """What the numbers do not cover, or why there are none."""

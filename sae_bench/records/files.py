@@ -154,7 +154,11 @@ def read_json(path: Path) -> Any:
         UserError: it is missing or no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if "\\ud" in text.lower():  # half a character can be escaped, and not be written again
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

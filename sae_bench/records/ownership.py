@@ -152,7 +152,7 @@ class Ownership:
         match path.relative_to(self.root).parts:
             case ("run.json",):
                 return bool(self.made_with)  # a damaged one, too, where the rest says whose it is
-            case ("cells.json" | "drawn.json",):
+            case ("cells.json" | "drawn.json" | "submission.json",):
                 return sealed(path) is not None
             case ("saes", sae, name):
                 return self._is_of_sae(path, sae, name)

@@ -14,6 +14,7 @@ from sae_bench.formats.export import saes_of
 from sae_bench.leaderboard.render import escape_markdown
 from sae_bench.leaderboard.tables import board_files, markdown
 from sae_bench.records.files import inside, read_sealed
+from sae_bench.records.names import file_name
 from sae_bench.records.ownership import regular_file
 from sae_bench.records.redact import redact
 from sae_bench.records.run_folder import RunFolder
@@ -26,12 +27,12 @@ library_name: saelens
 {base}tags:
 - sparse-autoencoder
 - sae-arch-bench
----
+{tag}---
 
 # Sparse autoencoders on {title}
 
 {n_saes} SAEs, evaluated by sae-arch-bench on the same held-out tokens; {n_own} of them are here.
-
+{of_board}
 {table}
 ## Use
 
@@ -50,12 +51,14 @@ To put one beside your own SAEs:
 """
 
 
-def collect(run: Path, repo: str) -> dict[str, Path | bytes]:
-    """Everything to upload, by its path in the repository.
+def collect(run: Path, repo: str, board: str | None = None) -> dict[str, Path | bytes]:
+    """Everything to upload, by its path in the repository; `board`: which one under results/ these SAEs are of.
 
     Raises:
         UserError: the run is not finished, or holds something that is damaged.
     """
+    if board is not None and board != file_name(board):
+        raise UserError(f'--board "{one_line(board)}" is no name of a board: give that of its folder in results')
     folder = RunFolder(run)
     for path in (run / "records").glob("*.json"):
         regular_file(run, path)
@@ -75,10 +78,10 @@ def collect(run: Path, repo: str) -> dict[str, Path | bytes]:
     if not any(name.startswith("saes/") for name in names):
         raise UserError(f"{run} has no SAE of its own to publish: give the folder of a run that trained one")
     files |= {name: regular_file(run, inside(run, name)) for name in names}
-    return files | {"README.md": redact(card(records, repo)).encode()}
+    return files | {"README.md": redact(card(records, repo, board)).encode()}
 
 
-def card(records: Sequence[Record], repo: str) -> str:
+def card(records: Sequence[Record], repo: str, board: str | None = None) -> str:
     """The model card."""
     saes = {record.sae.id: record.sae for record in records}
     own = [sae_id for sae_id, sae in saes.items() if not sae.origin]
@@ -102,6 +105,8 @@ def card(records: Sequence[Record], repo: str) -> str:
         title=title,
         n_saes=len(saes),
         n_own=len(own),
+        tag=f"- sae-arch-bench-board-{board}\n" if board else "",
+        of_board=f"\nThey are those of sae-arch-bench's board `results/{board}`.\n" if board else "",
         table=markdown(records).partition("\n\n")[2],
         repo_text=json.dumps(repo),
         pattern=json.dumps(f"{sae}/*"),

@@ -24,7 +24,7 @@ from sae_bench.lm.sites import site_of
 from sae_bench.progress import Progress
 from sae_bench.records.files import digest_of, read_sealed
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder, changed_file
-from sae_bench.records.schema import NOT_APPLICABLE, Record, read_record
+from sae_bench.records.schema import NOT_APPLICABLE, Record, Score, read_record
 from sae_bench.runs.begun import FORMAT, at_home, plugin_hashes
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.sources import load_model, token_stream
@@ -33,6 +33,9 @@ from sae_bench.saes.save import description_of, load_sae
 
 TOLERANCE = 1e-3
 """Of a document's sum, relative to the largest: what other batch sizes and other machines' rounding may change."""
+
+SCORE_TOLERANCE = 1e-2
+"""Of a score: latents that rounding brings across a threshold count in shares of few latents."""
 
 Finding = tuple[str, str | None]
 """Something looked at, and what is wrong with it; None: nothing."""
@@ -64,15 +67,15 @@ def verify(folder: RunFolder, progress: Progress, n_contexts: int = 16) -> Itera
         yield (path.name, None if same else "made with other settings")
     whole = []
     for sae_id in manifest["saes"]:
-        problem = _weights_problem(folder, sae_id, [r for (of, _), r in records.items() if of == sae_id])
+        problem = weights_problem(folder, sae_id, [r for (of, _), r in records.items() if of == sae_id])
         whole += [] if problem else [sae_id]
         yield (f"weights of {sae_id}", problem)
     for (sae_id, task), record in records.items():
-        yield (f"scores of {sae_id}.{task}", _score_problem(record))
+        yield (f"scores of {sae_id}.{task}", score_problem(record))
     yield from verify_latents(folder, list(records.values()))
     if records:
         yield ("leaderboard", _board_problem(folder, list(records.values())))
-        yield from _verify_numbers(folder, config, records, whole, progress, n_contexts, manifest)
+        yield from verify_numbers(folder, config, records, whole, progress, n_contexts, manifest=manifest)
 
 
 def _plugin_findings(manifest: Mapping[str, Any], home: RunConfig) -> Iterator[Finding]:
@@ -87,7 +90,8 @@ def _plugin_findings(manifest: Mapping[str, Any], home: RunConfig) -> Iterator[F
         yield (f"plugin {plugin}", f"{', '.join(changed)}: missing or changed since the run" if changed else None)
 
 
-def _weights_problem(folder: RunFolder, sae_id: str, records: Sequence[Record]) -> str | None:
+def weights_problem(folder: RunFolder, sae_id: str, records: Sequence[Record]) -> str | None:
+    """What is wrong with an SAE's files, or with its records' weights; None: nothing."""
     try:
         description = read_sealed(folder.sae_path(sae_id) / SAE_DESCRIPTION)
     except UserError as error:
@@ -99,7 +103,7 @@ def _weights_problem(folder: RunFolder, sae_id: str, records: Sequence[Record]) 
     return None if records else "no record of it"
 
 
-def _score_problem(record: Record) -> str | None:
+def score_problem(record: Record) -> str | None:
     """Scores that are ratios of the record's own sums have to be these ratios."""
     for name, score in record.scores.items():
         if score.formula is None or score.value is None:
@@ -118,17 +122,26 @@ def _board_problem(folder: RunFolder, records: list[Record]) -> str | None:
     return None
 
 
-def _verify_numbers(
+def verify_numbers(
     folder: RunFolder,
     config: RunConfig,
     records: Mapping[tuple[str, str], Record],
     saes: Sequence[str],
     progress: Progress,
-    n_contexts: int,
-    manifest: Mapping[str, Any],
+    n_contexts: int | None = None,
+    siblings_of: Sequence[str] | None = None,
+    *,
+    manifest: Mapping[str, Any] | None = None,
 ) -> Iterator[Finding]:
+    """Measure some SAEs of a folder again, on the first contexts or on all, and hold records against what comes out.
+
+    `siblings_of`: SAEs whose weights are there too, of which some are other seeds of those (default: the same SAEs).
+
+    Raises:
+        UserError: the model, the text or the weights cannot be had.
+    """
     lm = load_model(config, progress)
-    if "model" in manifest:
+    if manifest is not None and "model" in manifest:
         changed = differences(manifest["model"], lm.identity())
         yield ("language model", f"is another one than in the run: {'; '.join(changed)}" if changed else None)
         same = config.world is not None or manifest["dataset_sha256"] == corpus_hash(config.dataset)
@@ -149,7 +162,9 @@ def _verify_numbers(
             return
     candidates: dict[str, Candidate[Task]] = {}
     loaded = cache(lambda name: load_sae(folder.sae_path(name), lm.device))
-    by_hash = {record.sae.weights_sha256: name for (name, _), record in records.items() if name in saes}
+    by_hash = {
+        record.sae.weights_sha256: name for (name, _), record in records.items() if name in (siblings_of or saes)
+    }
     for sae_id in saes:
         measured = [task for (of, task), record in records.items() if of == sae_id and not record.failure]
         names = [task for task in measured if records[sae_id, task].not_measured != NOT_APPLICABLE]
@@ -164,7 +179,8 @@ def _verify_numbers(
     sites = list(dict.fromkeys(candidate.site for candidate in candidates.values()))
     size = contexts_at_once(lm, config.context_size)
     means = site_means(lm, stream, sites, size, progress)  # of the whole set, as the records have it
-    sample = token_stream(lm, config, "eval", min(config.n_held_out, n_contexts * (config.context_size - 1)))
+    n_tokens = config.n_held_out if n_contexts is None else n_contexts * (config.context_size - 1)
+    sample = token_stream(lm, config, "eval", min(config.n_held_out, n_tokens))
     sample.read()
     evaluate(lm, sample, list(candidates.values()), progress, means)
     # The last document may have been cut, and others have texts beyond the sample that repeat theirs.
@@ -206,4 +222,21 @@ def _difference(
         if np.abs(now - then).max() > TOLERANCE * max(np.abs(then).max(), 1.0):
             at = int(np.abs(now - then).argmax())
             return f"{name} of document {complete[at]} is {now[at]:.6g}, the record has {then[at]:.6g}"
+    return _difference_of_scores(result.scores, record.scores) if whole else None
+
+
+def _difference_of_scores(now: Mapping[str, Score], then: Mapping[str, Score]) -> str | None:
+    """What differs between scores that were measured on the same tokens; of some, records keep no sums to compare."""
+    for name, score in now.items():
+        of_record = then.get(name)
+        if of_record is None:
+            return f"{name} is not in the record"
+        for what, is_now, was in (
+            ("", score.value, of_record.value),
+            ("the error of ", score.stderr, of_record.stderr),
+        ):
+            if (is_now is None) != (was is None):
+                return f"{what}{name} is {is_now}, the record has {was}"
+            if is_now is not None and was is not None and not abs(is_now - was) <= SCORE_TOLERANCE * max(abs(was), 1.0):
+                return f"{what}{name} is {is_now:.6g}, the record has {was:.6g}"
     return None

@@ -22,7 +22,7 @@ from sae_bench.leaderboard.render import with_error
 ROOT = Path(__file__).parents[2]
 PUBLISHED = sorted(path.parent for path in (ROOT / "results").glob("*/records"))
 TABLES = {f"{name}.{form}" for name in ("leaderboard", "compare") for form in ("md", "csv", "tex")}
-DRAWN = TABLES | {"claims.md", "report.html", "drawn.json"}
+DRAWN = TABLES | {"claims.md", "claims.tex", "report.html", "drawn.json"}
 
 
 @pytest.fixture(scope="module")

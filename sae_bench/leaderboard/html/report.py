@@ -20,9 +20,8 @@ import jinja2
 from markupsafe import Markup
 
 from sae_bench.errors import one_line
-from sae_bench.leaderboard import answer, captions, order, tables
+from sae_bench.leaderboard import answer, captions, claim_sections, order, tables
 from sae_bench.leaderboard.board import Board
-from sae_bench.leaderboard.claims import METRICS, check_claims
 from sae_bench.leaderboard.compare import Comparison, check_metrics, comparisons
 from sae_bench.leaderboard.compare_table import RULE, note, shown
 from sae_bench.leaderboard.html.made import command, made
@@ -55,7 +54,7 @@ def report(board: Board, l0s: Sequence[float] | None = None, serving: Sequence[s
     metrics, known = check_metrics(board.records, None), metrics_of(board.records)
     compared = comparisons(board.records, metrics)
     header, rows = tables.board(board.records)
-    data = board_data(board)
+    data, claims = board_data(board), claim_sections.sections(board.records, l0s)
     return page(
         "report.html",
         script,
@@ -79,9 +78,11 @@ def report(board: Board, l0s: Sequence[float] | None = None, serving: Sequence[s
         ],
         comparison_rule=RULE,
         comparison_note=note(compared) if compared else "",
+        claims_answered=claim_sections.total(claims),
         claims=[
-            (_place(comparison.setting), judged)
-            for comparison, judged in check_claims(comparisons(board.records, METRICS), l0s)
+            (of.title, of.summary, [(_place(comparison.setting), judged) for comparison, judged in of.found])
+            for of in claims
+            if of.found
         ],
         made=made(board),
         command=partial(command, board.records[0].provenance.config),

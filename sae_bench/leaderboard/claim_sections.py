@@ -1,0 +1,137 @@
+"""Claims, section by section, as people read them: how many are answered, and each verdict with its numbers."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from sae_bench.errors import one_line
+from sae_bench.leaderboard.claims import METRICS, check_claims
+from sae_bench.leaderboard.compare import Comparison, comparisons
+from sae_bench.leaderboard.later_claims import LATER_CLAIMS
+from sae_bench.leaderboard.later_claims import METRICS as LATER_METRICS
+from sae_bench.leaderboard.latex_tables import table_float
+from sae_bench.leaderboard.power import power_of
+from sae_bench.leaderboard.render import escape_csv, escape_latex, escape_markdown
+from sae_bench.leaderboard.setting import Setting
+from sae_bench.leaderboard.verdicts import JudgedClaim
+from sae_bench.records.schema import Record
+
+COLUMNS = r"p{.75\linewidth}l"
+"""Of a table for papers: claims are sentences, on as many lines as they take."""
+
+Found = Sequence[tuple[Comparison, JudgedClaim]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Claims that belong together, judged in every setting."""
+
+    title: str
+    found: Found
+
+    @property
+    def summary(self) -> str:
+        return summary(self.found)
+
+
+def sections(records: Sequence[Record], l0s: Sequence[float]) -> list[Section]:
+    """Every claim, judged on a board's records, with what its metrics can tell there."""
+    with_controls = comparisons(records, LATER_METRICS, controls=True)
+    later = [(comparison, check(comparison, l0s)) for comparison in with_controls for check in LATER_CLAIMS]
+    found = {
+        "Findings of the JumpReLU paper": check_claims(comparisons(records, METRICS), l0s),
+        "Later claims": later,
+    }
+    return [Section(title, with_noise_floors(of, l0s)) for title, of in found.items()]
+
+
+def with_noise_floors(found: Found, l0s: Sequence[float]) -> Found:
+    """With each claim what its metrics can tell: their noise floors and smallest differences, as `power` has them."""
+    floors: dict[tuple[Setting, str], list[str]] = {}
+    for comparison, judged in found:
+        for metric in judged.metrics:
+            if (key := (comparison.setting, metric)) not in floors:
+                floors[key] = _noise_floor(comparison, metric, l0s)
+    return [
+        (comparison, replace(judged, numbers=(*judged.numbers, *of)))
+        for comparison, judged in found
+        for of in [[line for metric in judged.metrics for line in floors[comparison.setting, metric]]]
+    ]
+
+
+def _noise_floor(comparison: Comparison, metric: str, l0s: Sequence[float]) -> list[str]:
+    """A line; none with one seed, which says nothing of another."""
+    power = power_of(comparison, metric, l0s)
+    if power is None or power.noise is None or (least := power.smallest_difference()) is None:
+        return []
+    return [f"{metric} tells a difference of {least:.2g} (80%, as one of all); noise floor {power.noise:.2g}"]
+
+
+def summary(found: Found) -> str:
+    """How many claims are answered: one in several settings counts in each."""
+    of = Counter(judged.verdict for _, judged in found)
+    hold, not_held, untold = of["holds"], of["does not hold"], of["cannot tell"]
+    return (
+        f"{hold + not_held} of {len(found)} claims are answered: {hold} {'holds' if hold == 1 else 'hold'}, {not_held} "
+        f"{'does' if not_held == 1 else 'do'} not hold; {untold} cannot be told."
+    )
+
+
+def total(of: Sequence[Section]) -> str:
+    """The summary of all sections."""
+    return summary([one for section in of for one in section.found])
+
+
+def written(form: str, of: Sequence[Section], facts: str = "") -> str:
+    """All sections as text, md, tex or csv; `facts`: what they were made from, a comment of the LaTeX."""
+    return {"text": _text, "md": _markdown, "csv": _csv}[form](of) if form != "tex" else _latex(of, facts)
+
+
+def _text(of: Sequence[Section]) -> str:
+    lines = [total(of)]
+    for section in of:
+        lines += ["", f"{section.title}: {section.summary}"]
+        for comparison, judged in section.found:
+            lines.append(f"{judged.verdict}: {judged.claim} ({one_line(str(comparison.setting))})")
+            lines += [f"    {number}" for number in judged.numbers]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown(of: Sequence[Section]) -> str:
+    lines = ["# Claims, checked on these records", "", total(of), ""]
+    for section in of:
+        lines += [f"## {section.title}", "", section.summary, ""]
+        for comparison, judged in section.found:
+            lines.append(
+                f"- **{judged.verdict}**: {escape_markdown(judged.claim)} ({escape_markdown(str(comparison.setting))})"
+            )
+            lines += [f"    - {escape_markdown(number)}" for number in judged.numbers]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _csv(of: Sequence[Section]) -> str:
+    rows = [
+        (section.title, judged.claim, judged.verdict, str(comparison.setting), "; ".join(judged.numbers))
+        for section in of
+        for comparison, judged in section.found
+    ]
+    header = ["section", "claim", "verdict", "setting", "numbers"]
+    return pd.DataFrame([[escape_csv(cell) for cell in row] for row in rows], columns=header).to_csv(index=False)
+
+
+def _latex(of: Sequence[Section], facts: str) -> str:
+    """Claims and verdicts, a float for each section and setting; the numbers are in the Markdown."""
+    drawn: list[str] = []
+    for section in of:
+        lines: dict[str, list[str]] = {}
+        for comparison, judged in section.found:
+            line = rf"{escape_latex(judged.claim)} & {judged.verdict} \\"
+            lines.setdefault(one_line(str(comparison.setting)), []).append(line)
+        for setting, rows in lines.items():
+            about = f"{section.title}, on {setting}. {section.summary} Of all: {total(of)}"
+            label = "tab:claims" + (f"-{len(drawn) + 1}" if drawn else "")
+            drawn.append(table_float(COLUMNS, [r"claim & verdict \\"], rows, escape_latex(about), label))
+    return "\n".join([f"% {one_line(facts)}\n", *drawn]) if drawn else ""

@@ -1,0 +1,260 @@
+"""`submit`: a board in order is taken, with what was checked; whatever a stranger changed is refused in one line."""
+
+import os
+import shutil
+
+import pytest
+from command import bench, files, flags
+
+from sae_bench.records.files import read_sealed, sha256, write_sealed
+
+EDITED = "topk.synthetic.w24.l0_3.seed0"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run in a world of 48 features: two architectures, two seeds."""
+    folder = tmp_path_factory.mktemp("stranger")
+    (folder / "toy.toml").write_text("n_features = 48\nd_in = 16\nn_roots = 4\ndepth = 1\n")
+    settings = {
+        "--model": f"synthetic:{folder / 'toy.toml'}", "--arch": ("relu", "topk"), "--width": 24, "--l0": 3,
+        "--tokens": 3000, "--batch-size": 130, "--buffer-tokens": 1000, "--eval-tokens": 1000, "--context-size": 257,
+        "--seed": (0, 1),
+    }  # fmt: skip
+    assert bench(*flags(settings | {"--out": folder / "board"}), "--quiet") == 0
+    return folder / "board"
+
+
+@pytest.fixture(autouse=True)
+def without_figures(monkeypatch):
+    """They take seconds, and are a board's, not a submission's."""
+    monkeypatch.setattr("sae_bench.leaderboard.board_folder.figures", lambda board: ())
+
+
+@pytest.fixture
+def stranger(run, tmp_path):
+    shutil.copytree(run, tmp_path / "board")
+    return tmp_path / "board"
+
+
+def submit(folder, tmp_path, *more):
+    return bench("submit", folder, "--results", tmp_path / "results", "--quiet", *more)
+
+
+def sealed_again(path, change):
+    content = read_sealed(path)
+    change(content)
+    write_sealed(path, content)
+
+
+def refused(folder, tmp_path, capsys, *more):
+    """The one line of a refusal, after which nothing is there."""
+    assert submit(folder, tmp_path, *more) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert not (tmp_path / "results").exists()
+    return line
+
+
+def test_a_board_in_order_is_written_with_a_statement_and_by_one_seed_with_the_same_bytes(run, tmp_path, capsys):
+    assert submit(run, tmp_path, "--seed", 7) == 0
+    said = capsys.readouterr().out
+    board = tmp_path / "results" / "board"
+    statement = read_sealed(board / "submission.json")
+    assert len(statement["measured"]["saes"]) == 3
+    assert statement["measured"]["of"] == 4
+    assert "ground_truth" in statement["measured"]["tasks"]
+    assert set(statement["files"]) == {"run.json", *(name for name in files(board) if name.startswith("records/"))}
+    assert all(sha256(board / name) == digest for name, digest in statement["files"].items())
+    for part in ("3 of 4 SAEs (seed 7)", "probability of 75%", "git push -u origin board-board"):
+        assert part in said
+    before = files(board)
+    assert not [name for name in before if name.endswith(".safetensors")]
+    assert submit(run, tmp_path, "--seed", 7) == 0
+    assert files(board) == before
+    assert submit(board, tmp_path, "--seed", 7, "--weights", run) == 0, "the board in its place, as its reviewer has it"
+    assert {name for name, content in files(board).items() if content != before[name]} == {"submission.json"}
+    assert bench("board", board) == 0
+    assert files(board).keys() == before.keys()
+
+
+def test_without_weights_nothing_is_measured_and_that_has_to_be_asked_for(run, tmp_path, capsys):
+    assert bench("board", run, "--out", tmp_path / "bare") == 0
+    assert "give --weights with the run's folder or hf:owner/repo" in refused(tmp_path / "bare", tmp_path, capsys)
+    assert submit(tmp_path / "bare", tmp_path, "--without-measuring") == 0
+    assert "nothing was measured again: the numbers are the submitter's word" in capsys.readouterr().out
+    assert read_sealed(tmp_path / "results" / "bare" / "submission.json")["measured"] is None
+
+
+def test_weights_that_were_published_are_fetched_for_the_sample_alone(run, tmp_path, capsys, monkeypatch):
+    assert bench("board", run, "--out", tmp_path / "bare") == 0
+    fetched = []
+
+    def fetch(repo, revision, folder, names):
+        fetched.append((repo, revision, folder))
+        return {name: run / folder / name for name in names if (run / folder / name).is_file()}, "commit"
+
+    monkeypatch.setattr("sae_bench.runs.submit.fetch", fetch)
+    assert submit(tmp_path / "bare", tmp_path, "--weights", "hf:me/saes@main", "--sample", 1, "--seed", 1) == 0
+    statement = read_sealed(tmp_path / "results" / "bare" / "submission.json")
+    assert statement["measured"]["weights"] == "hf:me/saes@main"
+    assert {folder for *_, folder in fetched} >= {f"saes/{sae}" for sae in statement["measured"]["saes"]}
+    monkeypatch.setattr("sae_bench.runs.submit.fetch", lambda *_: ({}, "commit"))
+    assert submit(tmp_path / "bare", tmp_path, "--weights", "hf:me/saes") == 2
+    assert "hf:me/saes has no saes/" in capsys.readouterr().err
+    assert submit(tmp_path / "bare", tmp_path, "--weights", "hf:me/saes/there/is/more") == 2
+    assert "write hf:owner/repo" in capsys.readouterr().err
+
+
+def of_all_documents(content):
+    """Better by a tenth in every document, in the score and in its error: a record that agrees with itself."""
+    sums = content["by_document"]
+    score = content["scores"]["fve"]
+    of_error, of_variance = score["formula"].removeprefix("1 - ").split(" / ")
+    sums[of_error] = [0.9 * value for value in sums[of_error]]
+    for one in content["scores"].values():
+        if (one["formula"] or "").endswith(f"{of_error} / {of_variance}"):
+            share = sum(sums[of_error]) / sum(sums[of_variance])
+            one["value"] = 1 - share if one["formula"].startswith("1 -") else share
+
+
+def of_a_share(content):
+    content["scores"]["dead_share"]["value"] = 0.5
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "told"),
+    [
+        ("reconstruction", of_all_documents, "squared_error of document "),
+        ("feature_density", of_a_share, "dead_share is"),
+    ],
+)
+def test_a_record_that_was_edited_and_sealed_again_is_found_by_measuring(
+    stranger, tmp_path, capsys, task, change, told
+):
+    sealed_again(stranger / "records" / f"{EDITED}.{task}.json", change)
+    line = refused(stranger, tmp_path, capsys, "--sample", 4)
+    assert f"{task} of {EDITED}" in line
+    assert told in line
+    assert submit(stranger, tmp_path, "--without-measuring") == 0, "a seal does not show it"
+
+
+def test_weights_that_were_swapped_are_found(stranger, tmp_path, capsys):
+    one, other = (stranger / "saes" / f"topk.synthetic.w24.l0_3.seed{seed}" for seed in (0, 1))
+    shutil.copy(other / "sae_weights.safetensors", one)
+    assert f"{one / 'sae_weights.safetensors'} is covered by no seal" in refused(stranger, tmp_path, capsys)
+    digest = sha256(one / "sae_weights.safetensors")
+
+    def change(content):
+        content["sha256"] = content["files"]["sae_weights.safetensors"] = digest
+
+    sealed_again(one / "sae_bench.json", change)
+    assert "records were made from other weights" in refused(stranger, tmp_path, capsys, "--sample", 4)
+    for path in (stranger / "records").glob(f"{EDITED}.*.json"):
+        sealed_again(path, lambda content: content["sae"].update(weights_sha256=digest))
+    assert "measured again" in refused(stranger, tmp_path, capsys, "--sample", 4)
+
+
+def link(folder):
+    (folder / "saes" / EDITED / "metrics.jsonl").unlink()
+    (folder / "saes" / EDITED / "metrics.jsonl").symlink_to("/etc/hostname")
+
+
+def linked_folder(folder):
+    shutil.move(folder / "saes" / EDITED, folder.parent / "elsewhere")
+    (folder / "saes" / EDITED).symlink_to(folder.parent / "elsewhere")
+
+
+def record(folder):
+    return folder / "records" / f"{EDITED}.reconstruction.json"
+
+
+def of_manifest(change):
+    return lambda folder: sealed_again(folder / "run.json", change)
+
+
+def of_record(change):
+    def changed(folder):
+        sealed_again(record(folder), change)
+
+    return changed
+
+
+def of_every_record(change):
+    def changed(folder):
+        for path in (folder / "records").glob("*.json"):
+            sealed_again(path, change)
+
+    return changed
+
+
+def dropped(folder):
+    """An SAE that nobody was to see, taken out of the manifest as well."""
+    for path in (folder / "records").glob(f"{EDITED}.*.json"):
+        path.unlink()
+    shutil.rmtree(folder / "saes" / EDITED)
+    sealed_again(folder / "run.json", lambda content: content["saes"].remove(EDITED))
+
+
+@pytest.mark.parametrize(
+    ("attack", "told"),
+    [
+        (link, "metrics.jsonl is a link, or no file"),
+        (linked_folder, f"{EDITED} is a link, or no file"),
+        (lambda folder: os.mkfifo(folder / "records" / "pipe.json"), "pipe.json is a link, or no file"),
+        (lambda folder: (folder / "setup.py").write_text("import os"), "setup.py is covered by no seal"),
+        (lambda folder: (folder / "records" / "a.b.json").write_text("{"), "a.b.json is covered by no seal"),
+        (lambda folder: record(folder).unlink(), "reconstruction.json is missing"),
+        (dropped, "asks for topk at synthetic, width 24, target 3, seed 0, of which there is no record"),
+        (of_record(lambda content: content["scores"]["fve"].update(value=0.99)), "fve is 0.99, its sums give"),
+        (of_record(lambda content: content["sae"].update(label="top\u202ek")), "characters that hide or turn text"),
+        (of_record(lambda content: content["sae"].update(id="../../out")), "'../../out' is no name of an SAE"),
+        (of_record(lambda content: content["provenance"].update(model_sha256="0" * 64)), "its model_sha256 is 000"),
+        (of_record(lambda content: content.update(task_version="0")), "measured by reconstruction 0, this version has"),
+        (of_record(lambda content: content.update(schema_version=99)), "schema_version 99"),
+        (of_record(lambda of: of["provenance"]["versions"].update({"sae-arch-bench": "99.0.0"})), "update it"),
+        (of_every_record(lambda content: content["provenance"].update(config_hash="0" * 64)), "is not of the run"),
+        (of_record(lambda content: content["sae"].update(id="relu.other")), "is a record of relu.other.reconstruction"),
+        (of_manifest(lambda of: of.update(plugins={"x.py": "0"})), "names plugins"),
+        (of_manifest(lambda of: of.update(saes=3)), "has no saes"),
+        (of_manifest(lambda of: of["config"].update(seeds=[5])), "another hash"),
+        (lambda folder: (folder / "run.json").write_text("["), "run.json"),
+    ],
+)  # fmt: skip
+def test_what_a_stranger_may_have_done_is_refused_in_one_line(stranger, tmp_path, capsys, attack, told):
+    attack(stranger)
+    assert told in refused(stranger, tmp_path, capsys, "--without-measuring")
+
+
+def test_fingerprints_of_another_model_are_found_by_measuring(stranger, tmp_path, capsys):
+    of_every_record(lambda content: content["provenance"].update(model_sha256="0" * 64))(stranger)
+    assert "model_sha256, measured again: is now " in refused(stranger, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("name", ["../out", "a/b", ".hidden", "", "/tmp/out", "a b"])
+def test_a_name_is_no_path(run, tmp_path, capsys, name):
+    assert "is no name of a board" in refused(run, tmp_path, capsys, "--name", name, "--without-measuring")
+
+
+def test_a_board_is_put_over_none_of_another_run_and_behind_no_link(run, tmp_path, capsys):
+    results = tmp_path / "results"
+    (results / "taken").mkdir(parents=True)
+    write_sealed(results / "taken" / "run.json", {"config": {}})
+    (tmp_path / "elsewhere").mkdir()
+    (results / "link").symlink_to(tmp_path / "elsewhere")
+    for name, told in (
+        ("taken", "holds another board (its run.json differs)"),
+        ("link", "is a link"),
+        ("Taken", "in case alone"),
+    ):
+        assert submit(run, tmp_path, "--name", name, "--without-measuring") == 2
+        assert told in capsys.readouterr().err
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_publish_names_the_board_in_card_and_tag(run, capsys):
+    assert bench("publish", run, "--repo", "me/saes", "--board", "board_2026-11-27", "--dry-run") == 0
+    card = capsys.readouterr().out
+    assert "- sae-arch-bench-board-board_2026-11-27" in card
+    assert "`results/board_2026-11-27`" in card
+    assert bench("publish", run, "--repo", "me/saes", "--board", "../x", "--dry-run") == 2
+    assert "is no name of a board" in capsys.readouterr().err
