@@ -57,8 +57,9 @@ class Worth:
         found = self.differences
         if self.chosen is self.default or len(found) < 2:
             return None
-        low, high = stats.ttest_1samp(found, 0.0).confidence_interval(0.95)
-        return float(low), float(high)
+        mean, error = float(np.mean(found)), float(np.std(found, ddof=1)) / len(found) ** 0.5
+        half = float(stats.t.ppf(0.975, len(found) - 1)) * error
+        return mean - half, mean + half
 
     @property
     def row(self) -> list[str]:

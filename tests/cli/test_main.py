@@ -23,7 +23,7 @@ HEAVY = ("torch", "transformers", "datasets", "pandas", "numpy")  # flags follow
 
 FLAGS = set(
     """
-    --arch --sae --controls
+    --arch --sae --controls --recipe
     --tasks --config --preset --plugin --model --layer --random-lm --site --revision --dtype --trust-remote-code --width
     --l0 --sparsity --seed --dataset --text-column --tokens --reuse --eval-tokens --eval-skip --context-size
     --batch-size --buffer-tokens --out --device --kernels --screening --compile --limit --checkpoint-every --overwrite
