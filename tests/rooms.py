@@ -30,6 +30,7 @@ ROOMS = {
     "formats": {"words", "records", "saes"},
     "autointerp": {"words", "records", "saes", "lm", "evaluation"},
     "probing": {"words", "records", "saes", "lm", "evaluation"},
+    "study": {"words", "records", "autointerp"},
     "leaderboard": {"words", "records"},
     "runs": {
         "words",
@@ -70,7 +71,19 @@ ROOMS = {
         "runs",
         "distributed",
     },
-    "cli": {"words", "records", "saes", "lm", "evaluation", "formats", "leaderboard", "runs", "distributed", "api"},
+    "cli": {
+        "words",
+        "records",
+        "saes",
+        "lm",
+        "evaluation",
+        "formats",
+        "study",
+        "leaderboard",
+        "runs",
+        "distributed",
+        "api",
+    },
 }
 """A room and the rooms that it may import from."""
 
