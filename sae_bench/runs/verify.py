@@ -21,7 +21,7 @@ from sae_bench.lm.sites import site_of
 from sae_bench.progress import Progress
 from sae_bench.records.files import read_sealed, sha256
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder, changed_file
-from sae_bench.records.schema import NOT_APPLICABLE, Record, read_record
+from sae_bench.records.schema import BY_RATERS, NOT_APPLICABLE, Record, read_record
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.runs.verify_latents import verify_latents
@@ -125,8 +125,10 @@ def _verify_numbers(
     loaded = cache(lambda name: load_sae(folder.sae_path(name), lm.device))
     by_hash = {record.sae.weights_sha256: name for (name, _), record in records.items() if name in saes}
     for sae_id in saes:
-        measured = [task for (of, task), record in records.items() if of == sae_id and not record.failure]
-        names = [task for task in measured if records[sae_id, task].not_measured != NOT_APPLICABLE]
+        measured = {task: record for (of, task), record in records.items() if of == sae_id and not record.failure}
+        left_out = [record.task for record in measured.values() if record.measured_on == BY_RATERS]  # people, not now
+        left_out += [record.task for record in measured.values() if record.not_measured == NOT_APPLICABLE]
+        names = [task for task in measured if task not in left_out]
         tasks = {name: task() for name, task in token_tasks(names).items()}  # a judge is not asked again
         if tasks:
             site = site_of(description_of(folder.sae_path(sae_id)))

@@ -1,12 +1,12 @@
 """How sure a share is that raters gave of latents: both are samples, and they are crossed.
 
 Other latents would have been easier, other raters milder. The share is the mean over latents of what their raters said
-in the mean, so that each latent counts once, by however many it was seen. Its variance is the sum of two jackknives:
-latents left out one by one, and raters left out one by one, each from everything that they were asked about. Both hold
-what a rater makes of one latent alone, which is so counted twice: as in the pigeonhole bootstrap (Owen 2007), whose
-variance is too large by twice that, the sum errs to the safe side. Unlike its percentiles, which five raters leave too
-narrow, the sum comes with degrees of freedom (Satterthwaite 1946), and no random number (docs/study-design.md has both
-in simulations).
+in the mean, so that each latent counts once, by however many it was seen. Its variance is the sum of two: that of
+latents, and a jackknife over raters, each left out of everything that he was asked about, less what the second has of
+latents and of single answers, which is in the first already. That is the crossed random-effects model by its moments,
+for any design and with gaps (Gao and Owen 2017), with Satterthwaite's degrees of freedom (1946) and no random number.
+The pigeonhole bootstrap (Owen 2007) of five raters is too narrow between percentiles (docs/study-design.md has both in
+simulations).
 
 Shapes: L latents, R raters. NaN where a rater did not answer: nothing is put in its place.
 """
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray
 from scipy import stats
 
@@ -100,31 +100,61 @@ def _crossed(parts: Sequence[Part]) -> Crossed | None:
     if n > 1:
         of_raters = (n - 1) / n * float(np.square(replicates - replicates.mean()).sum())
         sources.append((of_raters, n - 1.0))
-    twice = sum(_of_single_answers(of) for _, of in parts)
-    total = max(of_latents + of_raters - twice, of_latents, of_raters)
+    again = sum(_of_latents_in_raters(of) for _, of in parts) if n > 1 else 0.0
+    total = max(of_latents + of_raters - again, of_latents)
     squares = sum(variance**2 / degrees for variance, degrees in sources)
     degrees = total**2 / squares if squares > 0 else min(degrees for _, degrees in sources)
     return Crossed(value, math.sqrt(total), degrees, n_latents, len(answered))
 
 
-def _of_single_answers(answers: Float[ndarray, "L R"]) -> float:
-    """The variance that comes from what a rater makes of one latent alone: what latent and rater leave unexplained.
+def _of_latents_in_raters(answers: Float[ndarray, "L R"]) -> float:
+    """What a jackknife over raters shows, in expectation, though all raters are alike: it is due to the answers left.
 
-    0 where there are too few answers to tell it from them.
+    Each replicate is a weighted sum of answers; their weights' variance is the factor of each answer's own variance, and
+    that of their sums by latent the factor of the latents'.
     """
     there = np.isfinite(answers)
-    latents, raters = np.nonzero(there)
-    n_latents, n_raters = answers.shape
-    rows = np.arange(len(latents))
-    design = np.zeros((len(latents), n_latents + n_raters))
-    design[rows, latents] = design[rows, n_latents + raters] = 1.0
-    said = answers[there]
-    fitted, _, rank, _ = np.linalg.lstsq(design, said, rcond=None)
-    if len(said) <= rank:
+    parts = components(answers)
+    if parts is None:  # nobody saw what another saw: an answer is its latent's
+        means = _latent_means(answers)
+        parts = float(means.var(ddof=1)), 0.0
+    weights = np.array([_weights(there & (np.arange(there.shape[1]) != r)) for r in np.flatnonzero(there.any(0))])
+    if len(weights) < 2:
         return 0.0
-    residual = float(np.square(said - design @ fitted).sum()) / (len(said) - rank)
-    n = there.sum(1)[there.any(1)]
-    return residual * float((1 / n).sum()) / len(n) ** 2
+    apart = (weights - weights.mean(0)) * math.sqrt((len(weights) - 1) / len(weights))
+    return parts[0] * float(np.square(apart.sum(2)).sum()) + parts[1] * float(np.square(apart).sum())
+
+
+def _weights(there: Bool[ndarray, "L R"]) -> Float[ndarray, "L R"]:
+    """The weight of each answer in the mean."""
+    n = there.sum(1, keepdims=True)
+    return np.asarray(there / np.maximum(n, 1) / max(int((n > 0).sum()), 1))
+
+
+def components(answers: Float[ndarray, "L R"]) -> tuple[float, float] | None:
+    """The variance of latents and that of single answers, by moments; None where nobody saw what another saw."""
+    of_answers = single_answer_variance(answers)
+    n = np.isfinite(answers).sum(1)
+    n = n[n > 0]
+    if of_answers is None or len(n) < 2:
+        return None
+    of_means = float(_latent_means(answers).var(ddof=1))
+    return max(0.0, of_means - of_answers * float((1 / n).mean())), of_answers
+
+
+def single_answer_variance(answers: Float[ndarray, "L R"]) -> float | None:
+    """The variance of one answer that neither its latent nor its rater explains, by least squares.
+
+    None where there are too few answers to tell it from them.
+    """
+    there = np.isfinite(answers)
+    n = np.maximum(there.sum(1, keepdims=True), 1)
+    said = np.where(there, answers, 0.0)
+    within = (said - said.sum(1, keepdims=True) / n)[there]  # without what the latent explains
+    raters = (np.eye(answers.shape[1])[None] - (there / n)[:, None, :])[there]
+    fitted, _, rank, _ = np.linalg.lstsq(raters, within, rcond=None)
+    left = int(there.sum() - there.any(1).sum() - rank)
+    return float(np.square(within - raters @ fitted).sum()) / left if left > 0 else None
 
 
 def _value(parts: Sequence[Part]) -> float | None:
