@@ -84,8 +84,8 @@ class StudySAE(_Part):
     """Latents that fired often enough to be collected."""
     n_collected: int
     """Uniform sample of those, of which excerpts are kept."""
-    n_suitable: int
-    """Of the collected those with excerpts enough to be shown; the study's are a uniform sample of these."""
+    n_passed_over: int
+    """Collected ones with too few excerpts to be shown, met on the way to as many as the study asks about."""
 
 
 class Item(_Part):
@@ -123,7 +123,7 @@ class Excerpt(_Part):
     """Tokens of text, and how strongly each is shaded: its activation by size, as a share of the latent's largest."""
 
     tenth: int | None
-    """1 to 10: the tenth of the range from 0 to the latent's largest activation that its peak is in; None in question 3."""
+    """1 to 10: the tenth of the range, 0 to the latent's largest activation, that its peak lies in; None in `mixed`."""
     tokens: list[str]
     shading: list[float]
     """0 to 1, of each token; empty in question 3, which is about where it fires."""
