@@ -155,7 +155,7 @@ def choose(source: Source, settings: Settings) -> tuple[list[Chosen], int]:
             return found, looked_at - len(found)
     raise UserError(
         f"{source.record.sae.id} of {source.run}: {len(found)} latents can be shown, not {settings.n_latents} "
-        f"({source.n_alive} are alive, {len(numbers)} were collected, {len(numbers) - len(found)} of these have too few "
+        f"({source.n_alive} alive, {len(numbers)} collected, {len(numbers) - len(found)} of these have too few "
         f"excerpts): give --latents {len(found)}, fewer --excerpts, or collect more from more text by the run's "
         "command with a larger --interp-tokens"
     )
