@@ -30,8 +30,8 @@ ROOMS = {
     "formats": {"words", "records", "saes"},
     "autointerp": {"words", "records", "saes", "lm", "evaluation"},
     "probing": {"words", "records", "saes", "lm", "evaluation"},
-    "study": {"words", "records", "autointerp"},
     "leaderboard": {"words", "records"},
+    "study": {"words", "records", "leaderboard"},
     "runs": {
         "words",
         "records",

@@ -32,7 +32,7 @@ Id = Annotated[str, Field(pattern=r"^[0-9a-z]{8,40}$")]
 """Drawn at random: it tells nothing of what it names."""
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
     """Part of a study's files: never changed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,14 +48,14 @@ class _Part(BaseModel):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise UserError(f"{path}: {_first(error)}: it is of another version of sae-arch-bench") from None
+            raise UserError(f"{path}: {first_of(error)}: it is of another version of sae-arch-bench") from None
 
     def write(self, path: Path) -> None:
         """Write a sealed file, whole or not at all."""
         write_sealed(path, self.model_dump(mode="json"))
 
 
-class Settings(_Part):
+class Settings(Part):
     """What a study was asked to be."""
 
     seed: int
@@ -72,7 +72,7 @@ class Settings(_Part):
     """Whether question 3 is asked."""
 
 
-class StudySAE(_Part):
+class StudySAE(Part):
     """An SAE of the study, as its run describes it, and how its latents were sampled."""
 
     run: str
@@ -84,11 +84,11 @@ class StudySAE(_Part):
     """Latents that fired often enough to be collected."""
     n_collected: int
     """Uniform sample of those, of which excerpts are kept."""
-    n_suitable: int
-    """Of the collected those with excerpts enough to be shown; the study's are a uniform sample of these."""
+    n_passed_over: int
+    """Collected ones with too few excerpts to be shown, met on the way to as many as the study asks about."""
 
 
-class Item(_Part):
+class Item(Part):
     """What an item is: the key that raters never see."""
 
     id: Id
@@ -107,7 +107,7 @@ class Item(_Part):
     """Of what was collected of the latent (`records.lineage.collected_hash`)."""
 
 
-class Study(_Part):
+class Study(Part):
     """study.json."""
 
     format: Literal[1] = FORMAT
@@ -119,17 +119,17 @@ class Study(_Part):
     items: list[Item]
 
 
-class Excerpt(_Part):
+class Excerpt(Part):
     """Tokens of text, and how strongly each is shaded: its activation by size, as a share of the latent's largest."""
 
     tenth: int | None
-    """1 to 10: the tenth of the range from 0 to the latent's largest activation that its peak is in; None in question 3."""
+    """1 to 10: the tenth of the range, 0 to the latent's largest activation, that its peak lies in; None in `mixed`."""
     tokens: list[str]
     shading: list[float]
     """0 to 1, of each token; empty in question 3, which is about where it fires."""
 
 
-class Showing(_Part):
+class Showing(Part):
     """An item as one rater sees it."""
 
     item: Id
@@ -140,7 +140,7 @@ class Showing(_Part):
     """Of question 3; empty where it is not asked."""
 
 
-class Assignment(_Part):
+class Assignment(Part):
     """raters/rater-NN.json: all that a rater receives."""
 
     format: Literal[1] = FORMAT
@@ -161,7 +161,7 @@ MOST_TEXT = 2000
 """Characters of what a rater may write about one latent."""
 
 
-class Answer(_Part):
+class Answer(Part):
     """What a rater said of a showing, once."""
 
     event: Literal["answer"] = "answer"
@@ -180,7 +180,7 @@ class Answer(_Part):
     time: Time
 
 
-class Undo(_Part):
+class Undo(Part):
     """A rater took the answer to a showing back."""
 
     event: Literal["undo"] = "undo"
@@ -220,7 +220,7 @@ def event_from(content: Mapping[str, Any]) -> Answer | Undo:
     try:
         return EVENT.validate_json(json.dumps(content))
     except ValidationError as error:
-        raise UserError(f"no answer: {_first(error)}") from None
+        raise UserError(f"no answer: {first_of(error)}") from None
 
 
 def read_events(path: Path) -> list[Answer | Undo]:
@@ -237,11 +237,12 @@ def read_events(path: Path) -> list[Answer | Undo]:
         try:
             events.append(EVENT.validate_json(line))
         except ValidationError as error:
-            raise UserError(f"{path}, line {number}: {_first(error)}: restore the line, or delete it") from None
+            raise UserError(f"{path}, line {number}: {first_of(error)}: restore the line, or delete it") from None
     return events
 
 
-def _first(error: ValidationError) -> str:
+def first_of(error: ValidationError) -> str:
+    """The field that is wrong, what is wrong with it, and what it says."""
     first = error.errors(include_url=False)[0]
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r:.60}"
 
@@ -281,10 +282,16 @@ class StudyFolder:
         Raises:
             UserError: there is no such rater, or the file is damaged.
         """
-        n = self.study().settings.n_raters
-        if not 1 <= rater <= n:
-            raise UserError(f"--rater {rater}: {self.path} has raters 1 to {n}")
+        if rater not in (raters := self.raters()):
+            if not raters:
+                self.study()
+            raise UserError(f"--rater {rater}: {self.path} has raters {raters[0]} to {raters[-1]}")
         return Assignment.read(self.assignment_path(rater))
+
+    def raters(self) -> list[int]:
+        """Those whose assignments are here, in order; the key may be kept elsewhere."""
+        paths = (self.path / "raters").glob("rater-*.json")
+        return sorted(int(path.stem.removeprefix("rater-")) for path in paths)
 
     def answers(self, rater: int) -> dict[Key, Answer]:
         """The answers of a rater that count, by item and showing; errors as `read_events`."""
