@@ -279,9 +279,7 @@ def _widened(record: Record, metric: str, design: Design) -> float:
     degrees = record.details.get("degrees", {}).get(metric)
     if degrees is None:
         return 1.0
-    own, of_documents = (
-        special.stdtrit(of, (1 + LEVEL) / 2) for of in (degrees, max(design.n_documents - 1.0, 1.0))
-    )
+    own, of_documents = (special.stdtrit(of, (1 + LEVEL) / 2) for of in (degrees, max(design.n_documents - 1.0, 1.0)))
     return max(1.0, float(own / of_documents))
 
 

@@ -25,7 +25,7 @@ SCORES_ABOUT = 0.05
 """Difference of scores that counts as none: a tenth of the way from chance (.5) to perfect (1) in balanced accuracy."""
 
 PEOPLE_ABOUT = 0.1
-"""Difference of shares of latents, as raters see them, that counts as none: the ten points that studies are planned for."""
+"""Difference of shares of latents, as raters see them, that counts as none: the ten points of docs/study-design.md."""
 
 UNSHRUNK = 0.02
 """How far from 1 gamma_centred may be without shrinkage: less than half of the least that the paper reports of relu."""

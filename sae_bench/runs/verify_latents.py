@@ -39,7 +39,7 @@ def _problem(folder: RunFolder, sae_id: str, records: Sequence[Record]) -> str |
             return "they were collected from other weights than the records are of"
         rated = lineage.rated_from_others(record, now["weights"], latents)
         if rated:
-            return f"{record.task} was made from other {' and '.join(rated)}: run `study results` again, or make a study anew"
+            return f"{record.task} was made from other {' and '.join(rated)}: run `study results`, or make a new study"
         if changed := lineage.changed_since(record, now, latents):
             return f"{record.task} was made from other {' and '.join(changed)}: run the same command again"
     return None

@@ -60,8 +60,8 @@ def _alpha(counts: Float[ndarray, "U C"], kind: Kind) -> float | None:
     if np.count_nonzero(totals) < 2:
         return None
     apart = _apart(totals, kind)
-    expected = float((np.outer(totals, totals) * apart).sum()) / (n - 1)
-    return 1 - float((coincidences * apart).sum()) / expected
+    expected = float((np.outer(totals, totals) * apart).sum()) / float(n - 1)
+    return 1.0 - float((coincidences * apart).sum()) / expected
 
 
 def _coincidences(counts: Float[ndarray, "U C"]) -> Float[ndarray, "C C"]:

@@ -110,7 +110,7 @@ def _crossed(parts: Sequence[Part]) -> Crossed | None:
 def _of_latents_in_raters(answers: Float[ndarray, "L R"]) -> float:
     """What a jackknife over raters shows, in expectation, though all raters are alike: it is due to the answers left.
 
-    Each replicate is a weighted sum of answers; their weights' variance is the factor of each answer's own variance, and
+    Each replicate is a weighted sum of answers; the variance of their weights is the factor of the single answers', and
     that of their sums by latent the factor of the latents'.
     """
     there = np.isfinite(answers)

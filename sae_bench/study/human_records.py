@@ -19,7 +19,7 @@ from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import BY_RATERS, Record, Score, write_record
 from sae_bench.study.crossed import LEVEL
 from sae_bench.study.ratings import CATEGORIES, Ratings
-from sae_bench.study.results import METRICS, Part, values_of
+from sae_bench.study.results import METRICS, Found, values_of
 
 TASK, VERSION = "human", "1"
 STUDY = "studies, raters or latents"
@@ -39,7 +39,7 @@ def runs_of(ratings: Ratings, moved: Sequence[Path] = ()) -> tuple[dict[int, Run
         if same:
             found[place] = same[0]
         elif there:
-            problems.append(f"{one.sae.id} of {there[0].path} was trained again since the study was made: make a new one")
+            problems.append(f"{one.sae.id} of {there[0].path} was trained again since: make a new study")
         else:
             problems.append(f"{one.run} holds no records of {one.sae.id}: name its run behind the study's folder")
     return found, problems
@@ -51,14 +51,15 @@ def _weights(folder: RunFolder, sae_id: str) -> set[str]:
     return {record.sae.weights_sha256 for record in records if record and record.sae.id == sae_id}
 
 
-def with_judges(results: Part, ratings: Ratings, runs: Mapping[int, RunFolder]) -> Part:
+def with_judges(results: Found, ratings: Ratings, runs: Mapping[int, RunFolder]) -> Found:
     """The results, with how raters and judges agree on the latents that both have seen."""
     by_scorer: dict[str, list[Any]] = {}
     for place, folder in runs.items():
         items = ratings.of_sae(place)
         for scorer, scores in _judged(folder, ratings.study.saes[place].sae.id).items():
-            pairs = [(said, scores[ratings.study.items[i].latent]) for i, said in zip(items, _ratings(ratings, items))
-                     if said is not None and scores.get(ratings.study.items[i].latent) is not None]  # fmt: skip
+            both = zip(items, _by_latent(ratings.rating, items), strict=True)
+            scored = [(said, scores.get(ratings.study.items[i].latent)) for i, said in both if said is not None]
+            pairs = [pair for pair in scored if pair[1] is not None]
             by_scorer.setdefault(scorer, []).append(np.array(pairs).reshape(-1, 2))
     return results | {"judge": [_correlation(scorer, of) for scorer, of in sorted(by_scorer.items())]}
 
@@ -72,11 +73,7 @@ def _judged(folder: RunFolder, sae_id: str) -> dict[str, dict[int, float | None]
     return {scorer: dict(zip(latents, of, strict=True)) for scorer, of in record.details["values"].items()}
 
 
-def _ratings(ratings: Ratings, items: Sequence[int]) -> list[float | None]:
-    return _by_latent(ratings.rating, items)
-
-
-def _correlation(scorer: str, saes: Sequence[Any]) -> Part:
+def _correlation(scorer: str, saes: Sequence[Any]) -> Found:
     usable = [of for of in saes if len(of) >= FEWEST and all(np.ptp(of, axis=0) > 0)]
     about = {"scorer": scorer, "n_latents": sum(map(len, usable)), "n_saes": len(usable)}
     if not usable:
@@ -86,7 +83,7 @@ def _correlation(scorer: str, saes: Sequence[Any]) -> Part:
     return about | {"spearman": found.value, "interval": found.interval(LEVEL), "note": None}
 
 
-def write_records(results: Part, ratings: Ratings, runs: Mapping[int, RunFolder]) -> list[Path]:
+def write_records(results: Found, ratings: Ratings, runs: Mapping[int, RunFolder]) -> list[Path]:
     """Write the record of each SAE whose run is there, and draw the tables of these runs anew; the records' paths.
 
     Raises:
@@ -104,7 +101,7 @@ def write_records(results: Part, ratings: Ratings, runs: Mapping[int, RunFolder]
     return written
 
 
-def record_of(results: Part, ratings: Ratings, place: int) -> Record:
+def record_of(results: Found, ratings: Ratings, place: int) -> Record:
     """What a study found of one SAE; a failure if nobody answered anything about it."""
     one, items = ratings.study.saes[place], ratings.of_sae(place)
     found = results["saes"][place]
@@ -143,13 +140,13 @@ def record_of(results: Part, ratings: Ratings, place: int) -> Record:
     )
 
 
-def _score(of: Part | None) -> Score:
+def _score(of: Found | None) -> Score:
     if of is None:
         return Score(None, None, 0, note="no rater answered")
     return Score(of["value"], of["stderr"], of["n_latents"])
 
 
-def _answers(ratings: Ratings, items: Sequence[int]) -> list[Part]:
+def _answers(ratings: Ratings, items: Sequence[int]) -> list[Found]:
     """Every answer about some items: latent, rater, showing, and what was said."""
     found = []
     for showing, given in enumerate((ratings.category, ratings.again)):
@@ -168,7 +165,7 @@ def _by_latent(given: Any, items: Sequence[int]) -> list[float | None]:
     return [float(np.nanmean(row)) if np.isfinite(row).any() else None for row in given[items]]
 
 
-def _caption(results: Part) -> str:
+def _caption(results: Found) -> str:
     alpha = results["agreement"]["ordinal"]["value"]
     settings, answers = results["settings"], results["answers"]
     answered = sum(rater["answered"] > 0 for rater in results["raters"])
@@ -182,7 +179,7 @@ def _caption(results: Part) -> str:
     )
 
 
-def _remarks(found: Part, results: Part) -> list[str]:
+def _remarks(found: Found, results: Found) -> list[str]:
     remarks = []
     if found["n_rated"] < found["n_latents"]:
         remarks.append(f"{found['n_latents'] - found['n_rated']} of {found['n_latents']} latents without an answer")

@@ -59,8 +59,8 @@ class Variances:
         of_raters = total if overlap == 1 else 2 * self.of_answers / (overlap - 1) / n_latents * (1 - 1 / n_raters)
         squares = total**2 / (2 * (n_latents - 1)) + (of_raters**2 / (n_raters - 1) if n_raters > 1 else 0.0)
         degrees = total**2 / squares
-        tails = stats.t.isf([(1 - crossed.LEVEL) / 2 / family, 1 - POWER], degrees)
-        return math.sqrt(total) * float(tails.sum())
+        tails = [float(stats.t.isf(tail, degrees)) for tail in ((1 - crossed.LEVEL) / 2 / family, 1 - POWER)]
+        return math.sqrt(total) * sum(tails)
 
     def latents_needed(self, difference: float, n_raters: int, overlap: int, family: int = 1) -> int | None:
         """The fewest latents of each architecture that tell a difference; None: MOST do not."""
@@ -77,7 +77,7 @@ class Variances:
 def rows(
     variances: Variances, difference: float, n_raters: int, n_architectures: int = 2
 ) -> Iterator[tuple[int, int | None, int | None, float | None]]:
-    """For each overlap that so many raters allow: latents of each architecture, latents of each rater, hours of each."""
+    """For each overlap that so many raters allow: latents of each architecture, of each rater, and his hours."""
     for overlap in OVERLAPS:
         if overlap <= n_raters:
             latents = variances.latents_needed(difference, n_raters, overlap, math.comb(n_architectures, 2))
@@ -96,15 +96,21 @@ def written(
     pairs = math.comb(n_architectures, 2)
     total = variances.of_latents + variances.of_answers
     about = (
-        f"{n_raters} raters, {n_architectures} architectures ({pairs} pair{'s' if pairs > 1 else ''}, judged together), "
-        f"told in four of five studies at the 5% level. Computed from the variance of an answer, {total:.2g}, of which "
-        f"{variances.of_latents / total:.0%} is the latents', and {variances.seconds:.0f} s for a latent; repeats apart."
-    )
+        f"{n_raters} raters, {n_architectures} architectures ({pairs} pair{'s' if pairs > 1 else ''}, "
+        "judged together), told in four of five studies at the 5% level. "
+        f"Computed from the variance of an answer, {total:.2g}, of which {variances.of_latents / total:.0%} is the "
+        f"latents', and {variances.seconds:.0f} s for a latent; repeats apart."
+    ).replace("architectures (1 pair, judged together)", "architectures")
     tables = []
     for difference in differences:
-        body = [[overlap, *("more than 100,000" if n is None else f"{n:,}" for n in (latents, of_rater)),
-                 "-" if hours is None else f"{hours:.1f}"]
-                for overlap, latents, of_rater, hours in rows(variances, difference, n_raters, n_architectures)]  # fmt: skip
+        body = [
+            [str(overlap), _count(latents), _count(of_rater), "-" if hours is None else f"{hours:.1f}"]
+            for overlap, latents, of_rater, hours in rows(variances, difference, n_raters, n_architectures)
+        ]
         table = tabulate(body, HEADER, form, disable_numparse=True, colalign=("right",) * len(HEADER))
         tables.append(f"to tell {100 * difference:g} points:\n\n{table}")
     return "\n\n".join([*tables, about]) + "\n"
+
+
+def _count(n: int | None) -> str:
+    return f"more than {MOST:,}" if n is None else f"{n:,}"

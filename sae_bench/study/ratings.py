@@ -53,7 +53,7 @@ class Ratings:
     @property
     def answered(self) -> Bool[ndarray, "I R"]:
         """At the first showing."""
-        return np.isfinite(self.category)
+        return np.asarray(np.isfinite(self.category))
 
     @property
     def yes(self) -> Given:
@@ -68,7 +68,7 @@ class Ratings:
     @property
     def rating(self) -> Given:
         """1 for yes, 1/2 for maybe, 0 for no."""
-        return self.category / YES
+        return np.asarray(self.category / YES)
 
     def of_sae(self, sae: int) -> list[int]:
         """The items of an SAE."""
@@ -93,17 +93,17 @@ def read_ratings(folder: StudyFolder) -> Ratings:
             raise UserError(f"{folder.assignment_path(r + 1)} is of another study: put the right file there")
         for showing in assignment.showings:
             (asked_again if showing.showing else asked)[place[showing.item], r] = True
-        for (item, showing), answer in sorted(folder.answers(r + 1).items()):
+        for (item, repeat), answer in sorted(folder.answers(r + 1).items()):
             i = place.get(item)
-            if i is None or not (asked_again if showing else asked)[i, r]:
+            if i is None or not (asked_again if repeat else asked)[i, r]:
                 raise UserError(
                     f"{folder.answers_path(r + 1)}: item {item} was never put before rater {r + 1}: the answers are of "
                     "another study or rater; put the right file there"
                 )
-            (again if showing else category)[i, r] = CATEGORIES.index(answer.interpretable)
+            (again if repeat else category)[i, r] = CATEGORIES.index(answer.interpretable)
             times.append(answer.time)
-            counted.append([r + 1, item, showing, answer.model_dump(mode="json", exclude={"id", "time", "event"})])
-            if not showing:
+            counted.append([r + 1, item, repeat, answer.model_dump(mode="json", exclude={"id", "time", "event"})])
+            if not repeat:
                 seconds[i, r] = answer.seconds
                 detection[i, r] = balanced_accuracy(answer, study.items[i].truth)
     last = max(times, default=None)

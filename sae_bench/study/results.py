@@ -21,7 +21,7 @@ from sae_bench.study import agreement, crossed
 from sae_bench.study.crossed import Crossed
 from sae_bench.study.ratings import CATEGORIES, Given, Ratings
 
-Part = dict[str, Any]
+Found = dict[str, Any]
 """Of the results, as JSON has it."""
 
 METRICS = (
@@ -36,6 +36,9 @@ METRICS = (
 )  # fmt: skip
 """Of the task `human`."""
 
+RESULTS = "results.json"
+"""In the study's folder."""
+
 MIN_LATENTS = 5
 """With fewer on either side, nothing is said of what one rater makes of one SAE."""
 
@@ -46,7 +49,7 @@ def values_of(ratings: Ratings) -> dict[str, Given]:
     return dict(zip((metric.name for metric in METRICS), given, strict=True))
 
 
-def results_of(ratings: Ratings) -> Part:
+def results_of(ratings: Ratings) -> Found:
     """All that a study found, as JSON."""
     groups = groups_of(ratings)
     return {
@@ -75,31 +78,31 @@ def groups_of(ratings: Ratings) -> dict[str, list[int]]:
     return {name: [i for sae, of in enumerate(names) if of == name for i in ratings.of_sae(sae)] for name in names}
 
 
-def _sae(ratings: Ratings, place: int) -> Part:
+def _sae(ratings: Ratings, place: int) -> Found:
     one, items = ratings.study.saes[place], ratings.of_sae(place)
     about = {"sae": one.sae.id, "label": one.sae.label, "target_l0": one.sae.target_l0, "control": one.sae.control}
     rated = int(ratings.answered[items].any(1).sum())
     return about | {"n_latents": len(items), "n_rated": rated} | _scores(ratings, items)
 
 
-def _scores(ratings: Ratings, items: Sequence[int]) -> Part:
+def _scores(ratings: Ratings, items: Sequence[int]) -> Found:
     return {"scores": {name: _share(crossed.mean(given[items])) for name, given in values_of(ratings).items()}}
 
 
-def _share(found: Crossed | None) -> Part | None:
+def _share(found: Crossed | None) -> Found | None:
     """None: nobody answered."""
     return None if found is None else _number(found) | {"interval": found.share_interval()}
 
 
-def _number(found: Crossed) -> Part:
+def _number(found: Crossed) -> Found:
     degrees = found.degrees if np.isfinite(found.degrees) else None
     return {"value": found.value, "stderr": found.stderr, "degrees": degrees,
             "n_latents": found.n_latents, "n_raters": found.n_raters}  # fmt: skip
 
 
-def _differences(ratings: Ratings, groups: Mapping[str, list[int]]) -> list[Part]:
+def _differences(ratings: Ratings, groups: Mapping[str, list[int]]) -> list[Found]:
     """All pairs in every metric, one family a metric."""
-    found: list[Part] = []
+    found: list[Found] = []
     for metric, given in values_of(ratings).items():
         pairs = [(one, other, crossed.difference(given[groups[one]], given[groups[other]]))
                  for one, other in combinations(groups, 2)]  # fmt: skip
@@ -114,14 +117,14 @@ def _differences(ratings: Ratings, groups: Mapping[str, list[int]]) -> list[Part
     return found
 
 
-def _agreement(ratings: Ratings, without: int | None = None) -> Part:
+def _agreement(ratings: Ratings, without: int | None = None) -> Found:
     """Krippendorff's alpha over all latents, of three answers and in their order; `without` one rater."""
     given = ratings.category if without is None else np.delete(ratings.category, without, axis=1)
     counts = agreement.as_counts(given, len(CATEGORIES))
     return {kind: asdict(agreement.alpha(counts, kind)) for kind in ("nominal", "ordinal")}
 
 
-def _retest(ratings: Ratings) -> Part:
+def _retest(ratings: Ratings) -> Found:
     """Whether raters say the same of a latent that they see again."""
     twice = np.isfinite(ratings.category) & np.isfinite(ratings.again)
     same = np.where(twice, ratings.category == ratings.again, np.nan)
@@ -131,7 +134,7 @@ def _retest(ratings: Ratings) -> Part:
             "same": _share(crossed.mean(same)), "ordinal": asdict(alpha)}  # fmt: skip
 
 
-def _spread(seconds: Given) -> Part | None:
+def _spread(seconds: Given) -> Found | None:
     """Median and quartiles of the time for a latent; None where nobody answered."""
     there = seconds[np.isfinite(seconds)]
     if not len(there):
@@ -140,7 +143,7 @@ def _spread(seconds: Given) -> Part | None:
     return {"median": median, "quartiles": [low, high], "n": len(there)}
 
 
-def _rater(ratings: Ratings, r: int) -> Part:
+def _rater(ratings: Ratings, r: int) -> Found:
     """One rater's line; of one who answered nothing it says so."""
     said = ratings.category[:, r]
     counts = {name: int((said == place).sum()) for place, name in enumerate(CATEGORIES)}
@@ -159,15 +162,15 @@ def _rater(ratings: Ratings, r: int) -> Part:
     }
 
 
-def leanings(ratings: Ratings) -> list[Part]:
+def leanings(ratings: Ratings) -> list[Found]:
     """Raters who stand apart from the others on one architecture more than elsewhere, as one who is not blind might.
 
     What a rater says of a latent less what the others say of it in the mean, on an architecture against elsewhere, by
-    Mann and Whitney's test (1947), with p corrected for all raters and architectures (Bonferroni). A rater who is milder
-    with all latents is none of them.
+    Mann and Whitney's test (1947), with p corrected for all raters and architectures (Bonferroni). One who
+    is milder with all latents is none of them.
     """
     rating, groups = ratings.rating, groups_of(ratings)
-    tested: list[Part] = []
+    tested: list[Found] = []
     for r in range(rating.shape[1]):
         others = np.delete(rating, r, axis=1)
         n = np.isfinite(others).sum(1)
