@@ -1,7 +1,8 @@
 """`study`: people, blind to the SAE, say what latents mean: the study is made, rated, and its answers are taken in."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
@@ -74,23 +75,16 @@ def rate(folder: Folder, /, *, rater: Rater, port: Port | None = None, browser: 
     """
     from sae_bench.api.local_server import LocalServer
     from sae_bench.errors import UserError
-    from sae_bench.study.answers import add_events
+    from sae_bench.study.answers import add_events, keep
     from sae_bench.study.page import rater_page
-    from sae_bench.study.schema import StudyFolder, event_from
+    from sae_bench.study.schema import StudyFolder
 
     of = StudyFolder(folder)
     assignment = of.assignment(rater)
     add_events(of, assignment, [])  # whatever is wrong with the file, or the folder, is said before anybody answers
 
-    def keep(asked: dict[str, Any]) -> dict[str, Any]:
-        sent = asked.get("events")
-        if not isinstance(sent, list):
-            raise UserError("no events were sent: reload the page")
-        there = add_events(of, assignment, [event_from(one) for one in sent])
-        return {"events": [event.model_dump(mode="json") for event in there]}
-
     def serve(on: int) -> LocalServer:
-        return LocalServer(rater_page(assignment, served=True), keep, on, path="events")
+        return LocalServer(rater_page(assignment, served=True), partial(keep, of, assignment), on, path="events")
 
     try:
         server = serve(usual_port(assignment.study, rater) if port is None else port)
