@@ -125,8 +125,6 @@ def export_pages(folder: Folder, /, *, rater: Rater | None = None) -> int:
     from sae_bench.study.schema import StudyFolder
 
     of = StudyFolder(folder)
-    if not of.raters():
-        of.study()
     for number in of.raters() if rater is None else [rater]:
         path = of.page_path(number)
         write_text(path, rater_page(of.assignment(number), served=False))

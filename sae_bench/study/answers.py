@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from sae_bench.errors import UserError
 from sae_bench.study.schema import (
+    EVENT,
     FORMAT,
     Answer,
     Assignment,
@@ -22,7 +23,6 @@ from sae_bench.study.schema import (
     Part,
     StudyFolder,
     Undo,
-    event_from,
     first_of,
     read_events,
 )
@@ -107,6 +107,18 @@ def keep(folder: StudyFolder, assignment: Assignment, asked: Mapping[str, Any]) 
         raise UserError("no events were sent: reload the page")
     there = add_events(folder, assignment, [event_from(one) for one in sent])
     return {"events": [event.model_dump(mode="json") for event in there]}
+
+
+def event_from(content: Mapping[str, Any]) -> Answer | Undo:
+    """Check one event, as JSON gives it.
+
+    Raises:
+        UserError: it is none; the message names the field.
+    """
+    try:
+        return EVENT.validate_json(json.dumps(content))
+    except ValidationError as error:
+        raise UserError(f"no answer: {first_of(error)}") from None
 
 
 def import_results(folder: StudyFolder, file: Path) -> tuple[Assignment, int]:

@@ -211,7 +211,7 @@ def test_what_cannot_be_is_said_with_its_remedy(tmp_path, capsys):
     )
     assert "give at most 6" in said("make", run, "--latents", 6, "--raters", 3, "--repeats", 9, "--out", out)
     assert 'did you mean "topk' in said("make", run, "--sae", "topkk", "--out", out)
-    assert "holds no study" in said("rate", out, "--rater", 1)
+    assert "holds no raters' files" in said("rate", out, "--rater", 1)
     assert not out.exists()
     two = said("make", run, "--latents", 6, "--raters", 3, "--sae", "topk*", "jumprelu*", "--out", out, code=0)
     assert "no control is among the SAEs" in two
