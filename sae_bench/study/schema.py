@@ -12,13 +12,15 @@ an item put before a rater; the second one of an item to the same rater is its r
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sae_bench.errors import UserError
 from sae_bench.records.files import read_sealed, write_sealed
 from sae_bench.records.schema import Provenance, SAEDescription
+
+P = TypeVar("P", bound="Part")
 
 FORMAT: Final = 1
 """Version of these files."""
@@ -36,7 +38,7 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls: type[P], path: Path) -> P:
         """Read a sealed file.
 
         Raises:

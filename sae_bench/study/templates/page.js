@@ -37,7 +37,7 @@ function excerpt({ tokens, shading }) {
 function drawExcerpts(excerpts) {
   const tenths = [...new Set(excerpts.map((one) => one.tenth))];
   $("excerpts").replaceChildren(...tenths.map((tenth) => el("section", {},
-    el("h2", {}, `up to ${10 * tenth}% of its strongest`),
+    el("h2", {}, `${10 * (tenth - 1)} to ${10 * tenth}% of its strongest`),
     el("ul", {}, ...excerpts.filter((one) => one.tenth === tenth).map((one) => el("li", {}, ...excerpt(one)))))));
 }
 function drawMixed(mixed) {
@@ -176,6 +176,7 @@ function choose(name, at) {
 
 function onKey(event) {
   lastSign = performance.now();
+  if (event.repeat && event.key === "Enter") event.preventDefault();
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.repeat) return;
   const writing = event.target === $("meaning"), onButton = event.target instanceof HTMLButtonElement;
   if (event.key === "Escape" && writing) { $("h-ask").focus({ preventScroll: true }); return; }
