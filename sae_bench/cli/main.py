@@ -18,6 +18,7 @@ from sae_bench.cli.lists import ls
 from sae_bench.cli.runs import convert, export, publish, quieten_libraries, verify
 from sae_bench.cli.serve import serve
 from sae_bench.cli.settings import GROUPS, Settings
+from sae_bench.cli.study import study
 from sae_bench.errors import UserError, did_you_mean, one_line
 from sae_bench.parsing import Heading
 from sae_bench.progress import Progress
@@ -125,6 +126,7 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
 VERBS = (ls, table, compare, power, claims, figures, report, serve, board, explain, verify, export, convert, publish)
 for verb in VERBS:
     app.command(verb)
+app.command(study)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -141,7 +143,9 @@ def main(arguments: list[str] | None = None) -> None:
         if before:
             code = _complain(f'"{word}" is too much: {before[-1]} takes one value')
         else:
-            code = _complain(f'unknown verb "{word}"{did_you_mean(word, (verb.__name__ for verb in VERBS))}')
+            code = _complain(
+                f'unknown verb "{word}"{did_you_mean(word, [*(verb.__name__ for verb in VERBS), "study"])}'
+            )
     except (CycloptsError, UserError) as error:
         code = _complain(str(error))
     except BrokenPipeError:  # whoever read our output, as `head` does, has enough

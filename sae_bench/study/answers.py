@@ -6,14 +6,26 @@ again: it is written once. A line that a kill cut off was never acknowledged, an
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from sae_bench.errors import UserError
-from sae_bench.study.schema import FORMAT, Answer, Assignment, Event, Id, Part, StudyFolder, Undo, first_of, read_events
+from sae_bench.study.schema import (
+    EVENT,
+    FORMAT,
+    Answer,
+    Assignment,
+    Event,
+    Id,
+    Part,
+    StudyFolder,
+    Undo,
+    first_of,
+    read_events,
+)
 
 try:
     import fcntl
@@ -82,6 +94,31 @@ def _new(
             raise UserError(f"event {event.id} is another one in {path}: one of the two was changed; keep the true one")
         known[event.id] = event
     return new
+
+
+def keep(folder: StudyFolder, assignment: Assignment, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What a rater's page is told: it sends events, none or some, and gets all that there are.
+
+    Raises:
+        UserError: what it sends is no event; or as `add_events`.
+    """
+    sent = asked.get("events")
+    if not isinstance(sent, list):
+        raise UserError("no events were sent: reload the page")
+    there = add_events(folder, assignment, [event_from(one) for one in sent])
+    return {"events": [event.model_dump(mode="json") for event in there]}
+
+
+def event_from(content: Mapping[str, Any]) -> Answer | Undo:
+    """Check one event, as JSON gives it.
+
+    Raises:
+        UserError: it is none; the message names the field.
+    """
+    try:
+        return EVENT.validate_json(json.dumps(content))
+    except ValidationError as error:
+        raise UserError(f"no answer: {first_of(error)}") from None
 
 
 def import_results(folder: StudyFolder, file: Path) -> tuple[Assignment, int]:

@@ -9,11 +9,10 @@ An item is a latent under an opaque name, with excerpts chosen once: every rater
 an item put before a rater; the second one of an item to the same rater is its repeat, for test-retest.
 """
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -21,9 +20,10 @@ from sae_bench.errors import UserError
 from sae_bench.records.files import read_sealed, write_sealed
 from sae_bench.records.schema import Provenance, SAEDescription
 
+P = TypeVar("P", bound="Part")
+
 FORMAT: Final = 1
 """Version of these files."""
-
 N_TENTHS = 10
 N_MIXED = 10
 """Excerpts of a question about detection."""
@@ -38,7 +38,7 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls: type[P], path: Path) -> P:
         """Read a sealed file.
 
         Raises:
@@ -211,18 +211,6 @@ def answers_of(events: Iterable[Answer | Undo]) -> dict[Key, Answer]:
     return standing
 
 
-def event_from(content: Mapping[str, Any]) -> Answer | Undo:
-    """Check one event, as JSON gives it.
-
-    Raises:
-        UserError: it is none; the message names the field.
-    """
-    try:
-        return EVENT.validate_json(json.dumps(content))
-    except ValidationError as error:
-        raise UserError(f"no answer: {first_of(error)}") from None
-
-
 def read_events(path: Path) -> list[Answer | Undo]:
     """A rater's events; none where there is no file. A last line that a kill cut off was never acknowledged.
 
@@ -247,6 +235,9 @@ def first_of(error: ValidationError) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r:.60}"
 
 
+MAKE = "`python bench.py study make RUN... --out DIR`"
+
+
 class StudyFolder:
     """Where things are in a study's folder."""
 
@@ -258,13 +249,13 @@ class StudyFolder:
         return self.path / "study.json"
 
     def assignment_path(self, rater: int) -> Path:
-        return self.path / "raters" / f"{rater_name(rater)}.json"
+        return self.path / "raters" / f"rater-{rater:02d}.json"
 
     def answers_path(self, rater: int) -> Path:
-        return self.path / "answers" / f"{rater_name(rater)}.jsonl"
+        return self.path / "answers" / f"rater-{rater:02d}.jsonl"
 
     def page_path(self, rater: int) -> Path:
-        return self.path / "pages" / f"{rater_name(rater)}.html"
+        return self.path / "pages" / f"rater-{rater:02d}.html"
 
     def study(self) -> Study:
         """The key.
@@ -273,7 +264,7 @@ class StudyFolder:
             UserError: there is none, or it is damaged.
         """
         if not self.key_path.exists():
-            raise UserError(f"{self.path} holds no study: make one with `python bench.py study make RUN... --out DIR`")
+            raise UserError(f"{self.path} holds no study: make one with {MAKE}")
         return Study.read(self.key_path)
 
     def assignment(self, rater: int) -> Assignment:
@@ -283,20 +274,20 @@ class StudyFolder:
             UserError: there is no such rater, or the file is damaged.
         """
         if rater not in (raters := self.raters()):
-            if not raters:
-                self.study()
             raise UserError(f"--rater {rater}: {self.path} has raters {raters[0]} to {raters[-1]}")
         return Assignment.read(self.assignment_path(rater))
 
     def raters(self) -> list[int]:
-        """Those whose assignments are here, in order; the key may be kept elsewhere."""
-        paths = (self.path / "raters").glob("rater-*.json")
-        return sorted(int(path.stem.removeprefix("rater-")) for path in paths)
+        """Those whose assignments are here, at least one, in order; the key may be kept elsewhere.
+
+        Raises:
+            UserError: there are none.
+        """
+        numbers = [path.stem.removeprefix("rater-") for path in (self.path / "raters").glob("rater-*.json")]
+        if not numbers:
+            raise UserError(f"{self.path} holds no raters' files: make a study with {MAKE}")
+        return sorted(int(number) for number in numbers if number.isdecimal())
 
     def answers(self, rater: int) -> dict[Key, Answer]:
         """The answers of a rater that count, by item and showing; errors as `read_events`."""
         return answers_of(read_events(self.answers_path(rater)))
-
-
-def rater_name(rater: int) -> str:
-    return f"rater-{rater:02d}"
