@@ -8,8 +8,11 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from sae_bench.cli.serve import Port
+from sae_bench.cli.study_results import power, results
 
 study = App(name="study", help="Ask people what latents mean, blind to the SAE (docs/study.md).")
+study.command(results)
+study.command(power)
 
 Folder = Annotated[Path, Parameter(help="The study's folder.")]
 Positive = Annotated[int, Parameter(validator=Number(gte=1))]

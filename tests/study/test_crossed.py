@@ -27,7 +27,8 @@ def test_of_raters_who_all_agree_the_interval_is_that_of_the_latents_alone():
     assert found.stderr == pytest.approx(said.std(ddof=1) / 8**0.5)
     assert found.degrees == pytest.approx(7)
     low, high = crossed.mean(np.ones((20, 3))).share_interval()
-    assert high == 1 and low == pytest.approx(20 / (20 + 2.093**2), abs=1e-3), "all say yes: 20 latents' Wilson"
+    assert high == 1
+    assert low == pytest.approx(20 / (20 + 2.093**2), abs=1e-3), "all say yes: 20 latents' Wilson"
 
 
 def test_what_a_rater_grants_all_latents_cancels_in_a_difference():
