@@ -68,8 +68,8 @@ def test_more_raters_of_a_latent_need_fewer_latents_and_a_pilot_tells_how_many()
     needed = [Variances.assumed().latents_needed(0.1, 5, overlap) for overlap in (1, 2, 3, 5)]
     assert needed == sorted(needed, reverse=True)
     of_latents, of_answers = crossed.components(world(np.random.default_rng(2), 0.5, 4000, 5, 3))
-    assert of_latents == pytest.approx(0.4 * 0.25, abs=0.006)
-    assert of_answers == pytest.approx(0.6 * 0.25, abs=0.006)
+    assert of_latents == pytest.approx(0.4 * 0.25, abs=0.01)
+    assert of_answers == pytest.approx(0.6 * 0.25, abs=0.01)
 
 
 # --- agreement -----------------------------------------------------------------------------------------------------
