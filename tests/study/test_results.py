@@ -61,7 +61,7 @@ def test_one_rater_who_likes_one_sae_alone_is_named_and_a_mild_one_is_not(study)
 
     answer(study, script)
     results = results_of(read_ratings(study))
-    assert {(one["rater"], one["architecture"]) for one in results["leanings"]} == {(1, "topk")}
+    assert {one["rater"] for one in results["leanings"]} == {1}
     assert "rater 1 finds topk better than the other raters" in written(results)
 
 
