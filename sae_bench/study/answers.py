@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from sae_bench.errors import UserError
+from sae_bench.records.files import sync_folder
 from sae_bench.study.schema import (
     EVENT,
     FORMAT,
@@ -71,6 +72,8 @@ def add_events(folder: StudyFolder, assignment: Assignment, events: Sequence[Ans
             file.write(b"".join(json.dumps(event.model_dump(mode="json")).encode() + b"\n" for event in new))
             file.flush()
             os.fsync(file.fileno())
+        if not content:
+            sync_folder(path.parent)  # its name, too, outlives a power failure
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}: free space, or make the folder writable") from None
     return [*there, *new]

@@ -44,7 +44,7 @@ def write_study(folder: Path, *, extra: str = "", **changed):
 
 def answer(showing, number: int = 0, **changed) -> Answer:
     said = {"interpretable": "yes", "meaning": "rivers", "seconds": 12.5, "time": TIME}
-    return Answer(id=f"event{number:07d}", item=showing.item, showing=showing.showing, **said | changed)
+    return Answer(**{"id": f"event{number:07d}", "item": showing.item, "showing": showing.showing} | said | changed)
 
 
 def undo(showing, number: int) -> Undo:

@@ -11,6 +11,7 @@ from studies import answer, settings, undo, write_collected_run, write_study
 from synthetic import seal
 
 from sae_bench.errors import UserError
+from sae_bench.records.files import read_sealed
 from sae_bench.study.answers import RESULTS, add_events
 from sae_bench.study.make import make_study
 from sae_bench.study.page import rater_page
@@ -210,7 +211,7 @@ def test_what_cannot_be_is_said_with_its_remedy(tmp_path, capsys):
         "make", run, "--latents", 6, "--raters", 3, "--overlap", 9, "--out", out
     )
     assert "give at most 6" in said("make", run, "--latents", 6, "--raters", 3, "--repeats", 9, "--out", out)
-    assert 'did you mean "topk' in said("make", run, "--sae", "topkk", "--out", out)
+    assert "no SAE of these runs (known: jumprelu" in said("make", run, "--sae", "topkk", "--out", out)
     assert "holds no raters' files" in said("rate", out, "--rater", 1)
     assert not out.exists()
     two = said("make", run, "--latents", 6, "--raters", 3, "--sae", "topk*", "jumprelu*", "--out", out, code=0)
@@ -222,7 +223,7 @@ def test_what_cannot_be_is_said_with_its_remedy(tmp_path, capsys):
     assert "rater-03.html" in said("export-pages", out, code=0), "the key may be kept elsewhere"
     other = write_collected_run(tmp_path / "other")
     for path in (other / "collections").glob("*"):
-        seal(path, json.loads(path.read_text()) | {"fingerprint": "other"})
+        seal(path, read_sealed(path) | {"fingerprint": "other"})
     assert "different text" in said("make", run, other, "--out", tmp_path / "b")
     (run / "collections" / f"{next(p.stem for p in (run / 'collections').glob('topk*'))}.json").unlink()
     assert re.search(

@@ -98,7 +98,7 @@ function showState() {
   const n = showings.length, left = secondsLeft();
   $("progress").max = n;
   $("progress").value = answers.size;
-  $("count").textContent = `${answers.size} of ${n} answered${left ? `, about ${Math.max(1, Math.round(left / 60))} min left` : ""}`;
+  $("count").textContent = `${answers.size} of ${n}${left ? `, about ${Math.max(1, Math.round(left / 60))} min left` : " answered"}`;
   for (const button of document.querySelectorAll(".save")) button.hidden = !answers.size;
   $("undo").disabled = $("undo-done").disabled = !answers.size;
   $("save").disabled = Boolean(failing);
