@@ -91,8 +91,8 @@ class Page:
         )
 
     def press(self, key: str) -> None:
-        text = {"Enter": "\r", "Tab": ""}[key]
-        code = {"Enter": 13, "Tab": 9}[key]
+        text = {"Enter": "\r", "Tab": ""}.get(key, key)
+        code = {"Enter": 13, "Tab": 9}.get(key) or ord(key.upper())
         for kind in ("keyDown", "keyUp"):
             self.command("Input.dispatchKeyEvent", type=kind, key=key, text=text, windowsVirtualKeyCode=code)
 

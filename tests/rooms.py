@@ -31,6 +31,7 @@ ROOMS = {
     "autointerp": {"words", "records", "saes", "lm", "evaluation"},
     "probing": {"words", "records", "saes", "lm", "evaluation"},
     "leaderboard": {"words", "records"},
+    "study": {"words", "records", "leaderboard"},
     "runs": {
         "words",
         "records",
@@ -86,6 +87,7 @@ ROOMS = {
         "lm",
         "evaluation",
         "formats",
+        "study",
         "leaderboard",
         "runs",
         "tuning",

@@ -3,7 +3,7 @@
 import pytest
 from rooms import BESIDE, MAP, MODULES, PACKAGE, PLUGINS, ROOMS, ROOT, drawn_map, imports, name_of, own, room_of
 
-WITHOUT_TORCH = {"words": {"device"}, "records": set(), "leaderboard": set(), "cli": set()}
+WITHOUT_TORCH = {"words": {"device"}, "records": set(), "leaderboard": set(), "study": set(), "cli": set()}
 """Rooms that never load torch, nor anything that does; the files that are excepted."""
 
 OUTSIDE_OF_PLUGINS = {

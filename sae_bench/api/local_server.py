@@ -1,4 +1,4 @@
-"""A page for one person on this machine: the report of a run, and a box whose text the run's language model reads.
+"""A page for one person on this machine, and what it asks: the report of a run with a box for text, a rater's page.
 
 It listens on the loopback interface alone. Whoever may look has an address with a random part in it; a request whose
 Host is another name, as after DNS rebinding, or that comes from another page, gets nothing. Requests are bounded in
@@ -45,8 +45,10 @@ class LocalServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, page: str, answer: Answer, port: int = 0) -> None:
-        self.page, self.answer, self.secret, self.working = page.encode(), answer, secrets.token_urlsafe(24), Lock()
+    def __init__(self, page: str, answer: Answer, port: int = 0, *, path: str = "fires") -> None:
+        """`path`: where the page asks, below its own address."""
+        self.page, self.answer, self.path, self.working = page.encode(), answer, path, Lock()
+        self.secret = secrets.token_urlsafe(24)
         try:
             super().__init__(("127.0.0.1", port), _Handler)
         except OSError as error:
@@ -72,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.OK, self.server.page, "text/html; charset=utf-8")
 
     def do_POST(self) -> None:
-        if not self._allowed("/fires"):
+        if not self._allowed(f"/{self.server.path}"):
             return
         length = self._announced()
         if length < 0 or "Transfer-Encoding" in self.headers:

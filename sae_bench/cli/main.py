@@ -18,6 +18,7 @@ from sae_bench.cli.lists import ls
 from sae_bench.cli.runs import convert, export, publish, quieten_libraries, submit, verify
 from sae_bench.cli.serve import serve
 from sae_bench.cli.settings import GROUPS, Settings
+from sae_bench.cli.study import study
 from sae_bench.cli.tune import tune
 from sae_bench.errors import UserError, did_you_mean, one_line
 from sae_bench.parsing import Heading
@@ -143,6 +144,7 @@ VERBS = (
 )
 for verb in VERBS:
     app.command(verb)
+app.command(study)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -159,7 +161,9 @@ def main(arguments: list[str] | None = None) -> None:
         if before:
             code = _complain(f'"{word}" is too much: {before[-1]} takes one value')
         else:
-            code = _complain(f'unknown verb "{word}"{did_you_mean(word, (verb.__name__ for verb in VERBS))}')
+            code = _complain(
+                f'unknown verb "{word}"{did_you_mean(word, [*(verb.__name__ for verb in VERBS), "study"])}'
+            )
     except (CycloptsError, UserError) as error:
         code = _complain(str(error))
     except BrokenPipeError:  # whoever read our output, as `head` does, has enough

@@ -247,7 +247,9 @@ def metric_replicates(record: Record, metric: str, design: Design, architecture:
     Metrics that are ratios of sums per document, or per unit of a task's own text, are worked out anew. Of others, as
     the shares of latents or what a judge said of a sample of them, the record has a value and a standard error alone:
     all SAEs of an architecture are moved by theirs together, and each architecture by itself. That is the cautious
-    reading of both: a mean over seeds gets no surer by it, and nothing cancels in a difference.
+    reading of both: a mean over seeds gets no surer by it, and nothing cancels in a difference. Where the record says
+    of how few degrees of freedom an error is, as of one from five raters, it counts as so much larger as makes its 95%
+    interval as wide as it is by these.
 
     Raises:
         KeyError: the record has no value for the metric, or no standard error of it.
@@ -260,7 +262,7 @@ def metric_replicates(record: Record, metric: str, design: Design, architecture:
         if score.stderr is None:
             raise KeyError(metric)
         found = np.full(design.n_replicates, float(score.value))
-        found[design.moved.start + architecture] += score.stderr
+        found[design.moved.start + architecture] += score.stderr * _widened(record, metric, design)
         return found
     one_minus, numerator, denominator = formula.groups()
     above, below = (np.asarray(record.by_document[name], dtype=float) for name in (numerator, denominator))
@@ -270,6 +272,15 @@ def metric_replicates(record: Record, metric: str, design: Design, architecture:
         rows = slice(left_out.start, left_out.start + len(above))
         found[rows] = (above.sum() - above) / (below.sum() - below)
     return 1 - found if one_minus else found
+
+
+def _widened(record: Record, metric: str, design: Design) -> float:
+    """By how much a standard error of few degrees of freedom counts for more than one of as many as documents leave."""
+    degrees = record.details.get("degrees", {}).get(metric)
+    if degrees is None:
+        return 1.0
+    own, of_documents = (special.stdtrit(of, (1 + LEVEL) / 2) for of in (degrees, max(design.n_documents - 1.0, 1.0)))
+    return max(1.0, float(own / of_documents))
 
 
 def over_seeds(by_seed: Sequence[Float[ndarray, " R"]], design: Design) -> Float[ndarray, " R"]:

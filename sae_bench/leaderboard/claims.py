@@ -23,6 +23,9 @@ published board 5% of topk's FVU is what 14 to 16% more active latents buy, 5% o
 SCORES_ABOUT = 0.05
 """Difference of scores that counts as none: a tenth of the way from chance (.5) to perfect (1) in balanced accuracy."""
 
+PEOPLE_ABOUT = 0.1
+"""Difference of shares of latents, as raters see them, that counts as none: the ten points of docs/study-design.md."""
+
 UNSHRUNK = 0.02
 """How far from 1 gamma_centred may be without shrinkage: less than half of the least that the paper reports of relu."""
 
@@ -36,15 +39,26 @@ FEW_DEAD = 0.02
 """Share of dead latents that counts as few."""
 
 JUDGED = ("detection", "fuzzing", "simulation")
-METRICS = ("delta_lm_loss", "fvu", "dense_10pct_share", "dead_share", "gamma_centred", *JUDGED)
+RATED = ("human_yes", "human_yes_or_maybe", "human_rating", "human_detection")
+METRICS = ("delta_lm_loss", "fvu", "dense_10pct_share", "dead_share", "gamma_centred", *JUDGED, *RATED)
 """What the claims are about."""
 
 
 def check_claims(
     comparisons: Sequence[Comparison], l0s: Sequence[float] = AT_L0
 ) -> list[tuple[Comparison, JudgedClaim]]:
-    """Judge every claim in every comparison."""
-    return [(comparison, check(comparison, l0s)) for comparison in comparisons for check in CLAIMS]
+    """Judge every claim in every comparison; those about raters where there was a study."""
+    return [
+        (comparison, check(comparison, l0s))
+        for comparison in comparisons
+        for check in (*CLAIMS, *_of_people(comparison))
+    ]
+
+
+def _of_people(comparison: Comparison) -> list[Check]:
+    """The claims about raters of which the records have something."""
+    rated = {name for record in comparison.records for name in record.scores}
+    return [check for metric, check in OF_PEOPLE if metric in rated]
 
 
 CLAIMS: tuple[Check, ...] = (
@@ -92,3 +106,25 @@ CLAIMS: tuple[Check, ...] = (
         for arch in ("gated", "topk", "jumprelu")
     ),
 )  # fmt: skip
+
+OF_PEOPLE: tuple[tuple[str, Check], ...] = (
+    (
+        "human_rating",
+        falls_with_frequency(("human_rating",), "latents that fire more often are less interpretable to people"),
+    ),
+    (
+        "human_yes",
+        about_equal(
+            ("human_yes", "human_yes_or_maybe"), ("jumprelu", "gated", "topk"), PEOPLE_ABOUT,
+            f"jumprelu, gated and topk are about equally interpretable to people (shares within {PEOPLE_ABOUT:g})",
+        ),
+    ),
+    (
+        "human_detection",
+        about_equal(
+            ("human_detection",), ("jumprelu", "gated", "topk"), SCORES_ABOUT,
+            f"people tell as well where latents of jumprelu, gated and topk fire (scores within {SCORES_ABOUT:g})",
+        ),
+    ),
+)  # fmt: skip
+"""The manual half of the paper's study: each with the metric without which it is not asked."""

@@ -41,7 +41,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):  # where no file could be made there is none to remove
             temporary.unlink()
@@ -61,7 +61,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename durable, where that can be asked for.
 
     Some network and FUSE file systems know no fsync of folders and answer EINVAL or ENOTSUP. The file itself is whole

@@ -176,8 +176,8 @@ class Provenance(_Part):
     time: str | None = None
 
 
-ON_TOKENS, ON_TEXTS = "tokens", "texts"
-"""What a record's scores are measured on: the evaluation tokens, or text that its task brings."""
+ON_TOKENS, ON_TEXTS, BY_RATERS = "tokens", "texts", "raters"
+"""What a record's scores are measured on: the evaluation tokens, text that its task brings, or what people say."""
 
 
 def _numbers(values: object) -> object:

@@ -24,7 +24,7 @@ from sae_bench.lm.sites import site_of
 from sae_bench.progress import Progress
 from sae_bench.records.files import digest_of, read_sealed
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder, changed_file
-from sae_bench.records.schema import NOT_APPLICABLE, Record, Score, read_record
+from sae_bench.records.schema import BY_RATERS, NOT_APPLICABLE, Record, Score, read_record
 from sae_bench.runs.begun import FORMAT, at_home, plugin_hashes
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.sources import load_model, token_stream
@@ -166,8 +166,10 @@ def verify_numbers(
         record.sae.weights_sha256: name for (name, _), record in records.items() if name in (siblings_of or saes)
     }
     for sae_id in saes:
-        measured = [task for (of, task), record in records.items() if of == sae_id and not record.failure]
-        names = [task for task in measured if records[sae_id, task].not_measured != NOT_APPLICABLE]
+        measured = {task: record for (of, task), record in records.items() if of == sae_id and not record.failure}
+        left_out = [record.task for record in measured.values() if record.measured_on == BY_RATERS]  # people, not now
+        left_out += [record.task for record in measured.values() if record.not_measured == NOT_APPLICABLE]
+        names = [task for task in measured if task not in left_out]
         tasks = {name: task() for name, task in token_tasks(names).items()}  # a judge is not asked again
         if tasks:
             site = site_of(description_of(folder.sae_path(sae_id)))

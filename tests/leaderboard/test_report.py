@@ -15,7 +15,8 @@ from sae_bench.cli.main import app
 from sae_bench.leaderboard.board import SAE, Board
 from sae_bench.leaderboard.html.made import command
 from sae_bench.leaderboard.html.packing import columns, packed
-from sae_bench.leaderboard.html.report import embedded, report
+from sae_bench.leaderboard.html.page import embedded
+from sae_bench.leaderboard.html.report import report
 from sae_bench.leaderboard.html.report_data import MOST_EXAMPLES, board_data, visible
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.suite import configure

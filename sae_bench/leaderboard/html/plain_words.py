@@ -17,6 +17,9 @@ PLAIN = {
     "dense_10pct_share": "Latents that are on so often that they hardly mean one thing",
     "detection": "Can a judge tell from the explanation alone in which texts a latent fires? .5 is chance",
     "fuzzing": "Can a judge tell from the explanation whether the marked words are the right ones? .5 is chance",
+    "human_yes": "Of how many latents people say that they mean one thing",
+    "human_yes_or_maybe": "Of how many latents people say that they mean one thing, or may",
+    "human_detection": "Can people who saw a latent's excerpts tell in which others it fires? .5 is chance",
     "f1": "Do latents fire when the features fire that the activations were made of?",
     "mcc": "Do latents point where the features point that the activations were made of?",
 }

@@ -6,9 +6,6 @@ Text from records may come from anyone: the template escapes it, the JSON is in 
 script makes text nodes alone, and a content security policy lets no other script run and nothing be loaded.
 """
 
-import base64
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +13,6 @@ from functools import partial
 from importlib import resources
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from sae_bench.errors import one_line
@@ -26,6 +22,7 @@ from sae_bench.leaderboard.compare import Comparison, check_metrics, comparisons
 from sae_bench.leaderboard.compare_table import RULE, note, shown
 from sae_bench.leaderboard.html.made import command, made
 from sae_bench.leaderboard.html.packing import packed
+from sae_bench.leaderboard.html.page import OWN_SERVER, embedded, page
 from sae_bench.leaderboard.html.plain_words import explained
 from sae_bench.leaderboard.html.report_data import board_data
 from sae_bench.leaderboard.load import metrics_of
@@ -38,8 +35,8 @@ TEMPLATES = resources.files("sae_bench.leaderboard.html") / "templates"
 
 SCRIPTS = ("base", "board", "plot", "sae", "pair", "latents", "try", "route")
 """Parts of the page's script, in their order."""
-TRY, OWN_SERVER = "try", "; connect-src 'self'"
-"""The part that asks the server of the page, and what it has to be allowed for that."""
+TRY = "try"
+"""The part that asks the server of the page."""
 
 MOST_VERDICTS = 8
 """Settings that are spoken of one by one; of more, it is counted in how many each architecture is best."""
@@ -56,7 +53,8 @@ def report(board: Board, l0s: Sequence[float] | None = None, serving: Sequence[s
     header, rows = tables.board(board.records)
     data, claims = board_data(board), claim_sections.sections(board.records, l0s)
     return page(
-        "report.html",
+        _template("report.html"),
+        _template("report.css"),
         script,
         OWN_SERVER if serving else "",
         served=Markup(embedded(list(serving))) if serving else "",
@@ -91,27 +89,13 @@ def report(board: Board, l0s: Sequence[float] | None = None, serving: Sequence[s
     )  # fmt: skip
 
 
-def embedded(content: Any) -> str:
-    """JSON that may stand in a script element: no tag, comment or entity begins in it."""
-    text = json.dumps(content, ensure_ascii=True, allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
 def script_of(parts: Iterable[str]) -> str:
     """The script of a page, of its parts."""
     return "\n".join(TEMPLATES.joinpath("script", f"{part}.js").read_text(encoding="utf-8") for part in parts)
 
 
-def page(template: str, script: str, policy: str = "", **values: Any) -> str:
-    """A page with the style of all, and a policy that lets its own script run; `policy` allows more."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(TEMPLATES.joinpath(template).read_text(encoding="utf-8")).render(
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'{policy}",
-        style=Markup(TEMPLATES.joinpath("report.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        **values,
-    )
+def _template(name: str) -> str:
+    return TEMPLATES.joinpath(name).read_text(encoding="utf-8")
 
 
 def _verdicts(board: Board, compared: Sequence[Comparison], l0s: Sequence[float]) -> dict[str, Any]:
