@@ -9,6 +9,7 @@ downloaded: the language model is a Gemma 2 9B with random weights, the text is 
 """
 
 import contextlib
+import gc
 import importlib
 import os
 import shutil
@@ -107,7 +108,9 @@ def one_part(part: str, *, path: Path, seconds: float, scratch: Path, toy: bool 
     torch.set_num_threads(1 if toy else min(8, os.cpu_count() or 1))
     scale = Scale.toy(device, scratch) if toy else Scale(device, scratch)
     found = Report(path, part, time.monotonic() + seconds)
-    importlib.import_module(f"gpu.{PARTS[part]}").run(found, scale)
+    module = importlib.import_module(f"gpu.{PARTS[part]}")
+    gc.freeze()  # memory is given back after every check, and what is imported is not looked through for it
+    module.run(found, scale)
     found.write()
 
 

@@ -12,8 +12,9 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -93,13 +94,23 @@ class Registry(Generic[T]):
 
     def _modules(self) -> dict[str, str]:
         """Modules that register something, by its name: what is installed, and the built-ins' folder."""
-        installed = {entry.name: entry.module for entry in entry_points(group=self.group)}
-        return installed | self._built_in()
+        return {**_installed(self.group, tuple(sys.path)), **self._built_in()}
 
     def _built_in(self) -> dict[str, str]:
         folder = importlib.import_module(self.package).__path__
         stems = (path.stem for entry in folder for path in Path(entry).glob("*.py"))
         return {stem: f"{self.package}.{stem}" for stem in stems if NAME.fullmatch(stem)}
+
+
+@cache
+def _installed(group: str, path: tuple[str, ...]) -> Mapping[str, str]:
+    """Modules by name that installed packages declare, looked for once, for a run asks dozens of times.
+
+    Args:
+        group: of entry points.
+        path: `sys.path`, where packages are.
+    """
+    return {entry.name: entry.module for entry in entry_points(group=group)}
 
 
 def load_plugin(*paths: str) -> None:

@@ -1,10 +1,5 @@
 """More faults for `faults`: files of a user's beside a run's, links out of its folder, and damaged caches."""
 
-import subprocess
-import sys
-
-from faults import ROOT, RUN
-
 from sae_bench.records.names import cache_folder
 
 USERS = ("figures/plot.svg", "records/patients.csv", "saes/notes.txt", "report.html", "thesis.tex", "wandb/log")
@@ -38,8 +33,7 @@ def _put(folder):
 
 
 def _overwrite(lab, name):
-    command = [sys.executable, "-c", RUN, *lab.command(name), "--overwrite"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True).returncode
+    return lab.run(name, "--overwrite").end()[0]
 
 
 def damaged_caches(lab, each, kinds=CACHES):

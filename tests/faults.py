@@ -10,17 +10,14 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -29,8 +26,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from command import flags, write_corpus  # noqa: E402
 from tiny import save_tiny  # noqa: E402
+from warm import Command, start_server  # noqa: E402
 
-RUN = "import sys, torch; torch.set_num_threads(1); from sae_bench.cli.main import main; main(sys.argv[1:])"
 VOLATILE = ("seal", "time", "evaluation_seconds", "seconds")
 
 
@@ -56,22 +53,23 @@ class Lab:
             "--batch-size": 100, "--buffer-tokens": 800, "--eval-tokens": 400, "--context-size": 32,
             "--checkpoint-every": 10,
         }  # fmt: skip
-        started = time.monotonic()
-        assert self.finish("whole")
-        self.seconds = time.monotonic() - started
+        with in_process(self, "whole") as go:  # in another process than all others are forked from
+            assert go() == 0
         self.whole = records(folder / "whole")
+        start_server()
+        started = time.monotonic()
+        assert self.finish("alone")
+        self.seconds = time.monotonic() - started
+        assert records(folder / "alone") == self.whole
 
     def command(self, name: str) -> list[str]:
         # Which kernels are faster is measured: by a clock that jumps others are, and other bits come out.
         kernels = {"--kernels": "sparse", "--screening": "on"}
         return [str(part) for part in flags(self.settings | kernels | {"--out": self.folder / name})] + ["--quiet"]
 
-    def run(self, name: str, **how: object) -> "subprocess.Popen[str]":
+    def run(self, name: str, *more: str, file_bytes: int | None = None) -> Command:
         """Start a process of its own."""
-        return subprocess.Popen(
-            [sys.executable, "-c", RUN, *self.command(name)], cwd=ROOT, text=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **how,  # type: ignore[call-overload]
-        )  # fmt: skip
+        return Command([*self.command(name), *more], file_bytes)
 
     def new(self) -> str:
         self.n_runs += 1
@@ -79,9 +77,7 @@ class Lab:
 
     def finish(self, name: str) -> bool:
         """Issue the same command again; whether it ended well."""
-        process = self.run(name)
-        process.communicate()
-        return process.returncode == 0
+        return self.run(name).end()[0] == 0
 
     def judge(self, fault: str, injected: int, names: list[str], survived: int | None = None) -> Outcome:
         found = [records(self.folder / name) for name in names]
@@ -114,14 +110,14 @@ def killed(lab: Lab, number: int, moments: int) -> Outcome:
         if hit % 2 == 0:
             names.append(lab.new())
         process = lab.run(names[-1])
-        try:
-            process.wait(lab.draw.uniform(0.1, 0.9) * lab.seconds)
+        process.join(lab.draw.uniform(0.1, 0.9) * lab.seconds)
+        if process.exitcode is not None:
             names.append(lab.new())  # it was faster than the signal: that was no fault
-        except subprocess.TimeoutExpired:
-            process.send_signal(number)
+        else:
+            process.kill() if number == signal.SIGKILL else process.terminate()
             hit += 1
-        process.communicate()
-        assert process.returncode in (0, -9, -15, 130), process.returncode
+        code, _ = process.end()
+        assert code in (0, -9, -15, 130), code
     ended = [lab.finish(name) for name in names]
     return lab.judge(f"{signal.Signals(number).name} at a random moment", hit, names, hit if all(ended) else 0)
 
@@ -132,10 +128,9 @@ def full_disk(lab: Lab, n: int) -> Outcome:
     for _ in range(n):
         names.append(name := lab.new())
         limit = lab.draw.choice((500, 2_000, 8_000, 20_000))
-        process = lab.run(name, preexec_fn=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)))
-        _, errors = process.communicate()
+        code, errors = lab.run(name, file_bytes=limit).end()
         injected += 1
-        told = process.returncode == 2 and re.search(r"error: cannot write .*: .*; free space or choose", errors)
+        told = code == 2 and re.search(r"error: cannot write .*: .*; free space or choose", errors)
         survived += bool(told) and lab.finish(name)
     return lab.judge("files that cannot be written (quota), then can", injected, names, survived)
 
@@ -165,10 +160,10 @@ def flipped_bits(lab: Lab, each: int) -> Outcome:
 def _interrupt(lab: Lab, name: str) -> None:
     """Leave a run with two checkpoints."""
     process = lab.run(name)
-    while process.poll() is None and len(list((lab.folder / name).glob("checkpoints/*/checkpoint.json"))) < 2:
+    while process.exitcode is None and len(list((lab.folder / name).glob("checkpoints/*/checkpoint.json"))) < 2:
         time.sleep(0.01)
     process.kill()
-    process.communicate()
+    process.end()
 
 
 def two_processes(lab: Lab, n: int) -> Outcome:
@@ -177,11 +172,11 @@ def two_processes(lab: Lab, n: int) -> Outcome:
     for _ in range(n):
         names.append(name := lab.new())
         both = [lab.run(name), lab.run(name)]
-        errors = [process.communicate()[1] for process in both]
+        codes, errors = zip(*(process.end() for process in both), strict=True)
         named = [
             f"is in use by process {other.pid} on " in error for other, error in zip(both[::-1], errors, strict=True)
         ]
-        survived += sorted(process.returncode for process in both) == [0, 2] and any(named)
+        survived += sorted(codes) == [0, 2] and any(named)
     return lab.judge("a second process in the same folder", n, names, survived)
 
 
@@ -264,18 +259,18 @@ def soak(lab: Lab, tokens: int) -> Outcome:
     name = lab.new()
     command = [*lab.command(name)]
     command[command.index("--tokens") + 1] = str(tokens)
-    process = subprocess.Popen([sys.executable, "-c", RUN, *command], cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = Command(command)
     sizes = []
-    while process.poll() is None:
+    while process.exitcode is None:
         try:
             status = Path(f"/proc/{process.pid}/statm").read_text().split()
             sizes.append(int(status[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
         except (OSError, IndexError):
             break
         time.sleep(0.5)
-    process.wait()
+    code, _ = process.end()
     early, late = max(sizes[len(sizes) // 8 : len(sizes) // 4]), max(sizes[-len(sizes) // 4 :])
-    flat = process.returncode == 0 and late < 1.05 * early + 10
+    flat = code == 0 and late < 1.05 * early + 10
     print(f"soak: {tokens:,} tokens, {len(sizes) / 2:.0f} s, {early:.0f} MiB early, {late:.0f} MiB late", flush=True)
     return Outcome(f"soak: {tokens:,} tokens, memory stays flat", 1, int(flat))
 

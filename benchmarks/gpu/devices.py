@@ -62,11 +62,15 @@ def run(report: Report, scale: Scale) -> None:
     report.run("capture", "activations", partial(check_capture, lm, on_host, text, tiny))
     report.run("capture", "overlap", partial(check_overlap, lm, text, tiny))
     for arch in known_architectures(False):
-        report.run("training", arch, partial(check_training, lm, on_host, text, tiny, arch), seconds=5)
+        report.run(
+            "training", arch, partial(check_training, lm, on_host, text, tiny, arch, scale.n_compared), seconds=5
+        )
     for arch in known_architectures(False):
         report.run("repeatability", arch, partial(check_repeats, lm, text, tiny, arch), seconds=3)
     report.run("evaluation", "metrics", partial(check_evaluation, lm, on_host, text, tiny), seconds=5)
-    report.run("command line", "stopped and resumed", partial(resume.check, lm, text, tiny), seconds=20)
+    report.run(
+        "command line", "stopped and resumed", partial(resume.check, lm, text, tiny, scale.n_resumed), seconds=20
+    )
 
 
 def made(arch: str, x: Tensor, d_sae: int = D_SAE) -> SparseAutoencoder:
@@ -208,11 +212,13 @@ def trained(lm: LanguageModel, text: Text, scale: Scale, arch: str, n_tokens: in
     return trainer
 
 
-def check_training(lm: LanguageModel, on_host: LanguageModel, text: Text, scale: Scale, arch: str) -> dict[str, Any]:
+def check_training(
+    lm: LanguageModel, on_host: LanguageModel, text: Text, scale: Scale, arch: str, n_tokens: int
+) -> dict[str, Any]:
     """A whole training against the CPU's: what it reaches, for rounding changes the way there."""
     model = copy.deepcopy(on_host.model).float()
     host = LanguageModel(model, on_host.tokenizer, on_host.name)
-    found, expected = (trained(model, text, scale, arch, 6000) for model in (lm, host))
+    found, expected = (trained(model, text, scale, arch, n_tokens) for model in (lm, host))
     last, there = found.log[-1], expected.log[-1]
     apart = abs(last["fve"] - there["fve"])
     ok = found.failure is None and apart < 0.03 and abs(last["l0"] / there["l0"] - 1) < 0.2

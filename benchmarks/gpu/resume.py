@@ -24,16 +24,16 @@ class Killed(BaseException):
     """What kill -9 leaves: nothing is written any more."""
 
 
-def check(lm: LanguageModel, text: Text, scale: Scale) -> list[dict[str, Any]]:
+def check(lm: LanguageModel, text: Text, scale: Scale, n_tokens: int) -> list[dict[str, Any]]:
     """Two whole runs and one that is stopped in the middle; every run trains and evaluates all architectures."""
     home = scale.scratch / "resume"
     shutil.rmtree(home, ignore_errors=True)
     save_model(lm, text, home / "model")
     arguments = [
         "--arch", "all", "--model", home / "model", "--layer", scale.layer, "--dataset", text.corpus,
-        "--width", 256, "--l0", 8, "--tokens", 4000, "--reuse", 2, "--batch-size", scale.batch,
-        "--buffer-tokens", 2000, "--context-size", scale.context, "--eval-tokens", 300, "--checkpoint-every", 5,
-        "--device", scale.device, "--dtype", "float32", "--quiet",
+        "--width", 256, "--l0", 8, "--tokens", n_tokens, "--reuse", 2, "--batch-size", scale.batch,
+        "--buffer-tokens", n_tokens // 2, "--context-size", scale.context, "--eval-tokens", 300,
+        "--checkpoint-every", 5, "--device", scale.device, "--dtype", "float32", "--quiet",
     ]  # fmt: skip
     command = [str(part) for part in arguments]
     runs = {name: home / name for name in ("whole", "again", "stopped")}

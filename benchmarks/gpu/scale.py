@@ -48,6 +48,10 @@ class Scale:
     n_trained: int = 1_000_000
     reuse: int = 1
     n_texts: int = 100_000
+    n_compared: int = 6000
+    """Tokens of the trainings that are compared with the CPU's."""
+    n_resumed: int = 4000
+    """Tokens of the runs that are stopped and go on."""
 
     @staticmethod
     def toy(device: torch.device, scratch: Path) -> "Scale":
@@ -56,4 +60,5 @@ class Scale:
             device, scratch, d_in=64, widths=(256, 512), batch=128, l0=8, n_activations=1024, rounds=2, model=TINY,
             model_dtype=torch.float32, layer=2, shallow=4, context=64, contexts=4, n_captured=2000, n_evaluated=300,
             n_evaluated_saes=4, n_trained=2000, reuse=2, n_texts=300,
+            n_compared=2000, n_resumed=2000,
         )  # fmt: skip

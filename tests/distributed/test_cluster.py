@@ -3,10 +3,7 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +11,7 @@ from pathlib import Path
 import pytest
 from command import bench, files, flags
 from local_cluster import (
+    WAIT_S,
     checkpoints,
     kill_workers,
     local_cluster,
@@ -25,23 +23,23 @@ from local_cluster import (
 )
 from ray.cluster_utils import Cluster
 from test_end_to_end import records_of, weights_of, without_times
+from warm import Command
 
 from sae_bench.distributed import crew as crew_module
 from sae_bench.records.run_folder import RunFolder
 
-ROOT = Path(__file__).parents[2]
-
-
 PATIENT = '''
-"""topk that takes its time."""
+"""topk that takes its time while there is a file that says so."""
 import time
+from pathlib import Path
 from sae_bench import ARCHITECTURES, register_architecture
 
 @register_architecture("patient")
 class Patient(ARCHITECTURES["topk"]):
     def after_step(self, step):
         super().after_step(step)
-        time.sleep(0.02)
+        if Path({slow!r}).exists():
+            time.sleep(0.02)
 '''
 
 
@@ -49,10 +47,11 @@ class Patient(ARCHITECTURES["topk"]):
 def settings(gemma2_folder, corpus, at_work):
     """Two sites, two seeds; chance, so that random SAEs are collected beside the trained ones.
 
-    A step of `patient` lasts long enough, on any machine, for what happens in the tests to happen while cells train.
+    Where it is `slow`, a step of `patient` lasts long enough, on any machine, for what happens in a test to happen
+    while cells train.
     """
     plugin = at_work / "patient.py"
-    plugin.write_text(PATIENT)
+    plugin.write_text(PATIENT.format(slow=str(at_work / "slow")))
     return {
         "--arch": ("patient", "relu"), "--plugin": plugin, "--l0": 6, "--seed": (0, 1), "--model": gemma2_folder,
         "--layer": (1, 2), "--dataset": corpus, "--width": 48, "--tokens": 2000, "--reuse": 3, "--batch-size": 60,
@@ -66,6 +65,15 @@ def whole(settings, at_work) -> Path:
     """The run in one process."""
     assert bench(*flags(settings | {"--out": at_work / "whole"}), "--chance", "--quiet") == 0
     return at_work / "whole"
+
+
+@pytest.fixture
+def slow(at_work) -> Iterator[Path]:
+    """The file that makes `patient` take its time."""
+    path = at_work / "slow"
+    path.touch()
+    yield path
+    path.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +112,17 @@ def test_a_run_on_a_cluster_makes_the_files_of_one_process(settings, whole, clus
     assert {path.stem for path in (out / "logs").iterdir()} == {*cells, "driver"}
     assert bench("verify", out, "--quiet") == 0
     before = files(out)
-    assert bench(*command(settings, out, cluster.address)) == 0, "the same command again does nothing"
-    assert {name: content for name, content in files(out).items() if "logs/" not in name} == {
-        name: content for name, content in before.items() if "logs/" not in name
-    }
+    lost = {f"records/{path.name}" for path in (out / "records").glob("*layer_1*.stability.json")}
+    assert len(lost) == 4, "half of what is said of two seeds"
+    for name in lost:
+        (out / name).unlink()
+    assert bench(*command(settings, out, cluster.address)) == 0, "the same command again does what is missing alone"
+    same(out, whole)
+    kept = {name for name in before if not name.startswith("logs/")} - lost
+    assert {name for name, content in files(out).items() if name in kept and content != before[name]} == set()
 
 
-def test_a_worker_and_a_node_are_killed_on_the_way(settings, whole, cluster, tmp_path, capsys):
+def test_a_worker_and_a_node_are_killed_on_the_way(settings, whole, cluster, slow, tmp_path, capsys):
     out = tmp_path / "run"
     lost = cluster.add_node(**small())
 
@@ -124,7 +136,10 @@ def test_a_worker_and_a_node_are_killed_on_the_way(settings, whole, cluster, tmp
     same(out, whole)
 
 
-def test_files_come_through_the_object_store_where_nodes_see_no_folder(settings, whole, cluster, tmp_path, monkeypatch):
+def test_files_come_through_the_object_store_where_nodes_see_no_folder(
+    settings, whole, cluster, slow, tmp_path, monkeypatch
+):
+    """Those of cells, and those of all seeds of a site for what is said of two."""
     out = tmp_path / "run"
     monkeypatch.setattr(crew_module, "slots_of", apart(crew_module.slots_of))
     with meanwhile(more_checkpoints(out, 2), kill_workers):
@@ -132,21 +147,6 @@ def test_files_come_through_the_object_store_where_nodes_see_no_folder(settings,
     same(out, whole)
     logs = "".join(path.read_text() for path in (out / "logs").iterdir())
     assert "going on after step" in logs, "its checkpoint came back to it"
-
-
-@pytest.mark.parametrize("seen", [True, False])
-def test_seeds_are_compared_on_the_cluster_as_in_one_process(settings, whole, cluster, tmp_path, monkeypatch, seen):
-    """All is there but for what is said of two seeds."""
-    out = shutil.copytree(whole, tmp_path / "run")
-    compared = list((out / "records").glob("*stability*"))
-    assert len(compared) == 8
-    for record in compared:
-        assert json.loads(record.read_text())["scores"]
-        record.unlink()
-    if not seen:
-        monkeypatch.setattr(crew_module, "slots_of", apart(crew_module.slots_of))
-    assert bench(*command(settings, out, cluster.address), "--quiet") == 0
-    same(out, whole)
 
 
 def apart(slots_of):
@@ -201,31 +201,25 @@ def test_other_versions_on_a_node_are_named_before_anything_begins(settings, clu
     assert files(tmp_path / "run") == {}
 
 
-def driver(arguments: list[object]) -> subprocess.Popen[bytes]:
-    script = (
-        "import torch; torch.set_num_threads(1); from sae_bench.cli.main import main; import sys; main(sys.argv[1:])"
-    )
-    words = [str(part) for part in arguments]
-    return subprocess.Popen([sys.executable, "-c", script, *words], cwd=ROOT, stderr=subprocess.DEVNULL)
-
-
-def killed(settings, out: Path, cluster: Cluster, kill: Callable[[subprocess.Popen[bytes]], None]) -> int:
+def killed(settings, out: Path, cluster: Cluster, kill: Callable[[Command], None]) -> int:
     """A run whose driver is a process of its own, until `kill` has killed something while cells train.
 
     Returns:
         Its exit code.
     """
-    process = driver([*command(settings, out, cluster.address), "--quiet"])
+    process = Command([str(part) for part in (*command(settings, out, cluster.address), "--quiet")])
     try:
         more_checkpoints(out, 1)()
         kill(process)
-        return process.wait(timeout=240)
+        process.join(WAIT_S)
+        assert process.exitcode is not None, "it never ended"
+        return process.exitcode
     finally:
         process.kill()
 
 
 def test_a_run_whose_driver_is_killed_and_then_stopped_goes_on_without_a_cluster(
-    settings, whole, cluster, tmp_path, capsys
+    settings, whole, cluster, slow, tmp_path, capsys
 ):
     out = tmp_path / "run"
     assert killed(settings, out, cluster, lambda process: process.kill()) == -signal.SIGKILL
@@ -239,31 +233,32 @@ def test_a_run_whose_driver_is_killed_and_then_stopped_goes_on_without_a_cluster
     wait_for(lambda: not workers_at_cells())
     after = checkpoints(out) - before
     assert [at for at in after if int(at.partition("/")[2]) % 10], "more than those that were due"
+    slow.unlink()
     assert bench(*flags(settings | {"--out": out}), "--chance") == 0
     assert "going on after step" in capsys.readouterr().err
     same(out, whole)
 
 
-def test_the_head_is_lost_and_the_command_given_again_on_a_new_one(settings, whole, tmp_path):
+def test_the_head_is_lost_and_the_command_given_again_on_a_new_one(settings, whole, cluster, slow, tmp_path):
     out = tmp_path / "run"
-    with local_cluster(1) as cluster:
+    with local_cluster(1) as lost:
         held: list[int] = []
 
         def lose_the_head(_: object) -> None:
             held.extend(workers_at_cells())
             for worker in held:
                 os.kill(worker, signal.SIGSTOP)  # else it might be done before Ray gives the head up
-            cluster.head_node.kill_gcs_server()
+            lost.head_node.kill_gcs_server()
 
-        code = killed(settings, out, cluster, lose_the_head)
+        code = killed(settings, out, lost, lose_the_head)
         assert held, "a cell was at work"
         assert code != 0, "the driver ends, with an error"
         for worker in held:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
     assert not (out / "leaderboard.md").exists()
-    with local_cluster(1) as cluster:
-        assert bench(*command(settings, out, cluster.address), "--quiet") == 0
+    slow.unlink()
+    assert bench(*command(settings, out, cluster.address), "--quiet") == 0
     same(out, whole)
 
 
@@ -296,5 +291,7 @@ def test_settings_of_the_run_in_one_process_are_those_of_the_cluster(whole):
     """What `same` compares is worth comparing."""
     manifest = json.loads((whole / "run.json").read_text())
     assert len(manifest["saes"]) == 8
-    assert len([name for name in files(whole / "records") if ".stability." in name]) == 8
+    compared = list((whole / "records").glob("*.stability.json"))
+    assert len(compared) == 8
+    assert all(json.loads(record.read_text())["scores"] for record in compared)
     assert manifest["kernels"]

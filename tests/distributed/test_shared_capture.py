@@ -161,8 +161,8 @@ def used() -> int:
 
 def test_a_run_whose_cells_share_a_capture_makes_the_files_of_one_process(cluster, gemma2_folder, corpus, tmp_path):
     settings = {
-        "--arch": ("topk", "relu"), "--l0": 6, "--seed": (0, 1), "--model": gemma2_folder, "--layer": (1, 2),
-        "--dataset": corpus, "--width": 48, "--tokens": 3000, "--reuse": 3, "--batch-size": 60,
+        "--arch": "topk", "--l0": 6, "--seed": (0, 1), "--model": gemma2_folder, "--layer": (1, 2),
+        "--dataset": corpus, "--width": 48, "--tokens": 2000, "--reuse": 3, "--batch-size": 60,
         "--buffer-tokens": 800, "--eval-tokens": 300, "--context-size": 32, "--checkpoint-every": 40,
     }  # fmt: skip
     assert bench(*flags(settings | {"--out": tmp_path / "one"}), "--quiet") == 0

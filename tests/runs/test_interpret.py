@@ -86,8 +86,8 @@ def test_without_a_judge_latents_are_collected_and_the_column_says_how_to_give_o
     assert bench("table", finished) == 0
     text = capsys.readouterr().out
     words = " ".join(text.split())
-    assert "No column for detection, fuzzing: no judge." in words
-    assert "give --judge-model" in words
+    assert "No column for detection, fuzzing: no judge: give --judge-model and --judge-base-url" in words
+    assert words.count("give --judge-model") == 1
     assert record_of(finished)["failure"] is None
 
 

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 from command import bench, flags
 from test_end_to_end import ARCHS, records_of, weights_of, without_times
+from warm import Command
 
 from sae_bench.cli.main import main
 from sae_bench.records.files import read_sealed, write_sealed
@@ -123,18 +122,15 @@ def test_sigterm_finishes_the_step_and_says_how_to_go_on(settings, whole, tmp_pa
 def test_a_process_killed_while_it_works_goes_on(settings, whole, tmp_path):
     """The real thing: kill -9 at a moment of its own, three times."""
     command = [str(part) for part in flags(settings | {"--out": tmp_path / "run", "--checkpoint-every": 2})]
-    script = (
-        "import torch; torch.set_num_threads(1); from sae_bench.cli.main import main; import sys; main(sys.argv[1:])"
-    )
     for n_checkpoints in (1, 2, 4):
-        process = subprocess.Popen([sys.executable, "-c", script, *command, "--quiet"], cwd=Path(__file__).parents[2])
+        process = Command([*command, "--quiet"])
         done = {path.parent.name for path in (tmp_path / "run").glob("checkpoints/*/checkpoint.json")}
         seen: set[str] = set(done)
-        while len(seen) < len(done) + n_checkpoints and process.poll() is None:
+        while len(seen) < len(done) + n_checkpoints and process.exitcode is None:
             seen |= {path.parent.name for path in (tmp_path / "run").glob("checkpoints/*/checkpoint.json")}
             time.sleep(0.01)
         process.kill()
-        assert process.wait() == -9
+        assert process.end()[0] == -signal.SIGKILL
     assert bench(*command, "--quiet") == 0
     same(tmp_path / "run", whole)
 
