@@ -26,7 +26,7 @@ from sae_bench.records.files import digest_of, read_sealed, sha256
 from sae_bench.records.names import file_name
 from sae_bench.records.ownership import Ownership, read_drawn, sealed
 from sae_bench.records.run_folder import SAE_DESCRIPTION
-from sae_bench.records.schema import Record, SiteDescription, record_from
+from sae_bench.records.schema import BY_RATERS, Record, SiteDescription, record_from
 from sae_bench.registry import TASKS
 from sae_bench.runs.begun import FORMAT
 from sae_bench.runs.config import RunConfig
@@ -184,6 +184,8 @@ def _check_alike(folder: Path, records: Mapping[tuple[str, str], Record], config
                     f"{path}: its {what} is {one_line(str(was))}, others' is {one_line(str(wanted))}: {RERUN}"
                 )
         _check_version(path, record.provenance.versions.get("sae-arch-bench", ""))
+        if record.measured_on == BY_RATERS:
+            continue
         if record.task not in TASKS:
             raise UserError(f"{path} is of the task {record.task}, which is not built in: submit its source first")
         if (version := str(TASKS[record.task].version)) != record.task_version:
@@ -211,7 +213,9 @@ def _check_complete(
     folder: Path, asked: Sequence[RunConfig], saes: Sequence[str], records: Mapping[tuple[str, str], Record]
 ) -> None:
     """See that nothing was left out: SAEs that the settings ask for, and their records, are all there."""
-    tasks = {task for _, task in records}
+    tasks = {
+        task for (_, task), record in records.items() if record.measured_on != BY_RATERS
+    }  # a study is of some SAEs
     of_latents, wanted = set(latent_tasks(tasks)), set(map(str, saes))
     for sae, task in product(sorted(wanted), sorted(tasks)):
         if (sae, task) not in records:

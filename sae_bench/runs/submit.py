@@ -29,7 +29,7 @@ from sae_bench.records.files import read_sealed, sha256, write_sealed
 from sae_bench.records.names import file_name
 from sae_bench.records.ownership import is_linked, regular_file
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
-from sae_bench.records.schema import NOT_APPLICABLE
+from sae_bench.records.schema import BY_RATERS, NOT_APPLICABLE
 from sae_bench.runs.submission import Submission, read_submission
 from sae_bench.runs.verify import TOLERANCE, verify_numbers, weights_problem
 
@@ -153,7 +153,7 @@ def _tasks(found: Submission, saes: Sequence[str], task: str) -> bool:
     """Whether a task is about tokens, and measured of one of the SAEs."""
     records = [record for sae in saes if (record := found.records.get((sae, task)))]
     measured = [one for one in records if not one.failure and one.not_measured != NOT_APPLICABLE]
-    return bool(measured and token_tasks([task]))
+    return bool(measured and measured[0].measured_on != BY_RATERS and token_tasks([task]))
 
 
 @contextmanager
