@@ -222,8 +222,9 @@ def _check_complete(
             raise UserError(
                 f"{folder}/records/{one_line(sae)}.{task}.json is missing, and a failure is a record: {RERUN}"
             )
-    for sae, task in records:
-        if sae not in wanted and task not in of_latents:  # random SAEs beside those that are judged
+    for (sae, task), record in records.items():
+        about_latents = task in of_latents or record.measured_on == BY_RATERS  # also of random SAEs
+        if sae not in wanted and not about_latents:
             raise UserError(f"{folder}/records/{sae}.{task}.json is of an SAE that run.json does not name: {RERUN}")
     own = [record.sae for record in records.values() if record.sae.id in wanted and not record.sae.origin]
     have = {(one.label, one.site.name, one.d_sae, one.target, one.seed) for one in own}
