@@ -213,9 +213,8 @@ def _check_complete(
     folder: Path, asked: Sequence[RunConfig], saes: Sequence[str], records: Mapping[tuple[str, str], Record]
 ) -> None:
     """See that nothing was left out: SAEs that the settings ask for, and their records, are all there."""
-    tasks = {
-        task for (_, task), record in records.items() if record.measured_on != BY_RATERS
-    }  # a study is of some SAEs
+    # A study of raters may be of some SAEs alone.
+    tasks = {task for (_, task), record in records.items() if record.measured_on != BY_RATERS}
     of_latents, wanted = set(latent_tasks(tasks)), set(map(str, saes))
     for sae, task in product(sorted(wanted), sorted(tasks)):
         if (sae, task) not in records:
