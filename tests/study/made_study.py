@@ -24,7 +24,7 @@ def make(path: Path, runs: dict[str, Path], n_latents=12, n_raters=4, overlap=3,
                         detection=True)  # fmt: skip
     saes = [
         StudySAE(run=str(runs[one.sae.label]), sae=one.sae, provenance=one.provenance, n_alive=99, n_collected=50,
-                 n_suitable=40)
+                 n_passed_over=10)
         for one in records_of(runs)
     ]  # fmt: skip
     items = [
