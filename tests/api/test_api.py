@@ -109,7 +109,7 @@ def test_an_sae_in_memory_is_called_by_what_it_is(settings, run, tmp_path):
     assert again.records == first.records  # the same call has nothing to do
     source = first.records[0].sae.origin.source
     assert re.fullmatch("memory:[0-9a-f]{16}", source)
-    with pytest.raises(sb.UserError, match="holds a run with other settings"):
+    with pytest.raises(sb.UserError, match=f"has --sae {source}, which cannot be had any more"):
         sb.evaluate(run.sae(NAME.replace("seed0", "seed1")), out=tmp_path / "one", **here)
     with pytest.raises(sb.UserError, match="was in the memory of a program"):
         sb.load_sae(source)
