@@ -12,14 +12,19 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx2
-import openai
+import lazy_loader
 
 from sae_bench.autointerp.calls import Endpoint
 from sae_bench.errors import one_line
 from sae_bench.records.redact import redact
+
+if TYPE_CHECKING:
+    import openai
+else:
+    openai = lazy_loader.load("openai")  # half a second of every command, and few ask a judge
 
 MOST_SECONDS_TO_WAIT = 60.0
 """The longest pause that a server can ask for between two attempts."""
@@ -146,7 +151,7 @@ class Transport:
         await self._openai.close()
 
 
-def _headers(endpoint: Endpoint, defaults: Iterable[str]) -> dict[str, str | openai.Omit]:
+def _headers(endpoint: Endpoint, defaults: Iterable[str]) -> "dict[str, str | openai.Omit]":
     """The headers of a request, and which of the client's own are left out.
 
     Those name an organisation and a project, and may hold a gateway's key: whatever the environment has for OpenAI.
