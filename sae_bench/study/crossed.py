@@ -103,7 +103,8 @@ def _crossed(parts: Sequence[Part]) -> Crossed | None:
     again = sum(_of_latents_in_raters(of) for _, of in parts) if n > 1 else 0.0
     total = max(of_latents + of_raters - again, of_latents)
     squares = sum(variance**2 / degrees for variance, degrees in sources)
-    degrees = total**2 / squares if squares > 0 else n_latents - 1.0
+    fewest = min(of for variance, of in sources if variance > 0) if squares > 0 else n_latents - 1.0
+    degrees = max(total**2 / squares, fewest) if squares > 0 else fewest  # what was taken off has no degrees to lose
     return Crossed(value, math.sqrt(total), degrees, n_latents, len(answered))
 
 

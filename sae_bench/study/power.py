@@ -58,7 +58,7 @@ class Variances:
         # What the jackknife over raters shows though they differ in nothing between architectures.
         of_raters = total if overlap == 1 else 2 * self.of_answers / (overlap - 1) / n_latents * (1 - 1 / n_raters)
         squares = total**2 / (2 * (n_latents - 1)) + (of_raters**2 / (n_raters - 1) if n_raters > 1 else 0.0)
-        degrees = total**2 / squares
+        degrees = max(total**2 / squares, min(2.0 * (n_latents - 1), max(n_raters - 1.0, 1.0)))
         tails = [float(stats.t.isf(tail, degrees)) for tail in ((1 - crossed.LEVEL) / 2 / family, 1 - POWER)]
         return math.sqrt(total) * sum(tails)
 

@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from numpy import ndarray
 from scipy import stats
 
@@ -134,7 +134,7 @@ def _retest(ratings: Ratings) -> Found:
             "same": _share(crossed.mean(same)), "ordinal": asdict(alpha)}  # fmt: skip
 
 
-def _spread(seconds: Given) -> Found | None:
+def _spread(seconds: Float[ndarray, "..."]) -> Found | None:
     """Median and quartiles of the time for a latent; None where nobody answered."""
     there = seconds[np.isfinite(seconds)]
     if not len(there):

@@ -31,6 +31,14 @@ def test_of_raters_who_all_agree_the_interval_is_that_of_the_latents_alone():
     assert low == pytest.approx(20 / (20 + 2.093**2), abs=1e-3), "all say yes: 20 latents' Wilson"
 
 
+def test_raters_who_differ_by_less_than_chance_cost_no_degrees_below_theirs():
+    """What a jackknife over raters shows by chance is taken off; an interval of a share is none of [0, 1] for it."""
+    draw = np.random.default_rng(4)
+    found = [crossed.mean(world(draw, 0.7, 20, 4, 3, alpha=0.05)) for _ in range(200)]
+    assert min(one.degrees for one in found) == 3, "of four raters"
+    assert max(np.ptp(one.share_interval()) for one in found) < 0.75
+
+
 def test_what_a_rater_grants_all_latents_cancels_in_a_difference():
     """Rater 2 says 1/4 more of everything: each share's error holds that, the difference's does not."""
     draw = np.random.default_rng(0)
