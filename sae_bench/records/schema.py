@@ -182,7 +182,8 @@ ON_TOKENS, ON_TEXTS, BY_RATERS = "tokens", "texts", "raters"
 
 def _numbers(values: object) -> object:
     """A list of numbers, found to be one as a whole: there may be hundreds of thousands."""
-    if not isinstance(values, list) or not {*map(type, values)} <= {int, float}:
+    kinds = {*map(type, values)} if isinstance(values, list) else {str}
+    if bool in kinds or not all(issubclass(kind, int | float) for kind in kinds):
         raise ValueError("it should be a list of numbers")
     return values
 
