@@ -37,6 +37,8 @@ MOST_BYTES = 256 * 2**20
 """The largest file that is read as JSON: a record of an SAE with a million latents has a tenth of that."""
 
 RERUN = "run the same command again, and submit what it leaves"
+WHICH = [name for name in ASKED if name not in ("saes", "tasks", "plugins")]
+"""The settings that say which SAEs a run trains."""
 ALIKE = ("model", "model_sha256", "tokenizer_sha256", "eval_fingerprint", "dataset", "config_hash")
 """What records of one run share."""
 
@@ -137,8 +139,8 @@ def _settings(path: Path) -> tuple[RunConfig, list[RunConfig], dict[str, Any]]:
         raise UserError(f"{path} names plugins, which are code and not run here: submit their source first ({names})")
     try:
         config = RunConfig(**manifest["config"])
-        parts = [{name: part[name] for name in ASKED if name in part} for part in manifest.get("asked", [{}])]
-        asked = [RunConfig(**{**manifest["config"], **part, "tasks": None}) for part in parts]
+        parts = [{name: part[name] for name in WHICH if name in part} for part in manifest.get("asked", [{}])]
+        asked = [RunConfig(**{**manifest["config"], **part}) for part in parts]
     except (ValidationError, TypeError) as error:
         raise UserError(f"{path}: its settings are not those of a run ({one_line(str(error)):.200}): {RERUN}") from None
     digest = config.evaluation_hash if manifest.get("format") == FORMAT else digest_of(manifest["config"])

@@ -63,6 +63,16 @@ class Crossed:
         half = math.sqrt(t2 * (spread / n + t2 / (4 * n**2))) / (1 + t2 / n)
         return max(0.0, centre - half), min(1.0, centre + half)
 
+    def share_stderr(self) -> float | None:
+        """The standard error of a share, of which nobody is certain because the few who were asked agree.
+
+        Where it would be 0 it is that of so many latents, at the share with one yes and one no more (Laplace).
+        """
+        if self.stderr != 0:
+            return self.stderr
+        share = (self.n_latents * self.value + 1) / (self.n_latents + 2)
+        return math.sqrt(share * (1 - share) / self.n_latents)
+
     def p_value(self) -> float | None:
         """Two-sided, that a difference is zero; None where there is no standard error, or it is 0."""
         if not self.stderr:

@@ -91,7 +91,9 @@ def _scores(ratings: Ratings, items: Sequence[int]) -> Found:
 
 def _share(found: Crossed | None) -> Found | None:
     """None: nobody answered."""
-    return None if found is None else _number(found) | {"interval": found.share_interval()}
+    if found is None:
+        return None
+    return _number(found) | {"stderr": found.share_stderr(), "interval": found.share_interval()}
 
 
 def _number(found: Crossed) -> Found:

@@ -53,7 +53,7 @@ def test_every_setting_decides_one_thing():
     assert {*RunConfig.model_fields} - {*named} == {
         *("model", "revision", "trust_remote_code", "random_lm", "world", "dtype", "device"),
         *("dataset", "text_column", "split", "tokens", "reuse", "context_size", "batch_size", "buffer_tokens"),
-        *("preset", "kernels", "screening", "compile"),
+        *("preset", "recipe", "part", "kernels", "screening", "compile"),
     }
 
 

@@ -31,6 +31,14 @@ def test_of_raters_who_all_agree_the_interval_is_that_of_the_latents_alone():
     assert low == pytest.approx(20 / (20 + 2.093**2), abs=1e-3), "all say yes: 20 latents' Wilson"
 
 
+@pytest.mark.parametrize(("said", "share"), [(1.0, 21 / 22), (0.0, 1 / 22), (0.5, 0.5)])
+def test_where_all_latents_are_alike_a_share_is_not_certain(said, share):
+    """A board's differences take the standard error: 0 would make any difference from it certain."""
+    found = crossed.mean(np.full((20, 2), said))
+    assert found.stderr == 0
+    assert found.share_stderr() == pytest.approx((share * (1 - share) / 20) ** 0.5)
+
+
 def test_raters_who_differ_by_less_than_chance_cost_no_degrees_below_theirs():
     """What a jackknife over raters shows by chance is taken off; an interval of a share is none of [0, 1] for it."""
     draw = np.random.default_rng(4)
