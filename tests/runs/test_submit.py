@@ -216,7 +216,7 @@ def dropped(folder):
         (of_record(lambda content: content["sae"].update(id="relu.other")), "is a record of relu.other.reconstruction"),
         (of_manifest(lambda of: of.update(plugins={"x.py": "0"})), "names plugins"),
         (of_manifest(lambda of: of.update(saes=3)), "has no saes"),
-        (of_manifest(lambda of: of["config"].update(seeds=[5])), "another hash"),
+        (of_manifest(lambda of: of["config"].update(eval_skip=5)), "another hash"),
         (lambda folder: (folder / "run.json").write_text("["), "run.json"),
     ],
 )  # fmt: skip
