@@ -61,7 +61,7 @@ def answer(page, key: str = "3", text: str = "") -> None:
 
 
 def test_nothing_is_lost_or_counted_twice(tmp_path):
-    path, _ = write_study(tmp_path, extra=HOSTILE, n_latents=2, n_raters=2, repeats=1, detection=False)
+    path, _ = write_study(tmp_path, extra=HOSTILE, n_latents=2, n_raters=2, repeats=0, detection=False)
     folder, profile = StudyFolder(path), tmp_path / "profile"
     with served(folder) as server, chromium(profile) as page:
         opened(page, server.url)

@@ -61,6 +61,33 @@ function writeBrowser() {
   refold();
 }
 
+// --- the disk: the store above is written late, and a browser that is killed forgets it; events are written at once
+
+const database = new Promise((done) => {
+  try {
+    const asked = indexedDB.open(STORE, 1);
+    asked.onupgradeneeded = () => asked.result.createObjectStore("events", { keyPath: "id" });
+    asked.onsuccess = () => done(asked.result);
+    asked.onerror = asked.onblocked = () => done(null);
+  } catch { done(null); }
+});
+async function writeDisk(event) {
+  const opened = await database;
+  if (opened) opened.transaction("events", "readwrite", { durability: "strict" }).objectStore("events").put(event);
+}
+async function readDisk() {
+  const opened = await database;
+  if (!opened) return;
+  const events = await new Promise((done) => {
+    const asked = opened.transaction("events").objectStore("events").getAll();
+    asked.onsuccess = () => done(asked.result);
+    asked.onerror = () => done([]);
+  });
+  const have = new Set([...known, ...local].map((event) => event.id));
+  local = [...local, ...events.filter((event) => !have.has(event.id))].sort((a, b) => (a.time < b.time ? -1 : a.time > b.time ? 1 : 0));
+  writeBrowser();
+}
+
 // --- the server, if there is one
 
 let sending = false;
@@ -100,8 +127,9 @@ function add(event, place) {
 }
 function addAnswer(place, draft) {
   const { interpretable, meaning, confidence, detection, seconds } = draft;
-  Object.assign(add("answer", place), { interpretable, meaning: wellFormed(meaning.trim()), confidence, detection, seconds: Math.round(10 * seconds) / 10 });
+  const event = Object.assign(add("answer", place), { interpretable, meaning: wellFormed(meaning.trim()), confidence, detection, seconds: Math.round(10 * seconds) / 10 });
   delete drafts[keyOf(showings[place])];
+  writeDisk(event);
   writeBrowser();
   send();
 }
@@ -109,7 +137,7 @@ function takeBack() {
   const [last] = [...answers.values()].slice(-1);
   if (!last) return null;
   const place = placeOf.get(keyOf(last));
-  add("undo", place);
+  writeDisk(add("undo", place));
   drafts[keyOf(last)] = draftOf(last);
   writeBrowser();
   send();

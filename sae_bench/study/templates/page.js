@@ -234,7 +234,9 @@ async function start() {
   wire();
   readBrowser();
   keeps = keeps && storageWorks();
-  await send();
+  await send(); // what the server has is not sent again
+  await readDisk();
+  if (local.length) await send();
   history.replaceState(null, "", location.pathname);
   if (!answers.size && !Object.keys(drafts).length) part("intro");
   else if (unanswered() < 0) { begun = true; ask(-1); } else part("paused");
