@@ -122,8 +122,8 @@ class Chosen:
     truth: list[bool]
 
     def excerpts(self) -> list[Excerpt]:
-        """What is shown with its shading, by the latent's largest activation."""
-        most = self.latent["max"]
+        """What is shown with its shading, by the strongest of the latent's excerpts."""
+        most = _strongest(self.latent)
         return [
             Excerpt(
                 tenth=_tenth(self.latent, i),
@@ -196,6 +196,18 @@ def _over_the_range(latent: Latent, numbers: Sequence[int], n: int) -> list[int]
 
 
 def _tenth(latent: Latent, i: int) -> int:
-    """1 to 10: where in the range from 0 to the latent's largest activation the peak of an example is."""
-    peak: float = max(map(abs, latent["examples"][i]["activations"]))
-    return max(1, min(N_TENTHS, ceil(N_TENTHS * peak / float(latent["max"]))))
+    """1 to 10: where in the range from 0 to the strongest of the latent's excerpts the peak of an example is."""
+    return max(1, min(N_TENTHS, ceil(N_TENTHS * _peak(latent["examples"][i]) / _strongest(latent))))
+
+
+def _strongest(latent: Latent) -> float:
+    """The largest peak of its excerpts.
+
+    A latent may be a hundred times as active at one place of the text, of which there need be no excerpt: beside that
+    all that can be shown would look alike, and faint.
+    """
+    return max(map(_peak, latent["examples"]))
+
+
+def _peak(example: Latent) -> float:
+    return float(max(map(abs, example["activations"])))

@@ -120,10 +120,11 @@ class Study(Part):
 
 
 class Excerpt(Part):
-    """Tokens of text, and how strongly each is shaded: its activation by size, as a share of the latent's largest."""
+    """Tokens of text, each shaded by its activation, by size, as a share of the strongest excerpt's peak."""
 
     tenth: int | None
-    """1 to 10: the tenth of the range, 0 to the latent's largest activation, that its peak lies in; None in `mixed`."""
+    """1 to 10: the tenth of the range, 0 to the strongest of the latent's excerpts, that its peak lies in; None in
+    `mixed`."""
     tokens: list[str]
     shading: list[float]
     """0 to 1, of each token; empty in question 3, which is about where it fires."""

@@ -22,7 +22,8 @@ def write_collected_run(folder: Path, n_latents: int = 12, extra: str = "", labe
     for sae in {one["sae"]["id"] for one in of}:
         hashes = {}
         for number in range(n_latents):
-            latent = toy_latent(number, extra=extra) | {"sae": sae, "n_fired": 30 + 7 * number}
+            # Somewhere in the text it is far more active than in any excerpt.
+            latent = toy_latent(number, extra=extra) | {"sae": sae, "n_fired": 30 + 7 * number, "max": 1000.0}
             seal(folder / "latents" / sae / f"{number}.json", latent)
             hashes[str(number)] = collected_hash(latent)
         content = {"settings": {}, "latents": [*range(n_latents)], "sha256": hashes, "n_eligible": 300}

@@ -68,7 +68,9 @@ def test_items_show_equally_many_excerpts_and_the_truth_is_where_the_latent_fire
             (folder.parent / "run" / "latents" / study.saes[item.sae].sae.id / f"{item.latent}.json").read_text()
         )
         one = shown[item.id]
+        strongest = max(abs(a) for example in latent["examples"] for a in example["activations"])
         assert len(one.excerpts) == 8
+        assert one.excerpts[0].tenth == 10
         assert len(one.mixed) == 10
         assert 4 <= sum(item.truth) <= 6
         for number, fires, excerpt in zip(item.mixed, item.truth, one.mixed, strict=True):
@@ -76,7 +78,7 @@ def test_items_show_equally_many_excerpts_and_the_truth_is_where_the_latent_fire
             assert (excerpt.tokens, excerpt.shading) == (latent["examples"][number]["tokens"], [])
         for number, excerpt in zip(item.shown, one.excerpts, strict=True):
             activations = latent["examples"][number]["activations"]
-            assert excerpt.shading == [abs(a) / latent["max"] for a in activations]
+            assert excerpt.shading == pytest.approx([abs(a) / strongest for a in activations], abs=5e-4)
             assert max(activations) > 0
         assert not set(item.shown) & set(item.mixed)
         assert item.density == latent["n_fired"] / latent["n_tokens"]
