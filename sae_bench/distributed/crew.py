@@ -130,7 +130,10 @@ class ClusterCrew:
             name: of for name, of in self._folder.cells().items() if (self._folder.checkpoints_path / name).is_dir()
         }
         self._folder.write_cells({**known, **{name: cell.saes for name, cell in cells.items()}})
-        shown = {name: CellView(cell.seconds, len(cell.saes)) for name, cell in cells.items()}
+        shown = {
+            name: CellView(cell.seconds, len(cell.saes), cell.evaluation_seconds / cell.seconds)
+            for name, cell in cells.items()
+        }
         reference = ray.put(order)
         with View(self.progress, shown, self._config.batch_size) as view, _not_lost():
             failures = self._in_rounds(order, todo, cells, reference, view)

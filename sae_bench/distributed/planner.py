@@ -47,6 +47,8 @@ class Cell:
     """Of `seconds`, those in which the language model runs."""
     capture_seconds: float = 0.0
     """Of `lm_seconds`, those that a shared capture would save."""
+    evaluation_seconds: float = 0.0
+    """Of `lm_seconds`, those that come after the training."""
     sites: tuple[str, ...] = ()
     depth: int = 0
 
@@ -140,6 +142,7 @@ def _cell(line: Line, first: int, last: int, kind: int) -> Cell:
     depth = works[0].site.depth
     of_sites = sum(site.seconds[kind] for site in sites.values())
     lm = shared.lm_seconds(depth, kind) + of_sites
+    replays = sum(work.lm_seconds[kind] for work in works)
     ids = tuple(work.id for work in works)
     where = "-".join(dict.fromkeys((works[0].site.name, works[-1].site.name)))
     return Cell(
@@ -147,8 +150,9 @@ def _cell(line: Line, first: int, last: int, kind: int) -> Cell:
         saes=ids,
         seconds=shared.start_seconds[kind] + lm + sum(work.seconds[kind] for work in works),
         n_bytes=line.n_bytes(first, last),
-        lm_seconds=lm + sum(work.lm_seconds[kind] for work in works),
+        lm_seconds=lm + replays,
         capture_seconds=depth * shared.capture_seconds[kind],
+        evaluation_seconds=shared.pass_seconds[kind] + of_sites + replays,
         sites=tuple(sites),
         depth=depth,
     )

@@ -12,8 +12,10 @@ from sae_bench.progress import LINE_EVERY_S, Progress
 TRAIN = "train"
 """The stage whose rate is shown."""
 
-SHARE = {"load": 0.0, "capture": 0.0, TRAIN: 0.0}
-"""How much of a cell is done before a stage begins; 1 for those that come after the training."""
+BEFORE = ("load", "capture")
+BETWEEN = ("site means",)
+EVALUATE = "evaluate"
+"""The other stages, around the training; what is not named here comes after the evaluation, and is in no cell's seconds."""
 
 RATE_OVER_S = 60.0
 """Seconds that a rate is taken over."""
@@ -25,6 +27,8 @@ class CellView:
 
     seconds: float
     n_saes: int
+    evaluation_share: float = 0.0
+    """Of the seconds, the part that comes after the training."""
 
 
 class View:
@@ -124,9 +128,14 @@ class View:
         if cell in self._done | self._failed:
             return 1.0
         report = reports.get(cell, Report("load"))
+        of_stage, evaluation = report.done / max(1, report.total), self._cells[cell].evaluation_share
+        if report.stage in BEFORE:
+            return 0.0
         if report.stage == TRAIN:
-            return report.done / max(1, report.total)
-        return SHARE.get(report.stage, 1.0)
+            return (1 - evaluation) * of_stage
+        if report.stage in BETWEEN:
+            return 1 - evaluation
+        return 1 - evaluation * (1 - of_stage) if report.stage == EVALUATE else 1.0
 
 
 def _clock(seconds: float) -> str:

@@ -61,6 +61,7 @@ def test_one_device_with_room_has_one_cell_and_one_pass_to_the_deepest_site():
     assert (cell.seconds, cell.n_bytes, cell.depth) == (5 + 3 + 40 + 40, 100 + 100 + 60, 4)
     assert cell.lm_seconds == 3 + 40 + 2 + 2, "a tenth of an SAE's seconds are its replays'"
     assert cell.capture_seconds == 4 * 9
+    assert cell.evaluation_seconds == 3 + 2 + 2, "the clean pass, and replays"
     assert plan.lm_share == 47 / 88
     assert plan.makespan == least_makespan(works, SHARED, fleet(1)) == 88
 

@@ -34,6 +34,17 @@ def test_cells_are_counted_and_tokens_of_every_sae(view, clock):
     assert view.line({"b": TRAINING}, ["b"]) == "1 running, 2 waiting, 1 failed, 5,000 SAE-tokens/s, eta 0:01:00"
 
 
+def test_what_comes_after_the_training_is_still_to_do(clock):
+    """A cell's 40 planned seconds are 30 of training and 10 of evaluation."""
+    view = View(Progress(), {"a": CellView(40.0, 1, 0.25)}, 1)
+    clock[0] += 60
+    assert view.seconds_left({"a": Report("train", 50, 100)}) == pytest.approx(60 * 25 / 15)
+    assert view.seconds_left({"a": Report("train", 100, 100)}) == pytest.approx(60 * 10 / 30)
+    assert view.seconds_left({"a": Report("site means", 3, 4)}) == pytest.approx(60 * 10 / 30)
+    assert view.seconds_left({"a": Report("evaluate", 4, 8)}) == pytest.approx(60 * 5 / 35)
+    assert view.seconds_left({"a": Report("collect", 1, 8)}) == 0
+
+
 def test_a_cell_that_begins_again_takes_nothing_back(view, clock):
     view.show({"b": TRAINING}, ["b"])
     clock[0] += 10
