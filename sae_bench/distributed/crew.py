@@ -30,6 +30,7 @@ from sae_bench.records.schema import Provenance
 from sae_bench.runs.cell import among_seeds, begun_cells, is_unfinished
 from sae_bench.runs.collect import as_saved, random_saes
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.overlap import check_text, outdated
 from sae_bench.runs.records import is_missing, now, siblings_among
 from sae_bench.runs.train import Order
 from sae_bench.runs.workbench import PlannedSAE, RunOutline
@@ -122,6 +123,7 @@ class ClusterCrew:
         model = self._outline.model_fingerprint
         texts = read_texts(order.tasks, self._config)
         todo = [sae for sae in saes if is_unfinished(self._folder, order, sae, random.get(sae.id), model, texts)]
+        self._check_growth(order, saes)
         begun()
         if not todo:
             return {}
@@ -135,6 +137,24 @@ class ClusterCrew:
         with View(self.progress, shown, self._config.batch_size) as view, _not_lost():
             failures = self._in_rounds(order, todo, cells, reference, view)
         return {sae: reason for name, reason in failures.items() for sae in cells[name].saes}
+
+    def _check_growth(self, order: Order, saes: Sequence[PlannedSAE]) -> None:
+        """See that there is text for an evaluation that grows, and that it is the run's, before run.json says so.
+
+        Raises:
+            UserError: it cannot grow.
+        """
+        manifest, config = self._folder.manifest(), self._config
+        if not order.tasks or manifest is None or manifest["config_hash"] == config.evaluation_hash:
+            return
+        own = [sae.id for sae in saes if sae.description.origin is None]
+        finished = [name for name in own if self._folder.has_sae(name, config.training_hash)]
+        old = outdated(self._folder, finished, config.evaluation_hash)
+        task = ray.remote(remote.grown_text).options(name="text", **self._slots.options | {"max_retries": FAULTS})
+        overlaps = any(training.eval_overlap is not None for training in old.values())
+        fingerprint = _got(task.remote(self._errand, order, overlaps))
+        if overlaps:
+            check_text(old, fingerprint, config.dataset)
 
     def compare_seeds(self, order: Order, saes: Sequence[PlannedSAE]) -> None:
         """A task for each site where something is missing: its SAEs share one capture."""

@@ -111,7 +111,7 @@ def run(
         outline = crew.outline(kernels)
         for line in default_corpus(config):
             progress.say(line)
-        check_unchanged(folder, outline, earlier)
+        check_unchanged(folder, config, outline, earlier)
         check_disk(folder, outline, config)
         without = outline.inapplicable
         collected = [name for name in tasks if name not in without or name not in latent_tasks(tasks)]

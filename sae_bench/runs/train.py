@@ -280,7 +280,7 @@ def write_sae(
         "module_side": site.side,
         "prepend_bos": True,
         "context_size": config.context_size,
-        "dataset_path": config.dataset,
+        "dataset_path": config.called_as(config.dataset),
         **({"model_from_pretrained_kwargs": {"center_writing_weights": True}} if site.centred else {}),
     }
     ours.write(folder.sae_path(description.id), sae, description, metadata, log, config.training_hash)

@@ -80,7 +80,7 @@ class Workbench:
         self.config, self.progress = config, progress
         opened = open_imports(config)
         self.lm = load_model(config, progress)
-        plans: list[Plan] = [*plan_saes(config, self.lm), *plan_imports(self.lm, opened)]
+        plans: list[Plan] = [*plan_saes(config, self.lm), *plan_imports(self.lm, config, opened)]
         self.plans = {plan.id: plan for plan in plans}
         self.held_out = token_stream(self.lm, config, "eval", config.n_held_out)
 

@@ -17,8 +17,8 @@ from sae_bench.records.files import Damaged, digest_of, read_sealed, write_seale
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Record
 from sae_bench.registry import ARCHITECTURES
-from sae_bench.runs.begun import plugin_hashes
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.home import plugin_hashes
 from sae_bench.runs.tuned import PART, TunedArch, as_toml
 from sae_bench.tuning.outcomes import Outcome, best, outcomes_from, outcomes_of
 from sae_bench.tuning.stages import CHECK, check_config, check_tunable, rung_config, rung_name
@@ -138,7 +138,7 @@ def _begin(config: RunConfig, settings: TuneSettings, out: Path) -> None:
     """
     path = out / MANIFEST
     before = read_sealed(path)["settings"] if path.exists() else {}
-    plugins = plugin_hashes(config.plugins, before.get("plugins", {}))
+    plugins = plugin_hashes(config, before.get("plugins", {}))
     now = {**settings.model_dump(), **config.identity, "plugins": plugins}
     before = before or now
     if changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
