@@ -40,7 +40,7 @@ from sae_bench.runs.plan import SAEPlan
 from sae_bench.runs.sources import own_capture
 from sae_bench.runs.train import Order
 from sae_bench.runs.workbench import RunOutline, Workbench
-from sae_bench.saes.active import Crossovers
+from sae_bench.saes.kernels import Crossovers
 from sae_bench.signals import stop_signals
 from sae_bench.training.buffer import ActivationBuffer
 from sae_bench.training.logging import log_sink

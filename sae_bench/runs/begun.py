@@ -23,7 +23,7 @@ from sae_bench.runs.home import path_from, plugin_hashes
 from sae_bench.runs.provenance import changed_environment
 from sae_bench.runs.train import Leg, Order
 from sae_bench.runs.workbench import PlannedSAE, RunOutline
-from sae_bench.saes.active import Crossovers
+from sae_bench.saes.kernels import Crossovers
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from sae_bench.parsing import Bytes, Count, Flag, Heading, parse_count, parse_la
 from sae_bench.records.files import digest_of
 from sae_bench.records.names import file_name
 from sae_bench.runs.arch_spec import ArchSpec, Strict
-from sae_bench.runs.contradictions import check_together
+from sae_bench.runs.contradictions import Consistent
 from sae_bench.runs.deciding import ASKED, KEPT, WAY, Identified
 from sae_bench.runs.tuned import TunedRecipe
 from sae_bench.synthetic.settings import WorldSettings, is_synthetic, run_defaults, world_settings
@@ -66,7 +66,7 @@ class ImportedSAE(Strict):
     sha256: str
 
 
-class RunConfig(Identified, JudgeConfig, TextSettings):
+class RunConfig(Identified, Consistent, JudgeConfig, TextSettings):
     """Everything that decides the numbers of a run. A field with a `Flag` is all that a setting needs."""
 
     archs: Annotated[tuple[Annotated[ArchSpec, BeforeValidator(ArchSpec.parse)], ...], Flag(Heading.WHAT, "arch")]
@@ -215,7 +215,7 @@ class RunConfig(Identified, JudgeConfig, TextSettings):
             config = cls(**{**defaults, **given})
         except ValidationError as error:
             raise UserError(_one_line(error)) from None
-        check_together(config)
+        config.check_together()
         return config
 
     @property

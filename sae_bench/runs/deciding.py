@@ -10,12 +10,14 @@ An SAE's training is known by the hash of these last beside the SAE's own name a
 and EVALUATION. Which other SAEs were asked for is in neither: what they are trained or measured beside changes no bit.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_bench.records.content import content_hash
 from sae_bench.records.files import digest_of
+from sae_bench.registry import MODELS
 
 ASKED = ("archs", "saes", "layers", "sites", "widths", "l0s", "sparsity", "seeds", "tasks", "plugins")
 
@@ -46,6 +48,7 @@ class Identified:
         dataset: str
         plugins: tuple[str, ...]
         saes: Any
+        world: Any
         random_lm: Any
         seeds: Any
         eval_tokens: Any
@@ -70,7 +73,7 @@ class Identified:
     @property
     def folder_name(self) -> str | None:
         """What records call a model in a folder that is at another place than where its run was begun; else None."""
-        return self.called.get(self.model) if Path(self.model).is_dir() else None
+        return self.called.get(self.model) if os.path.isdir(self.model) else None
 
     def as_called(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Settings, or some of them, with the run's names for local files."""
@@ -95,16 +98,18 @@ class Identified:
     def by_content(self) -> dict[str, Any]:
         """`identity` with what local files hold in the place of their paths: however these are named, it is one."""
         from sae_bench.lm.corpus import corpus_hash, is_local  # they load numpy, which --help does without
+        from sae_bench.lm.model_names import HUB_MODELS
 
         said = self.identity
         found: dict[str, Any] = {
-            "plugins": [content_hash(Path(one)) if Path(one).is_file() else one for one in self.plugins]
+            "plugins": [content_hash(Path(one)) if os.path.isfile(one) else one for one in self.plugins]
         }
-        found["saes"] = [sae.sha256 if Path(sae.source).exists() else sae.source for sae in self.saes]
-        if Path(self.model).is_dir():
+        found["saes"] = [sae.sha256 if os.path.exists(sae.source) else sae.source for sae in self.saes]
+        if self.model not in (*HUB_MODELS, *MODELS) and os.path.isdir(self.model):
             files = sorted(path for path in Path(self.model).rglob("*") if path.is_file())
-            found["model"] = [[path.relative_to(self.model).as_posix(), content_hash(path)] for path in files]
-        if is_local(self.dataset) and Path(self.dataset).expanduser().exists():
+            names = [path.relative_to(self.model).as_posix() for path in files]
+            found["model"] = digest_of(list(zip(names, map(content_hash, files), strict=True)))
+        if self.world is None and os.path.exists(os.path.expanduser(self.dataset)) and is_local(self.dataset):
             found["dataset"] = corpus_hash(self.dataset)
         return {**said, **{name: of for name, of in found.items() if of and name in said}}
 

@@ -42,7 +42,7 @@ class Home:
     def here(self, name: str) -> str:
         """The run's name of a file as a path from here; a name that is no path of one, as it is."""
         path = self.path / name
-        return name if self._is_here or Path(name).is_absolute() or not path.exists() else str(placed(path))
+        return name if self._is_here or Path(name).is_absolute() or not os.path.exists(path) else str(placed(path))
 
     def called(self, config: RunConfig, was: RunConfig) -> dict[str, str]:
         """By this command's names of model, corpus, plugins and files, those that the run `was` begun with has."""
@@ -72,7 +72,7 @@ class Home:
         published = {*HUB_MODELS, *HUB_MODELS.values(), *MODELS}
         if config.model in published:
             return HUB_MODELS.get(config.model, config.model) == HUB_MODELS.get(was.model, was.model)
-        return Path(config.model).is_dir() and was.model not in published
+        return os.path.isdir(config.model) and was.model not in published
 
     def _is_one_corpus(self, config: RunConfig, was: RunConfig) -> bool:
         """That a corpus at the run's own place has changed, is said later, with all that has."""
@@ -80,13 +80,12 @@ class Home:
             return False
         if self._is_one_file(config.dataset, was.dataset):
             return True
-        return Path(config.dataset).expanduser().exists() and (
-            corpus_hash(config.dataset) == self._manifest["dataset_sha256"]
-        )
+        there = os.path.exists(os.path.expanduser(config.dataset))
+        return there and corpus_hash(config.dataset) == self._manifest["dataset_sha256"]
 
     def _is_one_file(self, here: str, name: str) -> bool:
         mine, theirs = Path(here).expanduser(), self.path / Path(name).expanduser()
-        return mine.exists() and theirs.exists() and mine.samefile(theirs)
+        return os.path.exists(mine) and os.path.exists(theirs) and mine.samefile(theirs)
 
     def _is_copy(self, here: str, name: str) -> bool:
         mine, theirs = Path(here), self.path / name
@@ -104,7 +103,7 @@ class Home:
 
     def _from_home(self, path: str) -> str:
         """A path from here as one from home, if it is one."""
-        if self._is_here or Path(path).is_absolute() or not Path(path).exists():
+        if self._is_here or Path(path).is_absolute() or not os.path.exists(path):
             return path
         try:
             return Path(os.path.relpath(path, self.path)).as_posix()

@@ -26,8 +26,8 @@ from sae_bench.runs.provenance import changed_environment, environment
 from sae_bench.runs.rates import remember_parts, remember_rate, step_part
 from sae_bench.runs.records import where_kept
 from sae_bench.runs.sources import own_capture
-from sae_bench.saes.active import Crossovers
 from sae_bench.saes.base import SparseAutoencoder
+from sae_bench.saes.kernels import Crossovers
 from sae_bench.training.buffer import ActivationBuffer
 from sae_bench.training.checkpoint import Checkpoint, Checkpoints, CheckpointSaver, State, checkpointed
 from sae_bench.training.initial_values import INIT_SAMPLE

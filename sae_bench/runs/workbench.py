@@ -23,8 +23,8 @@ from sae_bench.runs.plan import SAEPlan, plan_saes, tasks_of, training_disk_byte
 from sae_bench.runs.provenance import environment
 from sae_bench.runs.records import inapplicable, provenance_of
 from sae_bench.runs.sources import load_model, token_stream
-from sae_bench.saes.active import Crossovers
 from sae_bench.saes.base import SAEConfig
+from sae_bench.saes.kernels import Crossovers
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import torch
 
 from sae_bench.records.kept import keep, read_kept
 from sae_bench.records.names import cache_folder
-from sae_bench.saes.active import Crossovers, Kernels, Screening, decode, kernels, latent_major, select
+from sae_bench.saes.active import decode, latent_major, select
+from sae_bench.saes.kernels import Crossovers, Kernels, Screening, kernels
 from sae_bench.saes.rules import Above
 
 DENSITIES = (0.05, 0.15)

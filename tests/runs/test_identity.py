@@ -442,11 +442,11 @@ def test_another_file_by_another_path_is_refused_as_ever(begun, tmp_path, monkey
     config = json.loads(Path("model", "config.json").read_text())
     Path("model", "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
     shutil.copy(tmp_path / "plugs" / "opened.txt", "opened.txt")
-    Path("other.py").write_text((tmp_path / "plugs" / "mine3.py").read_text().replace('"1"', '"2"'))
+    Path("mine3.py").write_text((tmp_path / "plugs" / "mine3.py").read_text().replace('"1"', '"2"'))
     for flag, other, words in (
         ("--dataset", "other.jsonl", "--dataset text.jsonl, not other.jsonl"),
         ("--model", "model", "--model model, is not the one that the run in"),
-        ("--plugin", "other.py", "has --plugin"),
+        ("--plugin", "mine3.py", "has --plugin"),
     ):
         assert bench(*flags(begun | whole | {flag: other})) == 2
         assert words in capsys.readouterr().err
@@ -472,7 +472,6 @@ def test_a_run_goes_on_without_a_cache_folder_that_cannot_be_written(mine, tmp_p
     of_kept._tell.cache_clear()
     (tmp_path / "home").write_text("")
     monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path / "home" / "cache"))
-    monkeypatch.setattr(content.time, "time", lambda: 4e9)
     for l0 in (6, 3):
         assert bench(*flags(mine | {"--l0": l0}), "--quiet") == 0
     assert {record["failure"] for record in records_of(tmp_path / "run").values()} == {None}
