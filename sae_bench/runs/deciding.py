@@ -15,9 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_bench.records.content import content_hash
 from sae_bench.records.files import digest_of
-from sae_bench.registry import MODELS
 
 ASKED = ("archs", "saes", "layers", "sites", "widths", "l0s", "sparsity", "seeds", "tasks", "plugins")
 
@@ -99,6 +97,8 @@ class Identified:
         """`identity` with what local files hold in the place of their paths: however these are named, it is one."""
         from sae_bench.lm.corpus import corpus_hash, is_local  # they load numpy, which --help does without
         from sae_bench.lm.model_names import HUB_MODELS
+        from sae_bench.records.content import content_hash
+        from sae_bench.registry import MODELS
 
         said = self.identity
         found: dict[str, Any] = {
