@@ -95,7 +95,9 @@ def read_only(monkeypatch):
         monkeypatch.setattr(
             of_kept.tempfile, "TemporaryFile", lambda dir: refuse() if Path(dir) == folder else plain(dir=dir)
         )
-        monkeypatch.setattr(Path, "mkdir", lambda path, **how: refuse() if path == folder else mkdir(path, **how))
+        monkeypatch.setattr(
+            Path, "mkdir", lambda path, *a, **how: refuse() if path == folder else mkdir(path, *a, **how)
+        )
 
     return make_so
 
