@@ -19,7 +19,8 @@ from workers.ours import Ours
 from workers.protocol import Spec
 
 from sae_bench import SparseAutoencoder
-from sae_bench.saes.active import as_active, kernels
+from sae_bench.saes.active import as_active
+from sae_bench.saes.kernels import kernels
 
 ARCHS = ("relu", "gated", "topk", "jumprelu")
 

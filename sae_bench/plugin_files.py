@@ -4,13 +4,16 @@ Modules are found by the import statements of the plugin and of each module so f
 are left out, for versions stand for them. Data files are those that the plugin or such a module opens while it is
 loaded, in its folder or the working directory, itself or by a library's function; not those that a library opens when
 it is imported, for that happens once in a process. Of others, opened later, it says so: `FILES = ("words.txt",)`.
+
+A file is known by the name that it was called by, in a folder without links: a plugin that is a link, or stands behind
+one, has its files where its code looks for them, beside `__file__`, and beside what the link leads to.
 """
 
 import ast
 import importlib.util
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
 from os.path import relpath
@@ -35,22 +38,29 @@ def files_of_plugin(plugin: Path) -> dict[str, Path]:
     Raises:
         UserError: a file that it says it reads is not there.
     """
-    own = plugin.resolve()
+    own = placed(plugin)
     files = modules_of(own) | {file for file in _read.get(own, ()) if file.is_file()}
     for name in _declared(own):
-        if not (own.parent / name).is_file():
+        beside = [folder / name for folder in (own.parent, own.resolve().parent) if (folder / name).is_file()]
+        if not beside:
             raise UserError(f'--plugin {plugin}: FILES names "{name}", which is not beside it: bring it, or mend FILES')
-        files.add((own.parent / name).resolve())
+        files.add(placed(beside[0]))
     return {Path(relpath(file, own.parent)).as_posix(): file for file in sorted(files)}
 
 
-def modules_of(file: Path) -> set[Path]:
-    """A file of Python, and the local ones that it imports, however deep."""
-    modules, waiting = {file.resolve()}, [file.resolve()]
+def placed(path: Path) -> Path:
+    """A file as it was called, in the folder that it was called in, by the one path that this has without links."""
+    return path.absolute().parent.resolve() / path.name
+
+
+def modules_of(file: Path, package: str = "") -> set[Path]:
+    """A file of Python, and the local ones that it imports, however deep; relative imports begin at the `package`."""
+    modules, waiting = {placed(file)}, [(placed(file), package)]
     while waiting:
-        for found in _imported(waiting.pop()) - modules:
-            modules.add(found)
-            waiting.append(found)
+        for found, its_package in _imported(*waiting.pop()).items():
+            if found not in modules:
+                modules.add(found)
+                waiting.append((found, its_package))
     return modules
 
 
@@ -64,9 +74,9 @@ def watched(plugin: Path) -> Iterator[None]:
         yield
     finally:
         _watched.remove(opened)
-        here = (plugin.resolve().parent, Path.cwd().resolve())
-        local = {path for path in opened if any(path.is_relative_to(folder) for folder in here) and _is_data(path)}
-        _read.setdefault(plugin.resolve(), set()).update(local)
+        own = placed(plugin)
+        here = {own.parent, own.resolve().parent, plugin.absolute().parent, Path.cwd()}
+        _read.setdefault(own, set()).update(placed(path) for path in opened if _is_local(path, here))
 
 
 @cache
@@ -94,8 +104,10 @@ def _is_opened_by_a_plugin(frame: FrameType | None) -> bool:
     return False
 
 
-def _is_data(path: Path) -> bool:
-    return path.is_file() and path.suffix not in (".pyc", ".py") and not _is_installed(path)
+def _is_local(path: Path, here: Collection[Path]) -> bool:
+    """Whether it is a file of data in one of these folders: as it was opened, or as it is called without links."""
+    data = path.is_file() and path.suffix not in (".pyc", ".py") and not _is_installed(path)
+    return data and any(one.is_relative_to(folder) for one in (path, placed(path), path.resolve()) for folder in here)
 
 
 def _is_installed(path: Path) -> bool:
@@ -113,17 +125,22 @@ def _tree(file: Path) -> ast.Module:
 def _declared(plugin: Path) -> list[str]:
     """What a plugin's `FILES` holds, where it is a plain tuple or list of texts."""
     for node in _tree(plugin).body:
-        if isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == "FILES" for to in node.targets):
-            try:
-                return [str(name) for name in ast.literal_eval(node.value)]
-            except (ValueError, TypeError):
-                raise UserError(f"--plugin {plugin}: FILES is no list of names: write FILES = ('words.txt',)") from None
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+        if value is None or not any(isinstance(to, ast.Name) and to.id == "FILES" for to in targets):
+            continue
+        try:
+            names = ast.literal_eval(value)
+        except (ValueError, TypeError):
+            names = None
+        if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"--plugin {plugin}: FILES is no list of names: write FILES = ('words.txt',)")
+        return list(names)
     return []
 
 
-def _imported(file: Path) -> set[Path]:
-    """The local modules that a file imports, anywhere in it."""
-    package = _package_of(file)
+def _imported(file: Path, package: str) -> dict[Path, str]:
+    """The local modules that a file of a package imports, anywhere in it, each with its own package."""
     names: set[str] = set()
     for node in ast.walk(_tree(file)):
         if isinstance(node, ast.Import):
@@ -133,22 +150,16 @@ def _imported(file: Path) -> set[Path]:
             base = ".".join(part for part in (above, node.module) if part)
             names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
     parents = {".".join(name.split(".")[:n]) for name in names for n in range(1, name.count(".") + 2)}
-    return {path for name in parents if name and name.split(".")[0] not in OURS if (path := _source_of(name))}
+    local = (_source_of(name) for name in sorted(parents) if name and name.split(".")[0] not in OURS)
+    return dict(found for found in local if found)
 
 
-def _package_of(file: Path) -> str:
-    """The package that a loaded module's relative imports begin at; none where it is not known."""
-    for module in list(sys.modules.values()):
-        if (at := getattr(module, "__file__", None)) and Path(at) == file:
-            return getattr(module, "__package__", None) or ""
-    return ""
-
-
-def _source_of(module: str) -> Path | None:
-    """The file of a module that is not installed, if there is one."""
+def _source_of(module: str) -> tuple[Path, str] | None:
+    """The file of a module that is not installed, if there is one, and the package that its own imports begin at."""
     if module.split(".")[0] in sys.stdlib_module_names:
         return None
-    found = getattr(sys.modules.get(module), "__file__", None)
+    loaded = sys.modules.get(module)
+    found, package = getattr(loaded, "__file__", None), getattr(loaded, "__package__", None)
     if found is None:
         try:
             parent = module.rpartition(".")[0]
@@ -156,6 +167,7 @@ def _source_of(module: str) -> Path | None:
             spec = importlib.util.find_spec(module) if known else None
         except (ImportError, AttributeError, ValueError):
             return None
-        found = spec.origin if spec else None
-    path = Path(found).resolve() if found else None
-    return path if path and path.suffix == ".py" and path.is_file() and not _is_installed(path) else None
+        found, package = (spec.origin, spec.parent) if spec else (None, None)
+    path = placed(Path(found)) if found else None
+    local = path and path.suffix == ".py" and path.is_file() and not _is_installed(path)
+    return (path, package or "") if path and local else None

@@ -25,9 +25,10 @@ from sae_bench.lm.sites import Site
 from sae_bench.registry import ARCHITECTURES
 from sae_bench.runs.arch_spec import ArchSpec
 from sae_bench.runs.plan import settle
-from sae_bench.saes.active import Latents, as_active, kernels
+from sae_bench.saes.active import Latents, as_active
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder, initial_decoder
 from sae_bench.saes.convert import to_built_in
+from sae_bench.saes.kernels import kernels
 from sae_bench.saes.knobs import MOST
 from sae_bench.saes.save import load_sae, save_sae
 from sae_bench.saes.step import Step

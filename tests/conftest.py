@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jaxtyping
@@ -62,15 +63,33 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_plugins() -> Iterator[None]:
-    """What a module's tests register is gone with them: "all" architectures are the same for every module."""
+@contextmanager
+def forgotten() -> Iterator[None]:
+    """What is registered within this block is gone behind it.
+
+    What is built in or installed stays where it was loaded within: it registers itself when it is imported, and that
+    happens once in a process.
+    """
     registries = (ARCHITECTURES, TASKS, SCORERS, MODELS, CORPORA)
     before = [{*registry._classes} for registry in registries]
     yield
     for registry, names in zip(registries, before, strict=True):
         for name in {*registry._classes} - names - registry._modules().keys():
             del registry._classes[name]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_plugins() -> Iterator[None]:
+    """What a module's tests register is gone with them: "all" architectures are the same for every module."""
+    with forgotten():
+        yield
+
+
+@pytest.fixture
+def own_plugins_of_a_test() -> Iterator[None]:
+    """What one test registers is gone with it. To be named before `monkeypatch`, which may change what is built in."""
+    with forgotten():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import importlib
 import sys
 
 import pytest
+from conftest import forgotten
 
 from sae_bench import registry
 from sae_bench.errors import UserError
@@ -30,7 +31,7 @@ MODULES = {
 
 
 @pytest.fixture
-def installed(tmp_path, monkeypatch):
+def installed(own_plugins_of_a_test, tmp_path, monkeypatch):
     """A package from elsewhere whose entry points name a module for every way to be."""
     about = tmp_path / "foreign-1.0.dist-info"
     about.mkdir()
@@ -41,7 +42,6 @@ def installed(tmp_path, monkeypatch):
         (tmp_path / f"foreign_{name}.py").write_text(text)
         monkeypatch.delitem(sys.modules, f"foreign_{name}", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(ARCHITECTURES, "_classes", dict(ARCHITECTURES._classes))
     return tmp_path
 
 
@@ -56,9 +56,10 @@ def test_an_installed_plugin_is_listed_without_being_run_and_runs_when_it_is_nam
     assert (installed / "foreign_foreign.ran").exists()
 
 
-def test_a_file_in_the_folder_of_architectures_is_all_that_a_built_in_needs(tmp_path, monkeypatch):
+def test_a_file_in_the_folder_of_architectures_is_all_that_a_built_in_needs(
+    own_plugins_of_a_test, tmp_path, monkeypatch
+):
     folder = importlib.import_module(ARCHITECTURES.package)
-    monkeypatch.setattr(ARCHITECTURES, "_classes", dict(ARCHITECTURES._classes))
     monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(tmp_path)])
     assert set(ARCHITECTURES) >= {"gated", "jumprelu", "relu", "topk"}
     assert "newcomer" not in ARCHITECTURES
@@ -122,3 +123,14 @@ def test_a_built_in_that_fails_is_our_mistake_and_keeps_its_traceback(monkeypatc
 def test_a_name_that_would_not_fit_into_a_path_or_a_label_is_refused(name):
     with pytest.raises(UserError, match="rename it"):
         register_task(name)
+
+
+def test_what_a_test_registers_is_forgotten_and_what_it_loads_is_not(monkeypatch):
+    """Else a built-in that a test was the first to ask for is in no registry from then on, whichever test asks."""
+    monkeypatch.delitem(ARCHITECTURES._classes, "topk", raising=False)
+    monkeypatch.delitem(sys.modules, "sae_bench.architectures.topk", raising=False)
+    with forgotten():
+        topk = ARCHITECTURES["topk"]
+        ARCHITECTURES.register("of_a_test")(type("OfATest", (), {}))
+    assert ARCHITECTURES["topk"] is topk
+    assert "of_a_test" not in ARCHITECTURES

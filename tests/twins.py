@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sae_bench import SparseAutoencoder, Step
-from sae_bench.saes.active import kernels
+from sae_bench.saes.kernels import kernels
 
 LAMBDA = 0.3
 

@@ -22,7 +22,7 @@ from sae_bench.progress import Progress
 from sae_bench.registry import known_architectures
 from sae_bench.runs.arch_spec import ArchSpec
 from sae_bench.runs.plan import settle
-from sae_bench.saes.active import kernels
+from sae_bench.saes.kernels import kernels
 from sae_bench.saes.rules import Above, Largest, LargestOfBatch, Rule
 from sae_bench.saes.screening import screened
 from sae_bench.training.buffer import ActivationBuffer

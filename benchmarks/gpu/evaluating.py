@@ -20,7 +20,8 @@ from sae_bench.evaluation import loop
 from sae_bench.evaluation.loop import Candidate, evaluate
 from sae_bench.evaluation.task import token_tasks
 from sae_bench.lm.ablations import Ablations
-from sae_bench.lm.model import CleanPass, LanguageModel
+from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.replay import CleanPass
 from sae_bench.lm.sites import find_site
 from sae_bench.progress import Progress
 from sae_bench.registry import known_architectures

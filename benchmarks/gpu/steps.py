@@ -31,8 +31,9 @@ from gpu.report import Report, milliseconds, peak_gb, spread
 from gpu.scale import Scale
 from sae_bench.registry import known_architectures
 from sae_bench.saes import base
-from sae_bench.saes.active import Crossovers, as_active
+from sae_bench.saes.active import as_active
 from sae_bench.saes.kernel_choice import crossovers
+from sae_bench.saes.kernels import Crossovers
 
 ABOUT = "(b) One training step"
 OURS = "ours"

@@ -15,8 +15,8 @@ from sae_bench import ARCHITECTURES, SAEConfig, SparseAutoencoder, Step, active_
 from sae_bench.lm.sites import Site
 from sae_bench.runs.arch_spec import ArchSpec
 from sae_bench.runs.plan import settle
-from sae_bench.saes.active import Kernels
 from sae_bench.saes.kernel_choice import crossovers
+from sae_bench.saes.kernels import Kernels
 from sae_bench.training.initial_values import INIT_SAMPLE
 from sae_bench.training.trainer import SAETrainer, StepSettings
 from workers.protocol import N_STEPS, QUANTILE_TOKENS, Spec, serve_steps, upper_quantile

@@ -25,6 +25,7 @@ from sae_bench.records.files import read_sealed
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
 from sae_bench.records.schema import Provenance
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.home import at_home
 from sae_bench.runs.sources import load_model
 from sae_bench.saes.active import as_active
 from sae_bench.saes.base import SparseAutoencoder
@@ -63,7 +64,8 @@ class Firing:
             raise UserError(f"{run} is no run's folder (it has no run.json): give the folder that --out named")
         manifest = read_sealed(run / "run.json")
         # What a cache has, it has of the run's own text.
-        self.config = RunConfig(**manifest["config"]).model_copy(update={"activations_cache": None})
+        own = at_home(RunConfig(**manifest["config"]), self.folder, manifest)
+        self.config = own.model_copy(update={"activations_cache": None})
         if self.config.world is not None:
             raise UserError(f"{run} is of a synthetic world, which reads no text: give the run of a language model")
         self.saes = [name for name in manifest["saes"] if self._is_whole(name)]

@@ -4,7 +4,7 @@ A call goes through the cache, a limit on how many are under way, the budget, an
 lost connection and a time-out it is tried again, with growing pauses; every attempt has to fit into the budget. What
 comes back is an `Answer`: a value of the wanted shape, or a failure with a name; nothing is dropped and nothing raised,
 unless the endpoint cannot be used at all. Only answers that could be read enter the cache, and they are on disk before
-the next call begins: whoever is killed sends no answered call again.
+the next call begins: whoever is killed sends no answered call again, unless the cache folder cannot be written.
 
 Where an endpoint does not know a parameter - a schema, log-probabilities - the call is made without it, and so are all
 later ones to that endpoint.
@@ -22,7 +22,8 @@ from sae_bench.autointerp.calls import Answer, Call, Endpoint
 from sae_bench.autointerp.completion import Completion, read_completion
 from sae_bench.autointerp.parse import Unreadable
 from sae_bench.autointerp.transport import NoReply, Reply, Transport, said
-from sae_bench.records.files import Damaged, read_sealed, write_sealed
+from sae_bench.records.files import Damaged, read_sealed
+from sae_bench.records.kept import keep
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +172,7 @@ class Client:
             "usage": astuple(answer.usage),
             "tokens": answer.tokens,
         }
-        write_sealed(self._path(call), content)
+        keep(self._path(call), content)
 
 
 def pause(n_lost: int) -> float:

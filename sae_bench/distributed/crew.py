@@ -18,22 +18,23 @@ from sae_bench.distributed.courier import Inbox, files_of
 from sae_bench.distributed.desk import Desk, Report
 from sae_bench.distributed.logs import KeptProgress, logged
 from sae_bench.distributed.planner import Cell
+from sae_bench.distributed.returned import Task, error_of, not_lost, reason_of, value_of
 from sae_bench.distributed.shared_capture import CaptureLostError
 from sae_bench.distributed.view import TRAIN, CellView, View
 from sae_bench.errors import UserError
 from sae_bench.evaluation.task import read_texts
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
-from sae_bench.records.redact import redact
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Provenance
 from sae_bench.runs.cell import among_seeds, begun_cells, is_unfinished
 from sae_bench.runs.collect import as_saved, random_saes
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.overlap import check_text, outdated
 from sae_bench.runs.records import is_missing, now, siblings_among
 from sae_bench.runs.train import Order
 from sae_bench.runs.workbench import PlannedSAE, RunOutline
-from sae_bench.saes.active import Crossovers
+from sae_bench.saes.kernels import Crossovers
 
 FAULTS = 3
 """Times that a cell may fail by itself from one checkpoint; a node's loss is not its fault."""
@@ -45,9 +46,6 @@ NAME_LENGTH = 500
 """Of a task, at most: a cell may have hundreds of SAEs."""
 
 POLL_S = 0.5
-
-Task = Any
-"""A reference to what a Ray task returns."""
 
 
 @dataclass
@@ -110,7 +108,7 @@ class ClusterCrew:
     def outline(self, kernels: Mapping[str, Crossovers]) -> RunOutline:
         again = {**self._slots.options, "max_retries": FAULTS}
         task = ray.remote(remote.outline).options(name="outline", **again)
-        found: tuple[RunOutline, Provenance] = _got(task.remote(self._errand, kernels))
+        found: tuple[RunOutline, Provenance] = value_of(task.remote(self._errand, kernels))
         self._outline, self._provenance = found
         return self._outline
 
@@ -122,6 +120,7 @@ class ClusterCrew:
         model = self._outline.model_fingerprint
         texts = read_texts(order.tasks, self._config)
         todo = [sae for sae in saes if is_unfinished(self._folder, order, sae, random.get(sae.id), model, texts)]
+        self._check_growth(order, saes)
         begun()
         if not todo:
             return {}
@@ -135,9 +134,27 @@ class ClusterCrew:
             for name, cell in cells.items()
         }
         reference = ray.put(order)
-        with View(self.progress, shown, self._config.batch_size) as view, _not_lost():
+        with View(self.progress, shown, self._config.batch_size) as view, not_lost():
             failures = self._in_rounds(order, todo, cells, reference, view)
         return {sae: reason for name, reason in failures.items() for sae in cells[name].saes}
+
+    def _check_growth(self, order: Order, saes: Sequence[PlannedSAE]) -> None:
+        """See that there is text for an evaluation that grows, and that it is the run's, before run.json says so.
+
+        Raises:
+            UserError: it cannot grow.
+        """
+        manifest, config = self._folder.manifest(), self._config
+        if not order.tasks or manifest is None or manifest["config_hash"] == config.evaluation_hash:
+            return
+        own = [sae.id for sae in saes if sae.description.origin is None]
+        finished = [name for name in own if self._folder.has_sae(name, config.training_hash)]
+        old = outdated(self._folder, finished, config.evaluation_hash)
+        task = ray.remote(remote.grown_text).options(name="text", **self._slots.options | {"max_retries": FAULTS})
+        overlaps = any(training.eval_overlap is not None for training in old.values())
+        fingerprint = value_of(task.remote(self._errand, order, overlaps))
+        if overlaps:
+            check_text(old, fingerprint, config.dataset)
 
     def compare_seeds(self, order: Order, saes: Sequence[PlannedSAE]) -> None:
         """A task for each site where something is missing: its SAEs share one capture."""
@@ -161,7 +178,7 @@ class ClusterCrew:
             ended, running = ray.wait(running, timeout=POLL_S)
             self._inbox.take()
             for task in ended:
-                _got(task)
+                value_of(task)
 
     def _compare(self, order: Order, saes: Sequence[str]) -> Task:
         task = ray.remote(remote.compare).options(name="compare seeds", **self._slots.options | {"max_retries": FAULTS})
@@ -178,7 +195,7 @@ class ClusterCrew:
         again = {**self._slots.options, "max_retries": FAULTS}
         task = ray.remote(remote.plan).options(name="plan", **again)
         names = [sae.id for sae in others]
-        return [*kept, *_got(task.remote(self._errand, names, self._slots.n, self._slots.n_bytes))]
+        return [*kept, *value_of(task.remote(self._errand, names, self._slots.n, self._slots.n_bytes))]
 
     def _in_rounds(
         self, order: Order, todo: Sequence[PlannedSAE], cells: Mapping[str, Cell], reference: Task, view: View
@@ -202,7 +219,7 @@ class ClusterCrew:
         paying = 0
         if to_train and self._mode != "own" and self._slots.n > 1:
             task = ray.remote(remote.paying_trainers).options(name="plan", **self._slots.options)
-            paying = _got(task.remote(self._errand, to_train, self._slots.n, self._slots.n_bytes))
+            paying = value_of(task.remote(self._errand, to_train, self._slots.n, self._slots.n_bytes))
         return trainers_of(self._mode, paying, self._slots.n) if to_train else 0
 
     def _all_done(self, cells: Mapping[str, Cell], order: Task, view: View) -> dict[str, str]:
@@ -216,7 +233,7 @@ class ClusterCrew:
                 reports = self._inbox.take()
                 for task in ended:
                     name = pending.pop(task)
-                    error = _error_of(task)
+                    error = error_of(task)
                     if isinstance(getattr(error, "cause", None), CaptureLostError):
                         del self._captures[name]  # it captures for itself from now on
                     elif error is not None and not isinstance(error, ray.exceptions.NodeDiedError):
@@ -224,10 +241,10 @@ class ClusterCrew:
                     if error is None or isinstance(error, UserError) or faults[name].n == FAULTS:
                         view.finished(name, failed=error is not None)
                         if error is not None:
-                            failures[name] = _reason(error)
+                            failures[name] = reason_of(error)
                             view.say(f"{name} failed: {failures[name]}")
                     else:
-                        view.say(f"{name} begins again: {_reason(error)}")
+                        view.say(f"{name} begins again: {reason_of(error)}")
                         pending[self._submit(cells[name], order)] = name
                 view.show(reports, [name for name in pending.values() if name in reports])
         except KeyboardInterrupt:
@@ -270,43 +287,6 @@ def cluster_crew(
         yield ClusterCrew(config, folder, KeptProgress(progress, keep), log_to, capture, address)
 
 
-@contextmanager
-def _not_lost() -> Iterator[None]:
-    """Within this block what Ray itself cannot do is an error of one line; what a task raises passes as it is."""
-    try:
-        yield
-    except ray.exceptions.RayTaskError:
-        raise
-    except ray.exceptions.RayError as error:
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        raise UserError(f"the cluster fails ({reason}): see that it runs, and the same command goes on") from None
-
-
-def _got(task: Task) -> Any:
-    """What a task returns; a user's mistake is one here, too."""
-    try:
-        with _not_lost():
-            return ray.get(task)
-    except UserError as error:
-        raise UserError(str(getattr(error, "cause", error))) from None
-
-
 def _here() -> NodeAffinitySchedulingStrategy:
     """The driver's node and no other, for with another the desk could be lost alone."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-
-def _error_of(task: Task) -> Exception | None:
-    try:
-        ray.get(task)
-    except ray.exceptions.RayError as error:
-        found: Exception = error
-        return found
-    return None
-
-
-def _reason(error: Exception) -> str:
-    """Why a cell failed, in one line."""
-    cause = getattr(error, "cause", None) or error
-    text = str(cause).strip().splitlines() or [""]
-    return redact(text[0] if isinstance(cause, UserError) else f"{type(cause).__name__}: {text[0]}")

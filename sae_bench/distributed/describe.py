@@ -46,7 +46,7 @@ def describe_sweep(
     if config.saes or not config.archs:
         raise UserError("--devices plans SAEs that are trained: leave out --sae, or leave out --devices")
     fleet = fleet_of(parse_devices(devices))
-    config = grown(config, folder, Progress(quiet=True))
+    config = grown(config, folder, Progress())
     check(config, tasks_of(config))
     read_texts(tasks_of(config), config)
     lm, plans = shape_of(config, fleet)

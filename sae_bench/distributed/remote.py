@@ -32,14 +32,15 @@ from sae_bench.records.redact import install_redaction
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Provenance
 from sae_bench.registry import load_plugin
-from sae_bench.runs.cell import compare_seeds, work_on
+from sae_bench.runs.cell import compare_seeds, read_grown_text, work_on
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.costs import CARDS
+from sae_bench.runs.overlap import read_training_text
 from sae_bench.runs.plan import SAEPlan
 from sae_bench.runs.sources import own_capture
 from sae_bench.runs.train import Order
 from sae_bench.runs.workbench import RunOutline, Workbench
-from sae_bench.saes.active import Crossovers
+from sae_bench.saes.kernels import Crossovers
 from sae_bench.signals import stop_signals
 from sae_bench.training.buffer import ActivationBuffer
 from sae_bench.training.logging import log_sink
@@ -107,6 +108,13 @@ def outline(errand: Errand, kernels: Mapping[str, Crossovers]) -> tuple[RunOutli
     bench = _bench(errand, Progress(quiet=True))
     bench.read_held_out()
     return bench.outline(kernels), bench.provenance()
+
+
+def grown_text(errand: Errand, order: Order, overlaps: bool) -> str:
+    """Read what a run needs whose evaluation grows; the fingerprint of its training text, if `overlaps` are counted."""
+    bench = _bench(errand, Progress(quiet=True))
+    read_grown_text(bench, order)
+    return read_training_text(bench)[0] if overlaps else ""
 
 
 def plan(errand: Errand, saes: Collection[str], n_devices: int, n_bytes: int) -> list[Cell]:

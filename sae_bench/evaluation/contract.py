@@ -28,8 +28,9 @@ from sae_bench.evaluation.task import (
 from sae_bench.lm.tokens import opening_id
 from sae_bench.records.schema import Metric
 from sae_bench.registry import ARCHITECTURES, TASKS
-from sae_bench.saes.active import as_active, kernels
+from sae_bench.saes.active import as_active
 from sae_bench.saes.base import SAEConfig, SparseAutoencoder
+from sae_bench.saes.kernels import kernels
 
 MAX_CONTEXT = 64
 """The most tokens that the contract's language model takes at once, were there one."""

@@ -28,13 +28,15 @@ from sae_bench.lm.ablations import Ablations
 from sae_bench.lm.activations import ActivationModel, ContextStream, KnownFeatures
 from sae_bench.lm.contexts import Contexts, site_means
 from sae_bench.lm.losses import TILE_BYTES, token_losses
-from sae_bench.lm.model import CleanPass, LanguageModel
+from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.passes import run_pass
+from sae_bench.lm.replay import CleanPass
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
-from sae_bench.saes.active import Active, as_active, kernels
+from sae_bench.saes.active import Active, as_active
 from sae_bench.saes.base import START_DENSITY, SAEConfig, SparseAutoencoder
 from sae_bench.saes.kernel_choice import crossovers
+from sae_bench.saes.kernels import kernels
 
 log = logging.getLogger(__name__)
 
@@ -215,6 +217,7 @@ def _score(
     """Feed the tasks of some SAEs with a batch."""
     losses: list[LMLosses | None] = [None] * len(replies)
     if clean:
+        assert isinstance(clean.lm, LanguageModel), "it is of one"
         hidden = [reply.hidden for reply in replies if reply.hidden is not None]
         scored = token_losses(clean.lm, clean.hidden.flatten(0, 1)[contexts.predicts], hidden, contexts.targets)
         losses = [

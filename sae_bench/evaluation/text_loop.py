@@ -20,7 +20,8 @@ from torch import Tensor
 from sae_bench.device import halved, send
 from sae_bench.evaluation.loop import Candidate, contexts_at_once
 from sae_bench.evaluation.task import OwnText, Passages, TextTask
-from sae_bench.lm.model import LanguageModel, check_finite
+from sae_bench.lm.finite import check_finite
+from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from sae_bench.device import send
 from sae_bench.lm.losses import log_normaliser
-from sae_bench.lm.model import CleanPass, LanguageModel
+from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.replay import CleanPass
 from sae_bench.lm.sites import Site
 from sae_bench.lm.tokens import special_mask
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sae_bench.device import send
 from sae_bench.lm.activations import ActivationModel, ContextStream
-from sae_bench.lm.model import check_finite
+from sae_bench.lm.finite import check_finite
 from sae_bench.lm.passes import run_pass
 from sae_bench.lm.sites import Site
 from sae_bench.lm.tokens import TokenBatch, special_mask

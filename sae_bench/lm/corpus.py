@@ -149,7 +149,7 @@ def _repeated(source: str, column: str, key: str) -> frozenset[int]:
 def cached_texts(key: str, make: Callable[[], Sequence[str]]) -> Sequence[str]:
     """Return the texts that the cache folder holds under `key`, made at the first call on a machine."""
     path = cache_folder() / f"{key}.parquet"
-    return _read(kept(path, lambda: _write(path, make())))
+    return _read(kept(path, lambda place: _write(place, make())))
 
 
 def is_cached(key: str) -> bool:
@@ -194,12 +194,12 @@ def _local_texts(source: str, order_seed: int, column: str) -> Iterator[Any]:
     places = [(str(file), file.stat().st_mtime_ns) for file in files]  # what the library tells files apart by, alone
     cache = cache_folder() / "datasets" / digest_of([builder, *before, *places])[:12]
 
-    def make() -> Any:
+    def make(cache: Path) -> Any:
         for file in files if builder == "json" else ():
             check_nesting(file)
-        return load()
+        return load(cache)
 
-    def load() -> Any:
+    def load(cache: Path) -> Any:
         names = [glob.escape(str(file)) for file in files]
         rows = datasets.load_dataset(builder, data_files=names, split="train", cache_dir=str(cache), **options)
         if before != [content_hash(file) for file in files]:
@@ -207,8 +207,7 @@ def _local_texts(source: str, order_seed: int, column: str) -> Iterator[Any]:
         return rows
 
     try:
-        kept(cache, make)
-        rows = load()
+        rows = load(kept(cache, make))
     except datasets.exceptions.DatasetGenerationError as error:
         raise UserError(f'"{source}" cannot be read as {builder}: {_one_line(error.__cause__ or error)}') from error
     _require_column(source, column, rows.column_names)
@@ -247,7 +246,7 @@ def _unpacked(file: Path) -> Path:
 
     path = cache_folder() / f"unpacked-{content_hash(file)[:12]}{Path(file.stem).suffix}"
 
-    def unpack() -> None:
+    def unpack(path: Path) -> None:
         with (
             replacing(path) as temporary,
             pyarrow.input_stream(str(file), compression="zstd") as packed,

@@ -7,6 +7,7 @@ another model, whatever the hash of its weights.
 import hashlib
 import inspect
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,8 @@ def hash_of_code(model: type) -> str | None:
     """SHA-256 (hex) of the file that a model's class is from, and of its imports; None where it is transformers'."""
     if model.__module__.partition(".")[0] == "transformers":
         return None
-    file = inspect.getsourcefile(model)
-    return digest_of(sorted(map(sha256, modules_of(Path(file))))) if file else None
+    file, package = inspect.getsourcefile(model), getattr(sys.modules.get(model.__module__), "__package__", None)
+    return digest_of(sorted(map(sha256, modules_of(Path(file), package or "")))) if file else None
 
 
 def hash_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:

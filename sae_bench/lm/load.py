@@ -49,6 +49,7 @@ def _in_one_line(load: Callable[..., LanguageModel]) -> Callable[..., LanguageMo
 def load_language_model(
     name_or_path: str,
     *,
+    called: str | None = None,
     device: torch.device | str,
     dtype: torch.dtype,
     revision: str | None = None,
@@ -57,6 +58,7 @@ def load_language_model(
 ) -> LanguageModel:
     """Load a causal language model and its tokenizer by short name (`ls models`), folder or hub name.
 
+    Its name is what it is `called`, else as it was named.
     With a `random_seed` its weights are drawn anew, as its class initialises them, on the device and without a
     checkpoint: the control of arXiv 2501.17727. Its name then says so.
 
@@ -66,6 +68,7 @@ def load_language_model(
     tokenizer.
     """
     name, source = resolve_model(name_or_path)
+    name = called or name
     device, random = torch.device(device), random_seed is not None
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _explained(source, revision, random=random):

@@ -2,12 +2,8 @@
 
 Training needs activations only, so `capture` leaves the forward pass as soon as the last requested site has been read.
 
-Evaluation asks what the model predicts when one site carries an SAE's reconstruction, and asks it for many SAEs on the
-same tokens. Everything before the site is then the same each time. So `clean_pass` runs the model once and notes how
-every decoder layer after the site was called (position embeddings, masks), and `CleanPass.replay` calls those layers
-again, with those very arguments, on the changed activations: N SAEs cost one prefix and N suffixes. Replaying what was
-captured gives the clean result bit for bit. That is not assumed but checked at the first clean pass for each site;
-a site that fails is replayed by whole forward passes instead.
+Evaluation asks what the model predicts when one site carries an SAE's reconstruction, for many SAEs on the same tokens:
+`clean_pass` runs the model once, and what it returns runs the rest again from a site (`replay`).
 
 On a CPU with bfloat16 arithmetic the passes of a float32 model may multiply in bfloat16 (`bfloat16_products`): what
 comes out of a product is then bfloat16, weights and the residual stream stay float32.
@@ -25,14 +21,14 @@ Shape letters: batch contexts, seq tokens in each, d_in width of a site, d_model
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, Unpack
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -48,8 +44,10 @@ from sae_bench.lm.fingerprint import (
     hash_of_tokenizer,
     opening_of,
 )
-from sae_bench.lm.hooks import Side, intercept, run_until_seen
+from sae_bench.lm.finite import check_activations, remedy
+from sae_bench.lm.hooks import Side, run_until_seen
 from sae_bench.lm.layers import find_backbone
+from sae_bench.lm.replay import HIDDEN, CleanPass, LayerCall
 from sae_bench.lm.sites import Site, find_sites
 from sae_bench.lm.skeleton import logit_factor
 from sae_bench.lm.tokens import TokenStream, opening_id, special_ids
@@ -57,16 +55,8 @@ from sae_bench.lm.tokens import TokenStream, opening_id, special_ids
 log = logging.getLogger(__name__)
 
 
-def _remedy(dtype: torch.dtype) -> str:
-    return "get the model again: its weights hold NaN or infinity" if dtype == torch.float32 else "try float32"
-
-
 # What the two kinds of pass look at: a site, the input of a decoder layer (its number), or the input of the LM head.
 Key = Site | int | str
-_HIDDEN = "hidden"
-
-LayerCall = tuple[tuple[Any, ...], dict[str, Any]]
-"""Arguments that a decoder layer was called with, apart from its hidden states: references, nothing is copied."""
 
 
 class LanguageModel:
@@ -95,8 +85,8 @@ class LanguageModel:
         self._class = type(model)
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
-        self._backbone = find_backbone(model)
-        n_found = len(self._backbone.layers) if self._backbone else 0
+        self.backbone = find_backbone(model)
+        n_found = len(self.backbone.layers) if self.backbone else 0
         self.n_layers: int = getattr(self.config, "num_hidden_layers", n_found)
         embedded: Any = model.get_input_embeddings()
         self.d_model: int = getattr(self.config, "hidden_size", embedded.weight.shape[-1])
@@ -158,30 +148,30 @@ class LanguageModel:
         Raises UserError where activations are not finite. That waits for the device; a caller of many passes may look
         once, in the end: `check=False`, then `check_finite`.
         """
-        points = {site: self._point(site) for site in sites}
+        points = {site: self.point(site) for site in sites}
         assert points, "nothing to capture"
         with self.multiplying():
             activations = run_until_seen(self.model, tokens.to(self.device), points)
-        _check_activations(activations, check)
+        check_activations(activations, check)
         return {site: site.seen(x) for site, x in activations.items()}
 
     @torch.no_grad()
     def clean_pass(
         self, tokens: Int[Tensor, "batch seq"], sites: Iterable[Site] = (), *, check: bool = True
-    ) -> "CleanPass":
+    ) -> CleanPass:
         """Run the model without logits and return the activations at `sites`, with all that a replay from them needs.
 
         The first clean pass for a site also checks that its replay is exact, and warns where it is not. Raises
         UserError where activations are not finite; `check` as in `capture`.
         """
         tokens, sites = tokens.to(self.device), list(dict.fromkeys(sites))
-        starts = {site: start for site in sites if (start := self._first_replayed_layer(site)) is not None}
+        starts = {site: start for site in sites if (start := self.first_replayed_layer(site)) is not None}
         entered = {start for site, start in starts.items() if start == site.layer}
-        layers = self._backbone.layers if self._backbone else []
+        layers = self.backbone.layers if self.backbone else []
         points: dict[Key, tuple[nn.Module, Side]] = {
-            **{site: self._point(site) for site in sites},
+            **{site: self.point(site) for site in sites},
             **{i: (layers[i], "input") for i in entered},
-            _HIDDEN: (self.model.get_output_embeddings(), "input"),
+            HIDDEN: (self.model.get_output_embeddings(), "input"),
         }
         calls: dict[int, LayerCall] = {}
 
@@ -195,8 +185,8 @@ class LanguageModel:
             seen = run_until_seen(self.model, tokens, points)
 
         activations = {site: seen[site] for site in sites}
-        _check_activations(activations, check)
-        clean = CleanPass(self, tokens, activations, seen[_HIDDEN], {i: seen[i] for i in entered}, calls)
+        check_activations(activations, check)
+        clean = CleanPass(self, tokens, activations, seen[HIDDEN], {i: seen[i] for i in entered}, calls)
         for site in sites:
             if site not in self._replayable:
                 self._replayable[site] = self._is_replayable(clean, site)
@@ -218,7 +208,7 @@ class LanguageModel:
 
     def token_flops(self, context_size: int) -> float:
         """Return the floating-point operations of a decoder layer, a mean one, on one token of such a context."""
-        inner = self._backbone.layers if self._backbone else [self.model]
+        inner = self.backbone.layers if self.backbone else [self.model]
         n_weights = sum(weight.numel() for module in inner for weight in module.parameters())
         # Each weight is multiplied and added once; every query meets every key, and every weight a value.
         return 2 * n_weights / self.n_layers + 4 * context_size * self.d_model
@@ -263,7 +253,7 @@ class LanguageModel:
         ours = self.logits(self.clean_pass(tokens).hidden[0])
         theirs = self.model(input_ids=tokens, use_cache=False).logits[0].float()
         if not torch.isfinite(theirs).all():
-            raise UserError(f'model "{self.name}": logits in {self.dtype} are not all finite: {_remedy(self.dtype)}')
+            raise UserError(f'model "{self.name}": logits in {self.dtype} are not all finite: {remedy(self.dtype)}')
         # They agree to rounding, which soft-capping in bfloat16 makes coarse; a forgotten factor is far larger.
         if not (ours - theirs).norm() <= 0.03 * theirs.norm():
             kind = type(self.model).__name__
@@ -279,86 +269,23 @@ class LanguageModel:
                 "choose the tokenizer that belongs to it"
             )
 
-    def _point(self, site: Site) -> tuple[nn.Module, Side]:
+    def point(self, site: Site) -> tuple[nn.Module, Side]:
+        """Return the module that a site is read at, and on which side."""
         return self.model.get_submodule(site.path), site.side
 
-    def _first_replayed_layer(self, site: Site) -> int | None:
+    def first_replayed_layer(self, site: Site) -> int | None:
         """Return the first decoder layer that a replay from `site` runs; None if it has to run the whole model."""
-        if self._backbone is None or not self._replayable.get(site, True):
+        if self.backbone is None or not self._replayable.get(site, True):
             return None
-        layer = f"{self._backbone.layers_path}.{site.layer}"
+        layer = f"{self.backbone.layers_path}.{site.layer}"
         if site.path == layer and site.side == "output":
             return site.layer + 1
         return site.layer if f"{site.path}.".startswith(f"{layer}.") else None
 
-    def _is_replayable(self, clean: "CleanPass", site: Site) -> bool:
-        same = self._first_replayed_layer(site) is not None and torch.equal(
+    def _is_replayable(self, clean: CleanPass, site: Site) -> bool:
+        same = self.first_replayed_layer(site) is not None and torch.equal(
             clean.replay(site, clean.activations[site]), clean.hidden
         )
         if not same:
             log.warning("%s: replaying the layers after it is not exact; every replay runs the whole model", site.name)
         return same
-
-
-@dataclass(frozen=True, eq=False)
-class CleanPass:
-    """One pass of the language model over `tokens`, left as it is, and the means to continue it from a site.
-
-    `activations` are those of the sites it was asked for; `hidden` is what the LM head sees, after the final norm.
-    All tensors are the model's own, so do not change them in place.
-    """
-
-    lm: LanguageModel
-    tokens: Int[Tensor, "batch seq"]
-    activations: dict[Site, Tensor]
-    hidden: Float[Tensor, "batch seq d_model"]
-    layer_inputs: dict[int, Tensor]
-    calls: dict[int, LayerCall]
-
-    def replay(self, site: Site, x_new: Float[Tensor, "batch seq d_in"]) -> Float[Tensor, "batch seq d_model"]:
-        """Return `hidden` as it is with `x_new`, cast to their dtype, in the place of the activations at `site`.
-
-        `site` is one of this pass. Positions that shall stay clean carry their clean activation in `x_new`. Gradients
-        flow back to an `x_new` that requires them.
-        """
-        assert site in self.activations, f"{site.name} is no site of this pass"
-        lm, x_new = self.lm, x_new.to(self.activations[site].dtype)
-        start = lm._first_replayed_layer(site)
-        with ExitStack() as hooks:
-            # A copy: a model may write over it. Of all contexts' tokens in a row, where the module has them so.
-            hooks.enter_context(intercept(*lm._point(site), lambda x: x_new.reshape(x.shape).clone()))
-            if site.kind == "resid_mid":  # the stream goes on beside the module that is given it, to the layer's end
-                layer, change = lm.model.get_submodule(site.path.rpartition(".")[0]), x_new - self.activations[site]
-                hooks.enter_context(intercept(layer, "output", lambda x: x + change))
-            hooks.enter_context(lm.multiplying())
-            if start is None:
-                head = lm.model.get_output_embeddings()
-                return run_until_seen(lm.model, self.tokens, {_HIDDEN: (head, "input")})[_HIDDEN]
-            assert lm._backbone is not None
-            # A replay starts behind the site's layer, or, for a site within the layer, at the layer's own input.
-            hidden: Tensor = x_new if start > site.layer else self.layer_inputs[start]
-            for i, layer in enumerate(lm._backbone.layers[start:], start):
-                args, kwargs = self.calls[i]
-                output = layer(hidden, *args, **kwargs)
-                hidden = output[0] if isinstance(output, tuple | list) else output
-            result: Tensor = lm._backbone.final_norm(hidden)
-            return result
-
-    def splice(self, site: Site, at: Int[Tensor, " n"], x_new: Float[Tensor, "n d_in"]) -> Float[Tensor, "m d_model"]:
-        """`replay` with `x_new` at some positions, clean activations elsewhere; all contexts' m positions in a row."""
-        x = self.activations[site]
-        return self.replay(site, x.flatten(0, 1).index_copy(0, at, x_new.to(x.dtype)).view_as(x)).flatten(0, 1)
-
-
-def _check_activations(activations: Mapping[Site, Tensor], values: bool) -> None:
-    for site, x in activations.items():
-        if (d := x.shape[-1]) != site.d_in:
-            raise UserError(f"{site.name}: {site.path} is {d} wide, not {site.d_in}: is it another model's site?")
-        if values:
-            check_finite(site, torch.isfinite(x).all(), x.dtype)
-
-
-def check_finite(site: Site, finite: Bool[Tensor, ""], dtype: torch.dtype) -> None:
-    """Raise UserError unless `finite`, which says whether all activations at `site` are; this waits for the device."""
-    if not finite:
-        raise UserError(f"{site.name}: activations in {dtype} are not all finite: {_remedy(dtype)}")

@@ -29,6 +29,9 @@ SMALL = (
 )  # fmt: skip
 """Of the sets with short texts the 20 with the fewest, in the package's order."""
 
+NATURAL = "texts of sae-probes"
+"""How the corpus `natural` begins to describe itself, which has the texts of all other sets."""
+
 FEWEST = 12
 """The fewest texts of a label."""
 

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 from sae_bench.errors import UserError
-from sae_bench.records.files import Damaged, read_sealed, sha256, write_sealed
+from sae_bench.records.files import sha256
+from sae_bench.records.kept import keep, read_kept
 from sae_bench.records.names import cache_folder
 
 SETTLED_S = 10.0
@@ -28,13 +29,8 @@ def content_hash(path: Path) -> str:
     try:
         about = _state(path)
         kept = cache_folder() / "hashes" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]}.json"
-        if os.name == "posix" and kept.exists():
-            try:
-                found = read_sealed(kept)
-                if found["state"] == about:
-                    return str(found["sha256"])
-            except (Damaged, KeyError):
-                pass  # it is made again
+        if os.name == "posix" and (known := read_kept(kept)).get("state") == about and "sha256" in known:
+            return str(known["sha256"])
         settled = os.name == "posix" and 0 <= about[3] < (time.time() - SETTLED_S) * 1e9
         digest = sha256(path)
         if _state(path) != about:
@@ -42,7 +38,7 @@ def content_hash(path: Path) -> str:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check it, or name another") from None
     if settled:
-        write_sealed(kept, {"state": about, "sha256": digest})
+        keep(kept, {"state": about, "sha256": digest})
     return digest
 
 

@@ -2,12 +2,17 @@
 
 Beside a file or folder stands `.<name>.kept.json`, with size and SHA-256 of every file. What has none was torn while
 it was made, or is from before there were any.
+
+A folder that cannot be written, as a home that is read-only, ends no command: what is whole there is read, and what is
+not stands in a temporary folder for as long as the process lasts. A word says so, once.
 """
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ from filelock import FileLock
 
 from sae_bench.errors import UserError
 from sae_bench.records.files import read_sealed, sha256, write_sealed
+from sae_bench.records.names import cache_folder
 from sae_bench.records.ownership import walk
 
 log = logging.getLogger(__name__)
@@ -22,17 +28,25 @@ log = logging.getLogger(__name__)
 _checked: set[Path] = set()
 """What this process found whole, or made."""
 
+_elsewhere: dict[Path, Path] = {}
+"""Where this process has what the cache folder cannot take."""
 
-def kept(path: Path, make: Callable[[], None]) -> Path:
-    """The path of a file or folder of the cache, which `make` makes there if it is missing or damaged.
+
+def kept(path: Path, make: Callable[[Path], None]) -> Path:
+    """The path of a file or folder of the cache, which `make` makes if it is missing or damaged: where, it is told.
+
+    Where the cache folder cannot be written the path is one of a temporary folder.
 
     Raises:
         UserError: it cannot be made; if it was damaged, the message names it.
     """
-    if path in _checked and path.exists():
+    path = _elsewhere.get(path, path)
+    if path in _checked and _is_there(path):
         return path
     with _locked(path):
         if (problem := _problem(path)) is not None:
+            if (reason := _why_unwritable(path.parent)) is not None:
+                return _kept_here(path, make, reason)
             try:
                 _make_again(path, make, problem)
                 _seal(path)
@@ -44,7 +58,59 @@ def kept(path: Path, make: Callable[[], None]) -> Path:
     return path
 
 
-def _make_again(path: Path, make: Callable[[], None], problem: str) -> None:
+def _kept_here(path: Path, make: Callable[[Path], None], reason: str) -> Path:
+    """What cannot be made at a path, in a folder of this process."""
+    _tell(cache_folder(), reason)
+    here = Path(tempfile.mkdtemp(dir=_own_folder().name)) / path.name
+    make(here)
+    _checked.add(here)
+    _elsewhere[path] = here
+    return here
+
+
+@cache
+def _own_folder() -> tempfile.TemporaryDirectory[str]:
+    """It goes with the process."""
+    return tempfile.TemporaryDirectory(prefix="sae_bench-cache-")
+
+
+@cache
+def _tell(folder: Path, reason: str) -> None:
+    log.warning(
+        "the cache folder %s cannot be written (%s): this goes on without, and what it would keep is made again by "
+        "every command; SAE_BENCH_CACHE names another folder",
+        folder,
+        reason,
+    )
+
+
+def _why_unwritable(folder: Path) -> str | None:
+    """Why no file can be made in a folder of the cache; None: one can, the folder itself if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def keep(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a sealed file of the cache; where that cannot be done a word says so, for nothing depends on it."""
+    try:
+        write_sealed(path, content)
+    except UserError as error:
+        _tell(cache_folder(), _why_unwritable(path.parent) or str(error))
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path exists; what may not be looked at does not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _make_again(path: Path, make: Callable[[Path], None], problem: str) -> None:
     """What is damaged stays until there is something better, also where the making is interrupted."""
     aside = path.with_name(f".{path.name}.damaged")
     damaged = path.exists()
@@ -53,7 +119,7 @@ def _make_again(path: Path, make: Callable[[], None], problem: str) -> None:
         _discard(aside)
         path.rename(aside)
     try:
-        make()
+        make(path)
     except BaseException as error:
         _discard(path)
         if damaged:
@@ -69,7 +135,7 @@ def read_kept(path: Path) -> dict[str, Any]:
 
     The word is said once: a damaged file goes.
     """
-    if not path.exists():
+    if not _is_there(path):
         return {}
     try:
         return read_sealed(path)
@@ -98,7 +164,7 @@ def _files(path: Path) -> list[Path]:
 
 def _problem(path: Path) -> str | None:
     """What is wrong with what is kept at a path; None: nothing."""
-    if not path.exists():
+    if not _is_there(path):
         return f"{path} is missing"
     try:
         files = read_sealed(_seal_of(path))["files"]

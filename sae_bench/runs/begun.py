@@ -6,28 +6,24 @@ byte; with other library versions or another number of threads it goes on with a
 
 import dataclasses
 import logging
-import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sae_bench.activations_cache.sizes import in_words
 from sae_bench.errors import UserError
 from sae_bench.lm.fingerprint import differences
-from sae_bench.lm.model_names import HUB_MODELS
-from sae_bench.plugin_files import files_of_plugin
-from sae_bench.records.content import content_hash
 from sae_bench.records.redact import redact_json
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import SAEDescription
-from sae_bench.registry import CORPORA, MODELS
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.deciding import ASKED, KEPT
+from sae_bench.runs.home import path_from, plugin_hashes
 from sae_bench.runs.provenance import changed_environment
 from sae_bench.runs.train import Leg, Order
 from sae_bench.runs.workbench import PlannedSAE, RunOutline
-from sae_bench.saes.active import Crossovers
+from sae_bench.saes.kernels import Crossovers
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +42,7 @@ def begin(folder: RunFolder, config: RunConfig) -> tuple[list[Leg], dict[str, Cr
     manifest = folder.manifest()
     if manifest is None:
         return [], {}
-    for name, files in plugin_hashes(config.plugins, manifest["plugins"]).items():
+    for name, files in plugin_hashes(config, manifest["plugins"]).items():
         was = manifest["plugins"].get(name, files)
         if changed := [file for file in {**was, **files} if was.get(file) != files.get(file)]:
             what = f"--plugin {name}" + ("" if changed[0] == Path(name).name else f" reads {changed[0]}, which")
@@ -59,7 +55,7 @@ def begin(folder: RunFolder, config: RunConfig) -> tuple[list[Leg], dict[str, Cr
     return earlier, {shape: Crossovers(**at) for shape, at in manifest["kernels"].items()}
 
 
-def check_unchanged(folder: RunFolder, outline: RunOutline, legs: Sequence[Leg]) -> None:
+def check_unchanged(folder: RunFolder, config: RunConfig, outline: RunOutline, legs: Sequence[Leg]) -> None:
     """See that model, corpus and recipes are those that the run was begun with, and say what of the machine is not.
 
     Raises:
@@ -72,12 +68,12 @@ def check_unchanged(folder: RunFolder, outline: RunOutline, legs: Sequence[Leg])
     if changed := differences(manifest["model"], outline.model):
         changed += [f"and elsewhere: {other}"] if other else []
         raise UserError(
-            f"the language model is not the one that the run in {folder.path} was begun with ({'; '.join(changed)}): "
-            f"bring it back, with --revision if it is on the hub, {REMEDY}"
+            f"the language model, --model {config.model}, is not the one that the run in {folder.path} was begun with "
+            f"({'; '.join(changed)}): bring it back, with --revision if it is on the hub, {REMEDY}"
         )
     if manifest["dataset_sha256"] != outline.dataset_sha256:
         raise UserError(
-            f"the corpus does not give the tokens that it gave before: --dataset {manifest['config']['dataset']} has "
+            f"the corpus does not give the tokens that it gave before: --dataset {config.dataset} has "
             f"changed since the run in {folder.path} was begun: bring the old files back, {REMEDY}"
         )
     _check_recipes(folder, manifest, outline.saes)
@@ -149,40 +145,6 @@ def recipe_of(sae: SAEDescription) -> dict[str, Any]:
     return {**(sae.recipe or {}), **sae.options, "arch_version": sae.arch_version}
 
 
-def path_from(folder: RunFolder) -> str:
-    """The working directory as the run's folder sees it: paths that a run's settings name may begin at it."""
-    try:
-        return Path(os.path.relpath(Path.cwd(), folder.path.absolute())).as_posix()
-    except ValueError:  # another drive
-        return "."
-
-
-def at_home(config: RunConfig, folder: RunFolder, manifest: Mapping[str, Any]) -> RunConfig:
-    """Settings whose local paths are found from any folder, as they were from the one that the run was begun in."""
-    home = folder.path.absolute() / manifest.get("begun_in", ".")
-
-    def found(text: str) -> str:
-        there = home / text
-        return str(there.resolve()) if not Path(text).is_absolute() and there.exists() else text
-
-    named = {**HUB_MODELS, **dict.fromkeys(MODELS, ""), **dict.fromkeys(CORPORA, "")}
-    paths = {name: found(text) for name in ("model", "dataset") if (text := getattr(config, name)) not in named}
-    return config.model_copy(update={**paths, "plugins": tuple(map(found, config.plugins))})
-
-
-def plugin_hashes(plugins: Sequence[str], known: Mapping[str, Collection[str]]) -> dict[str, dict[str, str]]:
-    """For every plugin, the SHA-256 of its file and of those that it reads, by their paths from its folder.
-
-    `known` are those that it read in other processes: one may be read when a module is imported first.
-    """
-    found = {}
-    for name in plugins:
-        there = {at: Path(name).resolve().parent / at for at in known.get(name, ())}
-        files = {at: file for at, file in there.items() if file.is_file()} | files_of_plugin(Path(name))
-        found[name] = {at: content_hash(file) for at, file in files.items()}
-    return found
-
-
 def write_manifest(folder: RunFolder, order: Order, outline: RunOutline, *, train_only: bool) -> None:
     """Say what the run is, before it starts; of one that goes on, what there is now."""
     config, before = order.config, folder.manifest() or {}
@@ -196,9 +158,9 @@ def write_manifest(folder: RunFolder, order: Order, outline: RunOutline, *, trai
         "config_hash": config.evaluation_hash,
         "training_hash": config.training_hash,
         "asked": asked if mine in asked else [*asked, mine],
-        "kept": config.model_dump(mode="json", include={*KEPT}),
+        "kept": config.as_called(config.model_dump(mode="json", include={*KEPT})),
         "earlier": [dataclasses.asdict(leg) for leg in order.earlier],
-        "plugins": before.get("plugins", {}) | plugin_hashes(config.plugins, before.get("plugins", {})),
+        "plugins": before.get("plugins", {}) | plugin_hashes(config, before.get("plugins", {})),
         "saes": list(dict.fromkeys([*before.get("saes", ()), *recipes])),
         "recipes": before.get("recipes", {}) | recipes,
         "kernels": {shape: at._asdict() for shape, at in order.kernels.items()},

@@ -52,8 +52,8 @@ def cached_model(
     if root.exists() and not root.is_dir():
         raise UserError(f"--activations-cache {root} is a file: name a folder")
     name, source = resolve_model(config.model)
-    if config.random_lm:
-        about["name"] = random_name(name, config.seeds[0])
+    name = config.folder_name or name
+    about["name"] = random_name(name, config.seeds[0]) if config.random_lm else name
     mode = FakeTensorMode()
     with mode:
         shape = language_model_shape(
@@ -133,7 +133,7 @@ def _identity(
         "tokenizer_sha256": shape.tokenizer_hash(),
         "dtype": shape.precision + products,
         "context_size": config.context_size,
-        "dataset": describe(config.dataset),
+        "dataset": describe(config.called_as(config.dataset)),
         "text_column": config.text_column,
         "split": config.split,
         "device": here["device"],

@@ -23,7 +23,7 @@ from sae_bench.records.schema import write_record
 from sae_bench.runs.collect import as_saved, collect_latents, interpreted
 from sae_bench.runs.costs import LMWork
 from sae_bench.runs.import_saes import ImportPlan, Plan, import_saes
-from sae_bench.runs.overlap import renew_overlaps
+from sae_bench.runs.overlap import new_overlaps, write_overlaps
 from sae_bench.runs.plan import SAEPlan
 from sae_bench.runs.rates import remember_parts, remember_rate
 from sae_bench.runs.records import (
@@ -34,6 +34,7 @@ from sae_bench.runs.records import (
     provenance_of,
     siblings_among,
 )
+from sae_bench.runs.sources import interpretation_stream
 from sae_bench.runs.texts import evaluate_on_texts, without_record
 from sae_bench.runs.train import Order, TrainStage
 from sae_bench.runs.workbench import PlannedSAE, Workbench
@@ -77,19 +78,45 @@ def work_on(
     for plan in to_import:
         plan.build()  # a number that is not finite shows before the first file is written, too
     with bench.keeping_activations():
-        if missing:
-            bench.read_held_out()
+        overlaps = _read_text(bench, order, plans, missing, folder)
         stage = TrainStage(lm, order, to_train, folder, progress, cell, saved, open_source) if to_train else None
         begun()
         if stage is not None:
             stage.run(sink)
             del stage  # and its buffer
         import_saes(lm, config, to_import, folder)
-        if order.tasks:
-            renew_overlaps(bench, plans, folder)
+        write_overlaps(overlaps, folder, config.evaluation_hash)
         evaluate_saes(bench, plans, of_one_sae(order.tasks), folder, progress)
         evaluate_on_texts(bench, plans, order.tasks, folder, progress)
         collect_latents(bench, order, saes, folder, progress)
+
+
+def _read_text(
+    bench: Workbench, order: Order, plans: Sequence[Plan], missing: Sequence[Plan], folder: RunFolder
+) -> Mapping[str, float | None]:
+    """See that there is text for all that is to be done, and return `new_overlaps` of the SAEs that are not `missing`.
+
+    Raises:
+        UserError: there is not, or it is not the text that they were trained on.
+    """
+    manifest = folder.manifest()
+    if manifest is not None and manifest["config_hash"] != order.config.evaluation_hash:
+        read_grown_text(bench, order)
+    elif missing:
+        bench.read_held_out()
+    finished = [plan for plan in plans if plan not in missing]
+    return new_overlaps(bench, finished, folder) if order.tasks else {}
+
+
+def read_grown_text(bench: Workbench, order: Order) -> None:
+    """See that there is text for an evaluation that grows: once run.json says so, there is no way back to fewer tokens.
+
+    Raises:
+        UserError: there is not enough.
+    """
+    bench.read_held_out()
+    if latent_tasks(order.tasks) and order.config.collects:
+        interpretation_stream(bench.lm, order.config).read()
 
 
 def compare_seeds(bench: Workbench, order: Order, saes: Collection[str], folder: RunFolder, progress: Progress) -> None:

@@ -17,9 +17,10 @@ from sae_bench.parsing import Bytes, Count, Flag, Heading, parse_count, parse_la
 from sae_bench.records.files import digest_of
 from sae_bench.records.names import file_name
 from sae_bench.runs.arch_spec import ArchSpec, Strict
+from sae_bench.runs.contradictions import Consistent
 from sae_bench.runs.deciding import ASKED, KEPT, WAY, Identified
 from sae_bench.runs.tuned import TunedRecipe
-from sae_bench.synthetic.settings import NAME, WorldSettings, is_synthetic, run_defaults, world_settings
+from sae_bench.synthetic.settings import WorldSettings, is_synthetic, run_defaults, world_settings
 from sae_bench.training.recipe import Preset
 
 HUB_DATASET = "monology/pile-uncopyrighted"
@@ -65,7 +66,7 @@ class ImportedSAE(Strict):
     sha256: str
 
 
-class RunConfig(Identified, JudgeConfig, TextSettings):
+class RunConfig(Identified, Consistent, JudgeConfig, TextSettings):
     """Everything that decides the numbers of a run. A field with a `Flag` is all that a setting needs."""
 
     archs: Annotated[tuple[Annotated[ArchSpec, BeforeValidator(ArchSpec.parse)], ...], Flag(Heading.WHAT, "arch")]
@@ -154,6 +155,8 @@ class RunConfig(Identified, JudgeConfig, TextSettings):
     """Run Python code that comes with the model. Only for authors you trust."""
     earlier: tuple[dict[str, Any], ...] = ()
     """What commands before this one asked of the same folder: settings of `deciding.ASKED`."""
+    called: Mapping[str, str] = Field(default_factory=dict)
+    """By this command's names of local files, those that the run in the folder has for them: see `runs.home`."""
 
     @classmethod
     def flags(cls) -> dict[str, Flag]:
@@ -212,50 +215,8 @@ class RunConfig(Identified, JudgeConfig, TextSettings):
             config = cls(**{**defaults, **given})
         except ValidationError as error:
             raise UserError(_one_line(error)) from None
-        config._check()
+        config.check_together()
         return config
-
-    def _check(self) -> None:
-        if not self.archs and not self.saes:
-            raise UserError("--arch: name an architecture, or give an SAE with --sae")
-        if self.tokens * self.reuse < self.batch_size:
-            served = f"--tokens {self.tokens} used {self.reuse} times"
-            raise UserError(f"{served} is less than one batch of {self.batch_size}: raise --tokens")
-        if self.world is not None:
-            self._check_world()
-        if self.recipe is not None:
-            self.recipe.check(self.preset, self.split)
-        if self.kernels == "dense" and self.screening == "on":
-            raise UserError(
-                "--screening on finds few pairs, and --kernels dense works on all: leave out one of the two"
-            )
-        if self.dataset == "natural":
-            self._check_unprobed()
-        if self.activations_cache == "":
-            raise UserError("--activations-cache: name a folder")
-        if self.cache_limit is not None and self.activations_cache is None:
-            raise UserError("--cache-limit bounds --activations-cache: name its folder, or leave it out")
-
-    def _check_unprobed(self) -> None:
-        """Raise UserError if probes would be asked about text that the SAEs learn from."""
-        from sae_bench.probing.sets import SMALL  # loads numpy
-
-        for name in self.probe_sets:
-            if name not in ("small", *SMALL):
-                raise UserError(
-                    f"--probe-sets {name}: --dataset natural has these texts, and a probe is not asked about what was "
-                    "trained on: give sets of small, or another --dataset"
-                )
-
-    def _check_world(self) -> None:
-        """Raise UserError for what a language model has, and a synthetic world does not."""
-        for flag, given in (
-            ("--layer", self.layers), ("--random-lm", self.random_lm),
-            ("--site", self.sites != (NAME,)), ("--dataset", self.dataset != NAME), ("--revision", self.revision),
-            ("--activations-cache", self.activations_cache),
-        ):  # fmt: skip
-            if given:
-                raise UserError(f"{flag} is for language models: leave it out with --model {self.model}")
 
     @property
     def n_held_out(self) -> int:
@@ -276,7 +237,7 @@ class RunConfig(Identified, JudgeConfig, TextSettings):
             name for name in ("saes", "split", "random_lm", "world", "recipe", "part") if not getattr(self, name)
         }
         without |= {"screening"} if self.screening == "auto" else set()
-        return self.model_dump(mode="json", exclude={"tasks", *KEPT, *WAY, *without})
+        return self.as_called(self.model_dump(mode="json", exclude={"tasks", *KEPT, *WAY, *without}))
 
     def parts(self) -> list["RunConfig"]:
         """Everything that was asked of the folder, as a run of its own each, this one's last."""
@@ -292,8 +253,8 @@ class RunConfig(Identified, JudgeConfig, TextSettings):
 
     @property
     def hash(self) -> str:
-        """SHA-256 (hex) of the canonical JSON of `identity`."""
-        return digest_of(self.identity)
+        """SHA-256 (hex) by which a run is known that no folder was named for."""
+        return digest_of(self.by_content)
 
 
 def _one_line(error: ValidationError) -> str:

@@ -22,8 +22,10 @@ from sae_bench.lm.sites import Site, site_of
 from sae_bench.progress import Progress
 from sae_bench.records.files import read_sealed, write_sealed
 from sae_bench.records.names import file_name
+from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import SAEDescription
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.home import at_home
 from sae_bench.runs.records import inapplicable
 from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.saes.base import SparseAutoencoder
@@ -45,7 +47,8 @@ def convert_run(
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out} is not empty: choose another folder")
-    config = RunConfig(**read_sealed(run / "run.json")["config"])
+    manifest = read_sealed(run / "run.json")
+    config = at_home(RunConfig(**manifest["config"]), RunFolder(run), manifest)
     chosen = [sae for sae in saes_of(run, wanted) if sae.arch != to]
     if not chosen:
         raise UserError(f"{run} has no SAE that is not {to} already: nothing to convert")

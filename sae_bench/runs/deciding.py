@@ -10,7 +10,9 @@ An SAE's training is known by the hash of these last beside the SAE's own name a
 and EVALUATION. Which other SAEs were asked for is in neither: what they are trained or measured beside changes no bit.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_bench.records.files import digest_of
@@ -22,7 +24,15 @@ EVALUATION = ("eval_tokens", "eval_skip", "limit")
 KEPT = ("chance", "n_latents", "interp_tokens", "hard_negatives", "probe_sets", "probe_set", "absorption_words")
 
 WAY = (
-    *("earlier", "controls", "checkpoint_every", "activations_cache", "cache_limit", "scorers"),  # controls are archs
+    *(
+        "earlier",
+        "called",
+        "controls",
+        "checkpoint_every",
+        "activations_cache",
+        "cache_limit",
+        "scorers",
+    ),  # controls are archs
     *("judge_model", "judge_base_url", "explainer_model", "explainer_base_url", "judge_excerpts"),
     *("judge_budget", "judge_prices", "judge_concurrency", "judge_timeout", "judge_optional"),
 )
@@ -32,13 +42,19 @@ class Identified:
     """A run's settings as what they decide is known by."""
 
     if TYPE_CHECKING:  # what a `RunConfig` has
-        identity: Any
+        identity: dict[str, Any]
+        dataset: str
+        plugins: tuple[str, ...]
+        saes: Any
+        world: Any
         random_lm: Any
         seeds: Any
         eval_tokens: Any
         eval_skip: Any
         limit: Any
         n_held_out: Any
+        called: Mapping[str, str]
+        model: str
         model_fields_set: set[str]
         model_dump: Callable[..., dict[str, Any]]
 
@@ -46,7 +62,23 @@ class Identified:
     def asked(self) -> dict[str, Any]:
         """What this command asks for: which SAEs, on which tasks."""
         said = self.model_fields_set  # a site that nobody named does not say where an SAE from elsewhere belongs
-        return self.model_dump(mode="json", include={*ASKED} - ({"sites"} - said))
+        return self.as_called(self.model_dump(mode="json", include={*ASKED} - ({"sites"} - said)))
+
+    def called_as(self, name: str) -> str:
+        """What the run in the folder calls a local file, or whatever else has this name here."""
+        return self.called.get(name, name)
+
+    @property
+    def folder_name(self) -> str | None:
+        """What records call a model in a folder that is at another place than where its run was begun; else None."""
+        return self.called.get(self.model) if os.path.isdir(self.model) else None
+
+    def as_called(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings, or some of them, with the run's names for local files."""
+        one = {name: self.called_as(settings[name]) for name in ("model", "dataset") if name in settings}
+        some = {name: [*map(self.called_as, settings[name])] for name in ("plugins", "probe_set") if name in settings}
+        saes = [{**sae, "source": self.called_as(sae["source"])} for sae in settings.get("saes", ())]
+        return {**settings, **one, **some, **({"saes": saes} if "saes" in settings else {})}
 
     @property
     def of_training(self) -> dict[str, Any]:
@@ -59,6 +91,27 @@ class Identified:
         """Those that decide what an SAE's records say, as records repeat them."""
         limit = self.limit if self.n_held_out < self.eval_tokens else None
         return self.of_training | {"eval_tokens": self.eval_tokens, "eval_skip": self.eval_skip, "limit": limit}
+
+    @property
+    def by_content(self) -> dict[str, Any]:
+        """`identity` with what local files hold in the place of their paths: however these are named, it is one."""
+        from sae_bench.lm.corpus import corpus_hash, is_local  # they load numpy, which --help does without
+        from sae_bench.lm.model_names import HUB_MODELS
+        from sae_bench.records.content import content_hash
+        from sae_bench.registry import MODELS
+
+        said = self.identity
+        found: dict[str, Any] = {
+            "plugins": [content_hash(Path(one)) if os.path.isfile(one) else one for one in self.plugins]
+        }
+        found["saes"] = [sae.sha256 if os.path.exists(sae.source) else sae.source for sae in self.saes]
+        if self.model not in (*HUB_MODELS, *MODELS) and os.path.isdir(self.model):
+            files = sorted(path for path in Path(self.model).rglob("*") if path.is_file())
+            names = [path.relative_to(self.model).as_posix() for path in files]
+            found["model"] = digest_of(list(zip(names, map(content_hash, files), strict=True)))
+        if self.world is None and os.path.exists(os.path.expanduser(self.dataset)) and is_local(self.dataset):
+            found["dataset"] = corpus_hash(self.dataset)
+        return {**said, **{name: of for name, of in found.items() if of and name in said}}
 
     @property
     def training_hash(self) -> str:

@@ -59,7 +59,7 @@ def describe_plan(config: RunConfig, folder: RunFolder, *, overwrite: bool = Fal
     if overwrite:
         folder.check_clear()
     else:
-        config = grown(config, folder, Progress(quiet=True))
+        config = grown(config, folder, Progress())
     check(config, tasks_of(config))
     texts = read_texts(tasks_of(config), config)
     opened = open_imports(config)
@@ -67,7 +67,7 @@ def describe_plan(config: RunConfig, folder: RunFolder, *, overwrite: bool = Fal
     with FakeTensorMode():
         lm = model_shape(config, dtype)
         plans = plan_saes(config, lm)
-        imports = plan_imports(lm, opened)
+        imports = plan_imports(lm, config, opened)
         held_out = token_stream(lm, config, "eval", config.n_held_out)
     lm.device = device  # its fake weights are on the CPU: a torch without CUDA cannot run fake ones there
     if config.random_lm:

@@ -1,7 +1,7 @@
 """A run's folder asked for more: what is added, what stays as it is, and what would change numbers that are there."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,6 +14,7 @@ from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.begun import FORMAT
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.deciding import ASKED, EVALUATION, KEPT, WAY
+from sae_bench.runs.home import Home, found_again
 from sae_bench.runs.import_saes import name_sources
 from sae_bench.synthetic.settings import NAME, SIZES
 
@@ -30,21 +31,52 @@ def grown(config: RunConfig, folder: RunFolder, progress: Progress, *, extended:
     manifest = folder.manifest()
     if manifest is None:
         return config
-    was = _run_in(folder, manifest)
+    was, home = _run_in(folder, manifest), Home(folder, manifest)
+    config = _as_begun(config, was, home)
     changed = _conflicts(was, config)
     if extended and "tokens" in changed and config.tokens > was.tokens:
         del changed["tokens"]
     if changed:
-        raise UserError(_refusal(was, config, folder, changed))
-    _check_plugins(manifest, config, folder)
-    _check_sources(manifest, config, folder)
+        raise UserError(_refusal(was, config, home, folder, changed))
+    _check_plugins(manifest, config, home, folder)
+    _check_sources(manifest, config, home, folder)
     _check_judged(was, config, folder)
-    kept = {
-        name: was_ for name, was_ in manifest["kept"].items() if name in KEPT and name not in config.model_fields_set
+    kept = _kept(manifest, was, config, home, folder, progress)
+    merged = {**kept, **_evaluation(was, config, folder, progress)}
+    parts = [part for part in manifest["asked"] if _of(part) != _of(redact_json(config.asked))]
+    earlier = tuple(found_again(part, config, home) for part in parts)
+    called = {home.here(name): name for name in was.probe_set} | _names(parts, earlier) | config.called
+    return config.model_copy(update={**merged, "earlier": earlier, "called": called})
+
+
+def _as_begun(config: RunConfig, was: RunConfig, home: Home) -> RunConfig:
+    """This command's settings with the names that the run has for what they name."""
+    called: dict[str, Any] = {"called": home.called(config, was)}
+    if config.recipe is not None and was.recipe is not None and config.recipe.sha256 == was.recipe.sha256:
+        called["recipe"] = config.recipe.model_copy(update={"name": was.recipe.name})
+    return config.model_copy(update=called)
+
+
+def _names(parts: Sequence[Mapping[str, Any]], here: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What the run calls the SAEs from elsewhere that earlier commands asked for, by where they are."""
+    pairs = zip(parts, here, strict=True)
+    return {
+        now["source"]: sae["source"]
+        for part, found in pairs
+        for sae, now in zip(part.get("saes", ()), found.get("saes", ()), strict=True)
     }
-    merged = {**{name: getattr(was, name) for name in kept}, **_evaluation(was, config, folder, progress)}
-    earlier = tuple(part for part in manifest["asked"] if _of(part) != _of(redact_json(config.asked)))
-    return config.model_copy(update={**merged, "earlier": earlier})
+
+
+def _kept(
+    manifest: Mapping[str, Any], was: RunConfig, config: RunConfig, home: Home, folder: RunFolder, progress: Progress
+) -> dict[str, Any]:
+    """What the run has of `deciding.KEPT`, where this command does not say it; what that changes is said."""
+    kept = {
+        name: getattr(was, name) for name in KEPT if name in manifest["kept"] and name not in config.model_fields_set
+    }
+    if words := [_flag(name, value) for name, value in kept.items() if value != getattr(config, name)]:
+        progress.say(f"the run in {folder.path} keeps what this command does not say: {' '.join(words)}")
+    return kept | ({"probe_set": tuple(map(home.here, was.probe_set))} if "probe_set" in kept else {})
 
 
 def _run_in(folder: RunFolder, manifest: Mapping[str, Any]) -> RunConfig:
@@ -67,7 +99,7 @@ def _of(part: Mapping[str, Any]) -> dict[str, Any]:
 
 def _conflicts(was: RunConfig, config: RunConfig) -> dict[str, tuple[Any, Any]]:
     """By field, the run's value and the one asked for, where the latter would change numbers that are there."""
-    then, now = (redact_json(of.model_dump(mode="json")) for of in (was, config))
+    then, now = (redact_json(of.as_called(of.model_dump(mode="json"))) for of in (was, config))
     training = [name for name in then if name not in {*ASKED, *EVALUATION, *KEPT, *WAY}]
     found = {name: (then[name], now[name]) for name in (*training, "eval_skip") if then[name] != now[name]}
     if "recipe" in found:
@@ -79,10 +111,13 @@ def _conflicts(was: RunConfig, config: RunConfig) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def _refusal(was: RunConfig, config: RunConfig, folder: RunFolder, changed: Mapping[str, tuple[Any, Any]]) -> str:
+def _refusal(
+    was: RunConfig, config: RunConfig, home: Home, folder: RunFolder, changed: Mapping[str, tuple[Any, Any]]
+) -> str:
     """What conflicts, as flags, and the command that does not."""
     words = [f"{_flag(name, then)}, not {_flag(name, now, short=True)}" for name, (then, now) in changed.items()]
     fits = {name: getattr(was, name) for name in changed if name != "seeds"}
+    fits |= {name: home.here(fits[name]) for name in ("model", "dataset") if name in fits}
     if "seeds" in changed:
         fits["seeds"] = tuple(dict.fromkeys([*was.seeds, *config.seeds]))
     fitting = config.model_copy(update=fits)
@@ -104,22 +139,24 @@ def _evaluation(was: RunConfig, config: RunConfig, folder: RunFolder, progress: 
     return {"eval_tokens": was.eval_tokens, "limit": was.limit}
 
 
-def _check_plugins(manifest: Mapping[str, Any], config: RunConfig, folder: RunFolder) -> None:
+def _check_plugins(manifest: Mapping[str, Any], config: RunConfig, home: Home, folder: RunFolder) -> None:
     """What plugins brought takes part in all that comes; their code runs for nobody who does not name it."""
-    if missing := [name for name in manifest["plugins"] if name not in config.plugins]:
-        named = config.model_copy(update={"plugins": (*manifest["plugins"], *config.plugins)})
+    here = {*map(config.called_as, config.plugins)}
+    if missing := [home.here(name) for name in manifest["plugins"] if name not in here]:
+        named = config.model_copy(update={"plugins": (*missing, *config.plugins)})
         raise UserError(
             f"the run in {folder.path} has --plugin {missing[0]}, without which it cannot go on. Name it, too: "
             f"{command(named)} --out {shlex.quote(str(folder.path))}"
         )
 
 
-def _check_sources(manifest: Mapping[str, Any], config: RunConfig, folder: RunFolder) -> None:
+def _check_sources(manifest: Mapping[str, Any], config: RunConfig, home: Home, folder: RunFolder) -> None:
     """SAEs from elsewhere that the run has are looked at again, with the others."""
-    known = redact_json([sae.model_dump() for sae in config.saes])
-    for imported in (sae for part in manifest["asked"] for sae in part.get("saes", ()) if sae not in known):
+    known = {sae.sha256 for sae in config.saes}
+    for imported in (sae for part in manifest["asked"] for sae in part.get("saes", ()) if sae["sha256"] not in known):
         try:
-            changed = name_sources([imported["source"]]) != [imported]
+            found = name_sources([home.here(imported["source"])])
+            changed = [sae["sha256"] for sae in found] != [imported["sha256"]]
         except UserError as error:
             why = f"which cannot be had any more: {error}"
         else:

@@ -108,7 +108,7 @@ def open_imports(config: RunConfig) -> list[Opened]:
     ]
 
 
-def plan_imports(lm: ActivationModel, opened: Sequence[Opened]) -> list[ImportPlan]:
+def plan_imports(lm: ActivationModel, config: RunConfig, opened: Sequence[Opened]) -> list[ImportPlan]:
     """Find the site of every SAE in the model; each SAE once. What there is to know of one is said.
 
     Raises:
@@ -117,7 +117,7 @@ def plan_imports(lm: ActivationModel, opened: Sequence[Opened]) -> list[ImportPl
     plans = {}
     for part, imported, sae in opened:
         located = locate(lm, part, sae) if isinstance(lm, LanguageModel) else locate_in_world(lm, part, sae)
-        plan = ImportPlan(imported, sae, located)
+        plan = ImportPlan(imported.model_copy(update={"source": config.called_as(imported.source)}), sae, located)
         plans[plan.id] = plan
         for note in plan.located.notes:
             log.warning("--sae %s: %s", imported.source, note)

@@ -7,8 +7,8 @@ import torch
 from sae_bench.progress import Progress
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.plan import SAEPlan
-from sae_bench.saes.active import Crossovers
 from sae_bench.saes.kernel_choice import crossovers
+from sae_bench.saes.kernels import Crossovers
 
 
 def shape_of(plan: SAEPlan) -> str:

@@ -28,7 +28,7 @@ from sae_bench.runs.texts import without_record, write_text_failures
 from sae_bench.runs.times import stage_times
 from sae_bench.runs.train import Order
 from sae_bench.runs.workbench import PlannedSAE, RunOutline, Workbench
-from sae_bench.saes.active import Crossovers
+from sae_bench.saes.kernels import Crossovers
 from sae_bench.training.logging import LogSink, log_sink
 
 
@@ -111,7 +111,7 @@ def run(
         outline = crew.outline(kernels)
         for line in default_corpus(config):
             progress.say(line)
-        check_unchanged(folder, outline, earlier)
+        check_unchanged(folder, config, outline, earlier)
         check_disk(folder, outline, config)
         without = outline.inapplicable
         collected = [name for name in tasks if name not in without or name not in latent_tasks(tasks)]

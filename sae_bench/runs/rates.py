@@ -1,6 +1,5 @@
 """How fast stages of earlier runs went on this machine: kept in the cache folder, for the next run's plan."""
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,16 +8,12 @@ from pathlib import Path
 
 import torch
 
-from sae_bench.errors import UserError
 from sae_bench.lm.activations import ActivationModel
-from sae_bench.records.files import write_sealed
-from sae_bench.records.kept import read_kept
+from sae_bench.records.kept import keep, read_kept
 from sae_bench.records.names import cache_folder
 from sae_bench.records.schema import SAEDescription
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.provenance import environment
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,18 +55,15 @@ def remember_rate(
 ) -> None:
     """Keep how fast a stage went that began at `began` (`time.monotonic`), unless a longer one is known.
 
-    Where that cannot be done a warning says so: what was made in that time is worth more than how long it took.
+    Where that cannot be done a word says so: what was made in that time is worth more than how long it took.
     """
     seconds = time.monotonic() - began
     if config.activations_cache is not None:
         return  # another run would have to run its language model
-    try:
-        known = known_rate(stage, lm, config, saes)
-        if n_tokens and (known is None or known.seconds <= seconds):
-            rate = {"tokens_per_second": n_tokens / seconds, "seconds": seconds}
-            write_sealed(_path(), _rates() | {_key(stage, lm, config, saes): rate})
-    except UserError as error:
-        log.warning("how fast %s went is not kept: %s", stage, error)
+    known = known_rate(stage, lm, config, saes)
+    if n_tokens and (known is None or known.seconds <= seconds):
+        rate = {"tokens_per_second": n_tokens / seconds, "seconds": seconds}
+        keep(_path(), _rates() | {_key(stage, lm, config, saes): rate})
 
 
 def step_part(label: str, d_in: int, d_sae: int) -> str:
@@ -99,10 +91,7 @@ def remember_parts(lm: ActivationModel, config: RunConfig, parts: Mapping[str, t
         for part, (amount, seconds) in parts.items()
         if amount and seconds > 0
     }
-    try:
-        write_sealed(_path(), _rates() | new)
-    except UserError as error:
-        log.warning("how fast %s went is not kept: %s", " and ".join(parts), error)
+    keep(_path(), _rates() | new)
 
 
 def _part_key(part: str, lm: ActivationModel, config: RunConfig, threads: int) -> str:

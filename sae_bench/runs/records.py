@@ -116,7 +116,7 @@ def provenance_of(lm: ActivationModel, config: RunConfig, stream: ContextStream)
         tokenizer_sha256=lm.tokenizer_hash(),
         lm_dtype=lm.precision,
         sae_dtype="float32",
-        dataset=describe(stream.source),
+        dataset=describe(config.called_as(stream.source)),
         eval_fingerprint=stream.fingerprint,
         eval_tokens=stream.n_delivered,
         eval_documents=stream.n_documents,

@@ -44,6 +44,7 @@ def _loaded(
     progress.say(f"{what} ({str(dtype).removeprefix('torch.')} on {device})")
     lm = load_language_model(
         config.model,
+        called=config.folder_name,
         device=device,
         dtype=dtype,
         revision=config.revision,
@@ -65,7 +66,7 @@ def model_shape(config: RunConfig, dtype: torch.dtype) -> ActivationModel:
 
 def _world(config: RunConfig, settings: WorldSettings, device: torch.device, dtype: torch.dtype) -> World:
     """A synthetic world, whose activations are float32 unless another dtype is asked for."""
-    return World(settings, config.model, device, torch.float32 if config.dtype == "auto" else dtype)
+    return World(settings, config.called_as(config.model), device, torch.float32 if config.dtype == "auto" else dtype)
 
 
 def token_stream(

@@ -26,8 +26,8 @@ from sae_bench.runs.provenance import changed_environment, environment
 from sae_bench.runs.rates import remember_parts, remember_rate, step_part
 from sae_bench.runs.records import where_kept
 from sae_bench.runs.sources import own_capture
-from sae_bench.saes.active import Crossovers
 from sae_bench.saes.base import SparseAutoencoder
+from sae_bench.saes.kernels import Crossovers
 from sae_bench.training.buffer import ActivationBuffer
 from sae_bench.training.checkpoint import Checkpoint, Checkpoints, CheckpointSaver, State, checkpointed
 from sae_bench.training.initial_values import INIT_SAMPLE
@@ -280,7 +280,7 @@ def write_sae(
         "module_side": site.side,
         "prepend_bos": True,
         "context_size": config.context_size,
-        "dataset_path": config.dataset,
+        "dataset_path": config.called_as(config.dataset),
         **({"model_from_pretrained_kwargs": {"center_writing_weights": True}} if site.centred else {}),
     }
     ours.write(folder.sae_path(description.id), sae, description, metadata, log, config.training_hash)

@@ -35,6 +35,8 @@ class TunedRecipe(Strict):
     name: str
     path: str = Field("", exclude=True)
     """As it was named; which of two paths it was decides nothing."""
+    dataset: str = Field("", exclude=True)
+    """What it was tuned on, as the corpus describes itself; its hash holds that."""
     sha256: str
     preset: str
     split: str | None
@@ -95,7 +97,13 @@ def read_recipe(name: str) -> TunedRecipe:
         }
         digest = hashlib.sha256(content).hexdigest()
         return TunedRecipe(
-            name=path.stem, path=name, sha256=digest, preset=about["preset"], split=about.get("split"), archs=archs
+            name=path.stem,
+            path=name,
+            dataset=str(about.get("dataset", "")),
+            sha256=digest,
+            preset=about["preset"],
+            split=about.get("split"),
+            archs=archs,
         )
     except (KeyError, TypeError, AttributeError, ValueError):
         raise UserError(

@@ -25,8 +25,9 @@ from sae_bench.progress import Progress
 from sae_bench.records.files import digest_of, read_sealed
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder, changed_file
 from sae_bench.records.schema import BY_RATERS, NOT_APPLICABLE, Record, Score, read_record
-from sae_bench.runs.begun import FORMAT, at_home, plugin_hashes
+from sae_bench.runs.begun import FORMAT
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.home import at_home, hashes_of_plugin
 from sae_bench.runs.sources import load_model, token_stream
 from sae_bench.runs.verify_latents import verify_latents
 from sae_bench.saes.save import description_of, load_sae
@@ -82,7 +83,7 @@ def _plugin_findings(manifest: Mapping[str, Any], home: RunConfig) -> Iterator[F
     for (plugin, was), path in zip(manifest["plugins"].items(), home.plugins, strict=True):
         files = was if isinstance(was, dict) else {Path(plugin).name: was}  # once the plugin's own file alone
         try:
-            (now,) = plugin_hashes([path], {path: files}).values()
+            now = hashes_of_plugin(path, files)
         except UserError as error:
             yield (f"plugin {plugin}", str(error))
             continue

@@ -23,8 +23,8 @@ from sae_bench.runs.plan import SAEPlan, plan_saes, tasks_of, training_disk_byte
 from sae_bench.runs.provenance import environment
 from sae_bench.runs.records import inapplicable, provenance_of
 from sae_bench.runs.sources import load_model, token_stream
-from sae_bench.saes.active import Crossovers
 from sae_bench.saes.base import SAEConfig
+from sae_bench.saes.kernels import Crossovers
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Workbench:
         self.config, self.progress = config, progress
         opened = open_imports(config)
         self.lm = load_model(config, progress)
-        plans: list[Plan] = [*plan_saes(config, self.lm), *plan_imports(self.lm, opened)]
+        plans: list[Plan] = [*plan_saes(config, self.lm), *plan_imports(self.lm, config, opened)]
         self.plans = {plan.id: plan for plan in plans}
         self.held_out = token_stream(self.lm, config, "eval", config.n_held_out)
 

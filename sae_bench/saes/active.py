@@ -15,24 +15,23 @@ formulation.
 `values` may hold padding besides the active pairs (`layouts` says when), so sums over the active are taken by
 `sum_per_token` and its kin, never by `values.sum()`.
 
-Where the rule is one of `rules`, and `kernels` says so, even the encoder product is in full precision for few pairs
+Where the rule is one of `rules`, and `kernels` say so, even the encoder product is in full precision for few pairs
 alone, which `screening` finds.
 
 Shapes: B tokens, D = d_in, F = d_sae, V the shape of values. W_enc is [D, F] by meaning and stored latent by latent
 (its transpose is contiguous), so that the gradient of a latent's weights is one contiguous row; see `latent_major`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_bench.saes.chunks import chunk_size, slices
+from sae_bench.saes.kernels import chosen
 from sae_bench.saes.layouts import Dense, Layout, Sparse
 from sae_bench.saes.rules import Largest, LargestOfBatch, Rule
 from sae_bench.saes.screening import screened
@@ -40,22 +39,6 @@ from sae_bench.saes.selection import Found
 
 KeepRule = Callable[[Tensor], Tensor]
 """Maps pre-activations [b, F] of some tokens to what to keep: a boolean mask [b, F], or latents' indices [b, k]."""
-
-Kernels = Literal["auto", "dense", "sparse"]
-Screening = Literal["auto", "on", "off"]
-
-
-class Crossovers(NamedTuple):
-    """Where one way of computing the same overtakes another; `kernel_choice` measures those of the machine."""
-
-    dense_above: float = 0.1
-    """Share of active pairs above which dense products are used."""
-    screen_below: float = 0.0
-    """Share of candidate pairs up to which they are found by screening; 0: never."""
-
-
-_TYPICAL = Crossovers()
-_choice = ContextVar("choice", default=_TYPICAL)
 
 
 @dataclass(frozen=True)
@@ -200,7 +183,7 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
 def summed(latents: Int[Tensor, "B k"], values: Float[Tensor, "B k"], n_latents: int) -> Active:
     """Each token's values on its latents, of which one that comes more than once gets their sum; differentiable."""
     n_tokens, k = latents.shape
-    if k > _choice.get().dense_above * n_latents:
+    if k > chosen().dense_above * n_latents:
         mask = torch.zeros(n_tokens, n_latents, dtype=torch.bool, device=values.device).scatter_(1, latents, True)
         return Active(Dense(mask), values.new_zeros(mask.shape).scatter_add(1, latents, values), clean=True)
     place = latents + n_latents * torch.arange(n_tokens, device=latents.device)[:, None]
@@ -264,7 +247,7 @@ def _screened(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, keeps: Sequence[KeepRule], centred: bool
 ) -> Sequence[tuple[Layout, Tensor]] | None:
     """What the rules keep, by screening; None where that is not wanted, not possible, or not faster."""
-    dense_above, screen_below = _choice.get()
+    dense_above, screen_below = chosen()
     rules = [keep for keep in keeps if isinstance(keep, Rule)]
     limit = min(dense_above, screen_below)
     if limit <= 0 or len(rules) < len(keeps) or x.dtype != torch.float32:
@@ -276,7 +259,7 @@ def _screened(
 
 def _selected(x: Tensor, W_enc: Tensor, b_enc: Tensor, keeps: Sequence[KeepRule]) -> Sequence[tuple[Layout, Tensor]]:
     """What the rules keep of the whole encoder product, a chunk of tokens at a time; each chunk overwrites the last."""
-    found = [Found(len(x), W_enc.shape[1], _choice.get().dense_above) for _ in keeps]
+    found = [Found(len(x), W_enc.shape[1], chosen().dense_above) for _ in keeps]
     at_once = any(isinstance(keep, LargestOfBatch) for keep in keeps)
     size = len(x) if at_once else min(chunk_size(W_enc.shape[1], x.device), len(x))
     buffer = x.new_empty(size, W_enc.shape[1])
@@ -291,23 +274,3 @@ def _selected(x: Tensor, W_enc: Tensor, b_enc: Tensor, keeps: Sequence[KeepRule]
 def latent_major(W: Float[Tensor, "D F"]) -> Float[Tensor, "D F"]:
     """A copy of the matrix, stored latent by latent."""
     return W.T.clone(memory_format=torch.contiguous_format).T
-
-
-@contextmanager
-def kernels(
-    choice: Kernels,
-    measured: Crossovers | None = None,
-    screening: Screening = "auto",
-) -> Iterator[None]:
-    """Within the block use dense products always, never, or above the density `measured` (None: as outside of it).
-
-    Screening is done up to the share of candidates `measured`, wherever products are sparse, or never.
-    """
-    auto = _choice.get() if measured is None else measured
-    dense_above = {"dense": -1.0, "sparse": 1.0, "auto": auto.dense_above}[choice]
-    screen_below = {"on": 1.0, "off": 0.0, "auto": auto.screen_below}[screening]
-    before = _choice.set(Crossovers(dense_above, screen_below))
-    try:
-        yield
-    finally:
-        _choice.reset(before)

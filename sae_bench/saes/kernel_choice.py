@@ -12,10 +12,10 @@ from statistics import NormalDist
 
 import torch
 
-from sae_bench.records.files import write_sealed
-from sae_bench.records.kept import read_kept
+from sae_bench.records.kept import keep, read_kept
 from sae_bench.records.names import cache_folder
-from sae_bench.saes.active import Crossovers, Kernels, Screening, decode, kernels, latent_major, select
+from sae_bench.saes.active import decode, latent_major, select
+from sae_bench.saes.kernels import Crossovers, Kernels, Screening, kernels
 from sae_bench.saes.rules import Above
 
 DENSITIES = (0.05, 0.15)
@@ -37,7 +37,7 @@ def crossovers(d_in: int, d_sae: int, n_tokens: int, device: torch.device) -> Cr
     if key not in known:
         found = measure(d_in, d_sae, n_tokens, device)._asdict()
         known = {key: found} | _remembered(path)  # read again: another run may have been faster, and then it decides
-        write_sealed(path, known)
+        keep(path, known)
     return Crossovers(**known[key])
 
 

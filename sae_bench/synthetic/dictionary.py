@@ -4,6 +4,7 @@ Shapes: N features, D width.
 """
 
 import hashlib
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -34,7 +35,7 @@ def feature_directions(settings: WorldSettings, device: torch.device) -> Float[T
     key = digest_of([settings.model_dump(mode="json", include=decides), "directions 1"])
     path = cache_folder() / "synthetic" / f"{key[:32]}.safetensors"
 
-    def make() -> None:
+    def make(path: Path) -> None:
         drawn = torch.randn(settings.n_features, settings.d_in, generator=generator_for("directions", settings.seed))
         rows = pushed_apart(drawn.to(device), settings.orthogonal_steps, settings.orthogonal_lr)
         write_bytes(path, save({"directions": rows.cpu()}))

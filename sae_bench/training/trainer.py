@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_bench.device import halved
-from sae_bench.saes.active import Crossovers, Kernels, Screening, kernels
 from sae_bench.saes.base import SparseAutoencoder
+from sae_bench.saes.kernels import Crossovers, Kernels, Screening, kernels
 from sae_bench.saes.step import Loss, Step
 from sae_bench.training.batch_loss import BatchLoss
 from sae_bench.training.device_stats import DeviceStats

@@ -17,8 +17,8 @@ from sae_bench.records.files import Damaged, digest_of, read_sealed, write_seale
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Record
 from sae_bench.registry import ARCHITECTURES
-from sae_bench.runs.begun import plugin_hashes
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.home import hashes_of_plugin
 from sae_bench.runs.tuned import PART, TunedArch, as_toml
 from sae_bench.tuning.outcomes import Outcome, best, outcomes_from, outcomes_of
 from sae_bench.tuning.stages import CHECK, check_config, check_tunable, rung_config, rung_name
@@ -95,7 +95,7 @@ class _Stage:
             said = read_sealed(self.file) if self.file.exists() else None
         except Damaged:
             return None  # its run's records are still there
-        return said if said is not None and said["config_hash"] == digest_of(self.config.identity) else None
+        return said if said is not None and said["config_hash"] == self.config.hash else None
 
     def _write(self, found: Mapping[str, Sequence[Outcome]], n_kept: int, records: Sequence[Record]) -> None:
         kept = {(label, one.trial.number) for label, of in found.items() for one in best(of, n_kept)}
@@ -112,7 +112,7 @@ class _Stage:
             "eval_documents": made.eval_documents,
         }
         identity = self.config.identity
-        content = {"config": identity, "config_hash": digest_of(identity), **measured, "trials": rows}
+        content = {"config": identity, "config_hash": self.config.hash, **measured, "trials": rows}
         write_sealed(self.file, content)
 
 
@@ -138,8 +138,10 @@ def _begin(config: RunConfig, settings: TuneSettings, out: Path) -> None:
     """
     path = out / MANIFEST
     before = read_sealed(path)["settings"] if path.exists() else {}
-    plugins = plugin_hashes(config.plugins, before.get("plugins", {}))
-    now = {**settings.model_dump(), **config.identity, "plugins": plugins}
+    known = before.get("plugins", {})
+    names = {Path(plugin).name: plugin for plugin in config.plugins}
+    plugins = {name: hashes_of_plugin(plugin, known.get(name, ())) for name, plugin in names.items()}
+    now = {**settings.model_dump(), **config.by_content, "plugins": plugins}
     before = before or now
     if changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
         difference = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed)

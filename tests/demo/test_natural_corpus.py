@@ -26,6 +26,7 @@ def package(tmp_path, monkeypatch):
     }
     data = tmp_path / "sae_probes" / "data"
     data.mkdir(parents=True)
+    (tmp_path / "sae_probes" / "__init__.py").touch()  # before one that is installed
     master = pd.DataFrame({"Data type": "Binary Classification", "Dataset save name": [f"{name}.csv" for name in sets]})
     tables = {"probing_datasets_MASTER": master}
     tables |= {name: pd.DataFrame({"prompt": texts, "target": [0, 1] * 12}) for name, texts in sets.items()}

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from warm import Command
 
 from sae_bench.distributed import crew as crew_module
 from sae_bench.records.run_folder import RunFolder
+from sae_bench.saes.save import write_training
 
 PATIENT = '''
 """topk that takes its time while there is a file that says so."""
@@ -120,6 +122,19 @@ def test_a_run_on_a_cluster_makes_the_files_of_one_process(settings, whole, clus
     same(out, whole)
     kept = {name for name in before if not name.startswith("logs/")} - lost
     assert {name for name, content in files(out).items() if name in kept and content != before[name]} == set()
+
+
+def test_a_growth_that_cannot_be_leaves_the_run_as_it_was(settings, whole, cluster, tmp_path, capsys):
+    """Its text is read before run.json says that the run is evaluated on more: else no fewer would be taken again."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    write_training(next((run / "saes").iterdir()), fingerprint="0" * 64)
+    before = (run / "run.json").read_bytes()
+    assert bench(*command(settings | {"--eval-tokens": 400}, run, cluster.address)) == 2
+    assert "does not give the tokens that" in capsys.readouterr().err
+    assert (run / "run.json").read_bytes() == before
+    assert bench(*command(settings | {"--interp-tokens": 1_000_000, "--eval-tokens": 400}, run, cluster.address)) == 2
+    assert "evaluation tokens, fewer than" in capsys.readouterr().err
+    assert (run / "run.json").read_bytes() == before
 
 
 def test_a_worker_and_a_node_are_killed_on_the_way(settings, whole, cluster, slow, tmp_path, capsys):

@@ -75,14 +75,14 @@ def test_logits_in_bfloat16_come_in_float32():
 def test_capture_is_the_clean_pass_and_ends_at_the_deepest_site(lm):
     sites = sites_of(lm)
     clean = lm.clean_pass(TOKENS, sites)
-    calls = [count_calls(layer) for layer in lm._backbone.layers]
+    calls = [count_calls(layer) for layer in lm.backbone.layers]
     captured = lm.capture(TOKENS, sites[:3])
     assert list(map(len, calls)) == [1, 1, 0, 0]
     for site in sites[:3]:
         assert captured[site].shape == (2, 15, site.d_in)
         assert torch.equal(captured[site], clean.activations[site])
     alone = lm.capture(TOKENS, [sites[2]])  # attention's heads: the MLP of the layer need not run
-    mlp = count_calls(lm._backbone.layers[LAYER].mlp)
+    mlp = count_calls(lm.backbone.layers[LAYER].mlp)
     lm.capture(TOKENS, [sites[2]])
     assert mlp == []
     assert torch.equal(alone[sites[2]], captured[sites[2]])
@@ -112,7 +112,7 @@ def test_replay_of_changed_activations_is_a_forward_pass_with_them_replaced(lm):
 def test_a_replay_runs_the_layers_after_the_site_only(lm):
     resid, mlp, *_ = sites_of(lm)
     clean = lm.clean_pass(TOKENS, [resid, mlp])
-    calls = [count_calls(layer) for layer in lm._backbone.layers]
+    calls = [count_calls(layer) for layer in lm.backbone.layers]
     clean.replay(resid, clean.activations[resid])
     assert list(map(len, calls)) == [0, 0, 1, 1]
     clean.replay(mlp, clean.activations[mlp])

@@ -43,11 +43,9 @@ class Drawn(Corpus):
 
 
 @pytest.fixture
-def plugin(tmp_path, monkeypatch):
+def plugin(own_plugins_of_a_test, tmp_path, monkeypatch):
     """The plugin's file; what it registers is forgotten afterwards."""
     monkeypatch.setattr(families, "FAMILIES", list(families.FAMILIES))
-    for registry in (MODELS, CORPORA):
-        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
     monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path / "cache"))
     tiny_phi().save_pretrained(tmp_path / "phi")
     tiny_tokenizer().save_pretrained(tmp_path / "phi")

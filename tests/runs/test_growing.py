@@ -172,3 +172,31 @@ def test_a_run_of_an_earlier_version_is_left_as_it_is_with_a_word(settings, firs
     assert "to train" in plan
     assert f"the run in {tmp_path / 'run'} is deleted first" in plan
     assert mtimes(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("problem", ["too little text", "another text"])
+def test_a_growth_that_cannot_be_leaves_the_run_as_it_was(settings, first, tmp_path, capsys, problem):
+    run = {"--out": shutil.copytree(first, tmp_path / "run")}
+    if problem == "another text":
+        write_training(next((tmp_path / "run" / "saes").iterdir()), fingerprint="0" * 64)
+    more = {"--eval-tokens": 400 if problem == "another text" else 1_000_000}
+    before = mtimes(tmp_path / "run")
+    assert bench(*flags(settings | run | more)) == 2
+    words = {"another text": "was trained on", "too little text": "evaluation tokens, fewer than"}[problem]
+    assert words in capsys.readouterr().err
+    assert mtimes(tmp_path / "run") == before
+    assert bench(*flags(settings | run), "--quiet") == 0
+
+
+def test_what_a_command_does_not_say_stays_as_the_run_has_it_with_a_word(settings, tmp_path, capsys):
+    run = settings | {"--out": tmp_path / "run"}
+    assert bench(*flags(run | {"--latents": 5, "--absorption-words": 20}), "--quiet") == 0
+    before = mtimes(tmp_path / "run")
+    capsys.readouterr()
+    for more in ((), ("--dry-run",)):
+        assert bench(*flags(run), *more) == 0
+        said = f"the run in {tmp_path / 'run'} keeps what this command does not say: --latents 5 --absorption-words 20"
+        assert capsys.readouterr().err.count(said) == 1
+    assert bench(*flags(run | {"--latents": 5, "--absorption-words": 20})) == 0
+    assert "keeps what" not in capsys.readouterr().err
+    assert mtimes(tmp_path / "run") == before

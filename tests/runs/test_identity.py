@@ -3,7 +3,10 @@
 import importlib
 import json
 import os
+import re
+import shlex
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +17,16 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from test_end_to_end import mtimes, records_of
 from tiny import save_tiny, tiny_gemma2, tiny_tokenizer
 
+from sae_bench.errors import UserError
 from sae_bench.lm import corpus as corpora
 from sae_bench.lm.fingerprint import NOT_DECIDING, fingerprint, hash_of_code
 from sae_bench.lm.model import LanguageModel
 from sae_bench.plugin_files import files_of_plugin
 from sae_bench.records import content
+from sae_bench.records import kept as of_kept
 from sae_bench.records.files import read_sealed, write_sealed
 from sae_bench.registry import load_plugin
+from sae_bench.runs.config import RunConfig
 from sae_bench.runs.provenance import environment
 from sae_bench.training import trainer as trainer_module
 
@@ -100,6 +106,18 @@ def test_code_that_comes_with_a_model_is_in_its_identity_with_what_it_imports(tm
     for eps in ("1e-6", "1e-5"):
         (tmp_path / "norms_of_theirs.py").write_text(f"EPS = {eps}\n")
         hashes.append(hash_of_code(importlib.import_module("modeling_of_theirs").Model))
+    assert len({None, *hashes}) == 3
+
+
+def test_code_that_comes_with_a_model_is_known_with_its_relative_imports_behind_a_link(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "code_of_theirs").symlink_to(tmp_path / "real")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "real" / "modeling.py").write_text("from .norms import EPS\n\nclass Model: ...\n")
+    hashes = []
+    for eps in ("1e-6", "1e-5"):
+        (tmp_path / "real" / "norms.py").write_text(f"EPS = {eps}\n")
+        hashes.append(hash_of_code(importlib.import_module("code_of_theirs.modeling").Model))
     assert len({None, *hashes}) == 3
 
 
@@ -248,6 +266,61 @@ def test_whatever_a_plugin_reads_is_in_what_it_is_known_by(at_work, tmp_path, mo
     assert set(files_of_plugin(plugin)) == expected
 
 
+BEHIND_LINKS = """
+from pathlib import Path
+from inner_of_theirs import scale
+from sae_bench import ARCHITECTURES, register_architecture
+
+FILES: tuple[str, ...] = ("declared.txt",)
+WORDS = (Path(__file__).parent / "opened.txt").read_text() + (Path(__file__).resolve().parent / "real.txt").read_text()
+
+@register_architecture("linked_{number}")
+class Linked(ARCHITECTURES["topk"]):
+    version = "1"
+"""
+
+
+@pytest.mark.parametrize("link", ["file", "folder"])
+def test_a_plugin_behind_links_is_known_by_all_that_it_reads(tmp_path, monkeypatch, link):
+    """Its package is a link, too: relative imports in it begin at the package, not at what the link leads to."""
+    real, named = tmp_path / "real", tmp_path / "named"
+    (real / "of_package").mkdir(parents=True)
+    if link == "file":
+        named.mkdir()
+        (named / "plug.py").symlink_to(real / "plugin_itself.py")
+    else:
+        named.symlink_to(real)
+    plugin = named / "plug.py"
+    (real / ("plugin_itself.py" if link == "file" else "plug.py")).write_text(BEHIND_LINKS.format(number=link))
+    for name in ("declared.txt", "opened.txt"):
+        (named / name).write_text("words")
+    (real / "real.txt").write_text("words")
+    (tmp_path / "path" / "of").mkdir(parents=True)
+    (tmp_path / "path" / "inner_of_theirs").symlink_to(real / "of_package")
+    (real / "of_package" / "__init__.py").write_text("from .deep import scale\n")
+    (real / "of_package" / "deep.py").write_text("def scale():\n    from .deeper import N\n    return N\n")
+    (real / "of_package" / "deeper.py").write_text("N = 1\n")
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    for name in [name for name in sys.modules if name.startswith("inner_of_theirs")]:
+        monkeypatch.delitem(sys.modules, name)
+    load_plugin(str(plugin))
+    found = files_of_plugin(plugin)
+    names = {"plug.py", "declared.txt", "opened.txt", "real.txt", "__init__.py", "deep.py", "deeper.py"}
+    assert {Path(name).name for name in found} == names
+    assert {"plug.py", "declared.txt", "opened.txt"} < set(found)
+    monkeypatch.chdir(named)
+    assert files_of_plugin(Path("plug.py")).keys() == found.keys()
+
+
+@pytest.mark.parametrize(
+    "said", ["FILES = ('words.txt')", "FILES: str = 'words.txt'", "FILES = (7,)", "FILES = names()"]
+)
+def test_files_that_are_no_list_of_names_are_refused(tmp_path, said):
+    (tmp_path / "plug.py").write_text(said)
+    with pytest.raises(UserError, match=r"FILES is no list of names: write FILES = \('words.txt',\)"):
+        files_of_plugin(tmp_path / "plug.py")
+
+
 def test_a_changed_file_beside_a_plugin_is_refused(mine, tmp_path, capsys):
     helper = tmp_path / "helper_of_mine.py"
     helper.write_text("SCALE = 1.0\n")
@@ -296,3 +369,110 @@ def test_a_run_is_verified_from_any_folder(mine, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert bench("verify", "../run", "--quiet") == 0
     assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "run").rglob("*.json"))
+
+
+@pytest.fixture
+def begun(mine, tmp_path, monkeypatch):
+    """A run that was begun with relative paths, beside which its files stand, and an SAE from elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    assert bench(*flags(mine | {"--out": tmp_path / "theirs"}), "--quiet") == 0
+    (tmp_path / "plugs").mkdir()
+    (tmp_path / "plugs" / "mine3.py").write_text(
+        PLUGIN.replace("from beside import NAME", "NAME = 'mine3'").replace('("declared.txt",)', "()")
+    )
+    (tmp_path / "plugs" / "opened.txt").write_text("words")
+    here = {"--model": "model", "--dataset": "text.jsonl", "--plugin": "plugs/mine3.py", "--sae": "theirs"}
+    assert bench(*flags(mine | here | {"--out": "run", "--latents": 7}), "--quiet") == 0
+    (tmp_path / "elsewhere").mkdir()
+    return mine | here | {"--out": tmp_path / "run"}
+
+
+@pytest.mark.parametrize("where", ["relative", "absolute", "linked", "copied"])
+def test_the_same_files_by_other_paths_are_the_same_run(begun, tmp_path, monkeypatch, capsys, where):
+    """Content decides: nothing is refused, nothing made again, and what is added has the names of the run."""
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    names = {"--model": "model", "--dataset": "text.jsonl", "--plugin": "plugs/mine3.py", "--sae": "theirs"}
+    base = {"relative": Path(".."), "absolute": tmp_path}.get(where, Path())
+    for name in names.values() if where in ("linked", "copied") else ():
+        source = tmp_path / name
+        other = Path(name).name
+        if where == "linked":
+            Path(other).symlink_to(source)
+        elif source.is_dir():
+            shutil.copytree(source, other)
+        else:
+            shutil.copy(source, other)
+            shutil.copy(tmp_path / "plugs" / "opened.txt", "opened.txt")
+    flat = where in ("linked", "copied")
+    if where == "linked":
+        Path("opened.txt").symlink_to(tmp_path / "plugs" / "opened.txt")
+    again = begun | {flag: base / (Path(name).name if flat else name) for flag, name in names.items()}
+    before = mtimes(tmp_path / "run")
+    capsys.readouterr()
+    assert bench(*flags(again)) == 0
+    assert f"the run in {tmp_path / 'run'} keeps what this command does not say: --latents 7" in capsys.readouterr().err
+    assert mtimes(tmp_path / "run") == before
+    assert bench(*flags(again | {"--l0": 3}), "--quiet") == 0
+    assert {record["provenance"]["model"] for record in records_of(tmp_path / "run").values()} == {"model"}
+    assert {record["provenance"]["dataset"] for record in records_of(tmp_path / "run").values()} == {"text.jsonl"}
+    said = "".join(path.read_text() for path in (tmp_path / "run").rglob("*.json"))
+    assert str(tmp_path) not in said
+    assert "elsewhere" not in said
+
+
+def test_what_is_not_said_again_is_found_where_the_run_was_begun(begun, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = begun | {"--model": tmp_path / "model", "--dataset": tmp_path / "text.jsonl"}
+    del again["--sae"]
+    assert bench(*flags(again | {"--l0": 3, "--plugin": tmp_path / "plugs" / "mine3.py"}), "--quiet") == 0
+    capsys.readouterr()
+    del again["--plugin"]
+    assert bench(*flags(again)) == 2
+    named = re.search(r"(python bench.py .*)", capsys.readouterr().err)[1]
+    assert bench(*shlex.split(named)[2:], "--quiet") == 0
+    assert bench("verify", "../run", "--plugin", tmp_path / "plugs" / "mine3.py", "--quiet") == 0
+
+
+def test_another_file_by_another_path_is_refused_as_ever(begun, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    whole = {flag: tmp_path / begun[flag] for flag in ("--model", "--dataset", "--plugin", "--sae")}
+    before = mtimes(tmp_path / "run")
+    Path("other.jsonl").write_text((tmp_path / "text.jsonl").read_text().replace("the ", "one "))
+    shutil.copytree(tmp_path / "model", "model")
+    config = json.loads(Path("model", "config.json").read_text())
+    Path("model", "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    shutil.copy(tmp_path / "plugs" / "opened.txt", "opened.txt")
+    Path("mine3.py").write_text((tmp_path / "plugs" / "mine3.py").read_text().replace('"1"', '"2"'))
+    for flag, other, words in (
+        ("--dataset", "other.jsonl", "--dataset text.jsonl, not other.jsonl"),
+        ("--model", "model", "--model model, is not the one that the run in"),
+        ("--plugin", "mine3.py", "has --plugin"),
+    ):
+        assert bench(*flags(begun | whole | {flag: other})) == 2
+        assert words in capsys.readouterr().err
+        assert mtimes(tmp_path / "run") == before
+
+
+def test_a_run_that_no_folder_was_named_for_is_known_by_what_its_files_hold(mine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tmp_path / "model", tmp_path / "copy" / "model")
+    Path("link.jsonl").symlink_to(tmp_path / "text.jsonl")
+
+    def name(**other):
+        return RunConfig.build({"archs": ["topk"], "model": "model", "dataset": "text.jsonl", **other}).name
+
+    assert name() == name(model="./model/") == name(model=str(tmp_path / "model")) == name(model="copy/model")
+    assert name() == name(dataset="link.jsonl") == name(dataset="../" + tmp_path.name + "/text.jsonl")
+    (tmp_path / "copy" / "model" / "config.json").write_text("{}")
+    assert name() != name(model="copy/model")
+
+
+def test_a_run_goes_on_without_a_cache_folder_that_cannot_be_written(mine, tmp_path, monkeypatch, caplog):
+    """As in a home that is read-only: here a file stands where the folder would be, which stops root, too."""
+    of_kept._tell.cache_clear()
+    (tmp_path / "home").write_text("")
+    monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path / "home" / "cache"))
+    for l0 in (6, 3):
+        assert bench(*flags(mine | {"--l0": l0}), "--quiet") == 0
+    assert {record["failure"] for record in records_of(tmp_path / "run").values()} == {None}
+    assert sum("cannot be written" in record.getMessage() for record in caplog.records) == 1

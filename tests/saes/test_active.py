@@ -14,17 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae_bench.saes import chunks
-from sae_bench.saes.active import (
-    Active,
-    Crossovers,
-    as_active,
-    decode,
-    kernels,
-    latent_major,
-    select,
-    select_all,
-)
+from sae_bench.saes.active import Active, as_active, decode, latent_major, select, select_all
 from sae_bench.saes.kernel_choice import crossovers, measure
+from sae_bench.saes.kernels import Crossovers, kernels
 from sae_bench.saes.layouts import Dense, Sparse
 
 B, D, F, CHUNK = 23, 6, 40, 7  # 7 does not divide 23

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae_bench.saes import chunks, screening
-from sae_bench.saes.active import Crossovers, decode, kernels, latent_major, select, select_all
+from sae_bench.saes.active import decode, latent_major, select, select_all
+from sae_bench.saes.kernels import Crossovers, kernels
 from sae_bench.saes.layouts import Dense, Sparse
 from sae_bench.saes.rules import Above, Largest, LargestOfBatch, Rule
 

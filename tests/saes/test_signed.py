@@ -18,7 +18,8 @@ from sae_bench.autointerp.explainer import explain_question
 from sae_bench.autointerp.sample import pairs_of
 from sae_bench.autointerp.scorers.fuzzing import active_tokens, silent_tokens
 from sae_bench.cli.latents import highlighted
-from sae_bench.saes.active import as_active, kernels, select
+from sae_bench.saes.active import as_active, select
+from sae_bench.saes.kernels import kernels
 from sae_bench.saes.rules import Largest
 from sae_bench.testing import check_architecture
 

@@ -12,8 +12,8 @@ from toy_trainer import started
 from twins import assert_twins_agree_on, batchtopk_twin, layouts, matryoshka_twin, step
 
 from sae_bench import ARCHITECTURES, LargestOfBatch, SAEConfig, Step, decode, decode_groups, select
-from sae_bench.saes.active import kernels
 from sae_bench.saes.convert import to_built_in
+from sae_bench.saes.kernels import kernels
 from sae_bench.saes.layouts import Sparse
 from sae_bench.training.checkpoint import flatten, unflatten
 

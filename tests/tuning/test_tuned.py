@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from sae_bench.demo.corpora import natural
 from sae_bench.errors import UserError
 from sae_bench.lm.near_duplicates import RULE, is_of, split_of
+from sae_bench.probing.sets import SMALL
 from sae_bench.runs.arch_spec import ArchSpec
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.plan import settle
@@ -43,6 +45,22 @@ def test_a_run_with_a_recipe_is_another_run_and_a_board_without_the_text_that_wa
     assert tuned.hash != plain.hash
     assert RunConfig(**tuned.identity).hash == tuned.hash
     assert tuned.identity["recipe"]["name"] == "night", "no path of this machine"
+
+
+def test_probes_are_not_asked_about_text_that_the_recipe_was_tuned_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the board itself is trained on: settings were chosen by what they do to the tuning's text."""
+    monkeypatch.setattr(natural, "_version", lambda: "0.4.2")
+    known = {"natural": natural.NaturalText().describe(), "other": "embedded docstrings"}
+    flags = {"archs": ["topk"], "model": "demo", "probe_sets": ["8_news"]}
+    for name, dataset in known.items():
+        about = {"preset": "short", "split": RULE, "dataset": dataset}
+        (tmp_path / f"{name}.toml").write_text(as_toml(about, FOUND, "a"))
+    configure(None, flags | {"recipe": str(tmp_path / "other.toml")})
+    configure(None, flags | {"recipe": str(tmp_path / "natural.toml"), "probe_sets": ["small", SMALL[0]]})
+    with pytest.raises(UserError, match="--probe-sets 8_news: --recipe natural was tuned on these texts"):
+        configure(None, flags | {"recipe": str(tmp_path / "natural.toml")})
 
 
 def test_every_text_for_tuning_is_in_no_board_on_either_side() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from sae_bench.lm.corpus import Corpus, cached_texts
-from sae_bench.probing.sets import SMALL, package_sets
+from sae_bench.probing.sets import NATURAL, SMALL, package_sets
 from sae_bench.registry import register_corpus
 
 MIN_CHARACTERS = 200  # as of the embedded corpus: shorter texts are names and single sentences of templates
@@ -25,7 +25,7 @@ class NaturalText(Corpus):
 
     def describe(self) -> str:
         """`texts of sae-probes 0.4.2, without code and the sets of --probe-sets small`."""
-        return f"texts of sae-probes {_version()}, without code and the sets of --probe-sets small"
+        return f"{NATURAL} {_version()}, without code and the sets of --probe-sets small"
 
     def documents(self) -> Sequence[str]:
         return cached_texts(f"natural-{self.version}-{_version()}", _read)

@@ -63,7 +63,7 @@ def demo_model_folder(progress: Callable[[str], None] = log.info) -> Path:
     final = cache_folder() / f"gemma-3-270m-{GGUF_SHA256[:8]}"
     if not final.exists():
         _demo_package()  # what is missing is said before anything is written
-    return kept(final, lambda: _make(final, progress))
+    return kept(final, lambda place: _make(place, progress))
 
 
 def _make(final: Path, progress: Callable[[str], None]) -> None:
