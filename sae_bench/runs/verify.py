@@ -155,6 +155,8 @@ def verify_numbers(
     }
     if all(record.provenance.model_fingerprint for record in records.values()):
         now = {"model_fingerprint": fingerprint(lm.identity()), **now}
+    if all(record.provenance.eval_tokens for record in records.values()):
+        now |= {"eval_tokens": stream.n_delivered, "eval_documents": stream.n_documents}
     for what, digest in now.items():
         was = {getattr(record.provenance, what) for record in records.values()}
         yield (what, None if was == {digest} else f"is now {str(digest)[:12]}, was {', '.join(sorted(map(str, was)))}")

@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from sae_bench.errors import UserError
+from sae_bench.lm.fingerprint import differences
 from sae_bench.progress import Progress
-from sae_bench.records.files import Damaged, digest_of, read_sealed, write_sealed, write_text
+from sae_bench.records.files import Damaged, as_sealed, digest_of, read_sealed, write_sealed, write_text
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Record
 from sae_bench.registry import ARCHITECTURES
 from sae_bench.runs.begun import plugin_hashes
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.plan import settle
+from sae_bench.runs.sources import digests_of
 from sae_bench.runs.tuned import PART, TunedArch, as_toml
+from sae_bench.saes.knobs import LR
 from sae_bench.tuning.outcomes import Outcome, best, outcomes_from, outcomes_of
 from sae_bench.tuning.stages import CHECK, check_config, check_tunable, rung_config, rung_name
 from sae_bench.tuning.trials import Trial, TuneSettings, trials_of, tuned_archs
@@ -134,10 +138,11 @@ def _begin(config: RunConfig, settings: TuneSettings, out: Path) -> None:
     """Say what is tuned in the folder, and see that it is nothing else.
 
     Raises:
-        UserError: the folder holds another tuning.
+        UserError: the folder holds another tuning, or one of what is something else now.
     """
     path = out / MANIFEST
-    before = read_sealed(path)["settings"] if path.exists() else {}
+    manifest = read_sealed(path) if path.exists() else {}
+    before = manifest.get("settings", {})
     plugins = plugin_hashes(config.plugins, before.get("plugins", {}))
     now = {**settings.model_dump(), **config.identity, "plugins": plugins}
     before = before or now
@@ -146,7 +151,33 @@ def _begin(config: RunConfig, settings: TuneSettings, out: Path) -> None:
         raise UserError(
             f"--out {out} holds a tuning with other settings ({difference}): choose another --out, or --overwrite it"
         )
-    write_sealed(path, {"settings": now})
+    archs, files = as_sealed(_tried(config)), digests_of(config)
+    began_with = manifest.get("began_with", {"archs": archs, "files": files})
+    known = {name: of for name, of in began_with["files"].items() if of is not None}
+    there = {name: of for name, of in files.items() if of is not None}
+    changed = differences(began_with["archs"], archs)
+    if changed := changed + [name for name in known if known[name] != there.get(name, known[name])]:
+        raise UserError(
+            f"--out {out} holds a tuning that was begun with something else ({'; '.join(changed)}): bring it back, "
+            "choose another --out, or --overwrite it"
+        )
+    write_sealed(path, {"settings": now, "began_with": {"archs": archs, "files": files | known}})
+
+
+def _tried(config: RunConfig) -> dict[str, Any]:
+    """What is tried of every architecture besides a tuning's settings, flat, so that what changed can be named.
+
+    Its version, the ranges of its knobs, and all that the preset trains it by: no knob turns most of that, and every
+    trial has it.
+    """
+    found = {}
+    for arch in config.archs:
+        cls, (options, recipe) = ARCHITECTURES[arch.name], settle(arch, config.preset)
+        knobs = {"lr": LR, **cls.knobs}
+        ranges = {f"{name} {end}": getattr(knob, end) for name, knob in knobs.items() for end in ("low", "high")}
+        about = {"version": cls.version, **ranges, **recipe.model_dump(mode="json"), **options}
+        found |= {f"{arch.label}: {name}": value for name, value in about.items()}
+    return found
 
 
 def _all(trials: Mapping[str, Iterable[Trial]]) -> list[Trial]:
