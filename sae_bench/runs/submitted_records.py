@@ -6,14 +6,14 @@ again or not. So neither is believed: the task decides both.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 from sae_bench._version import __version__
 from sae_bench.errors import UserError, one_line
-from sae_bench.evaluation.task import BaseTask, LatentTask, Task, TextTask, token_tasks
+from sae_bench.evaluation.task import BaseTask, LatentTask, Task, TextTask
 from sae_bench.leaderboard.load import check_comparable
 from sae_bench.lm.corpus import describe
 from sae_bench.lm.load import random_name
@@ -26,6 +26,7 @@ from sae_bench.records.schema import (
     ON_LATENTS,
     ON_TEXTS,
     ON_TOKENS,
+    Metric,
     Record,
     record_from,
 )
@@ -137,6 +138,9 @@ def _check_kind(path: Path, record: Record, *, in_world: bool) -> None:
         if record.measured_on != wanted:
             on = one_line(record.measured_on)
             raise UserError(f"{path} says that it is measured on {on}, and {task} is measured on {wanted}: {RERUN}")
+        said, known = ({of.name: of.better for of in metrics} for metrics in (record.metrics.values(), _metrics(cls)))
+        if strange := [name for name, better in said.items() if known and known.get(name, "") != better]:
+            raise UserError(f"{path} has {one_line(strange[0])}, which {task} does not measure so: {RERUN}")
     elif record.measured_on != BY_RATERS:
         raise UserError(f"{path} is of the task {task}, which is not built in: submit its source first")
     if record.not_measured == NOT_APPLICABLE and (task not in TASKS or applies(TASKS[task], in_world=in_world)):
@@ -144,9 +148,14 @@ def _check_kind(path: Path, record: Record, *, in_world: bool) -> None:
     nothing = record.failure is not None or record.not_measured == NOT_APPLICABLE
     if nothing and any(score.value is not None for score in record.scores.values()):
         raise UserError(f"{path} has scores, and says that nothing was measured: {RERUN}")
-    metrics = {metric.name: name for name, of in token_tasks(TASKS).items() for metric in of.metrics}
-    if taken := [name for name in record.metrics if metrics.get(name, task) != task]:
-        raise UserError(f"{path} has the metric {taken[0]}, which is that of {metrics[taken[0]]}: {RERUN}")
+    of_others = {metric.name: name for name in TASKS if name != task for metric in _metrics(TASKS[name])}
+    if taken := [name for name in record.metrics if name in of_others]:
+        raise UserError(f"{path} has the metric {taken[0]}, which is that of {of_others[taken[0]]}: {RERUN}")
+
+
+def _metrics(cls: type[BaseTask]) -> Sequence[Metric]:
+    """Those of a task; none of one about latents, whose metrics are those of the run's scorers."""
+    return () if issubclass(cls, LatentTask) else cls.metrics
 
 
 def _names(config: RunConfig, dataset: str) -> dict[str, str]:

@@ -231,6 +231,8 @@ def _difference(
 
 def _difference_of_scores(now: Mapping[str, Score], then: Mapping[str, Score]) -> str | None:
     """What differs between scores that were measured on the same tokens; of some, records keep no sums to compare."""
+    if strange := sorted(then.keys() - now.keys()):
+        return f"{strange[0]} is in the record, and is not measured"
     for name, score in now.items():
         of_record = then.get(name)
         if of_record is None:

@@ -204,6 +204,12 @@ def by_raters(content):
     content.update(measured_on="raters", task_version="7")
 
 
+def of_a_study(folder):
+    """Raters who measured what nobody measures again."""
+    content = read_sealed(record(folder)) | {"task": "human", "measured_on": "raters"}
+    write_sealed(folder / "records" / f"{EDITED}.human.json", content)
+
+
 def of_another_task(content):
     content["metrics"]["fve"] = content["metrics"]["dead_share"] | {"name": "fve"}
 
@@ -263,7 +269,9 @@ def dropped(folder):
         (of_record(lambda of: of.update(measured_on="texts")), "says that it is measured on texts"),
         (of_record(lambda of: of.update(not_measured="does not apply")), "says that reconstruction does not apply"),
         (of_record(lambda of: of.update(failure="out of memory")), "has scores, and says that nothing was measured"),
-        (of_density(of_another_task), "has the metric fve, which is that of reconstruction"),
+        (of_a_study, "has the metric fve, which is that of reconstruction"),
+        (of_density(of_another_task), "has fve, which feature_density does not measure so"),
+        (of_record(lambda of: of["metrics"]["fve"].update(better="down")), "has fve, which reconstruction does not"),
         (of_record(lambda of: of["sae"].update(label="topk:k_aux=64")), "says of its SAE what its other records do"),
         (of_record(lambda of: of["provenance"].update(eval_tokens=10**9)), "its eval_tokens is 1000000000, others' is"),
         (of_record(lambda of: of["provenance"]["config"].update(tokens=10**9)), "its config is "),
