@@ -66,6 +66,7 @@ def tune(config: RunConfig, settings: TuneSettings, out: Path, progress: Progres
     progress.say(f"check: what was found, and the preset's own settings, with {settings.check_seeds} other seeds")
     checked = stage.outcomes(finalists, 0, work)
     worths = [Worth.of(label, checked[label], chosen[label]) for label in trials]
+    _check_one_model(settings, out)
     about = _provenance(config, settings, stage.said(), out)
     write_text(out / RECIPE, as_toml(about, {w.label: _tuned(w) for w in worths}, "Written by `python bench.py tune`."))
     write_text(out / WORTH, written(worths, about))
@@ -180,6 +181,27 @@ def _tried(config: RunConfig) -> dict[str, Any]:
     return found
 
 
+def _check_one_model(settings: TuneSettings, out: Path) -> None:
+    """See that all rungs and the check had one language model and one text: files of a cluster may change, too.
+
+    Raises:
+        UserError: they had not.
+    """
+    said = {name: read_sealed(out / f"{name}.json") for name in _names(settings)}
+    first = said[rung_name(0)]
+    for name, of in said.items():
+        if changed := [what for what in ("model", "model_sha256", "dataset") if of[what] != first[what]]:
+            raise UserError(
+                f"{out / name}.json has another {changed[0]} than {rung_name(0)}: what the tuning reads has changed "
+                "meanwhile; choose another --out, or --overwrite it"
+            )
+
+
+def _names(settings: TuneSettings) -> list[str]:
+    """The runs of a tuning."""
+    return [*map(rung_name, range(settings.rungs)), CHECK]
+
+
 def _all(trials: Mapping[str, Iterable[Trial]]) -> list[Trial]:
     return [trial for of_arch in trials.values() for trial in of_arch]
 
@@ -203,7 +225,6 @@ def _provenance(config: RunConfig, settings: TuneSettings, checked: Mapping[str,
         "revision", "layers", "sites", "widths", "l0s", "seeds", "split", "tokens", "reuse",
         "batch_size", "buffer_tokens", "context_size", "eval_tokens", "eval_skip", "preset",
     )  # fmt: skip
-    files = [rung_name(rung) for rung in range(settings.rungs)] + [CHECK]
     return {
         "model": checked["model"],
         "dataset": checked["dataset"],
@@ -212,5 +233,5 @@ def _provenance(config: RunConfig, settings: TuneSettings, checked: Mapping[str,
         **settings.model_dump(),
         "versions": checked["versions"],
         "model_sha256": checked["model_sha256"],
-        "trials_sha256": digest_of([read_sealed(out / f"{name}.json")["trials"] for name in files]),
+        "trials_sha256": digest_of([read_sealed(out / f"{name}.json")["trials"] for name in _names(settings)]),
     }

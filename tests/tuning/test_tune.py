@@ -10,6 +10,7 @@ from command import bench, files, flags, write_corpus
 from tiny import tiny_tokenizer
 
 from sae_bench.lm.tokens import TokenStream
+from sae_bench.records.files import read_sealed, write_sealed
 from sae_bench.registry import ARCHITECTURES
 from sae_bench.runs.tuned import read_recipe
 from sae_bench.saes.knobs import Knob
@@ -138,6 +139,9 @@ def test_a_tuning_goes_on_with_nothing_but_what_it_was_begun_with(tuned, setting
         finally:
             file.write_bytes(content)
     assert bench("tune", *flags(settings | SEARCH | {"--out": out}), "--quiet") == 0, "and with that it does"
+    write_sealed(out / "check.json", read_sealed(out / "check.json") | {"model_sha256": "0" * 64})
+    assert bench("tune", *flags(settings | SEARCH | {"--out": out}), "--quiet") == 2
+    assert "check.json has another model_sha256 than rung_1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
