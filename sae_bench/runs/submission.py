@@ -49,6 +49,8 @@ def read_submission(folder: Path) -> Submission:
     """
     _check_regular(folder)
     asked, tasks, manifest = _settings(folder / "run.json")
+    if not any((folder / "records").glob("*.json")):  # tables alone, which no record stands behind
+        raise UserError(f"{folder} holds no records, and tables say nothing without: give a finished run, or its board")
     _check_covered(folder)
     records = read_records(folder)
     check_records(folder / "run.json", records, manifest["config_hash"], asked[0])

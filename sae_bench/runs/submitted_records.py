@@ -49,7 +49,7 @@ def read_records(folder: Path) -> dict[tuple[str, str], Record]:
     """The records of a board, by SAE and task, each looked at by itself.
 
     Raises:
-        UserError: there are none, or one is not in order; the message names the file.
+        UserError: one is not in order; the message names the file.
     """
     records: dict[tuple[str, str], Record] = {}
     for path in sorted((folder / "records").glob("*.json")):
@@ -57,8 +57,6 @@ def read_records(folder: Path) -> dict[tuple[str, str], Record]:
         if path.name != f"{record.sae.id}.{record.task}.json":
             raise UserError(f"{path} is a record of {one_line(record.sae.id)}.{one_line(record.task)}: rename it so")
         records[record.sae.id, record.task] = record
-    if not records:
-        raise UserError(f"{folder / 'records'} holds no records: give the folder of a finished run, or its board")
     return records
 
 

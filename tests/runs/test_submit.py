@@ -2,11 +2,14 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from command import bench, files, flags
 
+from sae_bench.errors import UserError
 from sae_bench.records.files import read_sealed, sha256, write_sealed
+from sae_bench.runs.submission import read_submission
 
 SETTINGS = {
     "--arch": ("relu", "topk"), "--width": 24, "--l0": 3, "--tokens": 3000, "--batch-size": 130, "--seed": (0, 1),
@@ -342,6 +345,24 @@ def test_what_somebody_keeps_in_the_board_s_place_is_not_lost(run, tmp_path, cap
         (there / name).unlink()
     assert submit(run, tmp_path, "--without-measuring") == 0
     assert (there / "notes.txt").read_text() == "mine"
+
+
+PUBLISHED = {
+    "demo_2-core-cpu_2026-11-26": "holds no records, and tables say nothing without",
+    "gemma-3-270m_2-core-cpu_2026-11-26": "was measured by reconstruction 1, this version has 2: run the same",
+}
+"""Boards from before what `submit` asks for, and what it says of them; all others it takes."""
+
+
+@pytest.mark.parametrize(
+    "board", sorted((Path(__file__).parents[2] / "results").glob("*/")), ids=lambda path: path.name
+)
+def test_boards_that_are_published_are_in_order_or_say_why_not(board):
+    if told := PUBLISHED.get(board.name):
+        with pytest.raises(UserError, match=told):
+            read_submission(board)
+    else:
+        assert len(read_submission(board).records) >= 84
 
 
 def test_fingerprints_of_another_model_are_found_by_measuring(stranger, tmp_path, capsys):
