@@ -24,6 +24,7 @@ from sae_bench.evaluation.task import token_tasks
 from sae_bench.formats.hub import fetch
 from sae_bench.formats.open import HUB
 from sae_bench.leaderboard.board_folder import draw_board
+from sae_bench.leaderboard.compare import comparisons
 from sae_bench.progress import Progress
 from sae_bench.records.files import read_sealed, sha256, write_sealed
 from sae_bench.records.names import file_name
@@ -62,6 +63,10 @@ def submit(
     there = [str(path.relative_to(out)) for path in (out / "run.json", *sorted(out.glob("records/*.json")))]
     if differs := [name for name in there if (out / name).is_file() and sha256(out / name) != found.files.get(name)]:
         raise UserError(f"{out} holds another board (its {differs[0]} differs): delete that, or give another --name")
+    try:
+        comparisons(list(found.records.values()), [])
+    except UserError as error:  # without which there is no board: before anything long
+        raise UserError(f"{folder}: {error}") from None
     progress.say(f"{len(found.records)} records of {folder}: sealed, complete, of one run")
     statement = {
         "sae-arch-bench": __version__,

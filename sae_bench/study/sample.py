@@ -73,7 +73,10 @@ def sources(runs: Sequence[Path], wanted: Sequence[str], n_latents: int) -> tupl
     """
     found, left_out = [], []
     of: dict[tuple[Path, str], Record] = {}
-    for run in {run.resolve(): run for run in reversed(runs)}.values():
+    named: dict[Path, Path] = {}
+    for run in runs:
+        named.setdefault(run.resolve(), run)
+    for run in named.values():
         for record in gather([run]):
             of.setdefault((run, record.sae.id), record)
     ids = {sae_id for _, sae_id in of}

@@ -223,11 +223,11 @@ def read_events(path: Path) -> list[Answer | Undo]:
     if not path.exists():
         return []
     try:
-        whole, _, _ = path.read_bytes().rpartition(b"\n")
+        *whole, _ = path.read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}: put a rater's answers there, or delete it") from None
     events = []
-    for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+    for number, line in enumerate(whole, start=1):
         try:
             events.append(EVENT.validate_json(line, strict=True))
         except ValidationError as error:

@@ -30,9 +30,9 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def grown(run, tmp_path_factory):
-    """The same folder, asked for another architecture at another L0 and seed."""
+    """The same folder, asked for another architecture at another L0."""
     folder = shutil.copytree(run, tmp_path_factory.mktemp("grown") / "board")
-    more = {"--arch": "gated", "--l0": 5, "--seed": 2}
+    more = {"--arch": "gated", "--l0": 5}
     toy = {"--model": f"synthetic:{run.parent / 'toy.toml'}"}
     assert bench(*flags(SETTINGS | toy | more | {"--out": folder}), "--quiet") == 0
     return folder
@@ -204,7 +204,7 @@ def of_sae(change):
 
 def by_raters(content):
     """What nobody measures again, with numbers of one's own."""
-    content.update(measured_on="raters", task_version="7")
+    content.update(measured_on="raters")
 
 
 def of_a_study(folder):
@@ -272,7 +272,7 @@ def dropped(folder):
         (of_record(lambda of: of.update(measured_on="texts")), "says that it is measured on texts"),
         (of_record(lambda of: of.update(not_measured="does not apply")), "says that reconstruction does not apply"),
         (of_record(lambda of: of.update(failure="out of memory")), "has scores, and says that nothing was measured"),
-        (of_a_study, "has the metric fve, which is that of reconstruction"),
+        (of_a_study, "human.json has the metric cosine, which is that of reconstruction"),
         (of_density(of_another_task), "has fve, which feature_density does not measure so"),
         (of_record(lambda of: of["metrics"]["fve"].update(better="down")), "has fve, which reconstruction does not"),
         (of_record(lambda of: of["sae"].update(label="topk:k_aux=64")), "says of its SAE what its other records do"),
@@ -292,12 +292,10 @@ def test_what_a_stranger_may_have_done_is_refused_in_one_line(stranger, tmp_path
 def test_a_run_that_grew_is_taken_and_none_of_what_its_commands_asked_for_is_hidden(grown, tmp_path, capsys):
     assert submit(grown, tmp_path, "--without-measuring") == 0
     shutil.rmtree(tmp_path / "results")
-    (later,) = {path.name for path in (grown / "saes").iterdir()} - {
-        f"{arch}.synthetic.w24.l0_3.seed{seed}" for arch in ("relu", "topk") for seed in (0, 1)
-    }
+    later = "gated.synthetic.w24.l0_5.seed0"
     for n, (told, asked) in enumerate(
         [
-            ("asks for gated at synthetic, width 24, target 5, seed 2, of which there is no record", None),
+            ("asks for gated at synthetic, width 24, target 5, seed 0, of which there is no record", None),
             (f"has {later}, which no command asked for", slice(1)),
         ]
     ):
@@ -309,6 +307,23 @@ def test_a_run_that_grew_is_taken_and_none_of_what_its_commands_asked_for_is_hid
         else:
             sealed_again(folder / "run.json", lambda content, kept=asked: content.update(asked=content["asked"][kept]))
         assert told in refused(folder, tmp_path, capsys, "--without-measuring")
+
+
+def test_what_cannot_be_compared_is_no_board_and_is_said_before_anything_is_measured(grown, tmp_path, capsys):
+    """As if the second command had been for another seed: whoever asks for it knows both."""
+    folder = shutil.copytree(grown, tmp_path / "board")
+    for name in ("gated.synthetic.w24.l0_5.seed0", "relu.synthetic.w24.l0_3.seed1", "topk.synthetic.w24.l0_3.seed1"):
+        for path in [*(folder / "records").glob(f"{name}.*"), *(folder / "saes" / name).iterdir()]:
+            path.unlink()
+    seeds = {"relu": [0], "topk": [0], "gated": [1]}
+
+    def change(content):
+        content["saes"] = [name for name in content["saes"] if int(name[-1]) in seeds[name.split(".")[0]]]
+        content["config"]["seeds"] = content["asked"][0]["seeds"] = [0]
+        content["asked"][1]["seeds"] = [1]
+
+    sealed_again(folder / "run.json", change)
+    assert f"{folder}: the architectures at synthetic share no seed" in refused(folder, tmp_path, capsys)
 
 
 def test_records_that_agree_on_another_architecture_are_held_against_the_weights(stranger, tmp_path, capsys):

@@ -65,7 +65,7 @@ def refused(capsys, *arguments):
     assert bench("study", *arguments) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "Traceback" not in line
-    return line
+    return line.removeprefix("error: ")
 
 
 def test_an_answer_may_take_a_day_and_no_longer(study):
