@@ -124,13 +124,13 @@ def test_a_tuning_goes_on_with_nothing_but_what_it_was_begun_with(tuned, setting
 
     with monkeypatch.context() as patch:
         patch.setitem(recipe._SHARED["short"], "lr_decay", 0.5)
-        refused("topk: lr_decay 0.2 -> 0.5; jumprelu: lr_decay 0.2 -> 0.5")
+        refused("jumprelu: lr_decay 0.2 -> 0.5; topk: lr_decay 0.2 -> 0.5")
     with monkeypatch.context() as patch:
         patch.setattr(ARCHITECTURES["topk"], "version", "99")
         refused("topk: version 1 -> 99")
     with monkeypatch.context() as patch:
         patch.setattr("sae_bench.tuning.tune.LR", Knob(1e-4, 3.2e-2))
-        refused("topk: lr low 0.001 -> 0.0001; jumprelu: lr low 0.001 -> 0.0001")
+        refused("jumprelu: lr low 0.001 -> 0.0001; topk: lr low 0.001 -> 0.0001")
     for name, file in (("language model", settings["--model"] / "config.json"), ("text", settings["--dataset"])):
         content = file.read_bytes()
         try:
