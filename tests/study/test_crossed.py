@@ -136,7 +136,7 @@ def test_the_interval_of_alpha_by_hand():
     assert found.value == pytest.approx(8 / 15)
     assert found.interval == pytest.approx((8 / 15 - 3.182 * stderr, 1.0), abs=1e-3), "no alpha is above 1"
     assert alpha(counts[:2], "nominal").interval is None
-    assert alpha(counts[2:], "nominal").interval is None, "of two units"
+    assert alpha(np.array([[1, 2], [3, 1]]), "nominal").interval is None, "two units, and each has an alpha"
 
 
 def test_categories_between_count_by_half_of_those_in_either():
