@@ -118,8 +118,8 @@ def _trained(of: RunConfig) -> Iterator[Wanted]:
     axes: tuple[Iterable[Any], ...] = (
         (arch.label for arch in of.archs), _sites(of), of.widths, (*of.l0s, *of.sparsity), of.seeds,
     )  # fmt: skip
-    for label, site, width, target, seed in product(*map(dict.fromkeys, axes)):
-        yield label, *site, width, target, seed
+    for label, (kind, layer), width, target, seed in product(*map(dict.fromkeys, axes)):
+        yield label, kind, layer, width, target, seed
 
 
 def _sites(of: RunConfig) -> Iterator[tuple[str, int | None]]:

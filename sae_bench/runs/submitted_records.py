@@ -42,7 +42,8 @@ ALIKE = (
 )
 """What records of one run share."""
 
-MEASURED_ON: Mapping[type[BaseTask], str] = {Task: ON_TOKENS, TextTask: ON_TEXTS, LatentTask: ON_LATENTS}
+MEASURED_ON: Mapping[type, str] = {Task: ON_TOKENS, TextTask: ON_TEXTS, LatentTask: ON_LATENTS}
+"""By the kind of its task."""
 
 
 def read_records(folder: Path) -> dict[tuple[str, str], Record]:
