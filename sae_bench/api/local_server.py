@@ -58,6 +58,16 @@ class LocalServer(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/{self.secret}/"
 
+    def until_stopped(self, whose: str, *, browser: bool) -> None:
+        """Print the address, open it in the browser if asked to, and serve until Ctrl-C; `whose`: for whom it is."""
+        print(f"{self.url}\nfor {whose} alone; Ctrl-C stops it", flush=True)
+        if browser:
+            import webbrowser
+
+            webbrowser.open(self.url)
+        with suppress(KeyboardInterrupt):
+            self.serve_forever(poll_interval=0.2)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A visitor that went away is no news."""
         log.debug("a connection ended early", exc_info=True)

@@ -40,13 +40,6 @@ def serve(run: Path, /, *, port: Port = 0, browser: bool = False, plugin: Plugin
         return firing.on(str(asked.get("text", "")), str(asked.get("sae", ""))).as_json()
 
     with LocalServer(report(board, serving=firing.saes), fires, port) as server:
-        print(f"{server.url}\nfor this machine alone; Ctrl-C stops it", flush=True)
-        if browser:
-            import webbrowser
-
-            webbrowser.open(server.url)
-        try:
-            server.serve_forever(poll_interval=0.2)
-        except KeyboardInterrupt:
-            print("\nstopped")
+        server.until_stopped("this machine", browser=browser)
+    print("\nstopped")
     return 0

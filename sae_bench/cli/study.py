@@ -96,15 +96,8 @@ def rate(folder: Folder, /, *, rater: Rater, port: Port | None = None, browser: 
             raise
         server = serve(0)
     with server:
-        print(f"{server.url}\nfor rater {rater} on this machine alone; Ctrl-C stops it", flush=True)
-        if browser:
-            import webbrowser
-
-            webbrowser.open(server.url)
-        try:
-            server.serve_forever(poll_interval=0.2)
-        except KeyboardInterrupt:
-            print(f"\nstopped; {len(of.answers(rater))} of {len(assignment.showings)} are answered")
+        server.until_stopped(f"rater {rater} on this machine", browser=browser)
+    print(f"\nstopped; {len(of.answers(rater))} of {len(assignment.showings)} are answered")
     return 0
 
 

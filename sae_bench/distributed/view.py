@@ -15,7 +15,7 @@ TRAIN = "train"
 BEFORE = ("load", "capture")
 BETWEEN = ("site means",)
 EVALUATE = "evaluate"
-"""The other stages, around the training; what is not named here comes after the evaluation, and is in no cell's seconds."""
+"""The stages around the training; what is not named here comes after the evaluation, and is in no cell's seconds."""
 
 RATE_OVER_S = 60.0
 """Seconds that a rate is taken over."""

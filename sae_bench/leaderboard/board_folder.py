@@ -19,7 +19,7 @@ from sae_bench.leaderboard.html.report import report
 from sae_bench.leaderboard.load import gather
 from sae_bench.leaderboard.matched import default_l0s
 from sae_bench.records.files import read_sealed, sha256, write_bytes
-from sae_bench.records.ownership import check_drawable, read_drawn, regular_file, sealed, write_drawn
+from sae_bench.records.ownership import OVERWRITE, check_drawable, read_drawn, regular_file, sealed, write_drawn
 from sae_bench.records.run_folder import SAE_DESCRIPTION
 
 log = logging.getLogger(__name__)
@@ -83,13 +83,18 @@ def outputs(folders: Sequence[Path], l0s: Sequence[float] | None = None) -> Iter
 
 
 def draw_board(
-    run: Path, out: Path | None, l0s: Sequence[float] | None = None, *, overwrite: bool = False
+    run: Path,
+    out: Path | None,
+    l0s: Sequence[float] | None = None,
+    *,
+    overwrite: bool = False,
+    elsewhere: str = OVERWRITE,
 ) -> list[str]:
     """Write the folder, or without `out` everything that is drawn anew where it is; return the names of what was drawn.
 
     Raises:
         UserError: there are no records, they are not comparable, or the folder holds another board; without
-            `overwrite`, it holds files of these names that were not drawn there.
+            `overwrite`, it holds files of these names that were not drawn there. `elsewhere` is what it says to do.
     """
     folder = out or run
     if folder.resolve() != run.resolve():
@@ -104,7 +109,7 @@ def draw_board(
         sources = {str(path.relative_to(run)): path.read_bytes() for path in found}
         drawn = dict(outputs([run], l0s))
     if not overwrite:
-        check_drawable(folder, sources | drawn)
+        check_drawable(folder, sources | drawn, elsewhere)
     logs = {name: content for name, content in sources.items() if name.endswith(TRAINING_LOG)}
     for name in sources.keys() - logs.keys():
         write_bytes(folder / name, sources[name])

@@ -214,24 +214,26 @@ def read_drawn(folder: Path) -> dict[str, str]:
         return {}
 
 
-def check_drawable(folder: Path, drawn: Mapping[str, bytes]) -> None:
-    """See that what is to be drawn replaces nothing but what was drawn before.
+OVERWRITE = "choose another --out, or --overwrite it"
+
+
+def check_drawable(folder: Path, drawn: Mapping[str, bytes], elsewhere: str = OVERWRITE) -> None:
+    """See that what is to be drawn replaces nothing but what was drawn before; `elsewhere`: what to do, if it does.
 
     Raises:
         UserError: it would replace a file of somebody else.
     """
     before = read_drawn(folder)
+    if (folder / DRAWN).exists() and "files" not in (sealed(folder / DRAWN) or {}):
+        raise UserError(f"{folder / DRAWN} does not say what was drawn here: move it elsewhere, or {elsewhere}")
     for name, content in drawn.items():
         path = folder / name
         if is_linked(folder, path) or (path.exists() and not path.is_file()):
-            raise UserError(f"{path} is a link, behind one, or no file: move it elsewhere, or choose another --out")
+            raise UserError(f"{path} is a link, behind one, or no file: move it elsewhere, or {elsewhere}")
         if not path.is_file() or path.read_bytes() == content or sha256(path) == before.get(name):
             continue
         if path.suffix != ".json" or sealed(path) is None:
-            raise UserError(
-                f"{path} was not drawn here, or was changed since: move it elsewhere, choose another --out, or "
-                "--overwrite it"
-            )
+            raise UserError(f"{path} was not drawn here, or was changed since: move it elsewhere, or {elsewhere}")
 
 
 def write_drawn(folder: Path, drawn: Mapping[str, bytes], *, instead_of: str | None = None) -> None:

@@ -176,8 +176,9 @@ class Provenance(_Part):
     time: str | None = None
 
 
-ON_TOKENS, ON_TEXTS, BY_RATERS = "tokens", "texts", "raters"
-"""What a record's scores are measured on: the evaluation tokens, text that its task brings, or what people say."""
+ON_TOKENS, ON_TEXTS, ON_LATENTS, BY_RATERS = "tokens", "texts", "latents", "raters"
+"""What a record's scores are measured on: the evaluation tokens, text that its task brings, collected latents, or what
+people say."""
 
 
 def _numbers(values: object) -> object:
@@ -261,6 +262,6 @@ def _from_version_1(content: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: details[name] for name in ("caption", "remarks") if name in details}
     if details.get("judge") is not None:
         found["comparable"] = {JUDGED_BY: digest_of(details["judge"])}
-    elif content.get("measured_on") == "latents" and content.get("failure") is None:
+    elif content.get("measured_on") == ON_LATENTS and content.get("failure") is None:
         found["not_measured"] = NO_JUDGE
     return {**content, **found, "schema_version": SCHEMA_VERSION}

@@ -10,7 +10,7 @@ from sae_bench.lm.corpus import check_source, describe, size_of
 from sae_bench.lm.load import known_layers
 from sae_bench.lm.sites import KINDS
 from sae_bench.runs.config import RunConfig
-from sae_bench.runs.plan import check_l0, check_names, settle
+from sae_bench.runs.plan import check_l0, check_names, check_tuned, settle
 
 LETTERS_PER_TOKEN = 4
 """Of English text, about."""
@@ -28,6 +28,8 @@ def check(config: RunConfig, tasks: Iterable[str]) -> None:
         UserError: something is not.
     """
     check_names(config)
+    if config.recipe is not None:
+        check_tuned(config.archs, config.recipe)  # all that it lacks, in one line
     for arch in config.archs:
         settle(arch, config.preset, config.recipe)
         for l0, width in product(config.l0s, config.widths):

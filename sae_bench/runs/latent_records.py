@@ -14,7 +14,7 @@ from sae_bench.evaluation.task import LatentTask, Result
 from sae_bench.lm.sites import Site
 from sae_bench.records.files import digest_of
 from sae_bench.records.run_folder import RunFolder
-from sae_bench.records.schema import JUDGED_BY, NO_JUDGE, Provenance, Record, SAEDescription, write_record
+from sae_bench.records.schema import JUDGED_BY, NO_JUDGE, ON_LATENTS, Provenance, Record, SAEDescription, write_record
 from sae_bench.runs.records import inapplicable_record, make_record
 from sae_bench.saes.base import SAEConfig
 
@@ -64,7 +64,7 @@ class LatentRecords:
             task = cls([scorer.metric for scorer in self.scorers])
             if name in self.inapplicable:
                 record = inapplicable_record(task, self.inapplicable[name], sae.description, self.provenance())
-                about = {"details": dict(facts), "measured_on": "latents"}
+                about = {"details": dict(facts), "measured_on": ON_LATENTS}
                 write_record(self.folder.record_path(sae.id, name), record.model_copy(update=about))
                 continue
             problem = failure or sae.failure
@@ -75,7 +75,7 @@ class LatentRecords:
     def _complete(self, record: Record, facts: Mapping[str, Any]) -> Record:
         """The record with what the harness knows."""
         details = {"failures": {}, **record.details, **facts}
-        known: dict[str, Any] = {"details": details, "measured_on": "latents"}
+        known: dict[str, Any] = {"details": details, "measured_on": ON_LATENTS}
         lost = details["failures"]
         if lost and not any(score.value is not None for score in record.scores.values()):
             known["failure"] = record.failure or f"no answer of the judge could be used: {_counted(lost)}"

@@ -1,6 +1,6 @@
 """What a run will train: every SAE of it, named and checked before anything long begins."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from itertools import product
@@ -161,6 +161,14 @@ def training_disk_bytes(plans: Sequence[SAEPlan]) -> int:
     return (1 + 3 * 3) * sum(4 * plan.n_parameters for plan in plans)
 
 
+def check_tuned(archs: Iterable[ArchSpec], tuned: TunedRecipe) -> None:
+    """Raise UserError unless a recipe has all of these that are trained, in their versions of today."""
+    trained = [(arch, cls) for arch in archs if (cls := ARCHITECTURES[arch.name]).is_trained]
+    tuned.check_archs(
+        {cls.tuned_as or arch.label: ARCHITECTURES[cls.tuned_as or arch.name].version for arch, cls in trained}
+    )
+
+
 def settle(arch: ArchSpec, preset: Preset, tuned: TunedRecipe | None = None) -> tuple[dict[str, Any], Recipe]:
     """An architecture's options and recipe: the preset, its departures from that, what was tuned, the user's settings.
 
@@ -170,7 +178,10 @@ def settle(arch: ArchSpec, preset: Preset, tuned: TunedRecipe | None = None) -> 
     """
     cls = ARCHITECTURES[arch.name]
     of_options, of_recipe = set(cls.options_type.model_fields), set(Recipe.model_fields)
-    found = tuned.settings_of(arch, cls.tuned_as, cls.version) if tuned is not None and cls.is_trained else {}
+    found: dict[str, float | int] = {}
+    if tuned is not None and cls.is_trained:
+        check_tuned([arch], tuned)
+        found = tuned.archs[cls.tuned_as or arch.label].settings
     settings = {**cls.departures(preset, arch.settings), **found, **arch.settings}
     for key in settings:
         if key not in of_options | of_recipe:

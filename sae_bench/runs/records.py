@@ -39,14 +39,26 @@ def is_missing(
     return then != now
 
 
+def applies(task: type[BaseTask], *, in_world: bool) -> bool:
+    """Whether a task applies to a run in a synthetic world, or to one on a language model."""
+    return not (_asks_for_a_language_model(task) if in_world else _asks_for_the_truth(task))
+
+
 def inapplicable(task: type[BaseTask], lm: ActivationModel) -> str | None:
     """Why a task does not apply to what gives a run's activations; None where it does."""
-    reads = issubclass(task, LatentTask | TextTask) or (issubclass(task, Task) and task.needs_lm_loss)
-    if reads and lm.no_language_model:
+    if _asks_for_a_language_model(task) and lm.no_language_model:
         return f"{task.name} does not apply: {lm.no_language_model}"
-    if issubclass(task, Task) and task.needs_truth and not isinstance(lm, KnownFeatures):
+    if _asks_for_the_truth(task) and not isinstance(lm, KnownFeatures):
         return f"{task.name} does not apply: features are known of a synthetic world alone (--model synthetic)"
     return None
+
+
+def _asks_for_a_language_model(task: type[BaseTask]) -> bool:
+    return issubclass(task, LatentTask | TextTask) or (issubclass(task, Task) and task.needs_lm_loss)
+
+
+def _asks_for_the_truth(task: type[BaseTask]) -> bool:
+    return issubclass(task, Task) and task.needs_truth
 
 
 def inapplicable_record(task: BaseTask, reason: str, description: SAEDescription, provenance: Provenance) -> Record:

@@ -4,10 +4,13 @@ from functools import partial
 
 import torch
 
+from sae_bench.activations_cache.identity import files_digest
 from sae_bench.device import choose_device, multiplies_bfloat16
 from sae_bench.lm.activations import ActivationModel, ContextStream
+from sae_bench.lm.corpus import corpus_hash
 from sae_bench.lm.load import language_model_shape, load_language_model
 from sae_bench.lm.model import LanguageModel
+from sae_bench.lm.model_names import resolve_model
 from sae_bench.lm.near_duplicates import Split
 from sae_bench.progress import Progress
 from sae_bench.runs.cached import cached_model
@@ -53,6 +56,17 @@ def _loaded(
     )
     lm.bfloat16_products = bfloat16_products
     return lm
+
+
+def digests_of(config: RunConfig) -> dict[str, str | None]:
+    """By what a run's model and text are known before anything is loaded: SHA-256 (hex) of their files.
+
+    None where nobody has them whole: what is on the hub and not on this machine, and a world, which its settings say.
+    """
+    if config.world is not None:
+        return {"language model": None, "text": None}
+    model = files_digest(resolve_model(config.model)[1], config.revision)
+    return {"language model": model, "text": corpus_hash(config.dataset)}
 
 
 def model_shape(config: RunConfig, dtype: torch.dtype) -> ActivationModel:

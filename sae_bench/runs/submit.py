@@ -24,14 +24,16 @@ from sae_bench.evaluation.task import token_tasks
 from sae_bench.formats.hub import fetch
 from sae_bench.formats.open import HUB
 from sae_bench.leaderboard.board_folder import draw_board
+from sae_bench.leaderboard.compare import comparisons
 from sae_bench.progress import Progress
 from sae_bench.records.files import read_sealed, sha256, write_sealed
 from sae_bench.records.names import file_name
-from sae_bench.records.ownership import is_linked, regular_file
+from sae_bench.records.ownership import is_linked, regular_file, sealed
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
 from sae_bench.records.schema import BY_RATERS, NOT_APPLICABLE
 from sae_bench.runs.submission import Submission, read_submission
 from sae_bench.runs.verify import TOLERANCE, verify_numbers, weights_problem
+from sae_bench.saes.save import description_of
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +60,13 @@ def submit(
     """
     out = _place(folder, results, name)
     found = read_submission(folder)
-    for file, digest in found.files.items():
-        if (out / file).is_file() and sha256(out / file) != digest:
-            raise UserError(f"{out} holds another board (its {file} differs): delete that, or give another --name")
+    there = [str(path.relative_to(out)) for path in (out / "run.json", *sorted(out.glob("records/*.json")))]
+    if differs := [name for name in there if (out / name).is_file() and sha256(out / name) != found.files.get(name)]:
+        raise UserError(f"{out} holds another board (its {differs[0]} differs): delete that, or give another --name")
+    try:
+        comparisons(list(found.records.values()), [])
+    except UserError as error:  # without which there is no board: before anything long
+        raise UserError(f"{folder}: {error}") from None
     progress.say(f"{len(found.records)} records of {folder}: sealed, complete, of one run")
     statement = {
         "sae-arch-bench": __version__,
@@ -77,7 +83,7 @@ def submit(
     if not without_measuring:
         seed = secrets.randbits(32) if seed is None else seed
         statement["measured"] = _measured(found, weights, sample, seed, progress)
-    draw_board(folder, None if out.resolve() == folder.resolve() else out)
+    draw_board(folder, None if out.resolve() == folder.resolve() else out, elsewhere="give another --name")
     for file, digest in found.files.items():
         if sha256(out / file) != digest:
             raise UserError(f"{folder / file} changed while it was looked at: leave the folder alone, and submit again")
@@ -96,6 +102,8 @@ def _place(folder: Path, results: Path, name: str | None) -> Path:
     for other in results.glob("*") if results.is_dir() else ():
         if other.name != name and other.name.lower() == name.lower():
             raise UserError(f"{other} differs from --name {name} in case alone: give another --name")
+    if (out / STATEMENT).exists() and "measured" not in (sealed(out / STATEMENT) or {}):
+        raise UserError(f"{out / STATEMENT} is no statement of `submit`: move it elsewhere, or give another --name")
     if out.resolve() == folder.resolve() and any(out.glob(f"saes/*/{SAE_DESCRIPTION}")):
         raise UserError(
             f"{out} holds a run with its weights, and no board: move it elsewhere, and submit it from there"
@@ -198,6 +206,15 @@ def _check_weights(found: Submission, folder: RunFolder, sae: str) -> None:
     if problem := weights_problem(folder, sae, records):
         raise UserError(f"{path}: {problem}: give the --weights that the records were made from")
     about, stored = records[0].sae, (path / WEIGHTS[1])
+    said = description_of(path).model_dump(exclude={"training"})
+    if differs := [name for name, of in about.model_dump(exclude={"training"}).items() if said.get(name) != of]:
+        raise UserError(
+            f"{path / SAE_DESCRIPTION} has another {differs[0]} than its records say: submit what a run leaves"
+        )
+    if description.get("arch") != about.arch:
+        raise UserError(
+            f"{path / SAE_DESCRIPTION} is of another architecture than its records: submit what a run leaves"
+        )
     if {key: config.get(key) for key in ("d_in", "d_sae")} != {"d_in": about.d_in, "d_sae": about.d_sae}:
         raise UserError(f"{path / SAE_DESCRIPTION} is of another shape than its records: submit what a run leaves")
     if stored.stat().st_size < about.d_in * about.d_sae:

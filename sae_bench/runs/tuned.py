@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import Field
 
 from sae_bench.errors import UserError, did_you_mean
-from sae_bench.runs.arch_spec import ArchSpec, Strict
+from sae_bench.runs.arch_spec import Strict
 
 PART = "tuning"
 """The part of every corpus and world that is tuned on, as `near_duplicates.Part` has it."""
@@ -55,25 +55,20 @@ class TunedRecipe(Strict):
                 "tune again"
             )
 
-    def settings_of(self, arch: ArchSpec, tuned_as: str | None, version: str) -> dict[str, float | int]:
-        """The settings of an architecture, which is asked for as `arch`, and is `tuned_as` another if not by itself.
-
-        Raises:
-            UserError: it was not tuned, or when it was another version.
-        """
-        label = tuned_as or arch.label
-        if label not in self.archs:
-            known = ", ".join(self.archs)
-            raise UserError(
-                f"--recipe {self.name} has nothing for {label}, only for {known}: tune it too, as the others"
-            )
-        found = self.archs[label]
-        if tuned_as is None and found.version != version:
-            raise UserError(
-                f"--recipe {self.name}: {label} was tuned as version {found.version} and is version {version} now: "
-                "tune it again"
-            )
-        return found.settings
+    def check_archs(self, versions: Mapping[str, str]) -> None:
+        """Raise UserError where architectures, by the names that they are tuned by, are not in it in these versions."""
+        missing = [label for label in versions if label not in self.archs]
+        known = {label: self.archs[label].version for label in versions if label in self.archs}
+        old = [f"{label} in version {was}, which is {versions[label]} now" for label, was in known.items()
+               if was != versions[label]]  # fmt: skip
+        if not missing and not old:
+            return
+        lacks = [f"nothing for {', '.join(missing)} (only for {', '.join(self.archs)})"] if missing else []
+        named = " ".join([*missing, *(label for label in known if known[label] != versions[label])])
+        raise UserError(
+            f"--recipe {self.name} has {' and '.join([*lacks, *old])}: tune anew with these (`python bench.py tune "
+            f"--arch {named} ...`), or leave them out"
+        )
 
 
 def read_recipe(name: str) -> TunedRecipe:

@@ -156,6 +156,8 @@ def verify_numbers(
     }
     if all(record.provenance.model_fingerprint for record in records.values()):
         now = {"model_fingerprint": fingerprint(lm.identity()), **now}
+    if all(record.provenance.eval_tokens for record in records.values()):
+        now |= {"eval_tokens": stream.n_delivered, "eval_documents": stream.n_documents}
     for what, digest in now.items():
         was = {getattr(record.provenance, what) for record in records.values()}
         yield (what, None if was == {digest} else f"is now {str(digest)[:12]}, was {', '.join(sorted(map(str, was)))}")
@@ -230,6 +232,8 @@ def _difference(
 
 def _difference_of_scores(now: Mapping[str, Score], then: Mapping[str, Score]) -> str | None:
     """What differs between scores that were measured on the same tokens; of some, records keep no sums to compare."""
+    if strange := sorted(then.keys() - now.keys()):
+        return f"{strange[0]} is in the record, and is not measured"
     for name, score in now.items():
         of_record = then.get(name)
         if of_record is None:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy import stats
 
-from sae_bench.study.crossed import LEVEL
+from sae_bench.study.crossed import LEVEL, ROUNDING
 
 Kind = Literal["nominal", "ordinal"]
 
@@ -49,7 +49,7 @@ def alpha(counts: Int[ndarray, "U C"], kind: Kind) -> Alpha:
         return Alpha(value, None, len(counts))
     stderr = math.sqrt((n - 1) / n * float(np.square(values - values.mean()).sum()))
     half = -float(stats.t.ppf((1 - LEVEL) / 2, n - 1)) * stderr
-    return Alpha(value, (value - half, min(1.0, value + half)) if stderr > 0 else None, len(counts))
+    return Alpha(value, (value - half, min(1.0, value + half)) if stderr > ROUNDING else None, len(counts))
 
 
 def _alpha(counts: Float[ndarray, "U C"], kind: Kind) -> float | None:

@@ -119,7 +119,7 @@ def event_from(content: Mapping[str, Any]) -> Answer | Undo:
         UserError: it is none; the message names the field.
     """
     try:
-        return EVENT.validate_json(json.dumps(content))
+        return EVENT.validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         raise UserError(f"no answer: {first_of(error)}") from None
 
@@ -133,14 +133,17 @@ def import_results(folder: StudyFolder, file: Path) -> tuple[Assignment, int]:
     try:
         if file.stat().st_size > MOST_BYTES:
             raise UserError(f"{file} has more than {MOST_BYTES >> 20} MiB: it is no result file of a study's page")
-        results = Results.model_validate_json(file.read_bytes())
+        results = Results.model_validate_json(file.read_bytes(), strict=True)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
     except ValidationError as error:
         raise UserError(
             f"{file}: {first_of(error)}: it is no result file, or was changed; ask for what the page's button saves"
         ) from None
-    assignment = folder.assignment(results.rater)
+    try:
+        assignment = folder.assignment(results.rater)
+    except UserError as error:
+        raise UserError(f"{file} is of rater {results.rater}: {error}") from None
     if results.study != assignment.study:
         raise UserError(f"{file} is of study {results.study}, and {folder.path} holds {assignment.study}")
     before = len(read_events(folder.answers_path(results.rater)))

@@ -21,6 +21,8 @@ from numpy import ndarray
 from scipy import stats
 
 LEVEL = 0.95
+ROUNDING = 1e-9
+"""A standard error of a share below it is that of numbers which differ in their last bits: there is none."""
 Part = tuple[float, Float[ndarray, "_ R"]]
 """A sign, and the answers about a sample of latents."""
 
@@ -102,13 +104,13 @@ def _crossed(parts: Sequence[Part]) -> Crossed | None:
     answered = [r for r in range(parts[0][1].shape[1]) if any(np.isfinite(of[:, r]).any() for _, of in parts)]
     if n_latents < 2:
         return Crossed(value, None, math.nan, n_latents, len(answered))
-    sources = [(float(means.var(ddof=1)) / len(means), len(means) - 1.0) for means in by_latent]
+    sources = [(_rounded(float(means.var(ddof=1)) / len(means)), len(means) - 1.0) for means in by_latent]
     of_latents = sum(variance for variance, _ in sources)
     left_out = [_value([(sign, np.delete(of, r, axis=1)) for sign, of in parts]) for r in answered]
     replicates = np.array([one for one in left_out if one is not None])
     n, of_raters = len(replicates), 0.0
     if n > 1:
-        of_raters = (n - 1) / n * float(np.square(replicates - replicates.mean()).sum())
+        of_raters = _rounded((n - 1) / n * float(np.square(replicates - replicates.mean()).sum()))
         sources.append((of_raters, n - 1.0))
     again = sum(_of_latents_in_raters(of) for _, of in parts) if n > 1 else 0.0
     total = max(of_latents + of_raters - again, of_latents)
@@ -116,6 +118,10 @@ def _crossed(parts: Sequence[Part]) -> Crossed | None:
     fewest = min(of for variance, of in sources if variance > 0) if squares > 0 else n_latents - 1.0
     degrees = max(total**2 / squares, fewest) if squares > 0 else fewest  # what was taken off has no degrees to lose
     return Crossed(value, math.sqrt(total), degrees, n_latents, len(answered))
+
+
+def _rounded(variance: float) -> float:
+    return variance if variance > ROUNDING**2 else 0.0
 
 
 def _of_latents_in_raters(answers: Float[ndarray, "L R"]) -> float:

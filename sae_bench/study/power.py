@@ -14,6 +14,7 @@ import numpy as np
 from scipy import stats
 from tabulate import tabulate
 
+from sae_bench.errors import UserError
 from sae_bench.study import crossed
 from sae_bench.study.ratings import Ratings
 from sae_bench.study.results import groups_of
@@ -43,12 +44,22 @@ class Variances:
 
     @staticmethod
     def of(ratings: Ratings) -> "Variances | None":
-        """Those of a study's answers, yes against the rest, the mean over architectures; None where it is too small."""
+        """Those of a study's answers, yes against the rest, the mean over architectures; None where it is too small.
+
+        Raises:
+            UserError: everybody said the same of every latent.
+        """
         found = [crossed.components(ratings.yes[items]) for items in groups_of(ratings).values()]
         known = [one for one in found if one is not None]
         if not known:
             return None
         of_latents, of_answers = (float(np.mean(of)) for of in zip(*known, strict=True))
+        if of_latents + of_answers <= crossed.ROUNDING**2:
+            said = "yes" if np.nanmean(ratings.yes) > 0.5 else "no or maybe"
+            raise UserError(
+                f"study {ratings.study.id}: all answers are {said}, which says nothing of how answers differ: plan "
+                "without it, by --share and --alpha"
+            )
         seconds = ratings.seconds[np.isfinite(ratings.seconds)]
         return Variances(of_latents, of_answers, float(np.median(seconds)) if len(seconds) else SECONDS)
 

@@ -64,7 +64,7 @@ class Source:
 
 
 def sources(runs: Sequence[Path], wanted: Sequence[str], n_latents: int) -> tuple[list[Source], list[str]]:
-    """The SAEs of some runs, controls too, and a sentence for each that is left out because its training failed.
+    """The SAEs of some runs, controls too, each once; and a sentence for each that is left out, and why.
 
     `wanted`: ids to keep, with * and ?; all, if there are none.
 
@@ -73,7 +73,10 @@ def sources(runs: Sequence[Path], wanted: Sequence[str], n_latents: int) -> tupl
     """
     found, left_out = [], []
     of: dict[tuple[Path, str], Record] = {}
-    for run in dict.fromkeys(runs):
+    named: dict[Path, Path] = {}
+    for run in runs:
+        named.setdefault(run.resolve(), run)
+    for run in named.values():
         for record in gather([run]):
             of.setdefault((run, record.sae.id), record)
     ids = {sae_id for _, sae_id in of}
@@ -88,7 +91,12 @@ def sources(runs: Sequence[Path], wanted: Sequence[str], n_latents: int) -> tupl
         else:
             found.append(_source(run, record, n_latents))
     _check_text(found)
-    return found, left_out
+    first: dict[tuple[str, str], Source] = {}
+    for source in found:  # a control of one seed, or a run and its copy
+        sae = source.record.sae
+        if (same := first.setdefault((sae.id, sae.weights_sha256), source)) is not source:
+            left_out.append(f"{sae.id} of {source.run} is that of {same.run}: it is asked about once")
+    return list(first.values()), left_out
 
 
 def _source(run: Path, record: Record, n_latents: int) -> Source:

@@ -160,6 +160,8 @@ def _with_zone(time: datetime) -> datetime:
 Time = Annotated[datetime, AfterValidator(_with_zone)]
 MOST_TEXT = 2000
 """Characters of what a rater may write about one latent."""
+MOST_SECONDS = 86_400
+"""Of an answer: pauses are left out, and nobody looks at a latent for more than a day."""
 
 
 class Answer(Part):
@@ -176,7 +178,7 @@ class Answer(Part):
     """1 a guess, 2 fairly sure, 3 sure."""
     detection: Annotated[list[bool], Field(max_length=N_MIXED, min_length=N_MIXED)] | None = None
     """Which of the mixed excerpts activate; None where it was not asked, or passed over."""
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    seconds: Annotated[float, Field(ge=0, le=MOST_SECONDS, allow_inf_nan=False)]
     """On screen, pauses left out, from its first showing to this answer."""
     time: Time
 
@@ -216,15 +218,18 @@ def read_events(path: Path) -> list[Answer | Undo]:
     """A rater's events; none where there is no file. A last line that a kill cut off was never acknowledged.
 
     Raises:
-        UserError: another line is no event; the message names file and line.
+        UserError: another line is no event, of the very types that are said; the message names file and line.
     """
     if not path.exists():
         return []
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    try:
+        *whole, _ = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}: put a rater's answers there, or delete it") from None
     events = []
-    for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+    for number, line in enumerate(whole, start=1):
         try:
-            events.append(EVENT.validate_json(line))
+            events.append(EVENT.validate_json(line, strict=True))
         except ValidationError as error:
             raise UserError(f"{path}, line {number}: {first_of(error)}: restore the line, or delete it") from None
     return events
@@ -233,7 +238,9 @@ def read_events(path: Path) -> list[Answer | Undo]:
 def first_of(error: ValidationError) -> str:
     """The field that is wrong, what is wrong with it, and what it says."""
     first = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r:.60}"
+    field = "".join(f"{part}." for part in first["loc"])[:-1]
+    said = f"{first['msg']}, got {first['input']!r:.60}"
+    return f"{field}: {said}" if field else said
 
 
 MAKE = "`python bench.py study make RUN... --out DIR`"
@@ -275,7 +282,10 @@ class StudyFolder:
             UserError: there is no such rater, or the file is damaged.
         """
         if rater not in (raters := self.raters()):
-            raise UserError(f"--rater {rater}: {self.path} has raters {raters[0]} to {raters[-1]}")
+            name = self.assignment_path(rater).name
+            raise UserError(
+                f"{self.path} has no rater {rater}, but {raters[0]} to {raters[-1]}: name one, or put {name} back"
+            )
         return Assignment.read(self.assignment_path(rater))
 
     def raters(self) -> list[int]:
@@ -284,10 +294,11 @@ class StudyFolder:
         Raises:
             UserError: there are none.
         """
-        numbers = [path.stem.removeprefix("rater-") for path in (self.path / "raters").glob("rater-*.json")]
+        names = [path.stem.removeprefix("rater-") for path in (self.path / "raters").glob("rater-*.json")]
+        numbers = sorted(int(name) for name in names if name.isdecimal())
         if not numbers:
             raise UserError(f"{self.path} holds no raters' files: make a study with {MAKE}")
-        return sorted(int(number) for number in numbers if number.isdecimal())
+        return numbers
 
     def answers(self, rater: int) -> dict[Key, Answer]:
         """The answers of a rater that count, by item and showing; errors as `read_events`."""

@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from sae_bench.errors import UserError
+from sae_bench.lm.fingerprint import differences
 from sae_bench.progress import Progress
-from sae_bench.records.files import Damaged, digest_of, read_sealed, write_sealed, write_text
+from sae_bench.records.files import Damaged, as_sealed, digest_of, read_sealed, write_sealed, write_text
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Record
 from sae_bench.registry import ARCHITECTURES
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.home import hashes_of_plugin
+from sae_bench.runs.plan import settle
+from sae_bench.runs.sources import digests_of
 from sae_bench.runs.tuned import PART, TunedArch, as_toml
+from sae_bench.saes.knobs import LR
 from sae_bench.tuning.outcomes import Outcome, best, outcomes_from, outcomes_of
 from sae_bench.tuning.stages import CHECK, check_config, check_tunable, rung_config, rung_name
 from sae_bench.tuning.trials import Trial, TuneSettings, trials_of, tuned_archs
@@ -62,6 +66,7 @@ def tune(config: RunConfig, settings: TuneSettings, out: Path, progress: Progres
     progress.say(f"check: what was found, and the preset's own settings, with {settings.check_seeds} other seeds")
     checked = stage.outcomes(finalists, 0, work)
     worths = [Worth.of(label, checked[label], chosen[label]) for label in trials]
+    _check_one_model(settings, out)
     about = _provenance(config, settings, stage.said(), out)
     write_text(out / RECIPE, as_toml(about, {w.label: _tuned(w) for w in worths}, "Written by `python bench.py tune`."))
     write_text(out / WORTH, written(worths, about))
@@ -134,13 +139,14 @@ def _begin(config: RunConfig, settings: TuneSettings, out: Path) -> None:
     """Say what is tuned in the folder, and see that it is nothing else.
 
     Raises:
-        UserError: the folder holds another tuning.
+        UserError: the folder holds another tuning, or one of what is something else now.
     """
     path = out / MANIFEST
-    before = read_sealed(path)["settings"] if path.exists() else {}
-    known = before.get("plugins", {})
+    manifest = read_sealed(path) if path.exists() else {}
+    before = manifest.get("settings", {})
+    read = before.get("plugins", {})
     names = {Path(plugin).name: plugin for plugin in config.plugins}
-    plugins = {name: hashes_of_plugin(plugin, known.get(name, ())) for name, plugin in names.items()}
+    plugins = {name: hashes_of_plugin(plugin, read.get(name, ())) for name, plugin in names.items()}
     now = {**settings.model_dump(), **config.by_content, "plugins": plugins}
     before = before or now
     if changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
@@ -148,7 +154,54 @@ def _begin(config: RunConfig, settings: TuneSettings, out: Path) -> None:
         raise UserError(
             f"--out {out} holds a tuning with other settings ({difference}): choose another --out, or --overwrite it"
         )
-    write_sealed(path, {"settings": now})
+    archs, files = as_sealed(_tried(config)), digests_of(config)
+    began_with = manifest.get("began_with", {"archs": archs, "files": files})
+    known = {name: of for name, of in began_with["files"].items() if of is not None}
+    there = {name: of for name, of in files.items() if of is not None}
+    changed = differences(began_with["archs"], archs)
+    if changed := changed + [name for name in known if known[name] != there.get(name, known[name])]:
+        raise UserError(
+            f"--out {out} holds a tuning that was begun with something else ({'; '.join(changed)}): bring it back, "
+            "choose another --out, or --overwrite it"
+        )
+    write_sealed(path, {"settings": now, "began_with": {"archs": archs, "files": files | known}})
+
+
+def _tried(config: RunConfig) -> dict[str, Any]:
+    """What is tried of every architecture besides a tuning's settings, flat, so that what changed can be named.
+
+    Its version, the ranges of its knobs, and all that the preset trains it by: no knob turns most of that, and every
+    trial has it.
+    """
+    found = {}
+    for arch in config.archs:
+        cls, (options, recipe) = ARCHITECTURES[arch.name], settle(arch, config.preset)
+        knobs = {"lr": LR, **cls.knobs}
+        ranges = {f"{name} {end}": getattr(knob, end) for name, knob in knobs.items() for end in ("low", "high")}
+        about = {"version": cls.version, **ranges, **recipe.model_dump(mode="json"), **options}
+        found |= {f"{arch.label}: {name}": value for name, value in about.items()}
+    return found
+
+
+def _check_one_model(settings: TuneSettings, out: Path) -> None:
+    """See that all rungs and the check had one language model and one text: files of a cluster may change, too.
+
+    Raises:
+        UserError: they had not.
+    """
+    said = {name: read_sealed(out / f"{name}.json") for name in _names(settings)}
+    first = said[rung_name(0)]
+    for name, of in said.items():
+        if changed := [what for what in ("model", "model_sha256", "dataset") if of[what] != first[what]]:
+            raise UserError(
+                f"{out / name}.json has another {changed[0]} than {rung_name(0)}: what the tuning reads has changed "
+                "meanwhile; choose another --out, or --overwrite it"
+            )
+
+
+def _names(settings: TuneSettings) -> list[str]:
+    """The runs of a tuning."""
+    return [*map(rung_name, range(settings.rungs)), CHECK]
 
 
 def _all(trials: Mapping[str, Iterable[Trial]]) -> list[Trial]:
@@ -174,7 +227,6 @@ def _provenance(config: RunConfig, settings: TuneSettings, checked: Mapping[str,
         "revision", "layers", "sites", "widths", "l0s", "seeds", "split", "tokens", "reuse",
         "batch_size", "buffer_tokens", "context_size", "eval_tokens", "eval_skip", "preset",
     )  # fmt: skip
-    files = [rung_name(rung) for rung in range(settings.rungs)] + [CHECK]
     return {
         "model": checked["model"],
         "dataset": checked["dataset"],
@@ -183,5 +235,5 @@ def _provenance(config: RunConfig, settings: TuneSettings, checked: Mapping[str,
         **settings.model_dump(),
         "versions": checked["versions"],
         "model_sha256": checked["model_sha256"],
-        "trials_sha256": digest_of([read_sealed(out / f"{name}.json")["trials"] for name in files]),
+        "trials_sha256": digest_of([read_sealed(out / f"{name}.json")["trials"] for name in _names(settings)]),
     }

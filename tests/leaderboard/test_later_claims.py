@@ -9,6 +9,7 @@ from test_claims import exactly, rarely
 from test_compare import N_DOCUMENTS
 
 from sae_bench.leaderboard import claim_sections
+from sae_bench.leaderboard.claims import JUDGED
 from sae_bench.leaderboard.compare import comparisons
 from sae_bench.leaderboard.later_claims import CLOSE, LATER_CLAIMS, METRICS, MOST_PAIRS, judged_orders
 from sae_bench.leaderboard.verdicts import contrast
@@ -72,6 +73,46 @@ def test_with_every_pair_at_the_limit_little_is_said():
         said.append(judged_orders(pairs)[0])
     assert 0.002 < said.count("holds") / len(said) <= rarely(len(said))
     assert said.count("does not hold") / len(said) <= rarely(len(said))
+
+
+ABSORPTION = {"absorption_fraction_centred": 0.02, "split_latents_f1": 0.3}
+MORE_ABSORPTION = {"absorption_fraction_centred": 0.06, "split_latents_f1": 0.3}
+PROBED, SCORED = dict.fromkeys(("auc_k1", "auc_k16"), 0.8), dict.fromkeys(JUDGED, 0.8)
+SIDES = {
+    "matryoshka absorbs at most what batchtopk does": ("matryoshka", "batchtopk", ABSORPTION, MORE_ABSORPTION),
+    "matryoshka absorbs at most what topk does": ("matryoshka", "topk", ABSORPTION, MORE_ABSORPTION),
+    "batchtopk explains at least topk's variance": ("batchtopk", "topk", {"fve": 0.8}, {"fve": 0.7}),
+    "batchtopk's delta LM loss is at most": ("batchtopk", "topk", {"delta_lm_loss": 0.3}, {"delta_lm_loss": 0.4}),
+    "frozen_decoder comes close to topk at sparse": ("frozen_decoder", "topk", PROBED, {"auc_k1": 0.8, "auc_k16": 0.7}),
+    "frozen_encoder comes close to topk at sparse": ("frozen_encoder", "topk", PROBED, {"auc_k1": 0.7, "auc_k16": 0.8}),
+    **{
+        f"{control} comes close to topk in judged": (control, "topk", SCORED, SCORED | {JUDGED[-1]: 0.7})
+        for control in ("frozen_decoder", "frozen_encoder")
+    },
+    "reconstruction and recovery of known features disagree": (
+        "matching_pursuit", "gated", {"fve": 0.8, "f1": 0.5}, {"fve": 0.7, "f1": 0.6},
+    ),
+}  # fmt: skip
+"""Of each claim, who it is of, against whom, and what either measures on a board where it holds and where not."""
+
+
+@pytest.mark.parametrize("claim", SIDES)
+def test_every_later_claim_holds_on_one_board_and_not_on_another(claim):
+    """On the second board both have changed places; where the claim is symmetric, what is best is so in both."""
+    of, than, better, worse = SIDES[claim]
+    controls = [of] if of.startswith("frozen") else []
+    here = verdict_of(simulated(7, {of: better, than: worse}, controls=controls), claim)
+    if "disagree" in claim:
+        worse = {name: value - 0.05 for name, value in better.items()}
+    there = verdict_of(simulated(7, {of: worse, than: better}, controls=controls), claim)
+    assert (here.verdict, there.verdict) == ("holds", "does not hold")
+
+
+def test_there_is_a_board_for_every_later_claim():
+    (comparison,) = comparisons(simulated(8, {"topk": {"fve": 0.7}}, n_seeds=1), METRICS, controls=True)
+    claims = [check(comparison, AT).claim for check in LATER_CLAIMS]
+    assert [sum(name in claim for name in SIDES) for claim in claims] == [1] * len(claims)
+    assert len(claims) == len(SIDES)
 
 
 @pytest.mark.parametrize(("lost", "verdict"), [(0.0, "holds"), (2 * CLOSE, "does not hold"), (CLOSE, "cannot tell")])

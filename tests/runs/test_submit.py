@@ -2,12 +2,19 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from command import bench, files, flags
 
+from sae_bench.errors import UserError
 from sae_bench.records.files import read_sealed, sha256, write_sealed
+from sae_bench.runs.submission import read_submission
 
+SETTINGS = {
+    "--arch": ("relu", "topk"), "--width": 24, "--l0": 3, "--tokens": 3000, "--batch-size": 130, "--seed": (0, 1),
+    "--buffer-tokens": 1000, "--eval-tokens": 1000, "--context-size": 257,
+}  # fmt: skip
 EDITED = "topk.synthetic.w24.l0_3.seed0"
 
 
@@ -16,13 +23,19 @@ def run(tmp_path_factory):
     """A run in a world of 48 features: two architectures, two seeds."""
     folder = tmp_path_factory.mktemp("stranger")
     (folder / "toy.toml").write_text("n_features = 48\nd_in = 16\nn_roots = 4\ndepth = 1\n")
-    settings = {
-        "--model": f"synthetic:{folder / 'toy.toml'}", "--arch": ("relu", "topk"), "--width": 24, "--l0": 3,
-        "--tokens": 3000, "--batch-size": 130, "--buffer-tokens": 1000, "--eval-tokens": 1000, "--context-size": 257,
-        "--seed": (0, 1),
-    }  # fmt: skip
-    assert bench(*flags(settings | {"--out": folder / "board"}), "--quiet") == 0
+    toy = {"--model": f"synthetic:{folder / 'toy.toml'}"}
+    assert bench(*flags(SETTINGS | toy | {"--out": folder / "board"}), "--quiet") == 0
     return folder / "board"
+
+
+@pytest.fixture(scope="module")
+def grown(run, tmp_path_factory):
+    """The same folder, asked for another architecture at another L0."""
+    folder = shutil.copytree(run, tmp_path_factory.mktemp("grown") / "board")
+    more = {"--arch": "gated", "--l0": 5}
+    toy = {"--model": f"synthetic:{run.parent / 'toy.toml'}"}
+    assert bench(*flags(SETTINGS | toy | more | {"--out": folder}), "--quiet") == 0
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -179,6 +192,41 @@ def of_record(change):
     return changed
 
 
+def of_sae(change):
+    """In every record of the SAE: they agree with each other."""
+
+    def changed(folder):
+        for path in (folder / "records").glob(f"{EDITED}.*.json"):
+            sealed_again(path, change)
+
+    return changed
+
+
+def by_raters(content):
+    """What nobody measures again, with numbers of one's own."""
+    content.update(measured_on="raters")
+
+
+def of_a_study(folder):
+    """Raters who measured what nobody measures again."""
+    content = read_sealed(record(folder)) | {"task": "human", "measured_on": "raters"}
+    write_sealed(folder / "records" / f"{EDITED}.human.json", content)
+
+
+def of_another_task(content):
+    content["metrics"]["fve"] = content["metrics"]["dead_share"] | {"name": "fve"}
+
+
+def without_task(folder):
+    """A task at which all do badly, in none of the records."""
+    for path in (folder / "records").glob("*.ground_truth.json"):
+        path.unlink()
+
+
+def of_density(change):
+    return lambda folder: sealed_again(folder / "records" / f"{EDITED}.feature_density.json", change)
+
+
 def of_every_record(change):
     def changed(folder):
         for path in (folder / "records").glob("*.json"):
@@ -218,11 +266,118 @@ def dropped(folder):
         (of_manifest(lambda of: of.update(saes=3)), "has no saes"),
         (of_manifest(lambda of: of["config"].update(eval_skip=5)), "another hash"),
         (lambda folder: (folder / "run.json").write_text("["), "run.json"),
+        (of_manifest(lambda of: of.update(asked=[])), "what its commands asked for is of another form"),
+        (without_task, "asks for the task ground_truth, of which there is no record"),
+        (of_record(by_raters), "says that it is measured on raters, and reconstruction is measured on tokens"),
+        (of_record(lambda of: of.update(measured_on="texts")), "says that it is measured on texts"),
+        (of_record(lambda of: of.update(not_measured="does not apply")), "says that reconstruction does not apply"),
+        (of_record(lambda of: of.update(failure="out of memory")), "has scores, and says that nothing was measured"),
+        (of_a_study, "human.json has the metric cosine, which is that of reconstruction"),
+        (of_density(of_another_task), "has fve, which feature_density does not measure so"),
+        (of_record(lambda of: of["metrics"]["fve"].update(better="down")), "has fve, which reconstruction does not"),
+        (of_record(lambda of: of["sae"].update(label="topk:k_aux=64")), "says of its SAE what its other records do"),
+        (of_record(lambda of: of["provenance"].update(eval_tokens=10**9)), "its eval_tokens is 1000000000, others' is"),
+        (of_record(lambda of: of["provenance"]["config"].update(tokens=10**9)), "its config is "),
+        (of_every_record(lambda of: of["provenance"]["config"].update(tokens=10**9)), "is not of the run"),
+        (of_every_record(lambda of: of["provenance"].update(model="google/gemma-2-2b")), "names synthetic:toy, the re"),
+        (of_every_record(lambda of: of["provenance"].update(dataset="the Pile")), "names synthetic:toy, the records t"),
+        (of_every_record(lambda of: of["provenance"].update(preset="paper")), "names short, the records paper"),
     ],
 )  # fmt: skip
 def test_what_a_stranger_may_have_done_is_refused_in_one_line(stranger, tmp_path, capsys, attack, told):
     attack(stranger)
     assert told in refused(stranger, tmp_path, capsys, "--without-measuring")
+
+
+def test_a_run_that_grew_is_taken_and_none_of_what_its_commands_asked_for_is_hidden(grown, tmp_path, capsys):
+    assert submit(grown, tmp_path, "--without-measuring") == 0
+    shutil.rmtree(tmp_path / "results")
+    later = "gated.synthetic.w24.l0_5.seed0"
+    for n, (told, asked) in enumerate(
+        [
+            ("asks for gated at synthetic, width 24, target 5, seed 0, of which there is no record", None),
+            (f"has {later}, which no command asked for", slice(1)),
+        ]
+    ):
+        folder = shutil.copytree(grown, tmp_path / str(n) / "board")
+        if asked is None:
+            for path in [*(folder / "records").glob(f"{later}.*"), *(folder / "saes" / later).iterdir()]:
+                path.unlink()
+            sealed_again(folder / "run.json", lambda content: content["saes"].remove(later))
+        else:
+            sealed_again(folder / "run.json", lambda content, kept=asked: content.update(asked=content["asked"][kept]))
+        assert told in refused(folder, tmp_path, capsys, "--without-measuring")
+
+
+def test_what_cannot_be_compared_is_no_board_and_is_said_before_anything_is_measured(grown, tmp_path, capsys):
+    """As if the second command had been for another seed: whoever asks for it knows both."""
+    folder = shutil.copytree(grown, tmp_path / "board")
+    for name in ("gated.synthetic.w24.l0_5.seed0", "relu.synthetic.w24.l0_3.seed1", "topk.synthetic.w24.l0_3.seed1"):
+        for path in [*(folder / "records").glob(f"{name}.*"), *(folder / "saes" / name).iterdir()]:
+            path.unlink()
+    seeds = {"relu": [0], "topk": [0], "gated": [1]}
+
+    def change(content):
+        content["saes"] = [name for name in content["saes"] if int(name[-1]) in seeds[name.split(".")[0]]]
+        content["config"]["seeds"] = content["asked"][0]["seeds"] = [0]
+        content["asked"][1]["seeds"] = [1]
+
+    sealed_again(folder / "run.json", change)
+    assert f"{folder}: the architectures at synthetic share no seed" in refused(folder, tmp_path, capsys)
+
+
+def test_records_that_agree_on_another_architecture_are_held_against_the_weights(stranger, tmp_path, capsys):
+    """topk's numbers under relu's name: asked for, and of no relu."""
+    names = {"topk": "relu", "relu": "topk"}
+    for path in (stranger / "records").glob("*.seed0.*.json"):
+        sealed_again(path, lambda of: of["sae"].update(label=names[of["sae"]["label"]], arch=names[of["sae"]["arch"]]))
+    assert submit(stranger, tmp_path, "--without-measuring") == 0, "who looks at no weights does not see it"
+    shutil.rmtree(tmp_path / "results")
+    assert "has another arch than its records say" in refused(stranger, tmp_path, capsys, "--sample", 4)
+    for path in (stranger / "saes").glob("*.seed0/sae_bench.json"):
+        sealed_again(path, lambda of: of["description"].update(
+            label=names[of["description"]["label"]], arch=names[of["description"]["arch"]]))  # fmt: skip
+    assert "is of another architecture than its records" in refused(stranger, tmp_path, capsys, "--sample", 4)
+
+
+def test_tokens_and_documents_that_were_not_there_are_found_by_measuring(stranger, tmp_path, capsys):
+    of_every_record(lambda content: content["provenance"].update(eval_tokens=10**9))(stranger)
+    assert "eval_tokens, measured again: is now 1" in refused(stranger, tmp_path, capsys)
+
+
+def test_what_somebody_keeps_in_the_board_s_place_is_not_lost(run, tmp_path, capsys):
+    """Whatever would be written over is refused, and what would not be stays as it is."""
+    there = tmp_path / "results" / "board"
+    there.mkdir(parents=True)
+    (there / "notes.txt").write_text("mine")
+    for name in ("submission.json", "drawn.json", "leaderboard.md"):
+        (there / name).write_text("mine")
+        assert submit(run, tmp_path, "--without-measuring") == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert f"{there / name} " in line
+        assert line.endswith("move it elsewhere, or give another --name")
+        assert {path.name: path.read_text() for path in there.iterdir()} == {name: "mine", "notes.txt": "mine"}
+        (there / name).unlink()
+    assert submit(run, tmp_path, "--without-measuring") == 0
+    assert (there / "notes.txt").read_text() == "mine"
+
+
+PUBLISHED = {
+    "demo_2-core-cpu_2026-11-26": "holds no records, and tables say nothing without",
+    "gemma-3-270m_2-core-cpu_2026-11-26": "was measured by reconstruction 1, this version has 2: run the same",
+}
+"""Boards from before what `submit` asks for, and what it says of them; all others it takes."""
+
+
+@pytest.mark.parametrize(
+    "board", sorted((Path(__file__).parents[2] / "results").glob("*/")), ids=lambda path: path.name
+)
+def test_boards_that_are_published_are_in_order_or_say_why_not(board):
+    if told := PUBLISHED.get(board.name):
+        with pytest.raises(UserError, match=told):
+            read_submission(board)
+    else:
+        assert len(read_submission(board).records) >= 84
 
 
 def test_fingerprints_of_another_model_are_found_by_measuring(stranger, tmp_path, capsys):

@@ -26,7 +26,8 @@ def write_collected_run(folder: Path, n_latents: int = 12, extra: str = "", labe
             latent = toy_latent(number, extra=extra) | {"sae": sae, "n_fired": 30 + 7 * number, "max": 1000.0}
             seal(folder / "latents" / sae / f"{number}.json", latent)
             hashes[str(number)] = collected_hash(latent)
-        content = {"settings": {}, "latents": [*range(n_latents)], "sha256": hashes, "n_eligible": 300}
+        made_by = {"weights_sha256": next(one["sae"]["weights_sha256"] for one in of if one["sae"]["id"] == sae)}
+        content = {"settings": made_by, "latents": [*range(n_latents)], "sha256": hashes, "n_eligible": 300}
         seal(folder / "collections" / f"{sae}.json", content | {"fingerprint": "f" * 64})
     return folder
 

@@ -31,6 +31,19 @@ def test_of_raters_who_all_agree_the_interval_is_that_of_the_latents_alone():
     assert low == pytest.approx(20 / (20 + 2.093**2), abs=1e-3), "all say yes: 20 latents' Wilson"
 
 
+def test_what_differs_in_its_last_bits_differs_in_nothing():
+    """Means of .1 by three raters, by two and by one are not the same number; an error of 1e-17 would be certainty."""
+    answers = np.full((20, 3), 0.1)
+    answers[::2, 0] = answers[::5, 1] = GAP
+    assert np.ptp(np.nanmean(answers, axis=1)) > 0
+    found = crossed.mean(answers)
+    assert found.stderr == 0
+    assert found.share_stderr() == pytest.approx((3 / 22 * 19 / 22 / 20) ** 0.5)
+    apart = crossed.difference(answers, answers[:, [1, 2, 0]])
+    assert (apart.stderr, apart.p_value(), apart.interval()) == (0, None, None)
+    assert alpha(np.array([[3, 0], [0, 3]] * 10), "nominal").interval is None
+
+
 @pytest.mark.parametrize(("said", "share"), [(1.0, 21 / 22), (0.0, 1 / 22), (0.5, 0.5)])
 def test_where_all_latents_are_alike_a_share_is_not_certain(said, share):
     """A board's differences take the standard error: 0 would make any difference from it certain."""
@@ -111,6 +124,31 @@ def test_alpha_is_krippendorffs_where_he_works_it_out():
 def test_where_nobody_can_tell_alpha_says_why():
     assert alpha(as_counts(np.ones((4, 3)), 3), "ordinal").note == "all answers are the same"
     assert alpha(as_counts(np.array([[1.0, GAP], [GAP, 0.0]]), 3), "ordinal").note == "no unit was seen twice"
+
+
+def test_the_interval_of_alpha_by_hand():
+    """Four units of two raters, yes/yes, yes/yes, no/no, yes/no; each left out in turn, by Student's t of 3 degrees."""
+    counts = np.array([[0, 2], [0, 2], [2, 0], [1, 1]])
+    found = alpha(counts, "nominal")
+    left_out = np.array([alpha(np.delete(counts, i, axis=0), "nominal").value for i in range(4)])
+    assert left_out == pytest.approx([4 / 9, 4 / 9, 0, 1])
+    stderr = (3 / 4 * np.square(left_out - left_out.mean()).sum()) ** 0.5
+    assert found.value == pytest.approx(8 / 15)
+    assert found.interval == pytest.approx((8 / 15 - 3.182 * stderr, 1.0), abs=1e-3), "no alpha is above 1"
+    assert alpha(counts[:2], "nominal").interval is None
+    assert alpha(np.array([[1, 2], [3, 1]]), "nominal").interval is None, "two units, and each has an alpha"
+
+
+def test_categories_between_count_by_half_of_those_in_either():
+    """Ordinal: of answers no, maybe, yes with n of each, no and yes are (n_no / 2 + n_maybe + n_yes / 2) apart."""
+    counts = np.array([[1, 0, 1], [2, 0, 0], [0, 2, 0], [0, 1, 1]])
+    totals = counts.sum(0)
+    near, far = (totals[0] + totals[1]) / 2, totals[0] / 2 + totals[1] + totals[2] / 2
+    last = (totals[1] + totals[2]) / 2
+    observed = 2 * (far**2 + last**2)
+    n_no, n_maybe, n_yes = totals
+    expected = 2 * (n_no * n_maybe * near**2 + n_no * n_yes * far**2 + n_maybe * n_yes * last**2) / (totals.sum() - 1)
+    assert alpha(counts, "ordinal").value == pytest.approx(1 - observed / expected)
 
 
 def test_random_raters_have_an_alpha_about_0_whose_intervals_cover_it():

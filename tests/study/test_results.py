@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import synthetic
+from command import bench
 from made_study import TRUTH, answer, make, records_of
 
 from sae_bench.cli.main import main
@@ -63,6 +64,24 @@ def test_one_rater_who_likes_one_sae_alone_is_named_and_a_mild_one_is_not(study)
     results = results_of(read_ratings(study))
     assert {one["rater"] for one in results["leanings"]} == {1}
     assert "rater 1 finds topk better than the other raters" in written(results)
+
+
+def test_without_the_one_who_answers_by_chance_the_others_agree(study):
+    answer(study, lambda rater, label, latent: by_chance(rater if rater == 4 else 0, label, latent))
+    alphas = [one["alpha_of_the_others"] for one in results_of(read_ratings(study))["raters"]]
+    assert alphas[3] == 1
+    assert max(alphas[:3]) < 0.8
+
+
+def test_a_pilot_whose_raters_all_say_the_same_plans_nothing(study, capsys):
+    for said in ("yes", "no"):
+        answer(study, lambda *_, said=said: (said, None))
+        assert bench("study", "power", study.path) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert f"all answers are {said}" in line
+        assert "--share and --alpha" in line
+    answer(study, lambda rater, label, latent: ("yes" if latent < 60 else "no", None))
+    assert bench("study", "power", study.path) == 0, "raters agree, and latents differ"
 
 
 def test_a_rater_who_says_yes_to_everything_shifts_all_saes_and_not_one(study):

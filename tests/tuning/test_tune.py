@@ -6,11 +6,15 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from command import bench, flags, write_corpus
+from command import bench, files, flags, write_corpus
 from tiny import tiny_tokenizer
 
 from sae_bench.lm.tokens import TokenStream
+from sae_bench.records.files import read_sealed, write_sealed
+from sae_bench.registry import ARCHITECTURES
 from sae_bench.runs.tuned import read_recipe
+from sae_bench.saes.knobs import Knob
+from sae_bench.training import recipe
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +109,39 @@ def test_the_same_command_does_what_is_missing_and_ends_the_same(tuned, settings
         assert (again / name).read_bytes() == (tuned / name).read_bytes()
     assert bench("tune", *flags(settings | SEARCH | {"--out": again, "--trials": 5})) == 2
     assert "trials: 4 -> 5" in capsys.readouterr().err
+
+
+def test_a_tuning_goes_on_with_nothing_but_what_it_was_begun_with(tuned, settings, tmp_path, monkeypatch, capsys):
+    """Its rungs are finished, so that nothing else would look: settings that no knob turns, versions, model, text."""
+    out = shutil.copytree(tuned, tmp_path / "out")
+    before = files(out)
+
+    def refused(changed):
+        assert bench("tune", *flags(settings | SEARCH | {"--out": out})) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert f"begun with something else ({changed})" in line
+        assert files(out) == before
+
+    with monkeypatch.context() as patch:
+        patch.setitem(recipe._SHARED["short"], "lr_decay", 0.5)
+        refused("jumprelu: lr_decay 0.2 -> 0.5; topk: lr_decay 0.2 -> 0.5")
+    with monkeypatch.context() as patch:
+        patch.setattr(ARCHITECTURES["topk"], "version", "99")
+        refused("topk: version 1 -> 99")
+    with monkeypatch.context() as patch:
+        patch.setattr("sae_bench.tuning.tune.LR", Knob(1e-4, 3.2e-2))
+        refused("jumprelu: lr low 0.001 -> 0.0001; topk: lr low 0.001 -> 0.0001")
+    for name, file in (("language model", settings["--model"] / "config.json"), ("text", settings["--dataset"])):
+        content = file.read_bytes()
+        try:
+            file.write_bytes(content + b"\n")
+            refused(name)
+        finally:
+            file.write_bytes(content)
+    assert bench("tune", *flags(settings | SEARCH | {"--out": out}), "--quiet") == 0, "and with that it does"
+    write_sealed(out / "check.json", read_sealed(out / "check.json") | {"model_sha256": "0" * 64})
+    assert bench("tune", *flags(settings | SEARCH | {"--out": out}), "--quiet") == 2
+    assert "check.json has another model_sha256 than rung_1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from sae_bench.errors import UserError
 from sae_bench.lm.near_duplicates import RULE, is_of, split_of
 from sae_bench.probing.sets import SMALL
 from sae_bench.runs.arch_spec import ArchSpec
+from sae_bench.runs.checks import check
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.plan import settle
 from sae_bench.runs.suite import configure
@@ -86,7 +87,7 @@ def test_samples_of_a_world_for_tuning_are_in_no_board() -> None:
 @pytest.mark.parametrize(
     ("archs", "changes", "complaint"),
     [
-        (["gated"], {}, "has nothing for gated, only for topk, gated:penalty=ri_l1: tune it too"),
+        (["gated"], {}, r"has nothing for gated \(only for topk, gated:penalty=ri_l1\): tune anew with these"),
         (["topk"], {"preset": "paper"}, "is for --preset short"),
     ],
 )
@@ -113,5 +114,20 @@ def test_files_that_are_no_recipe_are_refused_by_name(tmp_path: Path) -> None:
 def test_what_was_tuned_as_another_version_is_tuned_again(tmp_path: Path) -> None:
     old = {"topk": TunedArch(version="0", settings={"lr": 0.01})}
     (tmp_path / "old.toml").write_text(as_toml({"preset": "short"}, old, "x"))
-    with pytest.raises(UserError, match="tuned as version 0 and is version 1 now"):
-        settle(ArchSpec(name="topk"), "short", read_recipe(str(tmp_path / "old.toml")))
+    for arch in ("topk", "permuted"):  # which is trained as topk is
+        with pytest.raises(UserError, match="topk in version 0, which is 1 now: tune anew"):
+            settle(ArchSpec(name=arch), "short", read_recipe(str(tmp_path / "old.toml")))
+
+
+def test_all_that_a_recipe_has_not_is_said_at_once_before_a_model_is_loaded(tmp_path: Path) -> None:
+    found = {name: TunedArch(version=version, settings={}) for name, version in (("topk", "0"), ("gated", "1"))}
+    (tmp_path / "night.toml").write_text(as_toml({"preset": "short", "split": RULE}, found, "x"))
+    archs = ["topk", "gated", "relu", "random", "jumprelu:bandwidth=0.002"]
+    config = configure(None, {"archs": archs, "model": "demo", "recipe": str(tmp_path / "night.toml")})
+    with pytest.raises(UserError) as error:
+        check(config, ())
+    assert str(error.value) == (
+        "--recipe night has nothing for relu, jumprelu:bandwidth=0.002 (only for topk, gated) and topk in version 0, "
+        "which is 1 now: tune anew with these (`python bench.py tune --arch relu jumprelu:bandwidth=0.002 topk ...`), "
+        "or leave them out"
+    )

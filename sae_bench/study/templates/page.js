@@ -2,6 +2,7 @@
 
 const IDLE_SECONDS = 120;     // without a key, a touch or a movement the page pauses by itself
 const DOUBLE_CLICK_MS = 400;  // a page that has just come takes no answer: it was meant for the one before
+const MOST_SECONDS = 86400;  // of an answer, as the study takes it: a page may be left open for days
 const MOST_STEP_SECONDS = 5;  // a clock that jumped further stood still: the machine slept
 
 let place = null;             // of the showing on the screen; null: none
@@ -110,7 +111,7 @@ function showState() {
 }
 function tick() {
   const now = performance.now();
-  if (draft && asking() && !document.hidden) draft.seconds += Math.min(MOST_STEP_SECONDS, Math.max(0, (now - ticked) / 1000));
+  if (draft && asking() && !document.hidden) draft.seconds = Math.min(MOST_SECONDS, draft.seconds + Math.min(MOST_STEP_SECONDS, Math.max(0, (now - ticked) / 1000)));
   ticked = now;
 }
 function keepDraft() {
