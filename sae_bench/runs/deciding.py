@@ -42,7 +42,6 @@ class Identified:
     """A run's settings as what they decide is known by."""
 
     if TYPE_CHECKING:  # what a `RunConfig` has
-        identity: dict[str, Any]
         dataset: str
         plugins: tuple[str, ...]
         saes: Any
@@ -57,6 +56,9 @@ class Identified:
         model: str
         model_fields_set: set[str]
         model_dump: Callable[..., dict[str, Any]]
+
+        @property
+        def identity(self) -> dict[str, Any]: ...
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -75,10 +77,12 @@ class Identified:
 
     def as_called(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Settings, or some of them, with the run's names for local files."""
-        one = {name: self.called_as(settings[name]) for name in ("model", "dataset") if name in settings}
-        some = {name: [*map(self.called_as, settings[name])] for name in ("plugins", "probe_set") if name in settings}
-        saes = [{**sae, "source": self.called_as(sae["source"])} for sae in settings.get("saes", ())]
-        return {**settings, **one, **some, **({"saes": saes} if "saes" in settings else {})}
+        found = dict(settings)
+        found |= {name: self.called_as(settings[name]) for name in ("model", "dataset") if name in settings}
+        found |= {name: [*map(self.called_as, settings[name])] for name in ("plugins", "probe_set") if name in settings}
+        if "saes" in settings:
+            found["saes"] = [{**sae, "source": self.called_as(sae["source"])} for sae in settings["saes"]]
+        return found
 
     @property
     def of_training(self) -> dict[str, Any]:

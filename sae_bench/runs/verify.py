@@ -149,7 +149,7 @@ def verify_numbers(
         yield ("corpus", None if same else "is not what the run was made from")
     stream = token_stream(lm, config, "eval", config.n_held_out)
     stream.read()
-    now = {
+    now: dict[str, str | int | None] = {
         "model_sha256": lm.weight_hash(),
         "tokenizer_sha256": lm.tokenizer_hash(),
         "eval_fingerprint": stream.fingerprint,

@@ -173,7 +173,7 @@ def _tried(config: RunConfig) -> dict[str, Any]:
     Its version, the ranges of its knobs, and all that the preset trains it by: no knob turns most of that, and every
     trial has it.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for arch in config.archs:
         cls, (options, recipe) = ARCHITECTURES[arch.name], settle(arch, config.preset)
         knobs = {"lr": LR, **cls.knobs}
