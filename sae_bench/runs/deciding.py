@@ -42,7 +42,7 @@ class Identified:
     """A run's settings as what they decide is known by."""
 
     if TYPE_CHECKING:  # what a `RunConfig` has
-        identity: dict[str, Any]
+        identity: Any
         dataset: str
         plugins: tuple[str, ...]
         saes: Any
@@ -75,10 +75,14 @@ class Identified:
 
     def as_called(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Settings, or some of them, with the run's names for local files."""
-        one = {name: self.called_as(settings[name]) for name in ("model", "dataset") if name in settings}
-        some = {name: [*map(self.called_as, settings[name])] for name in ("plugins", "probe_set") if name in settings}
-        saes = [{**sae, "source": self.called_as(sae["source"])} for sae in settings.get("saes", ())]
-        return {**settings, **one, **some, **({"saes": saes} if "saes" in settings else {})}
+        found = dict(settings)
+        for name in found.keys() & {"model", "dataset"}:
+            found[name] = self.called_as(settings[name])
+        for name in found.keys() & {"plugins", "probe_set"}:
+            found[name] = [*map(self.called_as, settings[name])]
+        if "saes" in found:
+            found["saes"] = [{**sae, "source": self.called_as(sae["source"])} for sae in settings["saes"]]
+        return found
 
     @property
     def of_training(self) -> dict[str, Any]:
@@ -100,7 +104,7 @@ class Identified:
         from sae_bench.records.content import content_hash
         from sae_bench.registry import MODELS
 
-        said = self.identity
+        said: dict[str, Any] = self.identity
         found: dict[str, Any] = {
             "plugins": [content_hash(Path(one)) if os.path.isfile(one) else one for one in self.plugins]
         }

@@ -45,7 +45,7 @@ def grown(config: RunConfig, folder: RunFolder, progress: Progress, *, extended:
     merged = {**kept, **_evaluation(was, config, folder, progress)}
     parts = [part for part in manifest["asked"] if _of(part) != _of(redact_json(config.asked))]
     earlier = tuple(found_again(part, config, home) for part in parts)
-    called = {home.here(name): name for name in was.probe_set} | _names(parts, earlier) | config.called
+    called = {**{home.here(name): name for name in was.probe_set}, **_names(parts, earlier), **config.called}
     return config.model_copy(update={**merged, "earlier": earlier, "called": called})
 
 
