@@ -78,9 +78,11 @@ class Identified:
     def as_called(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Settings, or some of them, with the run's names for local files."""
         found = dict(settings)
-        found |= {name: self.called_as(settings[name]) for name in ("model", "dataset") if name in settings}
-        found |= {name: [*map(self.called_as, settings[name])] for name in ("plugins", "probe_set") if name in settings}
-        if "saes" in settings:
+        for name in found.keys() & {"model", "dataset"}:
+            found[name] = self.called_as(settings[name])
+        for name in found.keys() & {"plugins", "probe_set"}:
+            found[name] = [*map(self.called_as, settings[name])]
+        if "saes" in found:
             found["saes"] = [{**sae, "source": self.called_as(sae["source"])} for sae in settings["saes"]]
         return found
 
@@ -104,7 +106,7 @@ class Identified:
         from sae_bench.records.content import content_hash
         from sae_bench.registry import MODELS
 
-        said = self.identity
+        said: dict[str, Any] = self.identity
         found: dict[str, Any] = {
             "plugins": [content_hash(Path(one)) if os.path.isfile(one) else one for one in self.plugins]
         }
