@@ -17,7 +17,10 @@ class UserError(ValueError):
 
 def one_line(text: str) -> str:
     """Text on one line, without characters that command a terminal or turn the direction of writing."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(text.split()))
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -178,7 +178,7 @@ def seal(path, content):
     """A sealed file, without waiting for the disk as the harness does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = json.loads(json.dumps(content))
-    path.write_text(json.dumps(content | {"seal": digest_of(content)}))
+    path.write_text(json.dumps(content | {"seal": digest_of(content)}, sort_keys=True))
 
 
 def write_run(folder: Path, of=None, *, n_latents=0, text=None, width=24) -> Path:

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import pandas as pd
-
 from sae_bench.errors import UserError, did_you_mean, one_line
 from sae_bench.leaderboard import captions, order, render, tables
 from sae_bench.leaderboard.bootstrap import estimate
@@ -71,6 +69,8 @@ def table(
     rows.sort(key=lambda line: tuple(_sortable(line.of.get(name)) for name in groups))
     fixed = [key for key in apart if key not in groups]
     if form == "csv":
+        import pandas as pd
+
         named = [*groups, *fixed, *(["control"] if any(line.of["control"] for line in rows) else [])]
         return render.csv_table(pd.DataFrame([{name: line.name(name) for name in named} | line.cells for line in rows]))
     parts = {title: tables.body(of, fixed, metrics) for title, of in tables.in_groups(rows, groups).items()}
@@ -113,25 +113,24 @@ def _plain(columns: Sequence[str]) -> list[str]:
 def _means(records: Sequence[Record], columns: Sequence[str]) -> list[tables.Line]:
     """A row for each architecture and target: the mean over seeds, with its interval."""
     found, main = [], order.primary(records)
-    margin_of = {
-        name: Margins.of(records, name.removeprefix(PREFIX), over_seeds=True)
-        for name in columns
-        if name.startswith(PREFIX)
-    }
+    wanted = [name.removeprefix(PREFIX) for name in columns if name.startswith(PREFIX)]
+    margin_of = Margins.of_each(records, wanted, over_seeds=True)
     for comparison in comparisons(records, [*_plain(columns), *([main] if main else [])], controls=True):
         of = {**asdict(comparison.setting), "layer": comparison.records[0].sae.site.layer}
         front = on_front(comparison, main) if main else {}
-        wanted = {record.sae.target_l0 for record in comparison.records}
+        with_l0 = {record.sae.target_l0 for record in comparison.records}
         for label, points in comparison.points("l0").items():
             about = of | {"architecture": label, "control": label in controls_of(comparison)}
             for target, l0 in zip(points.targets, points.l0[0], strict=True):
                 cells = {
-                    name: margin_of[name].cell(comparison.setting, label, target, None, with_interval)
-                    if name in margin_of
+                    name: margin_of[name.removeprefix(PREFIX)].cell(
+                        comparison.setting, label, target, None, with_interval
+                    )
+                    if name.startswith(PREFIX)
                     else _mean(comparison, name, label, target)
                     for name in columns
                 }
-                missed = target in wanted and order.is_missed(float(l0), target)
+                missed = target in with_l0 and order.is_missed(float(l0), target)
                 mark = order.mark(on_front=target in front.get(label, ()), missed=missed)
                 found.append(tables.Line(about | {"target": target, "mark": mark}, cells))
     return sorted(
@@ -142,7 +141,7 @@ def _means(records: Sequence[Record], columns: Sequence[str]) -> list[tables.Lin
 def _row(line: tables.Line) -> order.Row:
     """What seeds of it have in common; nobody knows the target of an SAE that others trained."""
     target = line.of["target"]
-    return Setting(*_setting(line)), None if pd.isna(target) else float(target), line.of["architecture"]
+    return Setting(*_setting(line)), target, line.of["architecture"]
 
 
 def _setting(line: tables.Line) -> tuple[Any, ...]:
@@ -157,7 +156,7 @@ def _mean(comparison: Comparison, metric: str, label: str, target: float) -> str
 
 
 def _sortable(value: Any) -> tuple[bool, Any]:
-    return isinstance(value, str), natural_order(value) if isinstance(value, str) else -1 if pd.isna(value) else value
+    return isinstance(value, str), natural_order(value) if isinstance(value, str) else -1 if value is None else value
 
 
 def _markdown(parts: Mapping[str, Sequence[Sequence[str]]], header: Sequence[str], facts: str) -> str:

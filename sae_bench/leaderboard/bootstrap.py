@@ -8,18 +8,18 @@ No quantile of Student's distribution fits such a sum exactly. Here the critical
 sources' own, as Cochran's is (1964). Its weights, and how many degrees of freedom heavy-tailed documents leave, were
 chosen by integration and by simulation: `docs/comparing.md` has what they reach, `benchmarks/comparisons.py` makes it.
 
-Shapes: R replicates, G documents, S seeds.
+Shapes: R replicates, G documents, S seeds, P values or differences.
 """
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
+import scipy
 from jaxtyping import Float
 from numpy import ndarray
-from scipy import special
 
 from sae_bench.records.schema import ON_TEXTS, Record
 
@@ -33,8 +33,6 @@ MIN_DOCUMENTS = 30
 
 MIN_DEGREES = 8.0
 """The fewest degrees of freedom that documents are taken to leave, however few of them carry the variance."""
-
-FORMULA = re.compile(r"(1 - )?(\w+) / (\w+)")
 
 
 @dataclass(frozen=True)
@@ -61,23 +59,23 @@ class Design:
 
         return Design(most(on_texts=False), n_seeds, n_architectures, most(on_texts=True))
 
-    @property
+    @cached_property
     def documents(self) -> slice:
         return slice(1, 1 + self.n_documents if self.n_documents > 1 else 1)
 
-    @property
+    @cached_property
     def moved(self) -> slice:
         return slice(self.documents.stop, self.documents.stop + self.n_architectures)
 
-    @property
+    @cached_property
     def seeds(self) -> slice:
         return slice(self.moved.stop, self.moved.stop + (self.n_seeds if self.n_seeds > 1 else 0))
 
-    @property
+    @cached_property
     def units(self) -> slice:
         return slice(self.seeds.stop, self.seeds.stop + (self.n_units if self.n_units > 1 else 0))
 
-    @property
+    @cached_property
     def n_replicates(self) -> int:
         return int(self.units.stop)
 
@@ -123,7 +121,7 @@ class Estimate:
 
     def critical(self, tail: float) -> float:
         """The weighted mean of the sources' critical values."""
-        return float(sum(weight * -special.stdtrit(degrees, tail) for weight, degrees in self.sources))
+        return float(sum(weight * -scipy.special.stdtrit(degrees, tail) for weight, degrees in self.sources))
 
 
 def estimate(replicates: Float[ndarray, " R"], design: Design) -> Estimate:
@@ -131,9 +129,14 @@ def estimate(replicates: Float[ndarray, " R"], design: Design) -> Estimate:
 
     Between 93% and 97% of its 95% intervals cover; further out in the tails its weights were not fitted.
     """
-    seeds = seed_variance(replicates, design)
-    degrees = design.n_seeds - 1.0
-    return _combined(replicates, design, seeds, degrees, _weight_of_seeds, 1)
+    (found,) = estimates(replicates[None], design)
+    return found
+
+
+def estimates(replicates: Float[ndarray, "P R"], design: Design) -> list[Estimate]:
+    """`estimate` of many values."""
+    of_seeds = [(seed_variance(of, design), design.n_seeds - 1.0) for of in replicates]
+    return _combined(replicates, design, of_seeds, lambda share, degrees: _weight_of_seeds(share), 1)
 
 
 def difference(of_pair: Float[ndarray, " R"], design: Design, seeds: float, degrees: float, family: int) -> Estimate:
@@ -141,36 +144,47 @@ def difference(of_pair: Float[ndarray, " R"], design: Design, seeds: float, degr
 
     Where no variance was seen at all, it is unknown: SAEs that agree by chance would differ beyond any doubt otherwise.
     """
-    found = _combined(of_pair, design, seeds, degrees, lambda share: _weight_of_pooled(share, degrees), family)
-    return found if found.stderr > 0 else replace(found, stderr=math.inf)
+    (found,) = differences(of_pair[None], design, [(seeds, degrees)], family)
+    return found
+
+
+def differences(
+    of_pairs: Float[ndarray, "P R"], design: Design, seeds: Sequence[tuple[float, float]], family: int
+) -> list[Estimate]:
+    """`difference` of many pairs, with the variance between seeds and its degrees of freedom of each."""
+    found = _combined(of_pairs, design, seeds, _weight_of_pooled, family)
+    return [one if one.stderr > 0 else replace(one, stderr=math.inf) for one in found]
 
 
 def _combined(
-    replicates: Float[ndarray, " R"],
+    replicates: Float[ndarray, "P R"],
     design: Design,
-    seeds: float,
-    degrees: float,
-    weigh: Callable[[float], float],
+    seeds: Sequence[tuple[float, float]],
+    weigh: Callable[[float, float], float],
     family: int,
-) -> Estimate:
-    """Both sources together; one that contributes nothing has no weight."""
-    value, over = float(replicates[0]), design.n_seeds > 1
+) -> list[Estimate]:
+    """Both sources of each value together; one that contributes nothing has no weight."""
+    values, over = replicates[:, 0].tolist(), design.n_seeds > 1
     if design.n_documents < MIN_DOCUMENTS:
-        return Estimate(value, math.inf, ((1.0, 1.0),), over, family)
-    return _of_sources(value, document_variance(replicates, design), (seeds, degrees), weigh, over, family)
+        return [Estimate(value, math.inf, ((1.0, 1.0),), over, family) for value in values]
+    documents = document_variances(replicates, design)
+    return [
+        _of_sources(value, of_documents, of_seeds, weigh, over, family)
+        for value, of_documents, of_seeds in zip(values, documents, seeds, strict=True)
+    ]
 
 
 def _of_sources(
     value: float,
     documents: tuple[float, float],
     seeds: tuple[float, float],
-    weigh: Callable[[float], float],
+    weigh: Callable[[float, float], float],
     over_seeds: bool,
     family: int,
 ) -> Estimate:
     """An estimate from the variance of each source and its degrees of freedom."""
     total = documents[0] + seeds[0]
-    weight = weigh(seeds[0] / total) if seeds[0] > 0 else 0.0
+    weight = weigh(seeds[0] / total, seeds[1]) if seeds[0] > 0 else 0.0
     sources = ((1 - weight, documents[1]), (weight, seeds[1])) if weight else ((1.0, documents[1]),)
     return Estimate(value, total**0.5, sources, over_seeds, family)
 
@@ -180,7 +194,7 @@ def smallest_difference(documents: tuple[float, float], seeds: tuple[float, floa
 
     Both sources as in `difference`: the variance that each gives a difference, and its degrees of freedom.
     """
-    found = _of_sources(0.0, documents, seeds, lambda share: _weight_of_pooled(share, seeds[1]), True, family)
+    found = _of_sources(0.0, documents, seeds, _weight_of_pooled, True, family)
     return found.stderr * (found.critical((1 - LEVEL) / 2 / family) + found.critical(1 - POWER))
 
 
@@ -198,10 +212,22 @@ def document_variance(replicates: Float[ndarray, " R"], design: Design) -> tuple
     too small a kurtosis where tails are heavy, and skewness makes a value and its standard error depend on each other:
     half as many degrees let intervals cover on real per-document sums.
     """
-    sources = [_left_out(replicates[design.documents])]
+    (found,) = document_variances(replicates[None], design)
+    return found
+
+
+def document_variances(replicates: Float[ndarray, "P R"], design: Design) -> list[tuple[float, float]]:
+    """`document_variance` of many values."""
+    by_source = [_left_out(replicates[:, design.documents])]
     if design.n_units > 1:
-        sources.append(_left_out(replicates[design.units]))
-    sources.append((float(np.square(replicates[design.moved] - replicates[0]).sum()), design.n_documents - 1.0))
+        by_source.append(_left_out(replicates[:, design.units]))
+    moved = np.square(replicates[:, design.moved] - replicates[:, :1]).sum(1)
+    by_source.append([(variance, design.n_documents - 1.0) for variance in moved.tolist()])
+    return [_together(sources) for sources in zip(*by_source, strict=True)]
+
+
+def _together(sources: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The sum of some variances, and the degrees of freedom of it."""
     sources = [source for source in sources if source[0] > 0] or sources[:1]
     total = sum(variance for variance, _ in sources)
     if len(sources) == 1:
@@ -209,16 +235,18 @@ def document_variance(replicates: Float[ndarray, " R"], design: Design) -> tuple
     return total, total**2 / sum(variance**2 / degrees for variance, degrees in sources)
 
 
-def _left_out(replicates: Float[ndarray, " n"]) -> tuple[float, float]:
+def _left_out(replicates: Float[ndarray, "P n"]) -> list[tuple[float, float]]:
     """The variance that comes from the choice of n things, from a statistic without each, and its degrees."""
-    n = len(replicates)
-    left_out = replicates - replicates.mean()
-    square = float(np.square(left_out).mean())
-    variance, degrees = square * (n - 1), n - 1.0
-    if square > 0:
-        kurtosis = float(np.mean(left_out**4)) / square**2
-        degrees = min(max(n / max(kurtosis - 1, 1e-9), MIN_DEGREES), degrees)
-    return variance, degrees
+    n = replicates.shape[1]
+    left_out = replicates - replicates.mean(1, keepdims=True)
+    squares, fourths = np.square(left_out).mean(1).tolist(), (left_out**4).mean(1).tolist()
+    found = []
+    for square, fourth in zip(squares, fourths, strict=True):
+        degrees = n - 1.0
+        if square > 0:
+            degrees = min(max(n / max(fourth / square**2 - 1, 1e-9), MIN_DEGREES), degrees)
+        found.append((square * (n - 1), degrees))
+    return found
 
 
 def _weight_of_seeds(share: float) -> float:
@@ -239,55 +267,3 @@ def _weight_of_pooled(share: float, degrees: float) -> float:
     """
     weight: float = share ** (1 - 1 / (2 * degrees))
     return weight
-
-
-def metric_replicates(record: Record, metric: str, design: Design, architecture: int = 0) -> Float[ndarray, " R"]:
-    """A metric of one SAE in every replicate; leaving seeds out is `over_seeds`' part.
-
-    Metrics that are ratios of sums per document, or per unit of a task's own text, are worked out anew. Of others, as
-    the shares of latents or what a judge said of a sample of them, the record has a value and a standard error alone:
-    all SAEs of an architecture are moved by theirs together, and each architecture by itself. That is the cautious
-    reading of both: a mean over seeds gets no surer by it, and nothing cancels in a difference. Where the record says
-    of how few degrees of freedom an error is, as of one from five raters, it counts as so much larger as makes its 95%
-    interval as wide as it is by these.
-
-    Raises:
-        KeyError: the record has no value for the metric, or no standard error of it.
-    """
-    score = record.scores[metric]
-    if score.value is None:
-        raise KeyError(metric)
-    formula = FORMULA.fullmatch(score.formula or "")
-    if formula is None:
-        if score.stderr is None:
-            raise KeyError(metric)
-        found = np.full(design.n_replicates, float(score.value))
-        found[design.moved.start + architecture] += score.stderr * _widened(record, metric, design)
-        return found
-    one_minus, numerator, denominator = formula.groups()
-    above, below = (np.asarray(record.by_document[name], dtype=float) for name in (numerator, denominator))
-    found = np.full(design.n_replicates, above.sum() / below.sum())
-    left_out = design.units if record.measured_on == ON_TEXTS else design.documents
-    if left_out.stop > left_out.start:
-        rows = slice(left_out.start, left_out.start + len(above))
-        found[rows] = (above.sum() - above) / (below.sum() - below)
-    return 1 - found if one_minus else found
-
-
-def _widened(record: Record, metric: str, design: Design) -> float:
-    """By how much a standard error of few degrees of freedom counts for more than one of as many as documents leave."""
-    degrees = record.details.get("degrees", {}).get(metric)
-    if degrees is None:
-        return 1.0
-    own, of_documents = (special.stdtrit(of, (1 + LEVEL) / 2) for of in (degrees, max(design.n_documents - 1.0, 1.0)))
-    return max(1.0, float(own / of_documents))
-
-
-def over_seeds(by_seed: Sequence[Float[ndarray, " R"]], design: Design) -> Float[ndarray, " R"]:
-    """The mean over seeds, without the one that a replicate leaves out."""
-    stacked = np.stack(by_seed, axis=1)
-    found = stacked.mean(1)
-    if design.n_seeds > 1:
-        every = stacked[design.seeds]
-        found[design.seeds] = (every.sum(1) - every.diagonal()) / (design.n_seeds - 1)
-    return np.asarray(found)

@@ -4,8 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import pandas as pd
-
 from sae_bench.errors import one_line
 from sae_bench.leaderboard.claims import METRICS, check_claims
 from sae_bench.leaderboard.compare import Comparison, comparisons
@@ -113,6 +111,8 @@ def _markdown(of: Sequence[Section]) -> str:
 
 
 def _csv(of: Sequence[Section]) -> str:
+    import pandas as pd
+
     rows = [
         (section.title, judged.claim, judged.verdict, str(comparison.setting), "; ".join(judged.numbers))
         for section in of

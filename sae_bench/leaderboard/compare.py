@@ -7,6 +7,7 @@ All pairs at all L0s and by area are one family: that any of a table's differenc
 most 5%, and its intervals cover together.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -17,7 +18,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from sae_bench.errors import UserError
-from sae_bench.leaderboard import bootstrap
+from sae_bench.leaderboard import bootstrap, replicates
 from sae_bench.leaderboard.bootstrap import Design, Estimate
 from sae_bench.leaderboard.curves import area, at_l0, common_range, measured_range
 from sae_bench.leaderboard.load import metrics_of
@@ -188,20 +189,22 @@ def _architecture(
                     f"{record.sae.id} is in two of the runs: give runs that differ in architecture, target or seed"
                 )
             try:
-                measured[key] = bootstrap.metric_replicates(record, name, design, place)
+                measured[key] = replicates.metric_replicates(record, name, design, place)
             except KeyError:
                 note = record.scores[name].note or "no value, or no standard error"
                 missing.append(f"{record.sae.id}: {name}: {note}")
     targets = sorted({target for _, target, _ in measured})
+    means = {
+        (name, target): replicates.over_seeds([measured[name, target, seed] for seed in seeds], design)
+        for name in metrics
+        for target in targets
+        if all((name, target, seed) in measured for seed in seeds)
+    }
     points = {}
     for name in metrics:
-        kept = [t for t in targets if all((of, t, seed) in measured for of in (name, "l0") for seed in seeds)]
-        l0, value = (
-            [bootstrap.over_seeds([measured[of, target, seed] for seed in seeds], design) for target in kept]
-            for of in ("l0", name)
-        )
-        if kept:
-            points[name] = Points(tuple(kept), np.stack(l0, axis=1), np.stack(value, axis=1))
+        if kept := [target for target in targets if (name, target) in means and ("l0", target) in means]:
+            l0, value = (np.stack([means[of, target] for target in kept], axis=1) for of in ("l0", name))
+            points[name] = Points(tuple(kept), l0, value)
     return Architecture(label, points, tuple(dict.fromkeys(missing)))
 
 
@@ -235,17 +238,19 @@ def _differences(places: Mapping[Any, Mapping[str, Float[ndarray, " R"]]], compa
     alone: that it hardly varies says nothing of others. Seeds are not paired (docs/comparing.md).
     """
     design, controls = comparison.design, {one.label for one in comparison.architectures if one.control}
-    pairs = [(label, other, place) for place, of in places.items() for label, other in combinations(of, 2)]
-    between_seeds = {
-        place: {label: bootstrap.seed_variance(values, design) for label, values in of.items()}
-        for place, of in places.items()
-    }
+    family = sum(math.comb(len(of), 2) for of in places.values())
     found = []
-    for label, other, place in pairs:
-        pool = {one: of for one, of in between_seeds[place].items() if one not in controls - {label, other}}
-        seeds, degrees = pooled_over_seeds(pool, {label: 1.0, other: -1.0}, design)
-        of_pair = places[place][label] - places[place][other]
-        found.append(Difference(label, other, place, bootstrap.difference(of_pair, design, seeds, degrees, len(pairs))))
+    for place, of in places.items():
+        pairs = [*combinations(of, 2)]
+        between_seeds = {label: bootstrap.seed_variance(values, design) for label, values in of.items()}
+        pools = [{one: v for one, v in between_seeds.items() if one not in controls - {*pair}} for pair in pairs]
+        of_seeds = [
+            pooled_over_seeds(pool, dict(zip(pair, (1.0, -1.0), strict=True)), design)
+            for pair, pool in zip(pairs, pools, strict=True)
+        ]
+        of_pairs = np.array([of[label] - of[other] for label, other in pairs]).reshape(-1, design.n_replicates)
+        estimates = bootstrap.differences(of_pairs, design, of_seeds, family)
+        found += [Difference(*pair, place, one) for pair, one in zip(pairs, estimates, strict=True)]
     return found
 
 
@@ -265,7 +270,8 @@ def pooled_over_seeds(
 def _standings(
     comparison: Comparison, metric: str, values: Mapping[str, Float[ndarray, " R"]], differences: Sequence[Difference]
 ) -> list[Standing]:
-    estimates = {label: bootstrap.estimate(of, comparison.design) for label, of in values.items()}
+    found = bootstrap.estimates(np.array([*values.values()]), comparison.design) if values else []
+    estimates = dict(zip(values, found, strict=True))
     best = _not_told_apart(estimates, comparison.directions.get(metric), differences)
     return [Standing(one.label, estimates.get(one.label), one.label in best) for one in comparison.architectures]
 
@@ -281,6 +287,6 @@ def _not_told_apart(
     if direction is None or not estimates:
         return set()
     ranked = sorted(estimates, key=lambda label: estimates[label].value, reverse=direction == "up")
-    tied = {label for d in differences if d.tie and ranked[0] in (d.label, d.other) for label in (d.label, d.other)}
+    tied = {label for d in differences if ranked[0] in (d.label, d.other) and d.tie for label in (d.label, d.other)}
     last = max(i for i, label in enumerate(ranked) if i == 0 or label in tied)
     return set(ranked[: last + 1]) if last + 1 < len(ranked) else set()

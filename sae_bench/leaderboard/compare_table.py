@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from tabulate import tabulate
 
 from sae_bench.errors import one_line
@@ -18,11 +17,17 @@ from sae_bench.leaderboard.margins import controls_of, over_best
 from sae_bench.leaderboard.matched import AT_L0
 from sae_bench.leaderboard.order import best
 from sae_bench.leaderboard.render import CONTROLS
+from sae_bench.leaderboard.setting import Setting
 from sae_bench.leaderboard.text_tables import prose, text_tables
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Cell = tuple[str, bool]
 """Its text, and whether it is marked: not told apart from the best, where others are."""
 Row = tuple[str, list[Cell]]
+
+Standings = Mapping[str, list[Standing]]  # of all architectures, by the L0 or the area as it is written
 
 AREA = "area"
 """Column of the mean height of the curve over log L0."""
@@ -55,8 +60,9 @@ def shown(
     comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequence[float], top: int | None = None
 ) -> Iterator[Table]:
     """A table for each setting and metric, another of its margins over the best control if any, and the summaries."""
+    found = {(of.setting, metric): _standings(of, metric, l0s) for of, metric in product(comparisons, metrics)}
     for comparison, metric in product(comparisons, metrics):
-        header, rows = grid(comparison, metric, l0s, top)
+        header, rows = _grid(comparison, metric, found[comparison.setting, metric], top)
         if rows:
             arrow = render.ARROWS[comparison.directions.get(metric)]
             yield Table(f"{metric}{arrow} at matched L0", comparison, header, rows, f"{metric}-{comparison.setting}")
@@ -64,7 +70,7 @@ def shown(
         if of_margins:
             what = f"{metric}: margin over the best control ↑ at matched L0"
             yield Table(what, comparison, header, of_margins, f"{metric}-margin-{comparison.setting}")
-    yield from summaries(comparisons, metrics, l0s)
+    yield from summaries(comparisons, metrics, l0s, found)
 
 
 def written(
@@ -129,8 +135,10 @@ def _latex(table: Table, facts: str) -> str:
     return latex_tables({"": rows}, table.header, 1, caption, f"compare-{table.label}", facts)
 
 
-def long_table(comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequence[float]) -> pd.DataFrame:
+def long_table(comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequence[float]) -> "pd.DataFrame":
     """One row for each setting, metric, architecture and L0 (or the area), with its 95% interval."""
+    import pandas as pd
+
     rows: list[dict[str, Any]] = []
     for comparison, metric in product(comparisons, metrics):
         standings, controls = _standings(comparison, metric, l0s), controls_of(comparison)
@@ -150,20 +158,20 @@ def long_table(comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: S
     return pd.DataFrame(rows)
 
 
-def _standings(comparison: Comparison, metric: str, l0s: Sequence[float]) -> dict[str, list[Standing]]:
+def _standings(comparison: Comparison, metric: str, l0s: Sequence[float]) -> Standings:
     """All architectures' standings, by the L0 or the area as it is written."""
     found = compare(comparison, metric, l0s).standings if comparison.points(metric) else {}
     return {AREA if l0 is None else f"{l0:g}": of for l0, of in found.items()}
 
 
-def grid(
-    comparison: Comparison, metric: str, l0s: Sequence[float], top: int | None = None
+def _grid(
+    comparison: Comparison, metric: str, standings: Standings, top: int | None = None
 ) -> tuple[list[str], list[Row]]:
     """Header and rows of one comparison: architectures, and at each L0 the value and whether it is marked.
 
     Those on the Pareto front come first, controls last; `top`: the so many that are best in the last column.
     """
-    found = {place: of for place, of in _standings(comparison, metric, l0s).items() if any(one.estimate for one in of)}
+    found = {place: of for place, of in standings.items() if any(one.estimate for one in of)}
     header = ["architecture", *(place if place == AREA else f"L0 {place}" for place in found)]
     rows: list[Row] = [
         (of[0].label, [(with_interval(one.estimate) if one.estimate else "-", one.best) for one in of])
@@ -224,7 +232,12 @@ def on_front(comparison: Comparison, metric: str) -> dict[str, list[float]]:
     return {label: sorted(targets) for label, targets in found.items()}
 
 
-def summaries(comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Sequence[float]) -> Iterator[Table]:
+def summaries(
+    comparisons: Sequence[Comparison],
+    metrics: Sequence[str],
+    l0s: Sequence[float],
+    known: Mapping[tuple[Setting, str], Standings] | None = None,
+) -> Iterator[Table]:
     """For boards of several sites, layers or models: at how many L0s each architecture is marked.
 
     L0s are counted and nothing is averaged: a nat at one layer is not a nat at another.
@@ -234,7 +247,10 @@ def summaries(comparisons: Sequence[Comparison], metrics: Sequence[str], l0s: Se
     labels = sorted({architecture.label for comparison in comparisons for architecture in comparison.architectures})
     header = ["architecture", *(_place(comparison, comparisons) for comparison in comparisons), "all"]
     for metric in metrics:
-        compared = [_compared(_standings(comparison, metric, l0s)) for comparison in comparisons]
+        compared = [
+            _compared(known[comparison.setting, metric] if known else _standings(comparison, metric, l0s))
+            for comparison in comparisons
+        ]
         if not any(compared):
             continue
         rows: list[Row] = []

@@ -32,12 +32,10 @@ def metrics_of(records: Iterable[Record], wanted: Iterable[str] = ()) -> dict[st
     Raises:
         UserError: one of those that are wanted is not among them.
     """
-    known = {
-        name: metric
-        for record in records
-        if record.not_measured != NOT_APPLICABLE
-        for name, metric in record.metrics.items()
-    }
+    known: dict[str, Metric] = {}
+    for record in records:
+        if record.not_measured != NOT_APPLICABLE:
+            known.update(record.metrics)
     for name in wanted:
         if name not in known:
             raise UserError(f'unknown metric "{name}"{did_you_mean(name, known)}')
@@ -67,11 +65,12 @@ def check_comparable(records: Sequence[Record]) -> None:
 def differences(records: Sequence[Record]) -> list[str]:
     """What keeps records of one model and task from being compared: nothing, unless someone mixed them."""
     seen: dict[str, dict[tuple[str, str], set[str]]] = {"evaluation tokens": {}, "versions of a task": {}}
-    for record in records:
-        made = record.provenance
-        shared = {"evaluation tokens": made.eval_fingerprint, "versions of a task": record.task_version}
-        for what, value in (shared | record.comparable).items():
-            seen.setdefault(what, {}).setdefault((made.model, record.task), set()).add(value)
+    said = ((r.provenance, r.task, r.task_version, tuple(r.comparable.items())) for r in records)
+    # Thousands of records say the same, and nearly all of them have one provenance.
+    for (_, task, version, comparable), made in {(id(made), *of): made for made, *of in said}.items():
+        shared = {"evaluation tokens": made.eval_fingerprint, "versions of a task": version}
+        for what, value in (shared | dict(comparable)).items():
+            seen.setdefault(what, {}).setdefault((made.model, task), set()).add(value)
         if made.model_fingerprint:  # of one dtype, which is in it: tables may mix them
             name = f"{made.model} in {made.lm_dtype}"
             seen.setdefault("language models of one name", {}).setdefault((name, ""), set()).add(made.model_fingerprint)

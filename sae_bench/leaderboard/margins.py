@@ -11,6 +11,7 @@ Shapes: R replicates.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from jaxtyping import Float
@@ -48,13 +49,11 @@ def over_best(values: Values, controls: Collection[str], direction: str | None, 
     best = max(present, key=lambda label: sign * float(values[label][0]))
     compared = {label: of for label, of in values.items() if label == best or label not in controls}
     between_seeds = {label: bootstrap.seed_variance(of, design) for label, of in compared.items()}
-    found = {}
-    for label, of in compared.items():
-        if label != best:
-            seeds, degrees = pooled_over_seeds(between_seeds, {label: 1.0, best: -1.0}, design)
-            of_pair = sign * (of - values[best])
-            found[label] = Margin(best, bootstrap.difference(of_pair, design, seeds, degrees, 1))
-    return found
+    labels = [label for label in compared if label != best]
+    of_seeds = [pooled_over_seeds(between_seeds, {label: 1.0, best: -1.0}, design) for label in labels]
+    of_pairs = np.array([sign * (compared[label] - values[best]) for label in labels]).reshape(-1, design.n_replicates)
+    found = bootstrap.differences(of_pairs, design, of_seeds, 1)
+    return {label: Margin(best, one) for label, one in zip(labels, found, strict=True)}
 
 
 def _same(one: Float[ndarray, " R"], other: Float[ndarray, " R"]) -> bool:
@@ -90,20 +89,24 @@ class Margins:
     @staticmethod
     def of(records: Sequence[Record], metric: str, *, over_seeds: bool = False) -> "Margins":
         """Those of each seed, or of the means over seeds."""
+        return Margins.of_each(records, [metric], over_seeds=over_seeds)[metric]
+
+    @staticmethod
+    def of_each(
+        records: Sequence[Record], metrics: Collection[str], *, over_seeds: bool = False
+    ) -> "dict[str, Margins]":
+        """Those of some metrics, by metric."""
+        found: dict[str, dict[tuple[Setting, float, int | None], Mapping[str, Margin]]] = {of: {} for of in metrics}
         own = [record for record in records if not record.sae.origin]
-        if not any(record.sae.control for record in own):
-            return Margins({})
         groups: dict[int | None, list[Record]] = {}
-        for record in own:
-            groups.setdefault(None if over_seeds else record.sae.seed, []).append(record)
-        return Margins(
-            {
-                (comparison.setting, target, seed): of
-                for seed, mine in groups.items()
-                for comparison in comparisons(mine, [metric], controls=True)
-                for target, of in at_targets(comparison, metric).items()
-            }
-        )
+        if metrics and any(record.sae.control for record in own):
+            for record in own:
+                groups.setdefault(None if over_seeds else record.sae.seed, []).append(record)
+        for seed, mine in groups.items():
+            for comparison, metric in product(comparisons(mine, [*metrics], controls=True), metrics):
+                for target, of in at_targets(comparison, metric).items():
+                    found[metric][comparison.setting, target, seed] = of
+        return {metric: Margins(of) for metric, of in found.items()}
 
     def get(self, setting: Setting, label: str, target: float, seed: int | None) -> Margin | None:
         """One margin, if there is one."""

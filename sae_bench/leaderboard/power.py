@@ -14,7 +14,6 @@ from itertools import combinations
 from statistics import median
 
 import numpy as np
-import pandas as pd
 from tabulate import tabulate
 
 from sae_bench.errors import UserError, one_line
@@ -134,6 +133,8 @@ def written(
     header = [*HEADER, *(() if difference is None else (f"to tell {difference:g}",))]
     rows = {setting: [_row(power, difference) for power in of] for setting, of in found.items()}
     if form == "csv":
+        import pandas as pd
+
         frames = [pd.DataFrame(of, columns=header).assign(setting=str(setting)) for setting, of in rows.items()]
         return pd.concat(frames).to_csv(index=False)
     style, escape = FORMS[form]

@@ -8,12 +8,14 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from tabulate import tabulate
 
 from sae_bench.errors import one_line
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Escape = Callable[[str], str]
 
@@ -93,7 +95,7 @@ def text_table(
     return tabulate(body, [escape(name) for name in header], tablefmt=style, disable_numparse=True, colalign=sides)
 
 
-def csv_table(table: pd.DataFrame, **how: Any) -> str:
+def csv_table(table: "pd.DataFrame", **how: Any) -> str:
     """A table as CSV, its text made harmless; `how`: what pandas writes otherwise than by itself."""
     harmless = table.map(lambda cell: escape_csv(cell) if isinstance(cell, str) else cell)
     return str(harmless.to_csv(index=False, lineterminator="\n", **how))

@@ -9,9 +9,7 @@ there are controls, the primary metric has its margin over the best of them besi
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from sae_bench.leaderboard import captions, order, render
 from sae_bench.leaderboard.bootstrap import Estimate
@@ -24,6 +22,9 @@ from sae_bench.records.names import natural_order
 from sae_bench.records.ownership import write_drawn
 from sae_bench.records.schema import Record, Score
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 KEYS = ("model", "site", "width", "architecture", "target", "seed", "mark", "run", "origin")
 """What a row may show of its SAE."""
 
@@ -31,28 +32,17 @@ OF_SETTING = ("model", "site", "width")
 """What has tables of its own where lines are only so wide."""
 
 
-def long_table(records: Iterable[Record]) -> pd.DataFrame:
+def long_table(records: Iterable[Record]) -> "pd.DataFrame":
     """One row per (SAE, metric), with everything the record says of the value: the CSV, and why there may be none."""
+    import pandas as pd
+
     rows = []
     records = list(records)
     imported, with_controls = (any(of) for of in ([r.sae.origin for r in records], [r.sae.control for r in records]))
     for record in records:
-        sae = record.sae
-        common = {
-            "model": record.provenance.model,
-            "site": sae.site.name,
-            "layer": sae.site.layer,
-            "width": sae.d_sae,
-            "architecture": sae.label,
-            **({"control": sae.control} if with_controls else {}),
-            "target": sae.target,
-            "seed": sae.seed,
-            "run": record.provenance.config_hash[:8],
-            "sae": sae.id,
-            **({"origin": sae.origin.source if sae.origin else "this run"} if imported else {}),
-            "task": record.task,
-            "task_version": record.task_version,
-        }
+        common = _about(record, imported=imported) | {"task": record.task, "task_version": record.task_version}
+        if not with_controls:
+            del common["control"]
         nothing = Score(None, None, 0, note=record.failure)
         for name, metric in record.metrics.items():
             score = record.scores.get(name, nothing)
@@ -65,6 +55,18 @@ def long_table(records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _about(record: Record, *, imported: bool) -> dict[str, Any]:
+    """What a row says of its SAE; where some were imported, where it is from."""
+    sae = record.sae
+    run, name = order.place_of(record)
+    return {
+        "model": record.provenance.model, "site": sae.site.name, "layer": sae.site.layer, "width": sae.d_sae,
+        "architecture": sae.label, "control": sae.control, "target": sae.target, "seed": sae.seed,
+        "run": run, "sae": name,
+        **({"origin": sae.origin.source if sae.origin else "this run"} if imported else {}),
+    }  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Line:
     """One row: what it is of, and its cells by metric. Nothing has made its text harmless yet."""
@@ -75,7 +77,7 @@ class Line:
     def name(self, key: str) -> str:
         """What it is of, as text; nobody knows the seed or the target of an SAE that others trained."""
         value = self.of.get(key)
-        if pd.isna(value):
+        if value is None:
             return "unknown"
         return {"target": "{:g}", "seed": "{:.0f}", "layer": "{:.0f}"}.get(key, "{}").format(value)
 
@@ -85,39 +87,41 @@ class Line:
 
 def lines(records: Sequence[Record], metrics: Sequence[str]) -> list[Line]:
     """A row for each SAE, in the board's order."""
-    table = long_table(records)
-    cells = {(row.run, row.sae, row.metric): row for row in table.itertuples()}
-    saes = table.drop_duplicates(["run", "sae"]).copy()
-    saes["l0"] = [_number(cells.get((sae.run, sae.sae, "l0"))) for sae in saes.itertuples()]
+    imported = any(record.sae.origin for record in records)
+    saes: dict[order.Place, dict[str, Any]] = {}
+    with_metric: dict[order.Place, dict[str, Record]] = {}
+    for record in records:
+        if record.metrics:
+            place = order.place_of(record)
+            saes.setdefault(place, _about(record, imported=imported))
+            with_metric.setdefault(place, {}).update(dict.fromkeys(record.metrics, record))
     found, missed = order.front(records), order.missed(records)
-    saes["mark"] = [
-        order.mark(on_front=place in found, missed=place in missed)
-        for place in zip(saes["run"], saes["sae"], strict=True)
-    ]
-    saes["control"] = saes.get("control", False)
-    saes["behind"] = saes["architecture"].where(~saes["mark"].str.startswith("*"), "")
-    saes = saes.sort_values(
-        ["control", "model", "site", "width", "behind", "l0", "target", "seed", "run"], key=_in_order
-    )
-    margin_of = {name: Margins.of(records, name.removeprefix(PREFIX)) for name in metrics if name.startswith(PREFIX)}
+    for place, of in saes.items():
+        score = with_metric[place]["l0"].scores.get("l0") if "l0" in with_metric[place] else None
+        of["l0"] = None if score is None else score.value
+        of["mark"] = order.mark(on_front=place in found, missed=place in missed)
+    margin_of = Margins.of_each(records, [name.removeprefix(PREFIX) for name in metrics if name.startswith(PREFIX)])
 
-    def text(sae: Mapping[str, Any], name: str) -> str:
-        if name in margin_of:
-            return margin_of[name].cell(*_key(sae), _one_stderr)
-        return cell(cells.get((sae["run"], sae["sae"], name)))
+    def text(place: order.Place, name: str) -> str:
+        if name.startswith(PREFIX):
+            return margin_of[name.removeprefix(PREFIX)].cell(*_key(saes[place]), _one_stderr)
+        return cell(with_metric[place].get(name), name)
 
-    found_saes = [{str(key): value for key, value in sae.items()} for sae in saes.to_dict("records")]
-    return [Line(sae, {name: text(sae, name) for name in metrics}) for sae in found_saes]
+    places = sorted(saes, key=lambda place: _in_order(saes[place]))
+    return [Line(saes[place], {name: text(place, name) for name in metrics}) for place in places]
 
 
-def _in_order(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    return column.map(natural_order) if column.name in ("model", "site") else column
+def _in_order(of: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Controls last, the front first; what is not known, behind what is."""
+    behind = "" if of["mark"].startswith("*") else of["architecture"]
+    numbers = ((of[name] is None, of[name] or 0) for name in ("l0", "target", "seed"))
+    names = (natural_order(of["model"]), natural_order(of["site"]))
+    return of["control"], *names, of["width"], behind, *numbers, of["run"]
 
 
-def _key(row: Mapping[str, Any]) -> tuple[Setting, str, float, int | None]:
+def _key(of: Mapping[str, Any]) -> tuple[Setting, str, float, int | None]:
     """What the margin of a row's SAE is found by."""
-    seed = None if pd.isna(row["seed"]) else int(row["seed"])
-    return Setting(row["model"], row["site"], row["width"]), row["architecture"], row["target"], seed
+    return Setting(of["model"], of["site"], of["width"]), of["architecture"], of["target"], of["seed"]
 
 
 def _one_stderr(e: Estimate) -> str:
@@ -231,12 +235,14 @@ def latex(records: Sequence[Record]) -> str:
 
 def csv(records: Iterable[Record]) -> str:
     """Every metric, headline or not, with all that its record says of it, and its margin where there are controls."""
+    import pandas as pd
+
     records = list(records)
     table = long_table(records)
     if "control" in table:
-        margin_of = {name: Margins.of(records, name) for name in table["metric"].unique()}
-        rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
-        columns = [_margin_columns(margin_of[row["metric"]].get(*_key(row))) for row in rows]
+        margin_of = Margins.of_each(records, [*table["metric"].unique()])
+        rows = ((_key(_about(record, imported=False)), name) for record in records for name in record.metrics)
+        columns = [_margin_columns(margin_of[name].get(*key)) for key, name in rows]
         table = pd.concat([table, pd.DataFrame(columns, index=table.index)], axis=1)
     return render.csv_table(table.drop(columns=["layer", "not_measured"]))
 
@@ -257,14 +263,13 @@ def board_files(records: Sequence[Record]) -> dict[str, str]:
     return {"leaderboard.md": markdown(records), "leaderboard.csv": csv(records), "leaderboard.tex": latex(records)}
 
 
-def cell(row: Any) -> str:
+def cell(record: Record | None, metric: str) -> str:
     """A value and its error, or why there is none."""
-    if row is None:
+    if record is None:
         return "not measured"
-    if _number(row) is None:
-        return row.not_measured if isinstance(row.not_measured, str) else "failed" if row.n == 0 else "undefined"
-    return render.with_error(row.value, None if pd.isna(row.stderr) else row.stderr)
-
-
-def _number(row: Any) -> float | None:
-    return None if row is None or pd.isna(row.value) else float(row.value)
+    score = record.scores.get(metric)
+    if score is None or score.value is None:
+        if record.not_measured is not None:
+            return record.not_measured
+        return "failed" if score is None or score.n == 0 else "undefined"
+    return render.with_error(score.value, score.stderr)

@@ -5,10 +5,12 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import from_json
 
 from sae_bench.errors import UserError
 from sae_bench.records.names import cache_folder
@@ -123,13 +125,64 @@ def read_sealed(path: Path) -> dict[str, Any]:
         Damaged: it is something else now.
         UserError: it cannot be read.
     """
+    text = _read(path)
+    content = _parsed(path, text)
     try:
-        content = read_json(path)
-        if content.pop("seal") == digest_of(content):
+        seal = content.pop("seal")
+        with suppress(ValueError):  # it is laid out otherwise
+            if _digest_as_written(text, seal) == seal:
+                return dict(content)
+        if _digest_as_read(text) == seal:
             return dict(content)
     except (AttributeError, KeyError, TypeError, RecursionError):
-        pass  # JSON, but not an object with a seal, or deeper than can be written
+        pass  # JSON, but not an object with a seal, or with a key twice, or deeper than can be written
     raise Damaged(f"{path} is not what was written (its checksum differs): delete it and run the same command again")
+
+
+def pieces_of(text: bytes) -> list[bytes]:
+    """What stands between the commas of an object as `write_sealed` lays it out: `name": value`.
+
+    Only there does a line begin with one space, and in JSON lines break between parts, never in a text.
+
+    Raises:
+        ValueError: it is no whole object, or laid out otherwise.
+    """
+    if not (text.startswith(b'{\n "') and text.endswith(b"\n}\n")):
+        raise ValueError("laid out otherwise")
+    return text.removeprefix(b'{\n "').removesuffix(b"\n}\n").split(b',\n "')
+
+
+def as_hashed(piece: bytes) -> bytes:
+    """A piece as `digest_of` has it: on one line and in ASCII. Its numbers are not written anew, which takes longer."""
+    line = b"".join(map(bytes.lstrip, piece.replace(b",\n", b", \n").split(b"\n")))
+    if line.isascii():
+        return line
+    return re.sub(r"[^\x00-\x7f]+", lambda found: json.dumps(found[0])[1:-1], line.decode()).encode()
+
+
+def digest_of_pieces(pieces: Sequence[bytes]) -> str:
+    """`digest_of` an object of these pieces, as hashed."""
+    return hashlib.sha256(b'{"' + b', "'.join(pieces) + b"}" if pieces else b"{}").hexdigest()
+
+
+def _digest_as_written(text: bytes, seal: str) -> str:
+    pieces = pieces_of(text)
+    pieces.remove(f'seal": "{seal}"'.encode())
+    return digest_of_pieces([*map(as_hashed, pieces)])
+
+
+def _digest_as_read(text: bytes) -> str:
+    """`digest_of` the rest of a file, however it is laid out, if its keys are in their order."""
+    content = json.loads(text, object_pairs_hook=_each_once)
+    del content["seal"]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise KeyError("a key stands there twice")
+    return found
 
 
 def check_bytes(path: Path, content: Mapping[str, Any]) -> None:
@@ -153,15 +206,21 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: it is missing or no JSON.
     """
+    return _parsed(path, _read(path))
+
+
+def _read(path: Path) -> bytes:
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-        if "\\ud" in text.lower():  # half a character can be escaped, and not be written again
-            json.dumps(content, ensure_ascii=False).encode()
-        return content
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+
+
+def _parsed(path: Path, text: bytes) -> Any:
+    """JSON as values; half a character that is escaped, and could not be written again, is none."""
+    try:
+        return from_json(text)
+    except ValueError as error:
         raise Damaged(f"{path} is not valid JSON ({error}); delete it and run the same command again") from None
 
 

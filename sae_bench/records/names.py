@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 
 TRUE_NAMES = {"demo": "Gemma 3 270M"}
@@ -15,6 +16,7 @@ def true_name(model: str) -> str:
     return f"{TRUE_NAMES[short]} ({model})" if short in TRUE_NAMES else model
 
 
+@lru_cache(maxsize=10_000)
 def natural_order(text: str) -> tuple[str | int, ...]:
     """What to sort names by, so that layer_2 stands before layer_10."""
     return tuple(int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]{1,18})", text)))

@@ -32,6 +32,7 @@ from typing import Any, TextIO, TypeVar
 
 from sae_bench.errors import UserError
 from sae_bench.records.files import Damaged, is_temporary, read_sealed, sha256, write_sealed
+from sae_bench.records.many import read_records
 from sae_bench.records.names import file_name
 from sae_bench.records.ownership import Ownership, remove, remove_torn, walk
 from sae_bench.records.schema import Record, read_record
@@ -231,7 +232,8 @@ class RunFolder:
             Damaged: one is not what was written.
             UserError: one is ill-typed, or of a later version of the harness.
         """
-        return [read_record(path) for path in sorted((self.path / "records").glob("*.json"))]
+        paths = (self.path / "records").glob("*.json")
+        return read_records(sorted(paths, key=lambda path: path.name))
 
 
 def _part(name: str) -> str:

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SkipValidation, Strict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SkipValidation,
+    Strict,
+    ValidationError,
+    model_validator,
+)
 
 from sae_bench.errors import UserError
 from sae_bench.records.files import digest_of, read_sealed, write_sealed
@@ -205,15 +214,15 @@ class Record(_Part):
     provenance: Provenance
     measured_on: str = ON_TOKENS
     """What scores count: the evaluation tokens, or something else. `by_document` is by the units of that."""
-    comparable: dict[str, str] = {}
+    comparable: dict[str, str] = Field(default_factory=dict)  # pydantic copies other defaults, record by record
     """What two records of this task must share, besides tokens and versions, to stand in one table, by what it is."""
     not_measured: str | None = None
     """Why nothing was measured, though nothing failed."""
     caption: str | None = None
     """What a table with this record must say below it."""
-    siblings: list[str] = []
+    siblings: list[str] = Field(default_factory=list)
     """weights_sha256 of the SAEs of other seeds that it was compared with."""
-    remarks: list[str] = []
+    remarks: list[str] = Field(default_factory=list)
     """What a reader has to know of this SAE alone."""
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, contexts_at_once, evaluate
 from sae_bench.evaluation.task import Task, token_tasks
-from sae_bench.leaderboard.bootstrap import Design, metric_replicates
+from sae_bench.leaderboard.bootstrap import Design
+from sae_bench.leaderboard.replicates import metric_replicates
 from sae_bench.leaderboard.tables import board_files
 from sae_bench.lm.contexts import site_means
 from sae_bench.lm.corpus import corpus_hash

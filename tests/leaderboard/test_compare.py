@@ -22,14 +22,15 @@ from sae_bench.leaderboard.bootstrap import (
     _weight_of_pooled,
     _weight_of_seeds,
     difference,
+    differences,
     document_variance,
     estimate,
-    metric_replicates,
-    over_seeds,
+    estimates,
     seed_variance,
 )
 from sae_bench.leaderboard.compare import ALPHA, check_metrics, compare, comparisons
 from sae_bench.leaderboard.curves import area, at_l0, common_range, pareto_front
+from sae_bench.leaderboard.replicates import metric_replicates, over_seeds
 
 N_DOCUMENTS = 60
 
@@ -116,6 +117,19 @@ def test_the_variance_of_documents_has_as_many_degrees_of_freedom_as_its_tails_l
     variance, degrees = document_variance(left_out(bell, design), design)
     assert variance == pytest.approx(bell.var(ddof=1) / 100)
     assert degrees == pytest.approx(100 / (stats.kurtosis(bell, fisher=False) - 1))
+
+
+@pytest.mark.parametrize("design", [Design(60, 3, 2, 5), Design(47, 1), Design(200, 2, 3), Design(5, 2)])
+def test_many_values_at_once_have_each_the_estimate_that_it_has_alone(design):
+    """To the last bit: a table is the same however many SAEs are worked out together."""
+    draw = np.random.default_rng(3)
+    values = 5 + draw.standard_t(3, (7, design.n_replicates))
+    values[:, design.moved] = values[:, :1]
+    values[4] = 5.0
+    of_seeds = [(0.3 * i, 4.0 + i) for i in range(7)]
+    assert estimates(values, design) == [estimate(of.copy(), design) for of in values]
+    alone = [difference(of.copy(), design, *seeds, 9) for of, seeds in zip(values, of_seeds, strict=True)]
+    assert differences(values, design, of_seeds, 9) == alone
 
 
 def test_curves_go_through_their_points_and_stay_between_them():

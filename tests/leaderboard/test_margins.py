@@ -70,6 +70,14 @@ def test_a_margin_is_positive_where_the_value_is_better_whatever_its_direction(b
             assert margin.estimate.value > 0
 
 
+def test_margins_of_many_metrics_at_once_are_those_of_each(board):
+    found = Margins.of_each(board, ["delta_lm_loss", "fve", "l0"])
+    for metric in found:
+        alone, at = Margins.of(board, metric), (SETTING, "topk", 16.0, 1)
+        assert found[metric].get(*at) == alone.get(*at)
+    assert found["fve"].get(*at) is not None
+
+
 def test_its_error_is_that_of_the_difference_by_document(board):
     """The jackknife over documents of a difference of two ratios with the same documents."""
     margin = Margins.of(board, "delta_lm_loss").get(SETTING, "topk", 32.0, 1).estimate

@@ -9,7 +9,7 @@ from command import bench
 from scipy import stats
 from synthetic import records, typed, write_run
 
-from sae_bench.leaderboard import bootstrap, power
+from sae_bench.leaderboard import bootstrap, power, replicates
 from sae_bench.leaderboard.bootstrap import Design
 from sae_bench.leaderboard.compare import comparisons, pooled_over_seeds
 from sae_bench.leaderboard.power import Power
@@ -96,7 +96,7 @@ def _replicates(values: Any, design: Design) -> Any:
         found = np.full(design.n_replicates, row.mean())
         found[design.documents] = (row.sum() - row) / (len(row) - 1)
         by_seed.append(found)
-    return bootstrap.over_seeds(by_seed, design)
+    return replicates.over_seeds(by_seed, design)
 
 
 def test_the_noise_floor_is_the_deviation_between_seeds() -> None:

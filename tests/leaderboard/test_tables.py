@@ -5,6 +5,9 @@ import csv
 import html
 import io
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from synthetic import filled, typed
@@ -15,6 +18,8 @@ from sae_bench.leaderboard import tables as leaderboard
 from sae_bench.leaderboard.load import gather
 from sae_bench.leaderboard.render import escape_csv, escape_latex, escape_markdown, with_error
 from sae_bench.records.files import write_sealed
+
+ROOT = Path(__file__).parents[2]
 
 METRICS = {
     "fve": {"name": "fve", "better": "up", "unit": "", "description": "", "headline": True},
@@ -101,6 +106,18 @@ def test_layers_stand_in_the_order_of_their_numbers(over_seeds):
     assert re.findall(r"layer_\d+\.resid_post", board_table.table(typed(of), "csv", over_seeds=over_seeds)) == order
     text = board_table.table(typed(of), "text", over_seeds=over_seeds, group_by=["site"])
     assert re.findall(r"layer_\d+\.resid_post", text) == order * 2
+
+
+def test_a_table_waits_for_nothing_that_it_does_not_need(tmp_path):
+    """Of a second that a short command takes, these would be half."""
+    code = f"""if True:
+        import sys
+        from sae_bench.cli.main import app
+        app(["table", {str(save(tmp_path, record()))!r}], result_action="return_value")
+        print(*sys.modules)"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "sae_bench.leaderboard.tables" in done.stdout.split()
+    assert not {"torch", "pandas", "scipy.special", "matplotlib"} & {*done.stdout.split()}
 
 
 def test_what_varies_gets_a_column():

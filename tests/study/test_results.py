@@ -10,9 +10,10 @@ from made_study import TRUTH, answer, make, records_of
 
 from sae_bench.cli.main import main
 from sae_bench.errors import UserError
-from sae_bench.leaderboard.bootstrap import Design, metric_replicates
+from sae_bench.leaderboard.bootstrap import Design
 from sae_bench.leaderboard.claims import METRICS, check_claims
 from sae_bench.leaderboard.compare import comparisons
+from sae_bench.leaderboard.replicates import metric_replicates
 from sae_bench.records import lineage
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import BY_RATERS, Metric, Record, Score

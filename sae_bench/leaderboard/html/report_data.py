@@ -50,7 +50,7 @@ def board_data(board: Board) -> dict[str, Any]:
     words: Words = {}
     seen = Counter(sae.id for sae in board.saes)
     metrics = metrics_of(board.records)
-    margins = {name: Margins.of(board.records, name) for name in metrics} if board.controls else {}
+    margins = Margins.of_each(board.records, metrics)
     headline = {name for name, metric in metrics.items() if metric.headline and name != "l0"}
     first = order.primary(board.records)
     plotted = sorted(headline, key=lambda name: (name != first, name != "fve", name))
