@@ -35,28 +35,24 @@ def attacks(folder: Path, share: float) -> dict[str, tuple[Path, int, str | None
     def long(megabytes: int) -> str:
         return f"{words} " * (megabytes * MB // (len(words) + 1))
 
-    huge, large = int(300 * share), int(200 * share)
+    huge, large, many = int(300 * share), int(100 * share), int(60 * share) + 2
     (folder / "deep.jsonl").write_text("".join(short) + '{"text": "a", "b": ' + "[" * MB + "]" * MB + "}\n")
     texts = [json.loads(line)["text"] for line in short]
     for name, of in (("packed", [long(huge)]), ("beside", [*texts, "a" * (huge * MB)])):
         table = pd.DataFrame({"text": of})
         table.to_parquet(folder / f"{name}.parquet", compression="brotli", use_dictionary=False)
     packed = (folder / "packed.parquet").stat().st_size
-    (folder / "one.txt").write_text(long(large))
-    too_small = "holds 0 evaluation tokens"
     return {
         "JSON, a million lists in one another": (folder / "deep.jsonl", 2, "more than 200 deep"),
-        f"parquet, {packed:,} bytes of {huge} MB text": (folder / "packed.parquet", huge, too_small),
+        f"parquet, {packed:,} bytes of {huge} MB text": (folder / "packed.parquet", huge, "holds 0 evaluation tokens"),
         f"parquet, a word of {huge} MB": (folder / "beside.parquet", huge, None),
-        f"text, a document of {large} MB alone": (folder / "one.txt", large, too_small),
         f"JSON lines, a document of {large} MB": (lines("long.jsonl", long(large)), large, None),
         "JSON lines, 3 documents of 20 MB": (lines("three.jsonl", *[long(20)] * 3), 20, None),
-        f"JSON lines, {huge} documents of 1 MB": (lines("many.jsonl", *[long(1)] * huge), 1, None),
-        f"packed JSON lines, a document of {large} MB": (lines("long.jsonl.gz", long(large)), large, None),
+        f"packed JSON lines, {many} documents of 1 MB": (lines("many.jsonl.gz", *[long(1)] * many), 1, None),
     }
 
 
-MOST_FOR_A_BYTE, MOST_BESIDE = 16, 400 * MB
+MOST_FOR_A_BYTE, MOST_BESIDE = 8, 600 * MB
 """Memory that a run may take for each byte of its longest document, and besides, beyond that of a small corpus."""
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sae_bench.errors import UserError
+from sae_bench.errors import UserError, one_line
 from sae_bench.records.names import cache_folder
 from sae_bench.records.redact import redact_json
 
@@ -130,6 +130,24 @@ def read_sealed(path: Path) -> dict[str, Any]:
     except (AttributeError, KeyError, TypeError, RecursionError):
         pass  # JSON, but not an object with a seal, or deeper than can be written
     raise Damaged(f"{path} is not what was written (its checksum differs): delete it and run the same command again")
+
+
+@contextmanager
+def of_our_form(path: Path, *also: type[Exception]) -> Iterator[None]:
+    """What a file makes of its readers that is sealed and says other things than ours do: one line.
+
+    Raises:
+        UserError: within the block something is missing, or of another kind; `also` are more exceptions that say so.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, *also) as error:
+        why = f"{type(error).__name__}: {one_line(str(error))}"
+        raise UserError(
+            f"{path} is of another form than this version writes ({why:.120}): delete it and run the same command again"
+        ) from error
 
 
 def check_bytes(path: Path, content: Mapping[str, Any]) -> None:

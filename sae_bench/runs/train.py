@@ -17,6 +17,7 @@ from sae_bench.lm.activations import ActivationModel
 from sae_bench.lm.fingerprint import differences
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
+from sae_bench.records.files import of_our_form
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import SAEDescription, Training
 from sae_bench.runs.config import RunConfig, parse_interval
@@ -29,7 +30,7 @@ from sae_bench.runs.sources import own_capture
 from sae_bench.saes.active import Crossovers
 from sae_bench.saes.base import SparseAutoencoder
 from sae_bench.training.buffer import ActivationBuffer
-from sae_bench.training.checkpoint import Checkpoint, Checkpoints, CheckpointSaver, State, checkpointed, restored_from
+from sae_bench.training.checkpoint import Checkpoint, Checkpoints, CheckpointSaver, State, checkpointed
 from sae_bench.training.initial_values import INIT_SAMPLE
 from sae_bench.training.logging import LogSink
 from sae_bench.training.loop import train
@@ -130,13 +131,13 @@ class TrainStage:
             self.trainers = [self._begun(plan, self.source) for plan in plans]
             self._facts = self._facts_now()
             return
-        with restored_from(root / cell):
+        with of_our_form(root / cell):
             self._scaling = Scaling.of_state(found.parts[BUFFER], sites, lm.device)
         if found.step == self._n_before < self.n_steps:
             self.source = open_source(sites, serving, scaling=self._scaling)
         elif found.step < self.n_steps:
             self.source = open_source(sites, serving, state=found.parts[BUFFER])
-        with self._memory_for_all(), restored_from(root / cell):
+        with of_our_form(root / cell, RuntimeError), self._memory_for_all():
             self.trainers = [SAETrainer(*self._what(plan), found.parts[plan.id]) for plan in plans]
         self._facts = found.facts
 

@@ -10,18 +10,17 @@ kept; one that is torn or damaged is passed over, with a warning, for the one be
 import logging
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sae_bench.errors import UserError, one_line
+from sae_bench.errors import UserError
 from sae_bench.records.files import read_sealed, replacing, sha256, write_sealed
 from sae_bench.records.ownership import remove_checkpoint
 from sae_bench.signals import shielded
@@ -115,24 +114,6 @@ class Checkpoints:
                 raise UserError(f"{file.name} is damaged")
             parts[name] = unflatten(load_file(file), manifest["state"][name])
         return Checkpoint(manifest["step"], manifest["config_hash"], parts, manifest["facts"])
-
-
-@contextmanager
-def restored_from(folder: Path) -> Iterator[None]:
-    """What a state of another form makes of those that take it back: one line.
-
-    Raises:
-        UserError: it is one that a whole checkpoint of this version does not have.
-    """
-    try:
-        yield
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(
-            f"a checkpoint in {folder} is of another form than this version writes ({one_line(str(error)):.100}): "
-            "delete it, and the same command goes on from the one before"
-        ) from error
 
 
 def checkpointed(folder: Path) -> set[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sae_bench.errors import UserError
 from sae_bench.progress import Progress
-from sae_bench.records.files import Damaged, digest_of, read_sealed, write_sealed, write_text
+from sae_bench.records.files import Damaged, digest_of, of_our_form, read_sealed, write_sealed, write_text
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Record
 from sae_bench.registry import ARCHITECTURES
@@ -78,7 +78,8 @@ class _Stage:
         """By architecture; read where they are there, and measured otherwise."""
         said = self._said()
         if said is not None:
-            found = outcomes_from(_all(trials), said["trials"])
+            with of_our_form(self.file):
+                found = outcomes_from(_all(trials), said["trials"])
         else:
             records = work(self.config, self.folder)
             found = outcomes_of(_all(trials), records)
@@ -122,7 +123,11 @@ def clear(out: Path) -> None:
     Raises:
         UserError: a folder that has the name of a rung holds something else.
     """
-    rungs = read_sealed(out / MANIFEST)["settings"]["rungs"] if (out / MANIFEST).exists() else 0
+    with of_our_form(out / MANIFEST):
+        said = read_sealed(out / MANIFEST)["settings"] if (out / MANIFEST).exists() else None
+        rungs = 0 if said is None else int(said["rungs"])
+        if rungs >= 64:  # each has half the trials of the one before, or fewer
+            raise ValueError(f"{rungs} rungs")
     for name in (*map(rung_name, range(rungs)), CHECK):
         RunFolder(out / name).clear()
         (out / f"{name}.json").unlink(missing_ok=True)
@@ -137,8 +142,9 @@ def _begin(config: RunConfig, settings: TuneSettings, out: Path) -> None:
         UserError: the folder holds another tuning.
     """
     path = out / MANIFEST
-    before = read_sealed(path)["settings"] if path.exists() else {}
-    plugins = plugin_hashes(config.plugins, before.get("plugins", {}))
+    with of_our_form(path):
+        before = dict(read_sealed(path)["settings"]) if path.exists() else {}
+        plugins = plugin_hashes(config.plugins, before.get("plugins", {}))
     now = {**settings.model_dump(), **config.identity, "plugins": plugins}
     before = before or now
     if changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]:

@@ -167,13 +167,14 @@ def _checkpoint(folder: Path) -> list[Path]:
 def _read_checkpoint(folder: Path) -> None:
     from toy_trainer import activations
 
-    from sae_bench.training.checkpoint import Checkpoints, checkpointed, restored_from
+    from sae_bench.records.files import of_our_form
+    from sae_bench.training.checkpoint import Checkpoints, checkpointed
 
     checkpointed(folder / "checkpoints")
     found = Checkpoints(folder / "checkpoints", ["c" * 64]).load(["one"])
     if found is None:
         return
-    with restored_from(folder / "checkpoints"):
+    with of_our_form(folder / "checkpoints", RuntimeError):
         trainer = _resumed(found.parts["one"])
     trainer.step(activations(6), 6, logged=True)
 
