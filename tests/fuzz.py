@@ -102,6 +102,8 @@ def _follow(receiver: Connection, found: Tried, at: int) -> int:
         except EOFError:
             found.faults.append(f"{found.kind} {at} ({how}): the process died")
             return at
+        if what == "broken":
+            raise RuntimeError(f"{found.kind}: a whole one cannot be made or read: {said[0]}")
         if what == "end":
             found.peak = max(found.peak, *said)
             return sys.maxsize - 1
@@ -126,10 +128,14 @@ def _read_all(kind: str, seed: int, first: int, end: int, folder: str, sender: C
     (where / "work").mkdir(parents=True)
     os.chdir(where / "work")
     target, whole, copy = TARGETS[kind], where / "whole", where / "copy"
-    files = target.make(whole)
-    shutil.copytree(whole, copy)
-    with quiet():
-        target.read(copy)  # and this is right
+    try:
+        with quiet():
+            files = target.make(whole)
+            shutil.copytree(whole, copy)
+            target.read(copy)  # and this is right
+    except BaseException:  # noqa: BLE001 (whatever it is, the parent says so)
+        sender.send(("broken", traceback.format_exc()))
+        return
     pages = resource.getpagesize()
     before = int(Path("/proc/self/statm").read_text().split()[1]) * pages
     size = int(Path("/proc/self/statm").read_text().split()[0]) * pages

@@ -10,20 +10,22 @@ was published. Records do not repeat the training log: with it, each of an SAE's
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sae_bench.leaderboard.load import check_comparable, gather
 from sae_bench.leaderboard.palette import Look, looks
 from sae_bench.leaderboard.setting import Setting
-from sae_bench.records.files import read_sealed, sha256
+from sae_bench.records.files import of_our_form, read_sealed, sha256
 from sae_bench.records.ownership import sealed
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
 from sae_bench.records.schema import Record, SAEDescription
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 TRAINING_LOG = "metrics.jsonl"
 
@@ -89,11 +91,17 @@ class SAE:
             return []
         return rows
 
-    def latents(self) -> Iterator[dict[str, Any]]:
-        """The latents that were looked at, in their order."""
+    def latents(self, read: Callable[[dict[str, Any]], T]) -> Iterator[T]:
+        """What `read` makes of each of the latents that were looked at, in their order.
+
+        Raises:
+            UserError: a file is damaged, or of another form than `read` knows; the message names it.
+        """
         folder = RunFolder(self.run).latents_path(self.id)
         for path in sorted(folder.glob("*.json"), key=lambda path: (len(path.stem), path.stem)):
-            yield read_sealed(path)
+            with of_our_form(path):
+                found = read(read_sealed(path))
+            yield found
 
 
 @dataclass(frozen=True)

@@ -139,11 +139,12 @@ def of_our_form(path: Path, *also: type[Exception]) -> Iterator[None]:
     Raises:
         UserError: within the block something is missing, or of another kind; `also` are more exceptions that say so.
     """
+    foreign: tuple[type[Exception], ...] = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, *also)
     try:
         yield
     except UserError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, *also) as error:
+    except foreign as error:
         why = f"{type(error).__name__}: {one_line(str(error))}"
         raise UserError(
             f"{path} is of another form than this version writes ({why:.120}): delete it and run the same command again"

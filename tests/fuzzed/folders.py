@@ -39,7 +39,7 @@ def _study(folder: Path) -> list[Path]:
     labels = ("topk", "jumprelu")
     write_run(folder / "run", records(labels, targets=(16.0,), seeds=(0,)))
     of = make(folder / "study", dict.fromkeys(labels, Path("run")), n_latents=4, n_raters=3, overlap=2, repeats=1)
-    answer(of, lambda rater, label, latent: ("yes" if latent % 3 else "no", [True, False] * 5))
+    answer(of, lambda rater, label, latent: ("yes" if latent % 3 else "no", None))
     events = [json.loads(line) for line in of.answers_path(1).read_text().splitlines()]
     about = {"kind": "sae-arch-bench study answers", "format": 1, "study": "study0000000", "rater": 1}
     (folder / "results-1.json").write_text(json.dumps(about | {"events": events}))
@@ -231,9 +231,9 @@ def _read_judge(folder: Path) -> None:
 
 
 FOLDERS = {
-    "run": Target(_run, _read_run),
-    "study": Target(_study, _read_study),
-    "tuning": Target(_tuning, _read_tuning),
+    "run": Target(_run, _read_run, 200),
+    "study": Target(_study, _read_study, 200),
+    "tuning": Target(_tuning, _read_tuning, 200),
     "activations": Target(_cache, _read_cache),
     "checkpoint": Target(_checkpoint, _read_checkpoint),
     "judge": Target(_judge, _read_judge),

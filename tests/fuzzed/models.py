@@ -124,8 +124,8 @@ FORMATS = ("ours", "saelens", "sparsify", "dictionary_learning", "gemma-scope", 
            "goodfire", "llama-scope", "llamascopium")  # fmt: skip
 
 LMS = {
-    "model": Target(_model(), _read_model),
-    "model in pieces": Target(_model("gpt2", "30KB"), _read_model),
-    "quantised model": Target(_quantised, _read_quantised),
+    "model": Target(_model(), _read_model, 200),
+    "model in pieces": Target(_model("gpt2", "30KB"), _read_model, 200),
+    "quantised model": Target(_quantised, _read_quantised, 200),
 }
 SAES = {f"SAE {kind}": Target(_sae(kind), _read_sae) for kind in FORMATS}

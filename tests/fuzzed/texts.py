@@ -214,11 +214,11 @@ PROBES = ("texts.csv", "texts.jsonl", "texts.parquet")
 
 SETTINGS = {
     "suite": Target(_settings(SUITE), _read_suite),
-    "recipe": Target(_recipe, _read_recipe),
-    "world": Target(_settings(WORLD, "world.toml"), _read_world),
+    "recipe": Target(_recipe, _read_recipe, 200),
+    "world": Target(_settings(WORLD, "world.toml"), _read_world, 200),
     "prices": Target(_settings(PRICES, "prices.toml"), _read_prices),
 }
 TEXTS = {
-    **{f"corpus {name}": Target(_corpus(name), _read_corpus) for name in CORPORA},
+    **{f"corpus {name}": Target(_corpus(name), _read_corpus, 200) for name in CORPORA},
     **{f"probes {name}": Target(_probe_set(name), _read_probe_set) for name in PROBES},
 }
