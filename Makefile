@@ -61,7 +61,8 @@ hashes: | .venv/bin/python
 	$(BIN)/python deploy/hashes.py build/report.json > build/hashes.txt
 	mv build/hashes.txt hashes.txt
 
-# Kills, full disks, flipped bits and the like, in numbers; writes the table of docs/reliability.md. A quarter of an hour.
+# Kills, full disks, flipped bits, changed files and the like, in numbers; writes the table of docs/reliability.md. Half an
+# hour or more; `tests/faults.py NAME...` does some.
 faults: .venv/dev.stamp
 	$(BIN)/python tests/faults.py
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -123,8 +124,6 @@ LONG: dict[str, Callable[[Lab], Outcome]] = {
 
 def main(names: list[str]) -> None:
     """Inject everything, or some kinds of fault, and write the table into docs/reliability.md."""
-    from tabulate import tabulate
-
     kept = ROOT / "docs" / "reliability.json"
     found = json.loads(kept.read_text()) if names and kept.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
@@ -134,6 +133,13 @@ def main(names: list[str]) -> None:
             found[name] = asdict(LONG[name](lab))
             print(name, found[name], flush=True)
             kept.write_text(json.dumps(found, indent=1) + "\n")
+    sys.exit(any(o.lost or o.wrong or o.survived < o.injected for o in write_table(found)))
+
+
+def write_table(found: dict[str, dict[str, Any]]) -> list[Outcome]:
+    """Put what was found, by name, into docs/reliability.md."""
+    from tabulate import tabulate
+
     outcomes = [Outcome(**found[name]) for name in LONG if name in found]
     rows = [[o.fault, o.injected, o.survived, o.lost, o.wrong] for o in outcomes]
     rows.append(["all", *(sum(row[i] for row in rows) for i in range(1, 5))])
@@ -143,7 +149,7 @@ def main(names: list[str]) -> None:
     text = page.read_text(encoding="utf-8")
     table = tabulate(rows, headers, tablefmt="github")
     page.write_text(f"{text[: text.index(begin)]}{begin}\n{table}\n{text[text.index(end) :]}", encoding="utf-8")
-    sys.exit(any(o.lost or o.wrong or o.survived < o.injected for o in outcomes))
+    return outcomes
 
 
 if __name__ == "__main__":
