@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from sae_bench.errors import UserError
-from sae_bench.records.files import digest_of, read_sealed, sha256, write_sealed
+from sae_bench.records.files import Damaged, digest_of, read_sealed, sha256, write_sealed
 from sae_bench.records.names import file_name
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ def known_hashes(root: Path, identity: Mapping[str, Any]) -> tuple[str, str] | N
     if not path.exists():
         return None
     found = read_sealed(path)
+    if not isinstance(found.get("identity"), Mapping):
+        raise Damaged(f"{path} is not what was written: delete its folder")
     if found["identity"] != identity:
         raise UserError(
             f"{path} is of another capture ({_differences(identity, found['identity'])}): delete its folder, or choose "

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_bench.errors import UserError, did_you_mean, one_line
-from sae_bench.records.files import read_sealed
+from sae_bench.records.files import of_our_form, read_sealed
 from sae_bench.records.run_folder import RunFolder
 
 SHADES = (195, 159, 123, 87, 51)
@@ -26,8 +26,10 @@ def explain(run: Path, sae: str, /, *, latent: int, every: bool = False) -> int:
         latent: The latent's number.
         every: Show all excerpts, not the first few of each kind.
     """
-    content = read_sealed(find_latent(run, sae, latent))
-    print("\n".join(lines_of(content, colour=sys.stdout.isatty(), every=every)))
+    path = find_latent(run, sae, latent)
+    with of_our_form(path):
+        text = "\n".join(lines_of(read_sealed(path), colour=sys.stdout.isatty(), every=every))
+    print(text)
     return 0
 
 

@@ -9,17 +9,23 @@ was published. Records do not repeat the training log: with it, each of an SAE's
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sae_bench.leaderboard.load import check_comparable, gather
 from sae_bench.leaderboard.palette import Look, looks
 from sae_bench.leaderboard.setting import Setting
-from sae_bench.records.files import read_sealed
-from sae_bench.records.run_folder import RunFolder
+from sae_bench.records.files import of_our_form, read_sealed, sha256
+from sae_bench.records.ownership import sealed
+from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
 from sae_bench.records.schema import Record, SAEDescription
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 TRAINING_LOG = "metrics.jsonl"
 
@@ -74,17 +80,28 @@ class SAE:
         return None
 
     def training_log(self) -> list[dict[str, Any]]:
-        """Its logged steps; none if the log was not kept."""
+        """Its logged steps; none if the log was not kept or, with a word, is not what was written."""
         path = RunFolder(self.run).sae_path(self.id) / TRAINING_LOG
         if not path.is_file():
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        said = (sealed(path.with_name(SAE_DESCRIPTION)) or {}).get("files")
+        rows = _rows(path)
+        if rows is None or (isinstance(said, Mapping) and said.get(path.name) != sha256(path)):
+            log.warning("%s is not what was written: it is left out", path)
+            return []
+        return rows
 
-    def latents(self) -> Iterator[dict[str, Any]]:
-        """The latents that were looked at, in their order."""
+    def latents(self, read: Callable[[dict[str, Any]], T]) -> Iterator[T]:
+        """What `read` makes of each of the latents that were looked at, in their order.
+
+        Raises:
+            UserError: a file is damaged, or of another form than `read` knows; the message names it.
+        """
         folder = RunFolder(self.run).latents_path(self.id)
         for path in sorted(folder.glob("*.json"), key=lambda path: (len(path.stem), path.stem)):
-            yield read_sealed(path)
+            with of_our_form(path):
+                found = read(read_sealed(path))
+            yield found
 
 
 @dataclass(frozen=True)
@@ -130,3 +147,16 @@ class Board:
     @property
     def settings(self) -> list[Setting]:
         return sorted({sae.setting for sae in self.saes})
+
+
+def _rows(path: Path) -> list[dict[str, Any]] | None:
+    """The rows of a training log, numbers and gaps by name; None if it is none."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, RecursionError):
+        return None
+    return rows if all(isinstance(row, dict) and "tokens" in row and _numeric(row) for row in rows) else None
+
+
+def _numeric(row: Mapping[str, Any]) -> bool:
+    return all(value is None or type(value) in (int, float) for value in row.values())

@@ -132,7 +132,7 @@ def repeated(source: str, column: str = "text") -> frozenset[int]:
     about = corpus_hash(source)
     if about is None:
         return frozenset()
-    key = hashlib.sha256(f"{RULE} {column} {about}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{RULE} digests 2 {column} {about}".encode()).hexdigest()[:12]
     return _repeated(source, column, f"repeated-{key}")
 
 

@@ -11,7 +11,7 @@ smallest hash leaves; low enough to catch shared paragraphs, they chained more t
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 from zlib import crc32
 
@@ -32,6 +32,11 @@ EVAL_SHARE = 10  # one text in this many is held out, before those that repeat t
 KEY_WORDS = 5
 REPEAT_WORDS = 8
 MOST_REPEATED = 0.05
+
+AT_ONCE = 1 << 20
+"""Shingles that are in memory at once, and words whose hashes are chained one by one: texts have no bound."""
+ABREAST = 1 << 12
+"""Chains of a text of more words, whose ends are chained in turn."""
 
 _WORD = re.compile(r"\w+")
 
@@ -62,7 +67,13 @@ def cluster_of(text: str) -> int:
 def digest(text: str) -> int:
     """A number that stands for a text: the hash of all its words."""
     words = _words(text)
-    return int(_shingles(words, len(words))[0])
+    if len(words) <= AT_ONCE:
+        return _chained(words)
+    rows = len(words) // ABREAST * ABREAST
+    chains = np.zeros(ABREAST, dtype=np.uint64)
+    for row in words[:rows].reshape(-1, ABREAST):
+        chains = mixed(chains + row)
+    return _chained(np.concatenate([chains, words[rows:], np.array([len(words)], dtype=np.uint64)]))
 
 
 def repeated_texts(texts: Callable[[], Iterable[str]]) -> frozenset[int]:
@@ -70,7 +81,7 @@ def repeated_texts(texts: Callable[[], Iterable[str]]) -> frozenset[int]:
 
     The corpus is read twice, in any order. In memory are the shingles of the evaluation texts alone.
     """
-    held_out = {digest(text): np.unique(_shingles(_words(text), REPEAT_WORDS)) for text in texts()
+    held_out = {digest(text): np.unique(np.concatenate([*_shingles(_words(text), REPEAT_WORDS)])) for text in texts()
                 if split_of(text) == "eval"}  # fmt: skip
     if not held_out:
         return frozenset()
@@ -79,9 +90,9 @@ def repeated_texts(texts: Callable[[], Iterable[str]]) -> frozenset[int]:
     for words in map(_words, texts()):
         if _side(words) == "eval":
             continue
-        hashes = _shingles(words, REPEAT_WORDS)
-        place = np.searchsorted(known, hashes).clip(max=len(known) - 1)
-        found[place[known[place] == hashes]] = True
+        for hashes in _shingles(words, REPEAT_WORDS):
+            place = np.searchsorted(known, hashes).clip(max=len(known) - 1)
+            found[place[known[place] == hashes]] = True
     return frozenset(
         text for text, hashes in held_out.items() if found[np.searchsorted(known, hashes)].mean() > MOST_REPEATED
     )
@@ -97,7 +108,7 @@ def _side_of(key: HashArray) -> Split:
 
 def _key(words: HashArray) -> HashArray:
     # Mixed once more: a smallest hash is a small number.
-    return mixed(_shingles(words, KEY_WORDS).min(keepdims=True))
+    return mixed(np.array([min(hashes.min() for hashes in _shingles(words, KEY_WORDS))]))
 
 
 def _words(text: str) -> HashArray:
@@ -112,11 +123,24 @@ def _hashed(words: Sequence[bytes]) -> HashArray:
     return mixed(np.fromiter(map(crc32, words), dtype=np.uint64, count=len(words)))
 
 
-def _shingles(words: HashArray, length: int) -> HashArray:
-    """One hash for every `length` words in a row; the whole text if it is shorter."""
+def _shingles(words: HashArray, length: int) -> Iterator[HashArray]:
+    """One hash for every `length` words in a row, some at a time; the whole text if it is shorter."""
     length = min(length, len(words))
     n = len(words) - length + 1
-    hashes = np.zeros(n, dtype=np.uint64)
-    for offset in range(length):
-        hashes = mixed(hashes + words[offset : offset + n])
-    return hashes
+    for first in range(0, n, AT_ONCE):
+        some = min(AT_ONCE, n - first)
+        hashes = np.zeros(some, dtype=np.uint64)
+        for offset in range(first, first + length):
+            hashes = mixed(hashes + words[offset : offset + some])
+        yield hashes
+
+
+def _chained(words: HashArray) -> int:
+    """The one shingle of all the words: `mixed`, on numbers and not on arrays of one, in a tenth of the time."""
+    whole, digest = (1 << 64) - 1, 0
+    for word in words.tolist():
+        digest = (digest + word + 0x9E3779B97F4A7C15) & whole
+        digest = ((digest ^ (digest >> 30)) * 0xBF58476D1CE4E5B9) & whole
+        digest = ((digest ^ (digest >> 27)) * 0x94D049BB133111EB) & whole
+        digest ^= digest >> 31
+    return digest

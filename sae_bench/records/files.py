@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from sae_bench.errors import UserError
+from sae_bench.errors import UserError, one_line
 from sae_bench.records.names import cache_folder
 from sae_bench.records.redact import redact_json
 
@@ -183,6 +183,25 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise KeyError("a key stands there twice")
     return found
+
+
+@contextmanager
+def of_our_form(path: Path, *also: type[Exception]) -> Iterator[None]:
+    """What a file makes of its readers that is sealed and says other things than ours do: one line.
+
+    Raises:
+        UserError: within the block something is missing, or of another kind; `also` are more exceptions that say so.
+    """
+    foreign: tuple[type[Exception], ...] = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, *also)
+    try:
+        yield
+    except UserError:
+        raise
+    except foreign as error:
+        why = f"{type(error).__name__}: {one_line(str(error))}"
+        raise UserError(
+            f"{path} is of another form than this version writes ({why:.120}): delete it and run the same command again"
+        ) from error
 
 
 def check_bytes(path: Path, content: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from sae_bench.lm.activations import ActivationModel
 from sae_bench.lm.fingerprint import differences
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
+from sae_bench.records.files import of_our_form
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import SAEDescription, Training
 from sae_bench.runs.config import RunConfig, parse_interval
@@ -130,12 +131,13 @@ class TrainStage:
             self.trainers = [self._begun(plan, self.source) for plan in plans]
             self._facts = self._facts_now()
             return
-        self._scaling = Scaling.of_state(found.parts[BUFFER], sites, lm.device)
+        with of_our_form(root / cell):
+            self._scaling = Scaling.of_state(found.parts[BUFFER], sites, lm.device)
         if found.step == self._n_before < self.n_steps:
             self.source = open_source(sites, serving, scaling=self._scaling)
         elif found.step < self.n_steps:
             self.source = open_source(sites, serving, state=found.parts[BUFFER])
-        with self._memory_for_all():
+        with of_our_form(root / cell, RuntimeError), self._memory_for_all():
             self.trainers = [SAETrainer(*self._what(plan), found.parts[plan.id]) for plan in plans]
         self._facts = found.facts
 

@@ -14,7 +14,15 @@ from typing import Any
 from sae_bench.errors import UserError
 from sae_bench.lm.fingerprint import differences
 from sae_bench.progress import Progress
-from sae_bench.records.files import Damaged, as_sealed, digest_of, read_sealed, write_sealed, write_text
+from sae_bench.records.files import (
+    Damaged,
+    as_sealed,
+    digest_of,
+    of_our_form,
+    read_sealed,
+    write_sealed,
+    write_text,
+)
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Record
 from sae_bench.registry import ARCHITECTURES
@@ -83,7 +91,8 @@ class _Stage:
         """By architecture; read where they are there, and measured otherwise."""
         said = self._said()
         if said is not None:
-            found = outcomes_from(_all(trials), said["trials"])
+            with of_our_form(self.file):
+                found = outcomes_from(_all(trials), said["trials"])
         else:
             records = work(self.config, self.folder)
             found = outcomes_of(_all(trials), records)
@@ -127,7 +136,11 @@ def clear(out: Path) -> None:
     Raises:
         UserError: a folder that has the name of a rung holds something else.
     """
-    rungs = read_sealed(out / MANIFEST)["settings"]["rungs"] if (out / MANIFEST).exists() else 0
+    with of_our_form(out / MANIFEST):
+        said = read_sealed(out / MANIFEST)["settings"] if (out / MANIFEST).exists() else None
+        rungs = 0 if said is None else int(said["rungs"])
+        if rungs >= 64:  # each has half the trials of the one before, or fewer
+            raise ValueError(f"{rungs} rungs")
     for name in (*map(rung_name, range(rungs)), CHECK):
         RunFolder(out / name).clear()
         (out / f"{name}.json").unlink(missing_ok=True)
@@ -142,11 +155,12 @@ def _begin(config: RunConfig, settings: TuneSettings, out: Path) -> None:
         UserError: the folder holds another tuning, or one of what is something else now.
     """
     path = out / MANIFEST
-    manifest = read_sealed(path) if path.exists() else {}
-    before = manifest.get("settings", {})
-    read = before.get("plugins", {})
-    names = {Path(plugin).name: plugin for plugin in config.plugins}
-    plugins = {name: hashes_of_plugin(plugin, read.get(name, ())) for name, plugin in names.items()}
+    with of_our_form(path):
+        manifest = read_sealed(path) if path.exists() else {}
+        before = dict(manifest.get("settings", {}))
+        read = dict(before.get("plugins", {}))
+        names = {Path(plugin).name: plugin for plugin in config.plugins}
+        plugins = {name: hashes_of_plugin(plugin, read.get(name, ())) for name, plugin in names.items()}
     now = {**settings.model_dump(), **config.by_content, "plugins": plugins}
     before = before or now
     if changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]:

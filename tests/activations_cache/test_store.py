@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from sae_bench.activations_cache import store as store_module
+from sae_bench.activations_cache.identity import folder_of, known_hashes
 from sae_bench.activations_cache.sizes import Need, bytes_in, in_words
 from sae_bench.activations_cache.store import PassStore
 from sae_bench.errors import UserError
 from sae_bench.lm.sites import Site
 from sae_bench.lm.tokens import TokenBatch
+from sae_bench.records.files import write_sealed
 
 SITE = Site(1, "resid_post", "model.layers.1", "output", 3)
 OTHER = Site(2, "resid_post", "model.layers.2", "output", 5)
@@ -264,3 +266,11 @@ def test_nothing_is_said_where_nothing_is_wrong(filled, caplog):
         store(filled).find(SITE, batch(1).tokens, 4)
     assert not caplog.text
     assert os.listdir(filled) == ["folder"]
+
+
+@pytest.mark.parametrize("content", [{}, {"identity": 3}])
+def test_a_manifest_that_is_sealed_and_says_something_else_is_damaged(tmp_path, content):
+    identity = {"model": "tiny"}
+    write_sealed(folder_of(tmp_path, identity) / "manifest.json", content)
+    with pytest.raises(UserError, match=r"manifest\.json is not what was written"):
+        known_hashes(tmp_path, identity)

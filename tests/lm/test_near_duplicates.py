@@ -7,6 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sae_bench.lm import near_duplicates
 from sae_bench.lm.near_duplicates import digest, repeated_texts, split_of
 from sae_bench.lm.shared_runs import RUN_LENGTH, SharedRuns
 
@@ -111,3 +112,22 @@ def test_the_share_is_the_naive_one_however_the_training_text_is_cut(seed: int, 
         counted.see(training[:, start:end])
     assert counted.share == naive_share(held_out, training)
     assert counted.share > 0
+
+
+def test_a_text_of_any_length_has_the_same_hashes_as_all_at_once(monkeypatch) -> None:
+    """In pieces of seven shingles; its digest is another one then, and any changed word changes it."""
+    words = near_duplicates._words(text_of(3, 500))
+    for length in (1, 5, 8, 500):
+        (whole,) = near_duplicates._shingles(words, length)
+        with monkeypatch.context() as patch:
+            patch.setattr(near_duplicates, "AT_ONCE", 7)
+            pieces = [*near_duplicates._shingles(words, length)]
+        assert max(map(len, pieces)) <= 7
+        assert np.array_equal(np.concatenate(pieces), whole)
+    (chain,) = near_duplicates._shingles(words, len(words))
+    assert digest(text_of(3, 500)) == int(chain[0])
+    monkeypatch.setattr(near_duplicates, "AT_ONCE", 7)
+    monkeypatch.setattr(near_duplicates, "ABREAST", 6)
+    texts = [text_of(3, 500), *(text_of(3, 500) + more for more in (" a", " b", " a a")), text_of(4, 500)]
+    texts += [texts[0].replace(texts[0].split()[i], "another", 1) for i in (0, 1, 250, 498, 499)]
+    assert len({*map(digest, texts)}) == len(texts)

@@ -3,7 +3,10 @@
 import signal
 
 import attacks
+import broken_parts
 import faults
+import fuzz
+import loads
 import pytest
 
 SHORT = {
@@ -12,11 +15,13 @@ SHORT = {
     "disk": lambda lab: faults.full_disk(lab, 2),
     "bits": lambda lab: faults.flipped_bits(lab, 1),
     "two": lambda lab: faults.two_processes(lab, 1),
-    "corpus": lambda lab: faults.broken_corpus(lab, 2),
-    "nan": lambda lab: faults.nan_in_the_model(lab, 1),
-    "clock": lambda lab: faults.clock(lab, 1),
+    "corpus": lambda lab: broken_parts.broken_corpus(lab, 2),
+    "nan": lambda lab: broken_parts.nan_in_the_model(lab, 1),
+    "clock": lambda lab: broken_parts.clock(lab, 1),
     "own": lambda lab: attacks.users_files(lab, 1),
     "caches": lambda lab: attacks.damaged_caches(lab, 1, attacks.CACHES[:1]),
+    "loads": lambda lab: loads.loads(lab, 0.01),
+    **{name: lambda lab, name=name: fuzz.row(name, 4) for name in fuzz.ROWS},
 }
 
 

@@ -17,13 +17,7 @@ N_GROUPS = 5
 
 def interpretability(saes: Sequence[SAE], looks: Mapping[str, Look]) -> Figure | None:
     """One axes for each scorer: each latent a faint point, and the mean of groups with 95% intervals over latents."""
-    scores = [
-        (sae.label, scorer, latent["n_fired"] / latent["n_tokens"], score["value"])
-        for sae in saes
-        for latent in sae.latents()
-        for scorer, score in latent["scores"].items()
-        if score["value"] is not None and latent["n_fired"]
-    ]
+    scores = [(sae.label, *found) for sae in saes for of_latent in sae.latents(_scores) for found in of_latent]
     scorers = sorted({scorer for _, scorer, _, _ in scores})
     if not scorers:
         return None
@@ -47,3 +41,10 @@ def interpretability(saes: Sequence[SAE], looks: Mapping[str, Look]) -> Figure |
         axes.set_ylabel(f"{one_line(scorer)} score ↑")
     legend_above(figure, handles)
     return figure  # type: ignore[no-any-return]
+
+
+def _scores(latent: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """Scorer, share of the tokens on which it fires, and value, where both are there."""
+    share = float(latent["n_fired"]) / float(latent["n_tokens"])
+    found = [(str(scorer), share, score["value"]) for scorer, score in latent["scores"].items()]
+    return [(scorer, share, float(value)) for scorer, share, value in found if value is not None and share]

@@ -7,6 +7,7 @@ activations only those that are not zero are kept, with three digits. SAEs are c
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ def board_data(board: Board) -> dict[str, Any]:
         "settings": [_shown(setting) for setting in board.settings],
         "fronts": [_fronts(board, setting) for setting in board.settings],
         "saes": columns(saes),
-        "latents": [[_latent(latent, words) for latent in sae.latents()] for sae in board.saes],
+        "latents": [[*sae.latents(partial(_latent, words=words))] for sae in board.saes],
         "words": list(words),
     }  # fmt: skip
 
