@@ -110,7 +110,7 @@ class Identified:
         found: dict[str, Any] = {
             "plugins": [content_hash(Path(one)) if os.path.isfile(one) else one for one in self.plugins]
         }
-        found["saes"] = [sae.sha256 if os.path.exists(sae.source) else sae.source for sae in self.saes]
+        found["saes"] = [[sae.sha256, "" if os.path.exists(sae.source) else sae.source] for sae in self.saes]
         if self.model not in (*HUB_MODELS, *MODELS) and os.path.isdir(self.model):
             files = sorted(path for path in Path(self.model).rglob("*") if path.is_file())
             names = [path.relative_to(self.model).as_posix() for path in files]
