@@ -160,8 +160,7 @@ def _with_zone(time: datetime) -> datetime:
 Time = Annotated[datetime, AfterValidator(_with_zone)]
 MOST_TEXT = 2000
 """Characters of what a rater may write about one latent."""
-MOST_SECONDS = 86_400
-"""Of an answer: pauses are left out, and nobody looks at a latent for more than a day."""
+MOST_SECONDS = 86_400  # of an answer: pauses are left out, and nobody looks at a latent for more than a day
 
 
 class Answer(Part):
