@@ -160,8 +160,7 @@ def _with_zone(time: datetime) -> datetime:
 Time = Annotated[datetime, AfterValidator(_with_zone)]
 MOST_TEXT = 2000
 """Characters of what a rater may write about one latent."""
-MOST_SECONDS = 86_400
-"""Of an answer: pauses are left out, and nobody looks at a latent for more than a day."""
+MOST_SECONDS = 86_400  # of an answer: pauses are left out, and nobody looks at a latent for more than a day
 
 
 class Answer(Part):
@@ -238,9 +237,7 @@ def read_events(path: Path) -> list[Answer | Undo]:
 def first_of(error: ValidationError) -> str:
     """The field that is wrong, what is wrong with it, and what it says."""
     first = error.errors(include_url=False)[0]
-    field = "".join(f"{part}." for part in first["loc"])[:-1]
-    said = f"{first['msg']}, got {first['input']!r:.60}"
-    return f"{field}: {said}" if field else said
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r:.60}".removeprefix(": ")
 
 
 MAKE = "`python bench.py study make RUN... --out DIR`"
@@ -282,10 +279,7 @@ class StudyFolder:
             UserError: there is no such rater, or the file is damaged.
         """
         if rater not in (raters := self.raters()):
-            name = self.assignment_path(rater).name
-            raise UserError(
-                f"{self.path} has no rater {rater}, but {raters[0]} to {raters[-1]}: name one, or put {name} back"
-            )
+            raise UserError(f"{self.path} has no rater {rater}, but {raters[0]} to {raters[-1]}: name one of these")
         return Assignment.read(self.assignment_path(rater))
 
     def raters(self) -> list[int]:
@@ -294,7 +288,7 @@ class StudyFolder:
         Raises:
             UserError: there are none.
         """
-        names = [path.stem.removeprefix("rater-") for path in (self.path / "raters").glob("rater-*.json")]
+        names = (path.stem.removeprefix("rater-") for path in (self.path / "raters").glob("rater-*.json"))
         numbers = sorted(int(name) for name in names if name.isdecimal())
         if not numbers:
             raise UserError(f"{self.path} holds no raters' files: make a study with {MAKE}")
