@@ -65,11 +65,12 @@ def check_comparable(records: Sequence[Record]) -> None:
 def differences(records: Sequence[Record]) -> list[str]:
     """What keeps records of one model and task from being compared: nothing, unless someone mixed them."""
     seen: dict[str, dict[tuple[str, str], set[str]]] = {"evaluation tokens": {}, "versions of a task": {}}
-    said = ((r.provenance, r.task, r.task_version, tuple(r.comparable.items())) for r in records)
     # Thousands of records say the same, and nearly all of them have one provenance.
-    for (_, task, version, comparable), made in {(id(made), *of): made for made, *of in said}.items():
-        shared = {"evaluation tokens": made.eval_fingerprint, "versions of a task": version}
-        for what, value in (shared | dict(comparable)).items():
+    said = {(id(r.provenance), r.task, r.task_version, *r.comparable.items()): r for r in records}
+    for record in said.values():
+        made, task = record.provenance, record.task
+        shared = {"evaluation tokens": made.eval_fingerprint, "versions of a task": record.task_version}
+        for what, value in (shared | record.comparable).items():
             seen.setdefault(what, {}).setdefault((made.model, task), set()).add(value)
         if made.model_fingerprint:  # of one dtype, which is in it: tables may mix them
             name = f"{made.model} in {made.lm_dtype}"

@@ -90,10 +90,11 @@ def caption(about: Mapping[str, Any]) -> str:
     """What the numbers are."""
     l0s = ", ".join(f"{l0:g}" for l0 in about["l0s"])
     steps = about["tokens"] * about["reuse"] // about["batch_size"]
+    rungs = f" in {about['rungs']} rungs, the last" if about["rungs"] > 1 else ""
     return (
         f"FVE at L0 {l0s} (mean), on held-out text that nothing was chosen by, of {about['check_seeds']} seeds that "
         f"nothing was chosen by; worth: tuned less preset, paired by seed, with Student's interval over seeds. Every "
-        f"architecture had {about['trials']} trials in {about['rungs']} rungs, the last of {steps:,} steps of "
+        f"architecture had {about['trials']} trials{rungs} of {steps:,} steps of "
         f"{about['batch_size']:,} on {about['tokens']:,} activations. Model {about['model']}, text {about['dataset']}, "
         "its part for tuning."
     )
