@@ -6,6 +6,9 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# A comma would end the argument of a call.
+comma := ,
+
 # $(call install,EXTRAS). Where `make hashes` has left its file, nothing is installed whose archive is not in it: every extra's
 # packages, and then the project itself, which no hash can be of, built by the setuptools that is there by then.
 ifeq ($(wildcard hashes.txt),)
@@ -76,7 +79,7 @@ clean:
 
 # A stamp is as old as the installation: newer project files mean that it is made again.
 .venv/dev.stamp: .venv/demo.stamp
-	$(call install,demo,dev)
+	$(call install,demo$(comma)dev)
 	touch $@
 
 .venv/docs.stamp: .venv/demo.stamp

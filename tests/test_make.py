@@ -10,18 +10,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-def installs(folder: Path) -> str:
-    """What `make demo` would do for a fresh copy."""
+def installs(folder: Path, target: str = "demo") -> str:
+    """What `make` would do for a fresh copy."""
     shutil.copy(ROOT / "Makefile", folder)
     for name in ("pyproject.toml", "constraints.txt"):
         (folder / name).touch()
     return subprocess.run(
-        ["make", "--dry-run", "demo"], cwd=folder, capture_output=True, text=True, check=True
+        ["make", "--dry-run", target], cwd=folder, capture_output=True, text=True, check=True
     ).stdout  # fmt: skip
 
 
 def test_versions_are_those_of_the_constraints(tmp_path):
     assert "--constraint constraints.txt --editable '.[demo]'" in installs(tmp_path)
+    assert "--constraint constraints.txt --editable '.[demo,dev]'" in installs(tmp_path, "test")
+    assert "--constraint constraints.txt --editable '.[docs]'" in installs(tmp_path, "docs")
 
 
 def test_with_a_file_of_hashes_every_archive_is_held_against_it_and_the_project_brings_none(tmp_path):
