@@ -22,10 +22,11 @@ from sae_bench.lm.activations import ActivationModel
 from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.kernels import measured_kernels
 from sae_bench.runs.plan import plan_saes
 from sae_bench.runs.provenance import environment
 from sae_bench.runs.sources import load_model
-from sae_bench.runs.train import Order, TrainStage, measured_kernels
+from sae_bench.runs.train import Order, TrainStage
 from sae_bench.training.buffer import ActivationBuffer
 
 app = application(__doc__)

@@ -1,5 +1,8 @@
 """Which room may import which, read from the source: imports run downwards, and some rooms never load torch."""
 
+import ast
+import importlib.util
+
 import pytest
 from rooms import BESIDE, MAP, MODULES, PACKAGE, PLUGINS, ROOMS, ROOT, drawn_map, imports, name_of, own, room_of
 
@@ -80,3 +83,25 @@ def test_no_file_imports_a_plugin_by_its_name():
     for path in [*MODULES, ROOT / "bench.py"]:
         assert not [name for name in imports(path) if name.startswith(("sae_bench.architectures", "sae_bench.tasks"))]
         assert not imports(path) & {"architectures", "tasks"}
+
+
+SAEBENCH = {"sae_bench.py", "sae_bench_absorption.py"}
+"""Workers in SAEBench's environment, whose package has the name of ours."""
+
+SCRIPTS = [
+    path
+    for folder in ("benchmarks", "tests/parity")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if path.name not in SAEBENCH
+]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_what_a_script_takes_from_the_house_is_there(path):
+    """No other test runs them all."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "sae_bench":
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                there = hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}")
+                assert there, f"{node.module} has no {alias.name}"
