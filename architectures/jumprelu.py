@@ -116,7 +116,8 @@ class JumpReLU(SparseAutoencoder):
     nonlinearity = "jumprelu"
     stored_names: ClassVar[dict[str, str]] = {"theta_parameter": "threshold"}
     recipes = RECIPES["l0"]
-    knobs: ClassVar[dict[str, Knob]] = {"bandwidth": Knob(1e-3, 1e-2), "dead_relaxation": Knob(0.8, 1.0, log=False)}
+    # The penalty decides how near to the wanted L0 it stays; its unit is another with penalty="quadratic".
+    knobs: ClassVar[dict[str, Knob]] = {"bandwidth": Knob(1e-3, 1e-2), "l0_penalty": Knob(0.3, 30, relative=True)}
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)

@@ -79,7 +79,8 @@ def _check_knobs(cls: type[SparseAutoencoder]) -> None:
     require("lr" not in cls.knobs, "lr is among the knobs: it is every architecture's, over one range; leave it out")
     options, recipe = settle(ArchSpec(name=cls.name), "short")
     start = {**recipe.model_dump(), **options}
-    for name, knob in cls.knobs.items():
+    for name, given in cls.knobs.items():
+        knob = given.of(start[name])
         for end in (knob.low, knob.high):
             settle(ArchSpec(name=cls.name, settings={name: end}), "short")  # refuses what cannot be set so
         inside = isinstance(start[name], int | float) and knob.low <= start[name] <= knob.high

@@ -11,10 +11,16 @@ class Knob:
     low: float
     high: float
     log: bool = True
+    relative: bool = False
+    """Whether low and high are multiples of what the preset has, which an option may change by orders of magnitude."""
 
     def __post_init__(self) -> None:
         if not self.low < self.high or (self.log and self.low <= 0):
             raise ValueError(f"{self}: give a low end below the high one, above 0 where log is not False")
+
+    def of(self, preset: float) -> "Knob":
+        """The range itself, where the preset has this value."""
+        return Knob(self.low * preset, self.high * preset, self.log) if self.relative else self
 
     def at(self, share: float) -> float:
         """The value at a share of the way, 0 to 1, in three digits, as a recipe writes it."""

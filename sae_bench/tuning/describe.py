@@ -76,4 +76,5 @@ def _stage(
 
 
 def _ranges(knobs: dict[str, Knob]) -> str:
-    return ", ".join(f"{name} {knob.low:g} to {knob.high:g}" for name, knob in knobs.items())
+    times = {True: " times the preset's", False: ""}
+    return ", ".join(f"{name} {knob.low:g} to {knob.high:g}{times[knob.relative]}" for name, knob in knobs.items())

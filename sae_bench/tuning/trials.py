@@ -71,9 +71,10 @@ def trials_of(arch: ArchSpec, preset: Preset, n: int) -> list[Trial]:
     options, recipe = settle(arch, preset)
     start = {**recipe.model_dump(), **options}
     places = torch.quasirandom.SobolEngine(1 + MOST, scramble=True, seed=0).draw(n - 1).tolist()
+    ranges = {name: knob.of(start[name]) for name, knob in knobs.items()}
     found = [{name: start[name] for name in knobs}]
     found += [
-        {name: knob.at(share) for (name, knob), share in zip(knobs.items(), place, strict=False)} for place in places
+        {name: knob.at(share) for (name, knob), share in zip(ranges.items(), place, strict=False)} for place in places
     ]
     return [Trial(arch, number, settings) for number, settings in enumerate(found)]
 

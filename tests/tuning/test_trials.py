@@ -45,6 +45,17 @@ def test_a_knob_goes_from_end_to_end_in_three_digits() -> None:
         Knob(2, 1)
 
 
+def test_a_relative_range_is_of_multiples_of_what_the_preset_has() -> None:
+    assert [Knob(0.1, 10, relative=True).of(0.02).at(at) for at in (0, 0.5, 1)] == [0.002, 0.02, 0.2]
+    assert Knob(0.1, 10).of(0.02) == Knob(0.1, 10)
+    one, other = (
+        trials_of(ArchSpec(name="jumprelu", settings=settings), "short", 3)
+        for settings in ({}, {"penalty": "quadratic"})
+    )
+    ratios = [mine.settings["l0_penalty"] / its.settings["l0_penalty"] for mine, its in zip(one, other, strict=True)]
+    assert ratios == pytest.approx([0.1 / 1.5e-3] * 3, rel=0.01)
+
+
 def test_what_is_not_trained_by_itself_is_left_out_and_says_why() -> None:
     archs = [ArchSpec(name=name) for name in ("topk", "random", "permuted")]
     own, said = tuned_archs(tuple(archs))
