@@ -56,7 +56,7 @@ SESSION = [
     ("compare runs/first --metric f1 --at-l0 30", 0, ["Nothing to compare", "an L0 of 30", "--l0 16 32"]),
     ("report runs/first", 0, []),
     ("power runs/first --metric f1 --at-l0 30", 2, ["on both sides of an L0 of 30", "give another --at-l0"]),
-    ("verify runs/first", 0, ["run.json: as recorded", "100 as recorded, 0 not"]),
+    ("verify runs/first", 0, ["run.json: as recorded", "102 as recorded, 0 not"]),
     # its SAEs elsewhere, and back
     ("export runs/first --format dictionary_learning --out exported", 0, []),
     ("export runs/first --format pickle --out elsewhere", 2, ["pickle", "dictionary_learning"]),
