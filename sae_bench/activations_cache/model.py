@@ -21,7 +21,7 @@ from sae_bench.lm.passes import live_pass
 from sae_bench.lm.sites import Site
 from sae_bench.lm.tokens import TokenBatch
 
-OF_THE_WEIGHTS = ("model", "_backbone", "_replayable")
+OF_THE_WEIGHTS = ("model", "backbone", "_replayable")
 """Attributes of a `LanguageModel` that there are once it is loaded."""
 
 

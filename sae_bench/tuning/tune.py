@@ -161,19 +161,19 @@ def _begin(config: RunConfig, settings: TuneSettings, out: Path) -> None:
         read = dict(before.get("plugins", {}))
         names = {Path(plugin).name: plugin for plugin in config.plugins}
         plugins = {name: hashes_of_plugin(plugin, read.get(name, ())) for name, plugin in names.items()}
-    now = {**settings.model_dump(), **config.by_content, "plugins": plugins}
-    before = before or now
-    if changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
-        difference = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed)
-        raise UserError(
-            f"--out {out} holds a tuning with other settings ({difference}): choose another --out, or --overwrite it"
-        )
     archs, files = as_sealed(_tried(config)), digests_of(config)
     began_with = manifest.get("began_with", {"archs": archs, "files": files})
     known = {name: of for name, of in began_with["files"].items() if of is not None}
     there = {name: of for name, of in files.items() if of is not None}
-    changed = differences(began_with["archs"], archs)
-    if changed := changed + [name for name in known if known[name] != there.get(name, known[name])]:
+    other = [name for name in known if known[name] != there.get(name, known[name])]
+    now = {**settings.model_dump(), **config.by_content, "plugins": plugins}
+    before = before or now
+    if not other and (changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]):
+        difference = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed)
+        raise UserError(
+            f"--out {out} holds a tuning with other settings ({difference}): choose another --out, or --overwrite it"
+        )
+    if changed := differences(began_with["archs"], archs) + other:
         raise UserError(
             f"--out {out} holds a tuning that was begun with something else ({'; '.join(changed)}): bring it back, "
             "choose another --out, or --overwrite it"
