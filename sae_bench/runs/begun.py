@@ -19,7 +19,7 @@ from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import SAEDescription
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.deciding import ASKED, KEPT
-from sae_bench.runs.home import path_from, plugin_hashes
+from sae_bench.runs.home import begun_in, plugin_hashes
 from sae_bench.runs.provenance import changed_environment
 from sae_bench.runs.train import Leg, Order
 from sae_bench.runs.workbench import PlannedSAE, RunOutline
@@ -166,8 +166,8 @@ def write_manifest(folder: RunFolder, order: Order, outline: RunOutline, *, trai
         "kernels": {shape: at._asdict() for shape, at in order.kernels.items()},
         "model": dict(outline.model),
         "dataset_sha256": outline.dataset_sha256,
-        "begun_in": before.get("begun_in", path_from(folder)),
         "environment": before.get("environment", outline.environment),
     }
+    manifest |= {name: of for name, of in before.items() if name == "begun_in"} if before else begun_in(config, folder)
     if manifest != before:
         folder.write_manifest(manifest)

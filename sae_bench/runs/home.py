@@ -1,6 +1,7 @@
 """A run's local files by the names that the run has for them, from wherever a command names them.
 
-Paths in run.json begin at the working directory that the run was begun in, which is known as the run's folder sees it.
+Paths in run.json begin at the working directory that the run was begun in, which is known as the run's folder sees it,
+or at that folder where the first command named no such path.
 A command may have other paths for the same files: from another working directory, through a link, or of a copy. What
 they hold decides; records and hashes go on saying what the run was begun with, by `RunConfig.called`.
 """
@@ -23,12 +24,19 @@ PluginFiles = Mapping[str, str]
 """SHA-256 of a plugin's own file, and of those that it reads, by their paths from its folder."""
 
 
-def path_from(folder: RunFolder) -> str:
-    """The working directory as the run's folder sees it: paths that a run's settings name begin at it."""
+def begun_in(config: RunConfig, folder: RunFolder) -> dict[str, str]:
+    """The working directory as the run's folder sees it, for run.json, if a path in the settings begins at it.
+
+    Else it is in no file: run.json is published, and where somebody worked is nobody's business. Paths of later
+    commands begin at the run's folder then.
+    """
+    names = [config.model, config.dataset, *config.plugins, *config.probe_set, *(sae.source for sae in config.saes)]
+    if not any(os.path.exists(name) and not os.path.isabs(name) for name in names):
+        return {}
     try:
-        return Path(os.path.relpath(Path.cwd(), folder.path.resolve())).as_posix()
+        return {"begun_in": Path(os.path.relpath(Path.cwd(), folder.path.resolve())).as_posix()}
     except ValueError:  # another drive
-        return "."
+        return {}
 
 
 class Home:

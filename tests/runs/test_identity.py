@@ -420,6 +420,12 @@ def test_the_same_files_by_other_paths_are_the_same_run(begun, tmp_path, monkeyp
     assert "elsewhere" not in said
 
 
+def test_where_a_run_was_begun_is_in_no_file_unless_its_paths_begin_there(begun, tmp_path):
+    """run.json is published with the board."""
+    there = [read_sealed(tmp_path / run / "run.json").get("begun_in") for run in ("theirs", "run")]
+    assert there == [None, ".."], "absolute paths, and relative ones"
+
+
 def test_what_is_not_said_again_is_found_where_the_run_was_begun(begun, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path / "elsewhere")
     again = begun | {"--model": tmp_path / "model", "--dataset": tmp_path / "text.jsonl"}
