@@ -22,7 +22,7 @@ from sae_bench.records.schema import Record
 from sae_bench.runs.begun import FORMAT
 from sae_bench.runs.completeness import RERUN, asked_of, check_complete, tasks_asked
 from sae_bench.runs.config import RunConfig
-from sae_bench.runs.submitted_records import check_records, read_records
+from sae_bench.runs.submitted_records import check_records, submitted_records
 
 MOST_BYTES = 256 * 2**20
 """The largest file that is read as JSON: a record of an SAE with a million latents has a tenth of that."""
@@ -52,7 +52,7 @@ def read_submission(folder: Path) -> Submission:
     if not any((folder / "records").glob("*.json")):  # tables alone, which no record stands behind
         raise UserError(f"{folder} holds no records, and tables say nothing without: give a finished run, or its board")
     _check_covered(folder)
-    records = read_records(folder)
+    records = submitted_records(folder)
     check_records(folder / "run.json", records, manifest["config_hash"], asked[0])
     check_complete(folder, asked, tasks, manifest["saes"], records)
     names = ["run.json", *(f"records/{of}.{task}.json" for of, task in sorted(records))]

@@ -46,7 +46,7 @@ MEASURED_ON: Mapping[type, str] = {Task: ON_TOKENS, TextTask: ON_TEXTS, LatentTa
 """By the kind of its task."""
 
 
-def read_records(folder: Path) -> dict[tuple[str, str], Record]:
+def submitted_records(folder: Path) -> dict[tuple[str, str], Record]:
     """The records of a board, by SAE and task, each looked at by itself.
 
     Raises:
