@@ -58,7 +58,7 @@ def sweep_work(
     shared = SharedWork(
         start_seconds=tuple(speed.start for speed in speeds),
         pass_seconds=tuple(speed.evaluate(work.clean_pass) for speed in speeds),
-        layer_seconds=tuple(speed.capture_layer + speed.evaluate(work.layer) for speed in speeds),
+        layer_seconds=tuple(speed.capture_layer + speed.evaluate(work.passes_before * work.layer) for speed in speeds),
         capture_seconds=tuple(speed.capture_layer for speed in speeds),
         n_bytes=(
             base + 2 * largest,
@@ -77,7 +77,7 @@ class Speed:
         self._config, self._lm, self._device = config, lm, lm.device
         self._measured_here = kind == CPU  # a card's steps are not timed one by one
         self._found: dict[str, float | None] = {}
-        self.work = LMWork(lm, config.context_size)
+        self.work = LMWork(lm, config)
         self.peaks: Peaks = peaks_for(kind, lm.dtype)
         self.start = 1 / (self._known("start") or 1 / START_SECONDS)
         self.n_steps = config.tokens * config.reuse // config.batch_size
@@ -107,8 +107,9 @@ class Speed:
         """An SAE's steps, its replays, and its own products in evaluation, if the replays as measured hold them not."""
         steps = self._known(step_part(plan.arch.label, plan.config.d_in, plan.config.d_sae))
         step = 1 / steps if steps else step_seconds(plan, self._config.batch_size, self._device, self.peaks)
-        own = 0.0 if self._evaluated else encoding_seconds(plan, self._config.n_held_out, self.peaks)
-        return self.n_steps * step + own + self.evaluate(self.work.after(plan.site))
+        replay = self.evaluate(self.work.after(plan.site))
+        own = encoding_seconds(plan, self._config.n_held_out, self.peaks) if not (self._evaluated and replay) else 0.0
+        return self.n_steps * step + own + replay
 
 
 def _site_work(site: Site, config: RunConfig, lm: ActivationModel, speeds: Sequence[Speed]) -> SiteWork:

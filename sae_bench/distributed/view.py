@@ -39,8 +39,8 @@ class View:
         self._started = self._last = time.monotonic()
         self._done: set[str] = set()
         self._failed: set[str] = set()
-        self._before = 0.0
-        """Of the work, what earlier commands had done when the first reports came."""
+        self._first: tuple[float, float] | None = None
+        """When a cell had loaded what it needs and began its work, and the planned seconds that were done by then."""
         self._steps: dict[str, int] = {}
         self._samples: list[tuple[float, int]] = []
         self._trained = 0  # SAE-tokens so far
@@ -119,10 +119,16 @@ class View:
         return (after - before) / (end - start) if end > start else 0.0
 
     def seconds_left(self, reports: Mapping[str, Report]) -> float | None:
-        """By what was done in how much time so far; None where nothing is yet."""
+        """By what was done in how much time since work began; None where nothing is yet.
+
+        Neither the loading before it counts, nor what earlier commands had done.
+        """
         whole = sum(cell.seconds for cell in self._cells.values())
         done = sum(cell.seconds * self._share(name, reports) for name, cell in self._cells.items())
-        return (time.monotonic() - self._started) * (whole - done) / done if done else None
+        if self._first is None and any(report.stage not in BEFORE for report in reports.values()):
+            self._first = time.monotonic(), done
+        began, before = self._first or (0.0, done)
+        return (time.monotonic() - began) * (whole - done) / (done - before) if done > before else None
 
     def _share(self, cell: str, reports: Mapping[str, Report]) -> float:
         if cell in self._done | self._failed:

@@ -256,7 +256,7 @@ def evaluate_saes(
     seconds = time.monotonic() - start
     if healthy and any(task.needs_lm_loss for task in tasks.values()):
         remember_rate("evaluation", lm, config, [about for _, about, _ in candidates], stream.n_delivered, start)
-        work = LMWork(lm, config.context_size)
+        work = LMWork(lm, config)
         through = stream.n_delivered * work.evaluation([candidate.site for candidate in healthy]) / work.layer
         remember_parts(lm, config, {"evaluation": (through, seconds)})
     provenance = provenance_of(lm, config, stream).model_copy(update={"evaluation_seconds": round(seconds, 3)})

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import torch
 
 from sae_bench.device import has_cuda
+from sae_bench.evaluation.task import token_tasks
 from sae_bench.lm.activations import ActivationModel
 from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.registry import ARCHITECTURES
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.import_saes import Plan
-from sae_bench.runs.plan import SAEPlan
+from sae_bench.runs.plan import SAEPlan, tasks_of
 from sae_bench.saes.base import START_DENSITY
 
 CARDS = {
@@ -81,13 +82,13 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 class LMWork:
     """Floating-point operations of the language model on one token: of a decoder layer, and of the vocabulary.
 
-    What is no language model has neither layers after a site nor a vocabulary.
+    Where no task of the run asks for losses, nothing after a site is run.
     """
 
-    def __init__(self, lm: ActivationModel, context_size: int) -> None:
+    def __init__(self, lm: ActivationModel, config: RunConfig) -> None:
         self.n_layers, self.half = lm.n_layers, lm.dtype != torch.float32
-        self.layer = lm.token_flops(context_size)
-        self.vocabulary = 2 * lm.d_model * lm.n_vocab if isinstance(lm, LanguageModel) else 0
+        self.layer = lm.token_flops(config.context_size)
+        self.vocabulary = 2 * lm.d_model * lm.n_vocab if isinstance(lm, LanguageModel) and has_losses(config) else 0
 
     def before(self, site: Site) -> float:
         """The layers that an activation at the site takes."""
@@ -103,7 +104,12 @@ class LMWork:
     @property
     def clean_pass(self) -> float:
         """All layers, and what the model predicts."""
-        return self.n_layers * self.layer + self.vocabulary
+        return self.n_layers * self.layer + self.vocabulary if self.vocabulary else 0
+
+    @property
+    def passes_before(self) -> int:
+        """Of evaluation, those that end at the deepest site: for means, and for the SAEs if there is no clean pass."""
+        return 1 if self.vocabulary else 2
 
     def ablations(self, site: Site) -> float:
         """Two replays, zero and mean, where contexts stay apart after the site."""
@@ -112,12 +118,18 @@ class LMWork:
     def evaluation(self, sites: Sequence[Site]) -> float:
         """Evaluating SAEs at these sites, one for each SAE."""
         of_sites = sum(map(self.ablations, dict.fromkeys(sites)))
-        return max(map(self.before, sites)) + self.clean_pass + of_sites + sum(map(self.after, sites))
+        deepest = self.passes_before * max(map(self.before, sites))
+        return deepest + self.clean_pass + of_sites + sum(map(self.after, sites))
+
+
+def has_losses(config: RunConfig) -> bool:
+    """Whether a task of the run asks for the language model's losses."""
+    return any(task.needs_lm_loss for task in token_tasks(tasks_of(config)).values())
 
 
 def training_seconds(lm: ActivationModel, config: RunConfig, plans: Sequence[SAEPlan], peaks: Peaks) -> float:
     """Capture once, and every SAE's steps."""
-    work = LMWork(lm, config.context_size)
+    work = LMWork(lm, config)
     capture = peaks.seconds(config.tokens * max(work.before(plan.site) for plan in plans), half=work.half)
     n_steps = config.tokens * config.reuse // config.batch_size
     return capture + n_steps * sum(step_seconds(plan, config.batch_size, lm.device, peaks) for plan in plans)
@@ -162,7 +174,7 @@ def pursuit_seconds(plan: Plan, n_tokens: int, peaks: Peaks) -> float:
 
 def evaluation_seconds(lm: ActivationModel, config: RunConfig, plans: Sequence[Plan], peaks: Peaks) -> float:
     """Means, the clean pass, ablations where contexts stay apart, and for each SAE a replay and its own products."""
-    work = LMWork(lm, config.context_size)
+    work = LMWork(lm, config)
     flops = config.n_held_out * work.evaluation([plan.site for plan in plans])
     return peaks.seconds(flops, half=work.half) + sum(
         encoding_seconds(plan, config.n_held_out, peaks) for plan in plans

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sae_bench.lm.activations import ActivationModel
 from sae_bench.progress import duration
 from sae_bench.runs.config import RunConfig
-from sae_bench.runs.costs import Peaks, evaluation_seconds, peaks_of, training_seconds
+from sae_bench.runs.costs import Peaks, evaluation_seconds, has_losses, peaks_of, training_seconds
 from sae_bench.runs.import_saes import Plan
 from sae_bench.runs.plan import SAEPlan
 from sae_bench.runs.rates import known_rate
@@ -38,7 +38,8 @@ def stage_times(
         if not plans:
             continue
         n = config.n_held_out if stage == "evaluation" else config.tokens * config.reuse
-        known = known_rate(stage, lm, config, [plan.describe() for plan in plans]) if here else None
+        like_others = here and (stage == "training" or has_losses(config))  # rates of evaluation are with losses
+        known = known_rate(stage, lm, config, [plan.describe() for plan in plans]) if like_others else None
         if known:
             found[stage] = StageTime(n / known.tokens_per_second, n, f"measured here in {duration(known.seconds)}")
             continue

@@ -94,7 +94,8 @@ class _Stage:
             with of_our_form(self.file):
                 found = outcomes_from(_all(trials), said["trials"])
         else:
-            records = work(self.config, self.folder)
+            with self.folder.locked():  # workers of a cluster look for the lock of the run that they work for
+                records = work(self.config, self.folder)
             found = outcomes_of(_all(trials), records)
             self._write(_grouped(found), n_kept, records)
         return _grouped(found)

@@ -37,12 +37,23 @@ def test_cells_are_counted_and_tokens_of_every_sae(view, clock):
 def test_what_comes_after_the_training_is_still_to_do(clock):
     """A cell's 40 planned seconds are 30 of training and 10 of evaluation."""
     view = View(Progress(), {"a": CellView(40.0, 1, 0.25)}, 1)
+    clock[0] += 500  # it loads
+    assert view.seconds_left({"a": Report("load")}) is None
+    assert view.seconds_left({"a": Report("train", 0, 100)}) is None
     clock[0] += 60
     assert view.seconds_left({"a": Report("train", 50, 100)}) == pytest.approx(60 * 25 / 15)
     assert view.seconds_left({"a": Report("train", 100, 100)}) == pytest.approx(60 * 10 / 30)
     assert view.seconds_left({"a": Report("site means", 3, 4)}) == pytest.approx(60 * 10 / 30)
     assert view.seconds_left({"a": Report("evaluate", 4, 8)}) == pytest.approx(60 * 5 / 35)
     assert view.seconds_left({"a": Report("collect", 1, 8)}) == 0
+
+
+def test_what_earlier_commands_did_took_no_time_of_this_one(view, clock):
+    view.finished("a", failed=False)
+    reports = {"b": Report("train", 0, 100)}
+    assert view.seconds_left(reports) is None
+    clock[0] += 20
+    assert view.seconds_left(reports | {"b": TRAINING}) == pytest.approx(20 * 25 / 5)
 
 
 def test_a_cell_that_begins_again_takes_nothing_back(view, clock):
@@ -65,7 +76,7 @@ def test_the_rate_is_the_last_minutes(view, clock):
 
 
 def test_plain_lines_come_from_time_to_time_and_none_if_quiet(view, clock, capsys):
-    view.show({}, [])
+    view.show({"a": Report("train", 0, 9)}, ["a"])
     clock[0] += view_module.LINE_EVERY_S + 1
     view.show({"a": Report("evaluate", 1, 9)}, ["a"])
     assert capsys.readouterr().err == "cells: 0 of 4 done, 1 running, 3 waiting, 0 failed, eta 0:00:11\n"

@@ -18,7 +18,7 @@ from sae_bench.lm.sites import Site
 from sae_bench.runs import costs
 from sae_bench.runs.arch_spec import ArchSpec
 from sae_bench.runs.config import RunConfig
-from sae_bench.runs.costs import CARDS, Peaks, encoding_seconds, peaks_of, step_seconds
+from sae_bench.runs.costs import CARDS, LMWork, Peaks, encoding_seconds, peaks_of, step_seconds
 from sae_bench.runs.plan import SAEPlan
 from sae_bench.runs.rates import known_rate, remember_rate
 from sae_bench.saes.base import SAEConfig
@@ -156,6 +156,17 @@ def test_a_plan_states_what_an_earlier_run_measured(capsys, settings, at_work, m
     assert f"({rate['tokens_per_second']:,.0f} tokens/s, measured here in" in text
     assert text.count("measured here in") == 2
     assert rate["tokens_per_second"] * rate["seconds"] == pytest.approx(20 * 120)
+
+
+def test_without_losses_no_layer_after_a_site_is_planned():
+    lm = LanguageModel(tiny_gemma2(), tiny_tokenizer(), "tiny")
+    (site,) = lm.find_sites(["resid_post"], [1])
+    config = RunConfig.model_construct(
+        archs=(ArchSpec(name="topk"),), context_size=32, model="tiny", tasks=(), earlier=()
+    )
+    without = LMWork(lm, config.model_copy(update={"tasks": ("reconstruction",)}))
+    assert without.evaluation([site]) == 2 * 2 * without.layer, "layers 0 and 1, for the mean and for the SAE"
+    assert LMWork(lm, config).evaluation([site]) > (lm.n_layers + 2) * without.layer
 
 
 def test_a_damaged_file_of_rates_costs_no_run_its_results(settings, at_work, monkeypatch, tmp_path, caplog):

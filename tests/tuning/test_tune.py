@@ -9,6 +9,7 @@ import pytest
 from command import bench, files, flags, write_corpus
 from tiny import tiny_tokenizer
 
+from sae_bench.errors import UserError
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.records.files import read_sealed, write_sealed
 from sae_bench.registry import ARCHITECTURES
@@ -94,6 +95,18 @@ def test_the_recipe_holds_the_winners_and_a_board_that_names_it_is_measured_on_o
     assert record["provenance"]["eval_fingerprint"] == streams["board"]
     assert rung(tuned, "rung_1")["eval_fingerprint"] == streams["tuning"]
     assert "tuned by recipe" in (tmp_path / "board" / "leaderboard.md").read_text()
+
+
+def test_workers_of_a_cluster_find_the_lock_of_the_rung_that_they_work_for(settings, tmp_path, monkeypatch):
+    locked = []
+
+    def work(config, folder, **more):
+        locked.append((folder.path / ".lock").exists())
+        raise UserError("seen")
+
+    monkeypatch.setattr("sae_bench.api.run.work", work)
+    assert bench("tune", *flags(settings | SEARCH | {"--out": tmp_path / "out", "--on": "ray"})) == 2
+    assert locked == [True]
 
 
 def test_the_same_command_does_what_is_missing_and_ends_the_same(tuned, settings, tmp_path, capsys):
