@@ -7,9 +7,11 @@ environment whose lists have not changed since is left alone. The peers' own pac
 called sae_bench, as ours is.
 """
 
+import os
 import subprocess
 import sys
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common import SCRATCH, application, peer_python, scratch
@@ -31,24 +33,34 @@ def main(*names: str, folder: Path = SCRATCH) -> None:
         Where the environments go.
     """
     scratch()
-    for name in names or sorted(path.stem for path in LISTS.glob("*.txt") if "." not in path.stem):
-        lists = sorted(LISTS.glob(f"{name}.*txt"))
-        wanted = "".join(path.read_text() for path in lists)
-        made = folder / name / "made_from.txt"
-        if made.exists() and made.read_text() == wanted:
-            print(f"{name}: up to date")
-            continue
-        print(f"{name}: installing", flush=True)
-        if not (folder / name).exists():
-            venv.create(folder / name, with_pip=True)
-        pip = [str(peer_python(name, folder)), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        # Most of what is installed is never imported: compiling it all would take longer than downloading it.
-        subprocess.run([*pip, "install", "--no-compile", "--requirement", LISTS / f"{name}.txt"], check=True)
-        if (extra := LISTS / f"{name}.no-deps.txt") in lists:
-            subprocess.run([*pip, "install", "--no-compile", "--no-deps", "--requirement", extra], check=True)
-        if (unwanted := LISTS / f"{name}.remove.txt") in lists:
-            subprocess.run([*pip, "uninstall", "--yes", "--requirement", unwanted], check=True)
-        made.write_text(wanted)
+    asked = names or sorted(path.stem for path in LISTS.glob("*.txt") if "." not in path.stem)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # pip unpacks on one core
+        list(pool.map(lambda name: _make(name, folder), asked))
+
+
+def _make(name: str, folder: Path) -> None:
+    """Make one environment, if it is missing or out of date.
+
+    Raises:
+        subprocess.CalledProcessError: pip failed, and said why.
+    """
+    lists = sorted(LISTS.glob(f"{name}.*txt"))
+    wanted = "".join(path.read_text() for path in lists)
+    made = folder / name / "made_from.txt"
+    if made.exists() and made.read_text() == wanted:
+        print(f"{name}: up to date")
+        return
+    print(f"{name}: installing", flush=True)
+    if not (folder / name).exists():
+        venv.create(folder / name, with_pip=True)
+    pip = [str(peer_python(name, folder)), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    # Most of what is installed is never imported: compiling it all would take longer than downloading it.
+    subprocess.run([*pip, "install", "--no-compile", "--requirement", LISTS / f"{name}.txt"], check=True)
+    if (extra := LISTS / f"{name}.no-deps.txt") in lists:
+        subprocess.run([*pip, "install", "--no-compile", "--no-deps", "--requirement", extra], check=True)
+    if (unwanted := LISTS / f"{name}.remove.txt") in lists:
+        subprocess.run([*pip, "uninstall", "--yes", "--requirement", unwanted], check=True)
+    made.write_text(wanted)
 
 
 if __name__ == "__main__":

@@ -60,14 +60,15 @@ def known_hashes(root: Path, identity: Mapping[str, Any]) -> tuple[str, str] | N
     if not path.exists():
         return None
     found = read_sealed(path)
-    if not isinstance(found.get("identity"), Mapping):
+    hashes = found.get("model_sha256"), found.get("buffers_sha256")
+    if not isinstance(found.get("identity"), Mapping) or (hashes[1] is not None and hashes[0] is None):
         raise Damaged(f"{path} is not what was written: delete its folder")
     if found["identity"] != identity:
         raise UserError(
             f"{path} is of another capture ({_differences(identity, found['identity'])}): delete its folder, or choose "
             "another --activations-cache"
         )
-    return (str(found["model_sha256"]), str(found["buffers_sha256"])) if "buffers_sha256" in found else None
+    return None if hashes[1] is None else (str(hashes[0]), str(hashes[1]))
 
 
 def write_manifest(root: Path, identity: Mapping[str, Any], weights: str, buffers: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -42,6 +43,9 @@ class Pass:
     """Contexts that are kept."""
     of: int
     """Contexts that ran at once; more than are kept where a stream ended."""
+
+
+_PASS = TypeAdapter(Pass)
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def read_description(description: Path, capture: str) -> Shard:
     content: dict[str, Any] = read_sealed(description)
     if content["capture"] != capture:
         raise ForeignError
-    passes = tuple(Pass(**one) for one in content["passes"])
+    passes = tuple(map(_PASS.validate_python, content["passes"]))
     return Shard(description.with_suffix(".safetensors"), Site(**content["site"]), passes, content["sha256"])
 
 

@@ -205,7 +205,7 @@ class PassStore:
             self._take(read_description(description, self.capture))
         except ForeignError:
             log.warning("%s is of another capture than its folder: it is not used", description)
-        except (UserError, KeyError, TypeError) as damage:
+        except (UserError, LookupError, TypeError, ValueError) as damage:
             log.warning(
                 "%s: its activations are captured anew", damage if isinstance(damage, UserError) else description
             )

@@ -225,6 +225,15 @@ class Record(_Part):
     remarks: list[str] = Field(default_factory=list)
     """What a reader has to know of this SAE alone."""
 
+    @model_validator(mode="after")
+    def _of_as_many_units(self) -> "Record":
+        lengths = {len(sums) for sums in self.by_document.values()}
+        if self.measured_on == ON_TOKENS:
+            lengths |= {self.provenance.eval_documents} if lengths else set()
+        if len(lengths) > 1:
+            raise ValueError(f"by_document is of {' and '.join(map(str, sorted(lengths)))} documents at once")
+        return self
+
 
 def read_record(path: Path) -> Record:
     """Read a record; one of an earlier version is read as what it says in today's terms.

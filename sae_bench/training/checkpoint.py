@@ -97,7 +97,7 @@ class Checkpoints:
         for folder in [folder for of in (self.folder, *self._elsewhere) for folder in _folders(of)]:
             try:
                 return self._read(folder, names)
-            except (UserError, OSError, SafetensorError, KeyError, TypeError) as error:
+            except (UserError, OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
                 log.warning("checkpoint %s cannot be used (%s): going back to the one before", folder.name, error)
         return None
 
@@ -122,7 +122,7 @@ def checkpointed(folder: Path) -> set[str]:
     for path in _folders(folder):
         try:
             found |= read_sealed(path / MANIFEST)["sha256"].keys()
-        except (UserError, KeyError):
+        except (UserError, LookupError, TypeError, AttributeError):
             log.warning("checkpoint %s cannot be read", path.name)
     return found
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 from scipy.interpolate import make_interp_spline
 
 from sae_bench.errors import one_line
@@ -53,6 +54,9 @@ class Measured:
     def miss(self) -> float:
         """How far its L0 is from the wanted one, as a share of that."""
         return abs((self.l0 or 0.0) / self.wanted - 1)
+
+
+_MEASURED = TypeAdapter(Measured)
 
 
 @dataclass(frozen=True)
@@ -121,8 +125,12 @@ def outcomes_of(trials: Iterable[Trial], records: Sequence[Record]) -> list[Outc
 
 
 def outcomes_from(trials: Iterable[Trial], said: Iterable[Mapping[str, Any]]) -> list[Outcome]:
-    """The same from the file of a rung."""
-    found = {(one["arch"], one["trial"]): tuple(Measured(**sae) for sae in one["saes"]) for one in said}
+    """The same from the file of a rung.
+
+    Raises:
+        LookupError, TypeError, ValueError: it says other things than ours do.
+    """
+    found = {(one["arch"], one["trial"]): tuple(map(_MEASURED.validate_python, one["saes"])) for one in said}
     return [Outcome(trial, found[trial.arch.label, trial.number]) for trial in trials]
 
 

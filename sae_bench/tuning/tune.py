@@ -163,8 +163,10 @@ def _begin(config: RunConfig, settings: TuneSettings, out: Path) -> None:
         names = {Path(plugin).name: plugin for plugin in config.plugins}
         plugins = {name: hashes_of_plugin(plugin, read.get(name, ())) for name, plugin in names.items()}
     archs, files = as_sealed(_tried(config)), digests_of(config)
-    began_with = manifest.get("began_with", {"archs": archs, "files": files})
-    known = {name: of for name, of in began_with["files"].items() if of is not None}
+    with of_our_form(path):
+        began_with = manifest.get("began_with", {"archs": archs, "files": files})
+        known = {name: of for name, of in began_with["files"].items() if of is not None}
+        changed_archs = differences(began_with["archs"], archs)
     there = {name: of for name, of in files.items() if of is not None}
     other = [name for name in known if known[name] != there.get(name, known[name])]
     now = {**settings.model_dump(), **config.by_content, "plugins": plugins}
@@ -174,7 +176,7 @@ def _begin(config: RunConfig, settings: TuneSettings, out: Path) -> None:
         raise UserError(
             f"--out {out} holds a tuning with other settings ({difference}): choose another --out, or --overwrite it"
         )
-    if changed := differences(began_with["archs"], archs) + other:
+    if changed := changed_archs + other:
         raise UserError(
             f"--out {out} holds a tuning that was begun with something else ({'; '.join(changed)}): bring it back, "
             "choose another --out, or --overwrite it"

@@ -18,7 +18,7 @@ from sae_bench.activations_cache.store import PassStore
 from sae_bench.errors import UserError
 from sae_bench.lm.sites import Site
 from sae_bench.lm.tokens import TokenBatch
-from sae_bench.records.files import write_sealed
+from sae_bench.records.files import read_sealed, write_sealed
 
 SITE = Site(1, "resid_post", "model.layers.1", "output", 3)
 OTHER = Site(2, "resid_post", "model.layers.2", "output", 5)
@@ -90,7 +90,9 @@ def test_a_pass_with_the_same_opening_and_other_text_is_not_found(filled):
     assert store(filled).find(SITE, tokens, 4) is None
 
 
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "description", "description flipped"])
+@pytest.mark.parametrize(
+    "damage", ["flipped", "truncated", "missing", "description", "description flipped", "other kind"]
+)
 def test_a_damaged_shard_is_never_served_and_its_place_is_taken_anew(filled, caplog, damage):
     path = shards(filled)[1]
     if damage == "flipped":
@@ -101,6 +103,10 @@ def test_a_damaged_shard_is_never_served_and_its_place_is_taken_anew(filled, cap
         path.write_bytes(path.read_bytes()[:-8])
     elif damage == "missing":
         path.unlink()
+    elif damage == "other kind":  # sealed: not what this version writes
+        about = read_sealed(path.with_suffix(".json"))
+        about["passes"][0]["n"] = "all"
+        write_sealed(path.with_suffix(".json"), about)
     elif damage == "description":
         path.with_suffix(".json").write_text("{")
     else:
@@ -268,7 +274,7 @@ def test_nothing_is_said_where_nothing_is_wrong(filled, caplog):
     assert os.listdir(filled) == ["folder"]
 
 
-@pytest.mark.parametrize("content", [{}, {"identity": 3}])
+@pytest.mark.parametrize("content", [{}, {"identity": 3}, {"identity": {"model": "tiny"}, "buffers_sha256": "ab"}])
 def test_a_manifest_that_is_sealed_and_says_something_else_is_damaged(tmp_path, content):
     identity = {"model": "tiny"}
     write_sealed(folder_of(tmp_path, identity) / "manifest.json", content)

@@ -16,7 +16,7 @@ from sae_bench.cli.main import main
 from sae_bench.records.files import read_sealed, write_sealed
 from sae_bench.runs.train import TrainStage
 from sae_bench.training import trainer as trainer_module
-from sae_bench.training.checkpoint import Checkpoints, flatten, unflatten
+from sae_bench.training.checkpoint import Checkpoints, checkpointed, flatten, unflatten
 
 
 @pytest.fixture(scope="module")
@@ -209,3 +209,16 @@ def test_a_checkpoint_of_another_version_is_passed_over(tmp_path, caplog):
     write_sealed(manifest, content)
     assert checkpoints.load(["part"]) is None
     assert "made by another version" in caplog.text
+
+
+@pytest.mark.parametrize("part", ["state", "sha256"])
+def test_a_sealed_checkpoint_that_says_other_things_than_ours_is_passed_over(tmp_path, caplog, part):
+    checkpoints = Checkpoints(tmp_path, ["hash"])
+    for step in (3, 4):
+        checkpoints.save(step, {"part": {"a": torch.ones(2)}}, {})
+    manifest = tmp_path / "00000004" / "checkpoint.json"
+    write_sealed(manifest, read_sealed(manifest) | {part: {"part": "text"} if part == "state" else 3})
+    found = checkpoints.load(["part"])
+    assert found is not None
+    assert found.step == 3
+    assert checkpointed(tmp_path) == {"part"}

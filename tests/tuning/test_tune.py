@@ -124,6 +124,23 @@ def test_the_same_command_does_what_is_missing_and_ends_the_same(tuned, settings
     assert "trials: 4 -> 5" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "part", "value"),
+    [
+        ("tuning", "began_with", [1]),
+        ("tuning", "began_with", {"archs": 3, "files": {}}),
+        ("rung_1", "trials", [{"arch": "topk", "trial": 0, "saes": [{"l0": "many"}]}]),
+    ],
+)
+def test_a_sealed_file_that_says_other_things_than_ours_is_one_line(
+    tuned, settings, tmp_path, capsys, name, part, value
+):
+    out = shutil.copytree(tuned, tmp_path / "out")
+    write_sealed(out / f"{name}.json", read_sealed(out / f"{name}.json") | {part: value})
+    assert bench("tune", *flags(settings | SEARCH | {"--out": out})) == 2
+    assert f"{name}.json is of another form than this version writes" in capsys.readouterr().err
+
+
 def test_a_tuning_goes_on_with_nothing_but_what_it_was_begun_with(tuned, settings, tmp_path, monkeypatch, capsys):
     """Its rungs are finished, so that nothing else would look: settings that no knob turns, versions, model, text."""
     out = shutil.copytree(tuned, tmp_path / "out")
