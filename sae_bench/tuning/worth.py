@@ -29,7 +29,8 @@ class Worth:
         """From the check's outcomes, the preset's first, and the winner of the last rung."""
         default, found = checked[0], checked[-1]
         between = cls(label, default, found, "").interval
-        is_worse = between is not None and between[1] < 0 and not default.reasons
+        # Though the preset may miss an L0: both are read off at the wanted ones, and boards compare at matched ones.
+        is_worse = between is not None and between[1] < 0
         notes = []
         if winner.reasons:
             notes.append(f"no trial may win, the best not {_first(winner.reasons)}")

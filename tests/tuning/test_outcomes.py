@@ -93,3 +93,8 @@ def test_a_winner_that_the_check_finds_worse_than_the_preset_or_off_its_l0s_is_n
         kept = Worth.of("topk", [preset, refused], outcome(refused.trial.number))
         assert kept.chosen is preset
         assert "is not taken" in kept.note
+    missed = outcome(0, off=1.2, seeds=seeds)
+    kept = Worth.of("topk", [missed, worse], worse)
+    assert kept.chosen is missed, "it stays, though it misses its L0s"
+    assert "is not taken" in kept.note
+    assert "preset: at L0" in kept.note
