@@ -260,7 +260,15 @@ class LanguageModel:
             raise UserError(f'model "{self.name}": {kind} changes its logits in an unknown way: choose another model')
 
     def check_words(self) -> None:
-        """Raise UserError if the tokenizer makes words that the model has no row for; special ones never come up."""
+        """Raise UserError if the tokenizer makes words that the model has no row for; special ones never come up.
+
+        So it does where the tokenizer would fail at the first text.
+        """
+        if not isinstance(longest := self.tokenizer.model_max_length, int | float):
+            raise UserError(
+                f'model "{self.name}": model_max_length of its tokenizer is {longest!r:.40}, no number: mend '
+                "tokenizer_config.json"
+            )
         n_rows = len(self.model.get_input_embeddings().weight)
         used = {*self.tokenizer.get_vocab().values()} - self.special_ids | {opening_id(self.tokenizer)}
         if max(used) >= n_rows:

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from sae_bench.errors import UserError
 from sae_bench.saes.active import Active, KeepRule, Latents, as_active, decode, latent_major, select_all
 from sae_bench.saes.knobs import Knob
 from sae_bench.saes.rules import LargestOfBatch
@@ -69,9 +70,14 @@ class SAEConfig(BaseModel):
 
     @property
     def sparsity(self) -> float:
-        """The number that sets the sparsity, whichever kind it is."""
+        """The number that sets the sparsity, whichever kind it is.
+
+        Raises:
+            UserError: neither is known, as of some SAEs from elsewhere.
+        """
         wanted = self.l0 if self.l0 is not None else self.coefficient
-        assert wanted is not None, "an SAEConfig has l0 or coefficient"
+        if wanted is None:
+            raise UserError("neither l0 nor coefficient of the SAE is known, and its architecture asks for one of them")
         return wanted
 
 

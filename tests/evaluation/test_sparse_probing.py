@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from command import bench, flags
@@ -225,6 +227,10 @@ def test_texts_and_labels_are_what_is_written(tmp_path):
         path.write_text("\n".join(json.dumps({"text": bad, "label": i % 2}) for i in range(40)))
         with pytest.raises(UserError, match=f'row 1 of column "text" {said}'):
             own_set(str(path))
+    columns = {"text": pa.array([b"\xb0bad"] * 40).view(pa.string()), "label": pa.array([0, 1] * 20)}
+    pq.write_table(pa.table(columns), tmp_path / "bytes.parquet")
+    with pytest.raises(UserError, match="cannot be read as parquet"):
+        own_set(str(tmp_path / "bytes.parquet"))
     path.write_text(json.dumps({"text": "x", "label": 0}) + "\nnull\n")
     with pytest.raises(UserError, match="cannot be read as jsonl"):
         own_set(str(path))

@@ -338,6 +338,7 @@ FORGED = {
     "a folder elsewhere": lambda own: own | {"description": own["description"] | {"id": "../../elsewhere"}},
     "other sizes": lambda own: own | {"config": own["config"] | {"d_sae": 1 << 40}},
     "settings of another kind": lambda own: own | {"config": [1]},
+    "no sparsity": lambda own: own | {"config": own["config"] | {"l0": None}},
     "a site of another kind": lambda own: own | {"description": own["description"] | {"site": 3}},
     "another architecture": lambda own: own | {"arch": "jumprelu"},
     "an unknown architecture": lambda own: own | {"arch": "os.system"},

@@ -92,6 +92,14 @@ def test_words_beyond_the_embedding_are_one_line_and_special_ones_that_nobody_us
             of(str(folder), dtype=torch.float32)
 
 
+def test_a_tokenizer_that_would_fail_at_the_first_text_is_one_line(tmp_path):
+    folder = save_tiny(tmp_path, "llama")
+    said = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(said | {"model_max_length": "long"}))
+    with pytest.raises(UserError, match="model_max_length of its tokenizer is 'long', no number: mend"):
+        load_language_model(str(folder), device="cpu", dtype=torch.float32)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loading_a_folder(tmp_path, family):
     lm = load_language_model(str(save_tiny(tmp_path, family)), device="cpu", dtype=torch.float32)
