@@ -3,7 +3,6 @@
 Shapes: R replicates.
 """
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,9 +11,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from sae_bench.leaderboard.bootstrap import LEVEL, Design
-from sae_bench.records.schema import ON_TEXTS, Record
-
-FORMULA = re.compile(r"(1 - )?(\w+) / (\w+)")
+from sae_bench.records.schema import ON_TEXTS, RATIO, Record
 
 
 def metric_replicates(record: Record, metric: str, design: Design, architecture: int = 0) -> Float[ndarray, " R"]:
@@ -33,7 +30,7 @@ def metric_replicates(record: Record, metric: str, design: Design, architecture:
     score = record.scores[metric]
     if score.value is None:
         raise KeyError(metric)
-    formula = FORMULA.fullmatch(score.formula or "")
+    formula = RATIO.fullmatch(score.formula or "")
     if formula is None:
         if score.stderr is None:
             raise KeyError(metric)

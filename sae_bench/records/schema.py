@@ -4,6 +4,7 @@ Records are read by `read_record` and written by `write_record`, and nothing els
 here is what the rest of the harness relies on; whatever else a record holds is kept and written again.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +191,10 @@ ON_TOKENS, ON_TEXTS, ON_LATENTS, BY_RATERS = "tokens", "texts", "latents", "rate
 people say."""
 
 
+RATIO = re.compile(r"(1 - )?(\w+) / (\w+)")
+"""The formula of a score that is a ratio of sums in `by_document`."""
+
+
 def _numbers(values: object) -> object:
     """A list of numbers, found to be one as a whole: there may be hundreds of thousands."""
     kinds = {*map(type, values)} if isinstance(values, list) else {str}
@@ -226,12 +231,12 @@ class Record(_Part):
     """What a reader has to know of this SAE alone."""
 
     @model_validator(mode="after")
-    def _of_as_many_units(self) -> "Record":
-        lengths = {len(sums) for sums in self.by_document.values()}
-        if self.measured_on == ON_TOKENS:
-            lengths |= {self.provenance.eval_documents} if lengths else set()
-        if len(lengths) > 1:
-            raise ValueError(f"by_document is of {' and '.join(map(str, sorted(lengths)))} documents at once")
+    def _ratios_of_as_many_documents(self) -> "Record":
+        for score in self.scores.values():
+            parts = RATIO.fullmatch(score.formula or "")
+            above, below = (self.by_document.get(name) for name in parts.group(2, 3)) if parts else (None, None)
+            if above is not None and below is not None and len(above) != len(below):
+                raise ValueError(f"by_document: {score.formula} is of {len(above)} and {len(below)} documents")
         return self
 
 

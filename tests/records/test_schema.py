@@ -87,16 +87,13 @@ def test_an_sae_that_a_run_trained_has_a_seed_and_a_target(tmp_path, content):
     assert read_record(stored(tmp_path, content)).sae.seed is None
 
 
-def test_a_records_sums_are_of_as_many_documents_as_it_was_measured_on(tmp_path, content):
-    (name, *_), n = content["by_document"], content["provenance"]["eval_documents"]
-    content["by_document"][name] = content["by_document"][name][1:]
-    with pytest.raises(UserError, match=rf"by_document is of {n - 1} and {n} documents at once"):
+def test_both_sums_of_a_ratio_are_of_as_many_documents(tmp_path, content):
+    formula = next(score["formula"] for score in content["scores"].values() if score.get("formula"))
+    above, below = formula.removeprefix("1 - ").split(" / ")
+    n = len(content["by_document"][below])
+    content["by_document"][above] = content["by_document"][above][1:]
+    with pytest.raises(UserError, match=rf"by_document: {formula} is of {n - 1} and {n} documents"):
         read_record(stored(tmp_path, content))
-    content["by_document"] = {name: content["by_document"][name]}
-    with pytest.raises(UserError, match=rf"by_document is of {n - 1} and {n} documents at once"):
-        read_record(stored(tmp_path, content))
-    content["measured_on"] = "texts"
-    assert read_record(stored(tmp_path, content)).by_document
 
 
 def test_what_is_written_is_read_again_and_what_nobody_declared_is_kept(tmp_path, content):
