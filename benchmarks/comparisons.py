@@ -22,8 +22,16 @@ from numpy import ndarray
 from sae_bench.leaderboard import bootstrap as resample
 from sae_bench.leaderboard.compare import MetricComparison, compare, comparisons
 from sae_bench.leaderboard.curves import area, at_l0
-from sae_bench.leaderboard.replicates import FORMULA
-from sae_bench.records.schema import Metric, Provenance, Record, SAEDescription, Score, SiteDescription, read_record
+from sae_bench.records.schema import (
+    RATIO,
+    Metric,
+    Provenance,
+    Record,
+    SAEDescription,
+    Score,
+    SiteDescription,
+    read_record,
+)
 
 BOARD = Path(__file__).parents[1] / "results/gemma-3-270m_2-core-cpu_2026-11-26"
 L0S = (20.0, 50.0)
@@ -54,7 +62,7 @@ class World:
         records = [read_record(path) for path in sorted(board.glob("records/*.json"))]
         having = [one for one in records if metric in one.scores or "l0" in one.scores]
         one = next(one for one in having if metric in one.scores)
-        one_minus, above, below = FORMULA.fullmatch(one.scores[metric].formula or "").groups()
+        one_minus, above, below = RATIO.fullmatch(one.scores[metric].formula or "").groups()
         labels = tuple(sorted({one.sae.label for one in having}))
         targets = tuple(sorted({one.sae.target_l0 for one in having}))
 
