@@ -86,8 +86,8 @@ def own_set(file: str) -> ProbeSet:
             table = pd.read_json(path, lines=True, dtype=False)
         else:
             table = pd.read_parquet(path)
-            for _, column in table.items():
-                list(column)  # bytes that are no text come to light here
+            for _, values in table.items():
+                list(values)  # bytes that are no text come to light here
     except (ValueError, TypeError, OSError, KeyError) as error:  # TypeError: a line of null; KeyError: of pandas' own
         said = " ".join(str(error).split())
         raise UserError(f'--probe-set "{file}" cannot be read as {path.suffix[1:]}: {said}') from None
