@@ -107,9 +107,9 @@ class Speed:
         """An SAE's steps, its replays, and its own products in evaluation, if the replays as measured hold them not."""
         steps = self._known(step_part(plan.arch.label, plan.config.d_in, plan.config.d_sae))
         step = 1 / steps if steps else step_seconds(plan, self._config.batch_size, self._device, self.peaks)
-        replay = self.evaluate(self.work.after(plan.site))
-        own = encoding_seconds(plan, self._config.n_held_out, self.peaks) if not (self._evaluated and replay) else 0.0
-        return self.n_steps * step + own + replay
+        in_replays = self._evaluated and self.work.has_losses
+        own = 0.0 if in_replays else encoding_seconds(plan, self._config.n_held_out, self.peaks)
+        return self.n_steps * step + own + self.evaluate(self.work.after(plan.site))
 
 
 def _site_work(site: Site, config: RunConfig, lm: ActivationModel, speeds: Sequence[Speed]) -> SiteWork:

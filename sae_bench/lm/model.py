@@ -260,9 +260,9 @@ class LanguageModel:
             raise UserError(f'model "{self.name}": {kind} changes its logits in an unknown way: choose another model')
 
     def check_words(self) -> None:
-        """Raise UserError if the tokenizer makes words that the model has no row for; special ones never come up.
+        """Raise UserError if the tokenizer makes words that the model has no row for, or fails at the first text.
 
-        So it does where the tokenizer would fail at the first text.
+        Special words never come up.
         """
         if not isinstance(longest := self.tokenizer.model_max_length, int | float):
             raise UserError(

@@ -88,7 +88,8 @@ class LMWork:
     def __init__(self, lm: ActivationModel, config: RunConfig) -> None:
         self.n_layers, self.half = lm.n_layers, lm.dtype != torch.float32
         self.layer = lm.token_flops(config.context_size)
-        self.vocabulary = 2 * lm.d_model * lm.n_vocab if isinstance(lm, LanguageModel) and has_losses(config) else 0
+        self.has_losses = isinstance(lm, LanguageModel) and has_losses(config)
+        self.vocabulary = 2 * lm.d_model * lm.n_vocab if isinstance(lm, LanguageModel) else 0
 
     def before(self, site: Site) -> float:
         """The layers that an activation at the site takes."""
@@ -96,7 +97,7 @@ class LMWork:
 
     def after(self, site: Site) -> float:
         """The layers that a replay from the site runs, and what it predicts."""
-        if not self.vocabulary:
+        if not self.has_losses:
             return 0
         whole = site.kind == "resid_post"
         return self.layer * max(self.n_layers - site.layer - whole, 0) + self.vocabulary
@@ -104,12 +105,12 @@ class LMWork:
     @property
     def clean_pass(self) -> float:
         """All layers, and what the model predicts."""
-        return self.n_layers * self.layer + self.vocabulary if self.vocabulary else 0
+        return self.n_layers * self.layer + self.vocabulary if self.has_losses else 0
 
     @property
     def passes_before(self) -> int:
         """Of evaluation, those that end at the deepest site: for means, and for the SAEs if there is no clean pass."""
-        return 1 if self.vocabulary else 2
+        return 1 if self.has_losses else 2
 
     def ablations(self, site: Site) -> float:
         """Two replays, zero and mean, where contexts stay apart after the site."""
