@@ -111,10 +111,10 @@ def power(
 
 def claims(runs: Runs, /, *, at_l0: L0s = None, form: Form = "text") -> int:
     """Check published claims, those of the JumpReLU paper first: each holds, does not hold, or cannot be told."""
-    from sae_bench.leaderboard import captions, claim_sections, load, matched
+    from sae_bench.leaderboard import captions, claim_sections, load
 
     records = load.gather(runs)
-    found = claim_sections.sections(records, at_l0 or matched.default_l0s(records))
+    found = claim_sections.sections(records, at_l0)
     print(claim_sections.written(form, found, captions.caption(records)), end="")
     return 0
 

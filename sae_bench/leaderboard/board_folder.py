@@ -64,14 +64,14 @@ def _is_covered(run: Path, path: Path) -> bool:
 def outputs(folders: Sequence[Path], l0s: Sequence[float] | None = None) -> Iterator[tuple[str, bytes]]:
     """Name and content of everything that is drawn: tables, claims, figures, report."""
     board = Board.read(folders)
-    l0s = l0s or default_l0s(board.records)
+    at = l0s or default_l0s(board.records)
     metrics = check_metrics(board.records, None)
     compared, facts = comparisons(board.records, metrics), captions.caption(board.records)
     claims = claim_sections.sections(board.records, l0s)
     texts = tables.board_files(board.records) | {
-        "compare.md": compare_table.written("md", compared, metrics, l0s, facts) + "\n",
-        "compare.tex": compare_table.written("tex", compared, metrics, l0s, facts),
-        "compare.csv": compare_table.written("csv", compared, metrics, l0s),
+        "compare.md": compare_table.written("md", compared, metrics, at, facts) + "\n",
+        "compare.tex": compare_table.written("tex", compared, metrics, at, facts),
+        "compare.csv": compare_table.written("csv", compared, metrics, at),
         "claims.md": claim_sections.written("md", claims),
         "claims.tex": claim_sections.written("tex", claims, facts),
         "report.html": report(board, l0s),

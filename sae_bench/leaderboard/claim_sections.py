@@ -10,6 +10,7 @@ from sae_bench.leaderboard.compare import Comparison, comparisons
 from sae_bench.leaderboard.later_claims import LATER_CLAIMS
 from sae_bench.leaderboard.later_claims import METRICS as LATER_METRICS
 from sae_bench.leaderboard.latex_tables import table_float
+from sae_bench.leaderboard.matched import default_l0s
 from sae_bench.leaderboard.power import power_of
 from sae_bench.leaderboard.render import escape_csv, escape_latex, escape_markdown
 from sae_bench.leaderboard.setting import Setting
@@ -34,24 +35,34 @@ class Section:
         return summary(self.found)
 
 
-def sections(records: Sequence[Record], l0s: Sequence[float]) -> list[Section]:
-    """Every claim, judged on a board's records, with what its metrics can tell there."""
-    with_controls = comparisons(records, LATER_METRICS, controls=True)
-    later = [(comparison, check(comparison, l0s)) for comparison in with_controls for check in LATER_CLAIMS]
+def sections(records: Sequence[Record], l0s: Sequence[float] | None = None) -> list[Section]:
+    """Every claim, judged on a board's records, with what its metrics can tell there.
+
+    At `l0s`, or in every setting at those that it is compared at by default: a verdict is the same whatever other
+    settings stand beside it.
+    """
     found = {
-        "Findings of the JumpReLU paper": check_claims(comparisons(records, METRICS), l0s),
-        "Later claims": later,
+        "Findings of the JumpReLU paper": [
+            one
+            for comparison in comparisons(records, METRICS)
+            for one in check_claims([comparison], l0s or default_l0s(comparison.records))
+        ],
+        "Later claims": [
+            (comparison, check(comparison, l0s or default_l0s(comparison.records)))
+            for comparison in comparisons(records, LATER_METRICS, controls=True)
+            for check in LATER_CLAIMS
+        ],
     }
     return [Section(title, with_noise_floors(of, l0s)) for title, of in found.items()]
 
 
-def with_noise_floors(found: Found, l0s: Sequence[float]) -> Found:
+def with_noise_floors(found: Found, l0s: Sequence[float] | None = None) -> Found:
     """With each claim what its metrics can tell: their noise floors and smallest differences, as `power` has them."""
     floors: dict[tuple[Setting, str], list[str]] = {}
     for comparison, judged in found:
         for metric in judged.metrics:
             if (key := (comparison.setting, metric)) not in floors:
-                floors[key] = _noise_floor(comparison, metric, l0s)
+                floors[key] = _noise_floor(comparison, metric, l0s or default_l0s(comparison.records))
     return [
         (comparison, replace(judged, numbers=(*judged.numbers, *of)))
         for comparison, judged in found
@@ -78,8 +89,14 @@ def summary(found: Found) -> str:
 
 
 def total(of: Sequence[Section]) -> str:
-    """The summary of all sections."""
-    return summary([one for section in of for one in section.found])
+    """The summary of all sections; of several settings also how many claims have an answer in any of them."""
+    found = [one for section in of for one in section.found]
+    if len({comparison.setting for comparison, _ in found}) < 2:
+        return summary(found)
+    asked, answered = (
+        {judged.claim for _, judged in found if judged.verdict not in left_out} for left_out in ((), ("cannot tell",))
+    )
+    return f"{summary(found)} In one setting at least, {len(answered)} of {len(asked)} different ones are answered."
 
 
 def written(form: str, of: Sequence[Section], facts: str = "") -> str:

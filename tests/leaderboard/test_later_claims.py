@@ -159,6 +159,29 @@ def test_a_metric_s_noise_floor_and_smallest_difference_stand_with_what_is_judge
     assert len(adds) == 1
 
 
+def test_a_verdict_is_the_same_beside_another_setting_and_a_claim_is_answered_in_either():
+    """One setting at small L0s and one at the usual ones, each with an architecture that the other lacks."""
+    small = typed(records(labels=("jumprelu", "topk"), targets=(3.0, 5.0, 8.0), sites=("layer_1.resid_post",)))
+    usual = typed(records(labels=("gated", "topk"), targets=(16.0, 64.0), sites=("layer_2.resid_post",)))
+    alone = {name: claim_sections.sections(of) for name, of in (("small", small), ("usual", usual))}
+    together = claim_sections.sections([*small, *usual])
+    for i, section in enumerate(together):
+        apart = [one for of in alone.values() for one in of[i].found]
+        assert {judged for _, judged in section.found} == {judged for _, judged in apart}
+    answered = {
+        judged.claim
+        for of in alone.values()
+        for section in of
+        for _, judged in section.found
+        if judged.verdict != "cannot tell"
+    }
+    assert answered
+    n_claims = 16 + len(LATER_CLAIMS)
+    assert claim_sections.total(together).endswith(
+        f" In one setting at least, {len(answered)} of {n_claims} different ones are answered."
+    )
+
+
 def test_what_is_answered_is_counted_in_every_form():
     """A section's claims are counted by their verdicts, and text from records is harmless in each form."""
     of = typed(records(labels=("jumprelu", "gated", "topk", f"relu:{HOSTILE}"), targets=(16.0, 64.0)))

@@ -22,6 +22,14 @@ def test_where_no_usual_l0_was_measured_those_between_the_wanted_ones_are_taken(
     assert default_l0s(typed(records(targets=targets))) == l0s
 
 
+def test_every_setting_has_l0s_of_its_own():
+    small, usual = (
+        typed(records(targets=(3.0, 5.0, 8.0), sites=("layer_1.resid_post",))),
+        typed(records(targets=(16.0, 64.0), sites=("layer_2.resid_post",))),
+    )
+    assert default_l0s([*small, *usual]) == (4.0, 6.0, *AT_L0)
+
+
 def test_a_run_of_small_l0s_is_compared_at_them(tmp_path, capsys):
     run = write_run(tmp_path / "run", records(targets=(3.0, 5.0, 8.0)))
     assert bench("compare", run, "--metric", "fve") == 0

@@ -47,7 +47,7 @@ MOST_STATIC_ROWS = 200
 def report(board: Board, l0s: Sequence[float] | None = None, serving: Sequence[str] = ()) -> str:
     """The whole page; `serving`: SAEs, by name, about which the server of the page can be asked."""
     script = script_of(part for part in SCRIPTS if serving or part != TRY)
-    l0s = l0s or default_l0s(board.records)
+    at = l0s or default_l0s(board.records)
     metrics, known = check_metrics(board.records, None), metrics_of(board.records)
     compared = comparisons(board.records, metrics)
     header, rows = tables.board(board.records)
@@ -60,7 +60,7 @@ def report(board: Board, l0s: Sequence[float] | None = None, serving: Sequence[s
         served=Markup(embedded(list(serving))) if serving else "",
         title=f"SAE architectures on {', '.join(sorted({one_line(true_name(s.model)) for s in board.settings}))}",
         control=captions.control(board.records),
-        **_verdicts(board, compared, l0s),
+        **_verdicts(board, compared, at),
         caption=one_line(captions.caption(board.records, captions.of_rows(board.records))),
         data=Markup(packed(data)),
         header=[one_line(name) for name in header],
@@ -72,7 +72,7 @@ def report(board: Board, l0s: Sequence[float] | None = None, serving: Sequence[s
             (one_line(f"{table.what}: {_place(table.of.setting)}" if table.of else table.what),
              _meaning(table.what, known), table.header,
              [(one_line(label), cells) for label, cells in table.rows])
-            for table in shown(compared, metrics, l0s)
+            for table in shown(compared, metrics, at)
         ],
         comparison_rule=RULE,
         comparison_note=note(compared) if compared else "",
