@@ -20,18 +20,18 @@ from sae_bench.distributed.logs import KeptProgress, logged
 from sae_bench.distributed.planner import Cell
 from sae_bench.distributed.returned import Task, error_of, not_lost, reason_of, value_of
 from sae_bench.distributed.shared_capture import CaptureLostError
+from sae_bench.distributed.siblings import compared_together
 from sae_bench.distributed.view import TRAIN, CellView, View
 from sae_bench.errors import UserError
 from sae_bench.evaluation.task import read_texts
-from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Provenance
-from sae_bench.runs.cell import among_seeds, begun_cells, is_unfinished
-from sae_bench.runs.collect import as_saved, random_saes
+from sae_bench.runs.cell import begun_cells, is_unfinished
+from sae_bench.runs.collect import random_saes
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.overlap import check_text, outdated
-from sae_bench.runs.records import is_missing, now, siblings_among
+from sae_bench.runs.records import now
 from sae_bench.runs.train import Order
 from sae_bench.runs.workbench import PlannedSAE, RunOutline
 from sae_bench.saes.kernels import Crossovers
@@ -157,23 +157,11 @@ class ClusterCrew:
             check_text(old, fingerprint, config.dataset)
 
     def compare_seeds(self, order: Order, saes: Sequence[PlannedSAE]) -> None:
-        """A task for each site where something is missing: its SAEs share one capture."""
-        about = {sae.id: as_saved(self._folder, sae).description for sae in saes}
-        by_site: dict[Site, list[str]] = {}
-        for sae in saes:
-            by_site.setdefault(sae.site, []).append(sae.id)
-        hash, model = self._config.evaluation_hash, self._outline.model_fingerprint
-        found = siblings_among(about.values())
-        due = {
-            sae.site
-            for sae in saes
-            for task in among_seeds(order.tasks)
-            if is_missing(self._folder.record(sae.id, task), task, about[sae.id], hash, model, found[sae.id])
-        }
-        waiting, running = list(due), list[Task]()
+        model = self._outline.model_fingerprint
+        waiting, running = compared_together(self._folder, order, saes, model, self._slots.n), list[Task]()
         while waiting or running:
             room = self._slots.n - len(running)
-            running += [self._compare(order, by_site[site]) for site in waiting[:room]]
+            running += [self._compare(order, names) for names in waiting[:room]]
             del waiting[:room]
             ended, running = ray.wait(running, timeout=POLL_S)
             self._inbox.take()

@@ -27,6 +27,7 @@ from test_end_to_end import records_of, weights_of, without_times
 from warm import Command
 
 from sae_bench.distributed import crew as crew_module
+from sae_bench.distributed.siblings import compared_together
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.saes.save import write_training
 
@@ -100,8 +101,15 @@ def same(run: Path, other: Path) -> None:
     assert (run / "leaderboard.md").read_text() == (other / "leaderboard.md").read_text()
 
 
-def test_a_run_on_a_cluster_makes_the_files_of_one_process(settings, whole, cluster, tmp_path, capsys):
+def test_a_run_on_a_cluster_makes_the_files_of_one_process(settings, whole, cluster, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
+    together = []
+
+    def noted(*of):
+        together.append(tuple(parts := compared_together(*of)))
+        return parts
+
+    monkeypatch.setattr(crew_module, "compared_together", noted)
     assert bench(*command(settings, out, cluster.address)) == 0
     same(out, whole)
     said = capsys.readouterr().err
@@ -120,6 +128,8 @@ def test_a_run_on_a_cluster_makes_the_files_of_one_process(settings, whole, clus
         (out / name).unlink()
     assert bench(*command(settings, out, cluster.address)) == 0, "the same command again does what is missing alone"
     same(out, whole)
+    apart = [sorted({name.partition(".")[0] for name in part}) for part in together[1]]
+    assert ([len(part) for part in together[0]], apart) == ([4, 4], [["patient"], ["relu"]])
     kept = {name for name in before if not name.startswith("logs/")} - lost
     assert {name for name, content in files(out).items() if name in kept and content != before[name]} == set()
 

@@ -1,0 +1,38 @@
+"""Which SAEs a cluster compares with those of other seeds in one task."""
+
+from collections.abc import Sequence
+from itertools import chain
+
+from sae_bench.lm.sites import Site
+from sae_bench.records.run_folder import RunFolder
+from sae_bench.runs.cell import among_seeds
+from sae_bench.runs.collect import as_saved
+from sae_bench.runs.records import is_missing, siblings_among
+from sae_bench.runs.train import Order
+from sae_bench.runs.workbench import PlannedSAE
+
+
+def compared_together(
+    folder: RunFolder, order: Order, saes: Sequence[PlannedSAE], model_fingerprint: str, n_devices: int
+) -> list[list[str]]:
+    """Sort those that lack something, by name, into as many parts as keep all devices busy, each with one capture.
+
+    A part is of one site, and SAEs that differ in the seed alone are in the same one.
+    """
+    about = {sae.id: as_saved(folder, sae).description for sae in saes}
+    siblings, hash = siblings_among(about.values()), order.config.evaluation_hash
+    families: dict[Site, dict[frozenset[str], list[str]]] = {}
+    due = set()
+    for sae in saes:
+        others = siblings[sae.id]
+        # One whose training failed is nobody's sibling, and has a record to be written with theirs.
+        family = frozenset(one.id for one in [*others, about[sae.id]] if not one.training.failure)
+        families.setdefault(sae.site, {}).setdefault(family, []).append(sae.id)
+        if any(
+            is_missing(folder.record(sae.id, task), task, about[sae.id], hash, model_fingerprint, others)
+            for task in among_seeds(order.tasks)
+        ):
+            due.add(family)
+    of_sites = [found for of in families.values() if (found := [of[family] for family in of if family in due])]
+    n_parts = max(1, n_devices // max(1, len(of_sites)))
+    return [list(chain(*part)) for of in of_sites for i in range(n_parts) if (part := of[i::n_parts])]
