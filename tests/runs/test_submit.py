@@ -364,7 +364,6 @@ def test_what_somebody_keeps_in_the_board_s_place_is_not_lost(run, tmp_path, cap
 
 PUBLISHED = {
     "demo_2-core-cpu_2026-11-26": "holds no records, and tables say nothing without",
-    "gemma-3-270m-tuned_2-core-cpu_2026-11-27": "asks for the task autointerp, of which there is no record",
     "gemma-3-270m_2-core-cpu_2026-11-26": "was measured by reconstruction 1, this version has 2: run the same",
 }
 """Boards that lack what `submit` asks for, and what it says of them; all others it takes."""
