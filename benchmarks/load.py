@@ -248,16 +248,21 @@ RUN = ("--model", "synthetic:small", "--arch", "topk", "jumprelu", "relu", "--wi
        "--reuse", "1", "--batch-size", "1024", "--eval-tokens", "4096", "--seed", "0", "1", "2", "3", "4",
        "--quiet")  # fmt: skip
 SAES_OF_AN_L0 = 15
+MIDDLE = 13
+"""The upper one of the two L0s in the middle: they are whole numbers, so many below it as from it on."""
 
 
 def of_runs(n_saes: Sequence[int]) -> str:
     """What runs take, from the command to the board, in folders of their own."""
     rows, first = [], None
     for n in n_saes:
-        if n % SAES_OF_AN_L0:
-            raise UserError(f"--n-saes {n}: an L0 has {SAES_OF_AN_L0} SAEs; give a multiple of it")
-        n_l0s = n // SAES_OF_AN_L0
-        l0s = [f"{2 + 10 * (i + 0.5) / n_l0s:g}" for i in range(n_l0s)]  # of one mean, however many they are
+        n_l0s, over = divmod(n, SAES_OF_AN_L0)
+        if over or n_l0s % 2 or not 0 < n_l0s < 2 * MIDDLE:
+            raise UserError(
+                f"--n-saes {n}: an L0 has {SAES_OF_AN_L0} SAEs, and there are pairs of them; give a multiple of "
+                f"{2 * SAES_OF_AN_L0} below {2 * MIDDLE * SAES_OF_AN_L0}"
+            )
+        l0s = [MIDDLE + i - n_l0s // 2 for i in range(n_l0s)]  # of one mean, however many they are
         with tempfile.TemporaryDirectory() as folder:
             of = taken(*RUN, "--l0", *l0s, "--out", Path(folder) / "run")
         first = first or of.seconds / n

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_bench.device import halved, has_cuda
+from sae_bench.device import halved, has_cuda, trim_memory
 from sae_bench.evaluation.task import BaseTask, EvalBatch, EvalSetting, LMLosses, Result, Task
 from sae_bench.lm.ablations import Ablations
 from sae_bench.lm.activations import ActivationModel, ContextStream, KnownFeatures
@@ -232,6 +232,7 @@ def _score(
         for name, task in reply.candidate.running():
             with reply.candidate.guarded([name]):
                 task.update(view)
+        trim_memory(reply.x_hat.device)
 
 
 def contexts_at_once(lm: ActivationModel, context_size: int) -> int:
