@@ -1,9 +1,12 @@
 """What is asked of CUDA, on a machine without it: by what is called, and by what is answered where it is missing."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
-from sae_bench.device import SPARE_SHARE, SideStream, has_room, send
+from sae_bench.device import SPARE_SHARE, SideStream, has_room, send, trim_memory
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 GIB = 1 << 30
@@ -99,3 +102,18 @@ def test_room_is_what_is_free_less_a_share_of_the_device(calls):
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_there_is_no_room_without_cuda(device):
     assert not has_room(device, 0)
+
+
+def test_what_was_freed_goes_back_to_the_system():
+    """One piece of ten is still held, so that the C library by itself gives nothing back."""
+    pieces = [torch.ones(16_000) for _ in range(3000)]
+    pieces = pieces[::10]
+    before = resident()
+    trim_memory(torch.device("cpu"))
+    assert before - resident() > 0.5 * 0.9 * 3000 * 64_000
+    assert all(piece.sum() == 16_000 for piece in pieces)
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
