@@ -109,13 +109,20 @@ def power(
     return 0
 
 
-def claims(runs: Runs, /, *, at_l0: L0s = None, form: Form = "text") -> int:
-    """Check published claims, those of the JumpReLU paper first: each holds, does not hold, or cannot be told."""
+def claims(runs: Runs, /, *, each: bool = False, at_l0: L0s = None, form: Form = "text") -> int:
+    """Check published claims, those of the JumpReLU paper first: each holds, does not hold, or cannot be told.
+
+    Args:
+        each: Judge each run by itself, such as boards of other tokens, and say how many claims any of them answers.
+    """
     from sae_bench.leaderboard import captions, claim_sections, load
 
+    if each:
+        of_each = {str(run): claim_sections.sections(load.gather([run]), at_l0) for run in runs}
+        print(claim_sections.written_of_each(form, of_each), end="")
+        return 0
     records = load.gather(runs)
-    found = claim_sections.sections(records, at_l0)
-    print(claim_sections.written(form, found, captions.caption(records)), end="")
+    print(claim_sections.written(form, claim_sections.sections(records, at_l0), captions.caption(records)), end="")
     return 0
 
 

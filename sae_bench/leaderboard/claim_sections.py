@@ -1,10 +1,10 @@
 """Claims, section by section, as people read them: how many are answered, and each verdict with its numbers."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sae_bench.errors import one_line
+from sae_bench.errors import UserError, one_line
 from sae_bench.leaderboard.claims import METRICS, check_claims
 from sae_bench.leaderboard.compare import Comparison, comparisons
 from sae_bench.leaderboard.later_claims import LATER_CLAIMS
@@ -93,10 +93,28 @@ def total(of: Sequence[Section]) -> str:
     found = [one for section in of for one in section.found]
     if len({comparison.setting for comparison, _ in found}) < 2:
         return summary(found)
+    return f"{summary(found)} {_answered_once(found, 'setting')}"
+
+
+def _answered_once(found: Found, where: str) -> str:
     asked, answered = (
         {judged.claim for _, judged in found if judged.verdict not in left_out} for left_out in ((), ("cannot tell",))
     )
-    return f"{summary(found)} In one setting at least, {len(answered)} of {len(asked)} different ones are answered."
+    return f"In one {where} at least, {len(answered)} of {len(asked)} different ones are answered."
+
+
+def written_of_each(form: str, runs: Mapping[str, Sequence[Section]]) -> str:
+    """The sections of several runs, by name, as text or md: each run by itself, and what any of them answers.
+
+    Raises:
+        UserError: the form is another one, which has one run's claims.
+    """
+    if form not in ("text", "md"):
+        raise UserError(f"--each --format {form}: of several runs there is text or md; ask for each run by itself")
+    found = [one for of in runs.values() for section in of for one in section.found]
+    heading = "# {}\n\n{}" if form == "md" else "{}: {}"
+    parts = [heading.format(one_line(name), written(form, of)) for name, of in runs.items()]
+    return "\n".join([f"{summary(found)} {_answered_once(found, 'run')}\n", *parts])
 
 
 def written(form: str, of: Sequence[Section], facts: str = "") -> str:

@@ -4,7 +4,8 @@ import re
 
 import numpy as np
 import pytest
-from synthetic import HOSTILE, records, typed
+from command import bench
+from synthetic import HOSTILE, records, typed, write_run
 from test_claims import exactly, rarely
 from test_compare import N_DOCUMENTS
 
@@ -180,6 +181,34 @@ def test_a_verdict_is_the_same_beside_another_setting_and_a_claim_is_answered_in
     assert claim_sections.total(together).endswith(
         f" In one setting at least, {len(answered)} of {n_claims} different ones are answered."
     )
+
+
+def test_runs_that_cannot_be_compared_are_judged_each_by_itself(tmp_path, capsys):
+    """Of two boards of one setting, on other tokens; what either answers is counted once."""
+    runs = []
+    for labels in (("jumprelu", "topk"), ("gated", "topk")):
+        of = records(labels=labels, targets=(16.0, 64.0))
+        for record in of:
+            record["provenance"]["eval_fingerprint"] = str(len(runs)) * 64
+        runs.append(write_run(tmp_path / f"run{len(runs)}", of))
+    assert bench("claims", *runs) == 2, "they are no board together"
+    capsys.readouterr()
+    alone = []
+    for run in runs:
+        assert bench("claims", run) == 0
+        alone.append(capsys.readouterr().out)
+    answered = {
+        line.partition(": ")[2]
+        for text in alone
+        for line in text.splitlines()
+        if re.match("(holds|does not hold): ", line)
+    }
+    assert bench("claims", *runs, "--each") == 0
+    said = capsys.readouterr().out
+    assert f"In one run at least, {len(answered)} of {16 + len(LATER_CLAIMS)} different ones are answered." in said
+    assert all(f"{run}: {text}" in said for run, text in zip(runs, alone, strict=True))
+    assert bench("claims", *runs, "--each", "--format", "csv") == 2
+    assert "--each --format csv: of several runs there is text or md" in capsys.readouterr().err
 
 
 def test_what_is_answered_is_counted_in_every_form():
