@@ -35,7 +35,7 @@ def attacks(folder: Path, share: float) -> dict[str, tuple[Path, int, str | None
     def long(megabytes: int) -> str:
         return f"{words} " * (megabytes * MB // (len(words) + 1))
 
-    huge, large, many = int(300 * share), int(100 * share), int(60 * share) + 2
+    huge, large, medium, many = int(300 * share), int(100 * share), max(1, int(20 * share)), int(60 * share) + 2
     (folder / "deep.jsonl").write_text("".join(short) + '{"text": "a", "b": ' + "[" * MB + "]" * MB + "}\n")
     texts = [json.loads(line)["text"] for line in short]
     for name, of in (("packed", [long(huge)]), ("beside", [*texts, "a" * (huge * MB)])):
@@ -47,7 +47,7 @@ def attacks(folder: Path, share: float) -> dict[str, tuple[Path, int, str | None
         f"parquet, {packed:,} bytes of {huge} MB text": (folder / "packed.parquet", huge, "holds 0 evaluation tokens"),
         f"parquet, a word of {huge} MB": (folder / "beside.parquet", huge, None),
         f"JSON lines, a document of {large} MB": (lines("long.jsonl", long(large)), large, None),
-        "JSON lines, 3 documents of 20 MB": (lines("three.jsonl", *[long(20)] * 3), 20, None),
+        f"JSON lines, 3 documents of {medium} MB": (lines("three.jsonl", *[long(medium)] * 3), medium, None),
         f"packed JSON lines, {many} documents of 1 MB": (lines("many.jsonl.gz", *[long(1)] * many), 1, None),
     }
 
