@@ -101,13 +101,17 @@ def test_an_end_that_rounds_to_the_limit_is_judged_as_it_is_printed(upper):
     assert finding.verdict == "holds"
 
 
-@pytest.mark.parametrize("source", ["published", "synthetic"])
-def test_no_claim_contradicts_what_it_prints(source):
-    """Limits as they are printed, too."""
-    if source == "published":
-        of = [read_record(path) for path in sorted(RESULTS.glob("gemma-3-270m*/records/*.json"))]
-    else:
+@pytest.mark.parametrize(
+    "board",
+    [None, *sorted(path.parent for path in RESULTS.glob("gemma-3-270m*/records"))],
+    ids=lambda of: of and of.name,
+)
+def test_no_claim_contradicts_what_it_prints(board):
+    """Limits as they are printed, too; of published boards, and of records that were made up."""
+    if board is None:
         of = typed(synthetic_records(targets=(16.0, 64.0)))
+    else:
+        of = [read_record(path) for path in sorted(board.glob("records/*.json"))]
     checked = 0
     for _, finding in check_claims(comparisons(of, METRICS), (20.0, 50.0)):
         if finding.numbers[0].startswith("wanted"):
@@ -119,7 +123,7 @@ def test_no_claim_contradicts_what_it_prints(source):
             checked += 1
         else:
             assert finding.verdict == "cannot tell"
-    assert checked >= 4
+    assert checked >= 2
 
 
 # --- one architecture against another ------------------------------------------------------------------------------
