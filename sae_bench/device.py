@@ -8,6 +8,7 @@ process without a real one, so that tests walk through the very code that a GPU 
 
 import ctypes
 import logging
+import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -23,19 +24,32 @@ SPARE_SHARE = 0.1
 """Part of a device's memory that `has_room` never gives away."""
 
 
+TRIM_BYTES = 128 << 20
+"""What a process may grow by before it gives freed memory back, which takes tens of milliseconds for each GB."""
+_trimmed = {"to": 0}
+"""What it had when it last did."""
+
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux says how much memory there is, and how much of it a container may have."""
 
 
 def trim_memory(device: torch.device) -> None:
-    """Give what was freed of a CPU's memory back to the system.
+    """Give what was freed of a CPU's memory back to the system, if the process has grown since it last did.
 
     glibc keeps it, in pieces between what is still held: after the evaluation of 30 SAEs a process held three times
     what it needed. Where the C library has no `malloc_trim` nothing is done.
     """
-    if device.type == "cpu" and sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+    if device.type != "cpu" or sys.platform != "linux" or _resident_bytes() < _trimmed["to"] + TRIM_BYTES:
+        return
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
+    _trimmed["to"] = _resident_bytes()
+
+
+def _resident_bytes() -> int:
+    """What this process has in memory, as Linux says."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def choose_device(name: str, dtype: str, *, here: bool = True) -> tuple[torch.device, torch.dtype]:
