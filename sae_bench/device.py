@@ -27,7 +27,7 @@ SPARE_SHARE = 0.1
 TRIM_BYTES = 128 << 20
 """What a process may grow by before it gives freed memory back, which takes tens of milliseconds for each GB."""
 _trimmed = {"to": 0}
-"""What it had when it last did."""
+"""The least that it had since it last did."""
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
@@ -40,7 +40,11 @@ def trim_memory(device: torch.device) -> None:
     glibc keeps it, in pieces between what is still held: after the evaluation of 30 SAEs a process held three times
     what it needed. Where the C library has no `malloc_trim` nothing is done.
     """
-    if device.type != "cpu" or sys.platform != "linux" or _resident_bytes() < _trimmed["to"] + TRIM_BYTES:
+    if device.type != "cpu" or sys.platform != "linux":
+        return
+    resident = _resident_bytes()
+    _trimmed["to"] = min(_trimmed["to"], resident)  # it may have shrunk by itself
+    if resident < _trimmed["to"] + TRIM_BYTES:
         return
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sae_bench import device
 from sae_bench.device import SPARE_SHARE, SideStream, has_room, send, trim_memory
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -104,14 +105,28 @@ def test_there_is_no_room_without_cuda(device):
     assert not has_room(device, 0)
 
 
-def test_what_was_freed_goes_back_to_the_system():
+def test_what_was_freed_goes_back_to_the_system(monkeypatch):
     """One piece of ten is still held, so that the C library by itself gives nothing back."""
+    monkeypatch.setitem(device._trimmed, "to", 0)
+    trim_memory(CPU)  # whatever earlier tests left
     pieces = [torch.ones(16_000) for _ in range(3000)]
-    pieces = pieces[::10]
+    held = pieces[::10]
+    del pieces
     before = resident()
-    trim_memory(torch.device("cpu"))
+    trim_memory(CPU)
     assert before - resident() > 0.5 * 0.9 * 3000 * 64_000
-    assert all(piece.sum() == 16_000 for piece in pieces)
+    assert all(piece.sum() == 16_000 for piece in held)
+
+
+def test_a_process_that_has_hardly_grown_is_left_alone(monkeypatch):
+    """Giving back takes time for every byte that is held, whatever there is to give."""
+    monkeypatch.setitem(device._trimmed, "to", 0)
+    trim_memory(CPU)
+    held = [torch.ones(16_000) for _ in range(500)][::10]
+    before = resident()
+    trim_memory(CPU)
+    assert before - resident() < 4_000_000
+    assert len(held) == 50
 
 
 def resident() -> int:
