@@ -1,5 +1,6 @@
 """Which SAEs a cluster compares with those of other seeds in one task."""
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 
@@ -21,18 +22,20 @@ def compared_together(
     """
     about = {sae.id: as_saved(folder, sae).description for sae in saes}
     siblings, hash = siblings_among(about.values()), order.config.evaluation_hash
-    families: dict[Site, dict[frozenset[str], list[str]]] = {}
-    due = set()
+    families: dict[tuple[Site, frozenset[str]], list[str]] = {}
+    due: dict[Site, dict[frozenset[str], None]] = {}
     for sae in saes:
         others = siblings[sae.id]
         # One whose training failed is nobody's sibling, and has a record to be written with theirs.
         family = frozenset(one.id for one in [*others, about[sae.id]] if not one.training.failure)
-        families.setdefault(sae.site, {}).setdefault(family, []).append(sae.id)
+        families.setdefault((sae.site, family), []).append(sae.id)
         if any(
             is_missing(folder.record(sae.id, task), task, about[sae.id], hash, model_fingerprint, others)
             for task in among_seeds(order.tasks)
         ):
-            due.add(family)
-    of_sites = [found for of in families.values() if (found := [of[family] for family in of if family in due])]
-    n_parts = max(1, n_devices // max(1, len(of_sites)))
-    return [list(chain(*part)) for of in of_sites for i in range(n_parts) if (part := of[i::n_parts])]
+            due.setdefault(sae.site, {})[family] = None
+    n_parts = math.ceil(n_devices / max(1, len(due)))
+    parts = [
+        [families[site, family] for family in [*of][i::n_parts]] for site, of in due.items() for i in range(n_parts)
+    ]
+    return [list(chain(*part)) for part in parts if part]
