@@ -123,7 +123,8 @@ def test_no_claim_contradicts_what_it_prints(board):
             checked += 1
         else:
             assert finding.verdict == "cannot tell"
-    assert checked >= 2
+    alone = "jumprelu" not in {record.sae.arch for record in of}
+    assert checked >= (2 if alone else 4), "of topk alone: dead latents, and shrinkage"
 
 
 # --- one architecture against another ------------------------------------------------------------------------------

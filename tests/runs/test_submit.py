@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -377,7 +378,11 @@ def test_boards_that_are_published_are_in_order_or_say_why_not(board):
         with pytest.raises(UserError, match=told):
             read_submission(board)
     else:
-        assert len(read_submission(board).records) >= 60
+        found = read_submission(board).records
+        saes, tasks = {sae for sae, _ in found}, {task for _, task in found}
+        assert set(found) == {*product(saes, tasks)}, "every task of every SAE"
+        assert saes == {path.name for path in (board / "saes").iterdir()}
+        assert len(tasks) >= 3
 
 
 def test_fingerprints_of_another_model_are_found_by_measuring(stranger, tmp_path, capsys):
