@@ -112,8 +112,10 @@ def written_of_each(form: str, runs: Mapping[str, Sequence[Section]]) -> str:
     if form not in ("text", "md"):
         raise UserError(f"--each --format {form}: of several runs there is text or md; ask for each run by itself")
     found = [one for of in runs.values() for section in of for one in section.found]
-    heading = "# {}\n\n{}" if form == "md" else "{}: {}"
-    parts = [heading.format(one_line(name), written(form, of)) for name, of in runs.items()]
+    parts = [
+        (f"# {escape_markdown(name)}\n\n" if form == "md" else f"{one_line(name)}: ") + written(form, of)
+        for name, of in runs.items()
+    ]
     return "\n".join([f"{summary(found)} {_answered_once(found, 'run')}\n", *parts])
 
 

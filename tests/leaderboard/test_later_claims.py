@@ -190,7 +190,7 @@ def test_runs_that_cannot_be_compared_are_judged_each_by_itself(tmp_path, capsys
         of = records(labels=labels, targets=(16.0, 64.0))
         for record in of:
             record["provenance"]["eval_fingerprint"] = str(len(runs)) * 64
-        runs.append(write_run(tmp_path / f"run{len(runs)}", of))
+        runs.append(write_run(tmp_path / f"run{len(runs)} <img src=x>", of))
     assert bench("claims", *runs) == 2, "they are no board together"
     capsys.readouterr()
     alone = []
@@ -207,6 +207,8 @@ def test_runs_that_cannot_be_compared_are_judged_each_by_itself(tmp_path, capsys
     said = capsys.readouterr().out
     assert f"In one run at least, {len(answered)} of {16 + len(LATER_CLAIMS)} different ones are answered." in said
     assert all(f"{run}: {text}" in said for run, text in zip(runs, alone, strict=True))
+    assert bench("claims", *runs, "--each", "--format", "md") == 0
+    assert "<img" not in capsys.readouterr().out
     assert bench("claims", *runs, "--each", "--format", "csv") == 2
     assert "--each --format csv: of several runs there is text or md" in capsys.readouterr().err
 
