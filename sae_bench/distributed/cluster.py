@@ -54,12 +54,17 @@ def joined(on: str) -> Iterator[str]:
     """Be a driver of the cluster that `--on` names: `ray`, `ray://HOST:PORT`, or the HOST:PORT of its head.
 
     `ray` is the cluster of RAY_ADDRESS, else the one that runs on this machine, else a new one that ends with this
-    block. Yield its address.
+    block. A process that is a driver already, as a notebook may be, stays one, of its cluster. Yield its address.
 
     Raises:
-        UserError: there is no such address, nobody answers there, or it is a cluster of other versions.
+        UserError: there is no such address, nobody answers there, it is a cluster of other versions, or this process
+            is a driver of another one.
     """
     address = os.environ.get("RAY_ADDRESS") if on == "ray" else on
+    if ray.is_initialized():
+        with stop_signals():
+            yield _connected(on, address)
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # a cell is the work here, not something beside it
     if address and address not in ("auto", "local"):
@@ -76,6 +81,16 @@ def joined(on: str) -> Iterator[str]:
             yield address if address and address.startswith(CLIENT) else ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
+
+
+def _connected(on: str, address: str | None) -> str:
+    """The address of the cluster that this process is a driver of, if it is the one that `--on` names."""
+    found: str = ray.get_runtime_context().gcs_address
+    if address not in (None, "auto", found):
+        raise UserError(
+            f"--on {on}: this process is a driver of {found} already: write --on ray, or ray.shutdown() before"
+        )
+    return found
 
 
 def _check_answer(address: str) -> None:

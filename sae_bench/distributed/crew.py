@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -85,6 +86,7 @@ class ClusterCrew:
         lock = Lock.of(folder.path)
         self._slots = slots_of(config.device, lock)
         self._errand = remote.Errand(
+            uuid4().hex,
             config,
             lock,
             str(Path.cwd()),

@@ -56,6 +56,8 @@ REPORT_S = 0.5
 class Errand:
     """What every task of a run must know of the driver."""
 
+    run: str
+    """This run's alone: with the next one, files that have the same names may be others."""
     config: RunConfig
     lock: Lock
     """In the run's folder, where a node sees it."""
@@ -69,7 +71,7 @@ class Errand:
 
 
 _benches: dict[str, Workbench] = {}
-"""The language model of the run whose tasks this process runs: one task after the other may need it."""
+"""That of the run whose tasks this process works on, by `Errand.run`: one task after the other needs its model."""
 
 
 def _bench(errand: Errand, progress: Progress) -> Workbench:
@@ -79,13 +81,12 @@ def _bench(errand: Errand, progress: Progress) -> Workbench:
     torch.set_num_threads(errand.threads)
     if errand.cache:
         os.environ["SAE_BENCH_CACHE"] = errand.cache
-    key = digest_of(errand.config.model_dump(mode="json"))
-    found = _benches.get(key)
+    found = _benches.get(errand.run)
     if found is None:
         _enter(errand)
         load_plugin(*errand.config.plugins)
         _benches.clear()
-        found = _benches[key] = Workbench(errand.config, progress)
+        found = _benches[errand.run] = Workbench(errand.config, progress)
     found.progress = progress
     return found
 

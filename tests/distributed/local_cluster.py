@@ -26,8 +26,7 @@ def small(**more: object) -> dict[str, object]:
 @contextmanager
 def local_cluster(n_nodes: int) -> Iterator[Cluster]:
     """A head without cores, so that no cell dies with it alone, and nodes of one core each; all end with the block."""
-    patience = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}  # a driver's, with a head that is gone
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", **patience}
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     cluster = Cluster(initialize_head=True, head_node_args=small(num_cpus=0))
     try:
         for _ in range(n_nodes):

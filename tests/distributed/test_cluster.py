@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from command import bench, files, flags
 from local_cluster import (
     WAIT_S,
@@ -27,6 +28,8 @@ from test_end_to_end import records_of, weights_of, without_times
 from warm import Command
 
 from sae_bench.distributed import crew as crew_module
+from sae_bench.distributed.courier import Courier
+from sae_bench.distributed.desk import Desk
 from sae_bench.distributed.siblings import compared_together
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.saes.save import write_training
@@ -81,8 +84,13 @@ def slow(at_work) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def cluster(at_work) -> Iterator[Cluster]:
+    """This process is its driver all the time, so that workers need not begin anew for every run."""
     with local_cluster(2) as found:
-        yield found
+        ray.init(found.address, log_to_driver=False, logging_level="ERROR")
+        try:
+            yield found
+        finally:
+            ray.shutdown()
 
 
 def command(settings, out: Path, address: str) -> list[object]:
@@ -213,6 +221,37 @@ def test_a_cell_that_always_dies_is_on_record_and_the_others_go_on(settings, who
     assert not [record for record in good if record["failure"]], "in a cell of its own"
 
 
+def test_a_driver_stays_one_and_takes_no_other_cluster(settings, whole, cluster, tmp_path, capsys):
+    assert bench(*command(settings, whole, "ray")) == 0
+    assert f"cluster at {cluster.address}" in capsys.readouterr().err
+    assert ray.is_initialized(), "who was a driver before the run is one after it"
+    assert bench(*command(settings, tmp_path / "run", "127.0.0.1:9")) == 2
+    assert f"is a driver of {cluster.address} already" in capsys.readouterr().err
+
+
+MENDED = '''
+"""topk, or no longer."""
+from sae_bench import ARCHITECTURES, register_architecture
+
+@register_architecture("mended")
+class Mended(ARCHITECTURES["topk"]):
+    def after_step(self, step):
+        {what}
+'''
+
+
+def test_workers_that_are_there_take_a_plugin_as_it_is_now(settings, whole, cluster, tmp_path, capsys):
+    """The language model of a run is not kept for the next, nor is anything else of it."""
+    plugin = tmp_path / "mended.py"
+    few = settings | {"--arch": "mended", "--seed": 0, "--plugin": plugin, "--tasks": "reconstruction"}
+    few |= {"--kernels": "dense", "--screening": "off"}
+    plugin.write_text(MENDED.format(what="raise ValueError('not yet')"))
+    assert bench(*command(few, tmp_path / "run", cluster.address)) == 1
+    assert capsys.readouterr().out.count("not yet") == 2, "in both workers"
+    plugin.write_text(MENDED.format(what="super().after_step(step)"))
+    assert bench(*command(few, tmp_path / "again", cluster.address)) == 0
+
+
 def test_other_versions_on_a_node_are_named_before_anything_begins(settings, cluster, tmp_path, capsys):
     (tmp_path / "scipy-0.0.1.dist-info").mkdir()
     (tmp_path / "scipy-0.0.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: scipy\nVersion: 0.0.1\n")
@@ -264,8 +303,11 @@ def test_a_run_whose_driver_is_killed_and_then_stopped_goes_on_without_a_cluster
     same(out, whole)
 
 
-def test_the_head_is_lost_and_the_command_given_again_on_a_new_one(settings, whole, cluster, slow, tmp_path):
+def test_the_head_is_lost_and_the_command_given_again_on_a_new_one(
+    settings, whole, cluster, slow, tmp_path, monkeypatch
+):
     out = tmp_path / "run"
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "10")  # a driver's patience with a head that is gone
     with local_cluster(1) as lost:
         held: list[int] = []
 
@@ -288,28 +330,19 @@ def test_the_head_is_lost_and_the_command_given_again_on_a_new_one(settings, who
 
 
 def test_a_file_larger_than_the_object_store_arrives(cluster, tmp_path):
-    import ray
-
-    from sae_bench.distributed.courier import Courier
-    from sae_bench.distributed.desk import Desk
-
     content = os.urandom(1 << 20) * 120
     (tmp_path / "large").write_bytes(content)
-    ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
-    try:
-        desk = ray.remote(Desk).options(num_cpus=0).remote()
-        bringing = threading.Thread(target=Courier(tmp_path, desk, ()).bring)
-        bringing.start()
-        found: dict[int, object] = {}
-        while not found:
-            _, found = ray.get(desk.come_by.remote([]))
-        ((number, file),) = found.items()
-        assert (file.path, file.content == content) == ("large", True)
-        ray.get(desk.come_by.remote([number]))
-        bringing.join(timeout=60)
-        assert not bringing.is_alive(), "who brought it may go on"
-    finally:
-        ray.shutdown()
+    desk = ray.remote(Desk).options(num_cpus=0).remote()
+    bringing = threading.Thread(target=Courier(tmp_path, desk, ()).bring)
+    bringing.start()
+    found: dict[int, object] = {}
+    while not found:
+        _, found = ray.get(desk.come_by.remote([]))
+    ((number, file),) = found.items()
+    assert (file.path, file.content == content) == ("large", True)
+    ray.get(desk.come_by.remote([number]))
+    bringing.join(timeout=60)
+    assert not bringing.is_alive(), "who brought it may go on"
 
 
 def test_settings_of_the_run_in_one_process_are_those_of_the_cluster(whole):

@@ -166,12 +166,8 @@ def test_a_run_whose_cells_share_a_capture_makes_the_files_of_one_process(cluste
         "--buffer-tokens": 800, "--eval-tokens": 300, "--context-size": 32, "--checkpoint-every": 40,
     }  # fmt: skip
     assert bench(*flags(settings | {"--out": tmp_path / "one"}), "--quiet") == 0
-    ray.shutdown()  # the command joins by itself
     shared = settings | {"--out": tmp_path / "shared", "--on": cluster.address, "--capture": "shared"}
-    try:
-        assert bench(*flags(shared)) == 0
-    finally:
-        ray.init(address=cluster.address, log_to_driver=False)
+    assert bench(*flags(shared)) == 0
     assert "shared capture" in (tmp_path / "shared" / "logs" / "driver.log").read_text()
     assert weights_of(tmp_path / "shared") == weights_of(tmp_path / "one")
     records = [{name: without_times(r) for name, r in records_of(tmp_path / of).items()} for of in ("shared", "one")]
