@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, ByteSize, Field, TypeAdapter, ValidationEr
 
 def parse_count(text: object) -> int:
     """Read a count as people write it: 4096, 16k (16 x 1024 latents, as in "width 16k"), 2M (million), 1e6."""
-    match = re.fullmatch(r"\s*([\d_.]+(?:e\d+)?)\s*([kKM]?)\s*", str(text))
+    match = re.fullmatch(r"\s*((?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:e\d+)?)\s*([kKM]?)\s*", str(text))
     if not match:
         raise ValueError(f"{text!r} is not a count: write 4096, 16k or 2M")
     count = float(match[1]) * {"": 1, "k": 1024, "K": 1024, "M": 1_000_000}[match[2]]

@@ -62,6 +62,8 @@ def test_any_settings_as_a_configuration(given_settings):
 
 @FEW
 @given(st.text(max_size=20))
+@example(".K")
+@example("1_.5")
 def test_any_text_as_a_count_or_an_interval(text):
     for parse in (parse_count, lambda text: next(iter(parse_interval(text).values()))):
         count, complaint = answer(partial(parse, text))

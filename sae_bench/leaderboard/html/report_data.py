@@ -7,7 +7,7 @@ activations only those that are not zero are kept, with three digits. SAEs are c
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ Words = dict[str, int]
 """Every token string once, with its place."""
 
 
+@cache
 def visible(token: str) -> str:
     """A token with its line breaks shown, and without characters that would turn or hide what stands beside it."""
     return "".join(SPACES.get(c, c if c.isprintable() or c == " " else "\N{REPLACEMENT CHARACTER}") for c in token)
