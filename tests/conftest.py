@@ -9,12 +9,34 @@ import jaxtyping
 import pytest
 import torch
 from beartype import BeartypeConf, beartype
+from beartype.claw import beartype_package
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-# Shapes written in annotations are checked in tests and free in production. A float may be an int, as mypy has it.
-typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))
-jaxtyping.install_import_hook("sae_bench", "conftest.typechecker")
+ROOT = Path(__file__).parents[1]
+FOLDERS = {"sae_bench": "sae_bench", "sae_bench.architectures": "architectures", "sae_bench.tasks": "tasks"}
+
+
+def modules_with(*words: str) -> tuple[str, ...]:
+    """Our modules in whose text one of these words is."""
+    return tuple(
+        ".".join([package, *path.relative_to(ROOT / folder).with_suffix("").parts])
+        for package, folder in FOLDERS.items()
+        for path in (ROOT / folder).rglob("*.py")
+        if any(word in path.read_text() for word in words)
+    )
+
+
+# Annotations are checked in tests and free in production. A float may be an int, as mypy has it. jaxtyping, which knows
+# shapes, takes ten times longer for a call than beartype. It has those modules, too, that import for mypy alone what
+# they annotate, and Ray's actors, for beartype changes a class in ways that Ray does not take.
+BY_JAXTYPING = (*modules_with("jaxtyping", "TYPE_CHECKING"), "sae_bench.distributed")
+LIKE_MYPY = BeartypeConf(
+    is_pep484_tower=True, claw_is_pep526=False, claw_skip_package_names=BY_JAXTYPING, violation_type=TypeError
+)
+typechecker = beartype(conf=LIKE_MYPY)
+jaxtyping.install_import_hook(BY_JAXTYPING, "conftest.typechecker")
+beartype_package("sae_bench", conf=LIKE_MYPY)
 
 from command import write_corpus  # noqa: E402  (after the hook)
 from tiny import save_tiny  # noqa: E402
