@@ -10,6 +10,7 @@ one, has its files where its code looks for them, beside `__file__`, and beside 
 """
 
 import ast
+import importlib
 import importlib.util
 import sys
 import sysconfig
@@ -28,6 +29,8 @@ OURS = ("sae_bench", "architectures", "tasks", "suites")
 
 _read: dict[Path, set[Path]] = {}
 """By plugin file, what was opened while it was loaded."""
+_imported_as: dict[Path, bytes] = {}
+"""What was in the modules that a plugin imports, when it was loaded the last time."""
 _watched: list[set[Path]] = []
 """What was opened by the plugins that are being loaded now."""
 
@@ -66,8 +69,9 @@ def modules_of(file: Path, package: str = "") -> set[Path]:
 
 @contextmanager
 def watched(plugin: Path) -> Iterator[None]:
-    """Note which local files are opened to be read within this block, in which the plugin is loaded."""
+    """Note which local files are opened to be read within this block, in which the plugin is loaded, as it is now."""
     _hook_once()
+    _forget_changed(plugin)
     opened: set[Path] = set()
     _watched.append(opened)
     try:
@@ -75,8 +79,28 @@ def watched(plugin: Path) -> Iterator[None]:
     finally:
         _watched.remove(opened)
         own = placed(plugin)
+        _imported_as.update(_modules_beside(own))
         here = {own.parent, own.resolve().parent, plugin.absolute().parent, Path.cwd()}
         _read.setdefault(own, set()).update(placed(path) for path in opened if _is_local(path, here))
+
+
+def _forget_changed(plugin: Path) -> None:
+    """Where a module that the plugin imports was another when it was loaded before, have all of them imported anew.
+
+    Else a process that lasts, as a notebook's does, would go on with the old ones, and say that it had the new ones.
+    """
+    now = _modules_beside(placed(plugin))
+    if all(_imported_as.get(file, content) == content for file, content in now.items()):
+        return
+    importlib.invalidate_caches()
+    for name, module in [*sys.modules.items()]:
+        if (file := getattr(module, "__file__", None)) and placed(Path(file)) in now:
+            del sys.modules[name]
+
+
+def _modules_beside(own: Path) -> dict[Path, bytes]:
+    """The modules that a plugin's file imports, and what is in them."""
+    return {file: file.read_bytes() for file in modules_of(own) - {own}}
 
 
 @cache

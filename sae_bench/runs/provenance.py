@@ -15,16 +15,21 @@ from sae_bench._version import __version__
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy", "scipy")
 
 
-@functools.cache
 def environment(device: torch.device) -> dict[str, Any]:
     """Library versions, device and code version; no host name, no path, no user."""
     return {
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES} | own_version(),
+        "versions": _versions(),
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} cpu",
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled() or device.type == "cpu",
     }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Of what was imported: they stay while the process does, and git takes long to ask."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES} | own_version()
 
 
 def changed_environment(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
