@@ -46,7 +46,7 @@ class Slots:
     @property
     def options(self) -> dict[str, Any]:
         """For a Ray task that is a cell, or does what a cell does."""
-        return {"num_cpus": self.n_cpus, "num_gpus": self.n_gpus, "max_retries": 0}
+        return {"num_cpus": self.n_cpus, "num_gpus": self.n_gpus}
 
 
 @contextmanager
@@ -60,17 +60,17 @@ def joined(on: str) -> Iterator[str]:
         UserError: there is no such address, nobody answers there, it is a cluster of other versions, or this process
             is a driver of another one.
     """
-    address = os.environ.get("RAY_ADDRESS") if on == "ray" else on
     if ray.is_initialized():
         with stop_signals():
-            yield _connected(on, address)
+            yield _connected(on)
         return
+    address = os.environ.get("RAY_ADDRESS") if on == "ray" else on
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # a cell is the work here, not something beside it
     if address and address not in ("auto", "local"):
         _check_answer(address)
     try:
-        ray.init(address or None, logging_level=logging.ERROR, log_to_driver=False, ignore_reinit_error=True)
+        ray.init(address or None, logging_level=logging.ERROR, log_to_driver=False)
     except (RuntimeError, ConnectionError, ValueError) as error:
         raise UserError(
             f"--on {on}: Ray cannot join {address or 'or start a cluster'}: {error}; see that it runs, with the same "
@@ -83,10 +83,10 @@ def joined(on: str) -> Iterator[str]:
         ray.shutdown()
 
 
-def _connected(on: str, address: str | None) -> str:
+def _connected(on: str) -> str:
     """The address of the cluster that this process is a driver of, if it is the one that `--on` names."""
     found: str = ray.get_runtime_context().gcs_address
-    if address not in (None, "auto", found):
+    if on not in ("ray", found):
         raise UserError(
             f"--on {on}: this process is a driver of {found} already: write --on ray, or ray.shutdown() before"
         )

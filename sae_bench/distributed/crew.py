@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -100,7 +100,7 @@ class ClusterCrew:
         self._inbox = Inbox(folder, self._desk)
         self._mode = capture
         self._captures: dict[str, Any] = {}  # those that serve the cells under way, by the cells' names
-        self._cell = ray.remote(remote.cell)
+        self._begun: list[Task] = []
         where = "every node sees the run's folder" if self._slots.shared else "files come through Ray's object store"
         progress.say(
             f"cluster at {address}: {len(self._slots.nodes)} nodes; {self._slots.n} cells at once, GPUs of each: "
@@ -108,9 +108,7 @@ class ClusterCrew:
         )
 
     def outline(self, kernels: Mapping[str, Crossovers]) -> RunOutline:
-        again = {**self._slots.options, "max_retries": FAULTS}
-        task = ray.remote(remote.outline).options(name="outline", **again)
-        found: tuple[RunOutline, Provenance] = value_of(task.remote(self._errand, kernels))
+        found: tuple[RunOutline, Provenance] = value_of(self._begin(remote.outline, "outline", kernels))
         self._outline, self._provenance = found
         return self._outline
 
@@ -152,9 +150,8 @@ class ClusterCrew:
         own = [sae.id for sae in saes if sae.description.origin is None]
         finished = [name for name in own if self._folder.has_sae(name, config.training_hash)]
         old = outdated(self._folder, finished, config.evaluation_hash)
-        task = ray.remote(remote.grown_text).options(name="text", **self._slots.options | {"max_retries": FAULTS})
         overlaps = any(training.eval_overlap is not None for training in old.values())
-        fingerprint = value_of(task.remote(self._errand, order, overlaps))
+        fingerprint = value_of(self._begin(remote.grown_text, "text", order, overlaps))
         if overlaps:
             check_text(old, fingerprint, config.dataset)
 
@@ -171,9 +168,8 @@ class ClusterCrew:
                 value_of(task)
 
     def _compare(self, order: Order, saes: Sequence[str]) -> Task:
-        task = ray.remote(remote.compare).options(name="compare seeds", **self._slots.options | {"max_retries": FAULTS})
         files = None if self._slots.shared else files_of(self._folder, "compare", saes)
-        return task.remote(self._errand, order, saes, files, self._desk)
+        return self._begin(remote.compare, "compare seeds", order, saes, files, self._desk)
 
     def _cells(self, todo: Sequence[PlannedSAE]) -> list[Cell]:
         """The cells that were begun, as they were, and new ones for all other SAEs."""
@@ -182,10 +178,8 @@ class ClusterCrew:
         others = [sae for sae in todo if not any(sae.id in cell.saes for cell in kept)]
         if not others:
             return kept
-        again = {**self._slots.options, "max_retries": FAULTS}
-        task = ray.remote(remote.plan).options(name="plan", **again)
         names = [sae.id for sae in others]
-        return [*kept, *value_of(task.remote(self._errand, names, self._slots.n, self._slots.n_bytes))]
+        return [*kept, *value_of(self._begin(remote.plan, "plan", names, self._slots.n, self._slots.n_bytes))]
 
     def _in_rounds(
         self, order: Order, todo: Sequence[PlannedSAE], cells: Mapping[str, Cell], reference: Task, view: View
@@ -208,8 +202,8 @@ class ClusterCrew:
         """How many cells a capture serves; 0: none is shared."""
         paying = 0
         if to_train and self._mode != "own" and self._slots.n > 1:
-            task = ray.remote(remote.paying_trainers).options(name="plan", **self._slots.options)
-            paying = value_of(task.remote(self._errand, to_train, self._slots.n, self._slots.n_bytes))
+            n, n_bytes = self._slots.n, self._slots.n_bytes
+            paying = value_of(self._begin(remote.paying_trainers, "plan", to_train, n, n_bytes))
         return trainers_of(self._mode, paying, self._slots.n) if to_train else 0
 
     def _all_done(self, cells: Mapping[str, Cell], order: Task, view: View) -> dict[str, str]:
@@ -254,9 +248,30 @@ class ClusterCrew:
                 return
 
     def _submit(self, cell: Cell, order: Task) -> Task:
-        task = self._cell.options(name=", ".join(cell.saes)[:NAME_LENGTH], **self._slots.options)
+        """Have a cell worked on. Whether that may be tried again is said where its faults are counted."""
         files = None if self._slots.shared else files_of(self._folder, cell.id, cell.saes)
-        return task.remote(self._errand, order, cell.id, cell.saes, files, self._desk, self._captures.get(cell.id))
+        what = (order, cell.id, cell.saes, files, self._desk, self._captures.get(cell.id))
+        return self._begin(remote.cell, ", ".join(cell.saes)[:NAME_LENGTH], *what, max_retries=0)
+
+    def _begin(self, work: Callable[..., Any], name: str, *arguments: object, max_retries: int = FAULTS) -> Task:
+        """Have a device's worth of work done on a node; `name` is what it is called there and on the dashboard."""
+        options = {**self._slots.options, "max_retries": max_retries}
+        task = ray.remote(work).options(name=name, **options).remote(self._errand, *arguments)
+        self._begun = [*self._under_way(), task]  # of one that has ended, Ray would keep what it was given
+        return task
+
+    def _under_way(self) -> list[Task]:
+        """What was begun and has not ended."""
+        return ray.wait(self._begun, num_returns=len(self._begun), timeout=0)[1] if self._begun else []
+
+    def end(self) -> None:
+        """See that nobody works on the run any more, whatever it ended by: the connection may be kept."""
+        with suppress(ray.exceptions.RayError):  # of a cluster that is lost, where nobody works
+            self._begun = self._under_way()
+            for task in self._begun:
+                ray.cancel(task, force=True)
+            if self._begun:
+                ray.wait(self._begun, num_returns=len(self._begun), timeout=STOP_S)
 
 
 @contextmanager
@@ -274,7 +289,11 @@ def cluster_crew(
         UserError: it cannot be joined, or cannot work on this run.
     """
     with logged(folder.path / "logs" / "driver.log") as keep, joined(on) as address:
-        yield ClusterCrew(config, folder, KeptProgress(progress, keep), log_to, capture, address)
+        crew = ClusterCrew(config, folder, KeptProgress(progress, keep), log_to, capture, address)
+        try:
+            yield crew
+        finally:
+            crew.end()
 
 
 def _here() -> NodeAffinitySchedulingStrategy:

@@ -48,6 +48,9 @@ from sae_bench.training.serving import Scaling, Serving
 
 T = TypeVar("T")
 
+OWN_CACHE = os.environ.get("SAE_BENCH_CACHE")
+"""The node's, where the driver has none."""
+
 REPORT_S = 0.5
 """Seconds between two reports of a cell."""
 
@@ -79,8 +82,6 @@ def _bench(errand: Errand, progress: Progress) -> Workbench:
     install_redaction()
     check_versions(versions(), socket.gethostname(), errand.versions)
     torch.set_num_threads(errand.threads)
-    if errand.cache:
-        os.environ["SAE_BENCH_CACHE"] = errand.cache
     found = _benches.get(errand.run)
     if found is None:
         _enter(errand)
@@ -92,7 +93,13 @@ def _bench(errand: Errand, progress: Progress) -> Workbench:
 
 
 def _enter(errand: Errand) -> None:
-    """Be where the driver is, if its plugins are there as it has them, or in a new folder that has them."""
+    """Be where the driver is, if its plugins are there as it has them, or in a new folder that has them.
+
+    The cache folder is the driver's, too, or the node's own: a run before may have had another.
+    """
+    os.environ.pop("SAE_BENCH_CACHE", None)
+    if cache := errand.cache or OWN_CACHE:
+        os.environ["SAE_BENCH_CACHE"] = cache
     here = Path(errand.here)
     there = [(here / name, content) for name, content in errand.plugins.items()]
     if here.is_dir() and all(path.is_file() and path.read_bytes() == content for path, content in there):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from cluster_runs import FATAL, MENDED, PATIENT, same
 from command import bench, files, flags
 from local_cluster import (
     WAIT_S,
@@ -24,29 +25,16 @@ from local_cluster import (
     workers_at_cells,
 )
 from ray.cluster_utils import Cluster
-from test_end_to_end import records_of, weights_of, without_times
+from test_end_to_end import records_of, weights_of
 from warm import Command
 
+from sae_bench.cli.main import main
 from sae_bench.distributed import crew as crew_module
 from sae_bench.distributed.courier import Courier
 from sae_bench.distributed.desk import Desk
 from sae_bench.distributed.siblings import compared_together
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.saes.save import write_training
-
-PATIENT = '''
-"""topk that takes its time while there is a file that says so."""
-import time
-from pathlib import Path
-from sae_bench import ARCHITECTURES, register_architecture
-
-@register_architecture("patient")
-class Patient(ARCHITECTURES["topk"]):
-    def after_step(self, step):
-        super().after_step(step)
-        if Path({slow!r}).exists():
-            time.sleep(0.02)
-'''
 
 
 @pytest.fixture(scope="module")
@@ -95,18 +83,6 @@ def cluster(at_work) -> Iterator[Cluster]:
 
 def command(settings, out: Path, address: str) -> list[object]:
     return [*flags(settings | {"--out": out, "--on": address}), "--chance"]
-
-
-def same(run: Path, other: Path) -> None:
-    """The same weights, training logs, latents and records, and the same board, but for times."""
-    assert weights_of(run) == weights_of(other)
-    for part in ("latents", "collections"):
-        assert files(run / part) == files(other / part)
-    logs = [{path.parent.name: path.read_text() for path in of.glob("saes/*/metrics.jsonl")} for of in (run, other)]
-    assert logs[0] == logs[1]
-    records = [{name: without_times(record) for name, record in records_of(of).items()} for of in (run, other)]
-    assert records[0] == records[1]
-    assert (run / "leaderboard.md").read_text() == (other / "leaderboard.md").read_text()
 
 
 def test_a_run_on_a_cluster_makes_the_files_of_one_process(settings, whole, cluster, tmp_path, capsys, monkeypatch):
@@ -189,21 +165,6 @@ def apart(slots_of):
     return lambda *arguments: replace(slots_of(*arguments), shared=False)
 
 
-FATAL = '''
-"""Takes its process with it."""
-import os, signal
-from sae_bench import Loss, SparseAutoencoder, reconstruction_loss, register_architecture
-
-@register_architecture("fatal")
-class Fatal(SparseAutoencoder):
-    def encode(self, x):
-        return self.select(x, keep=lambda z: z > 0)
-
-    def loss(self, x, step):
-        os.kill(os.getpid(), signal.SIGKILL)
-'''
-
-
 def test_a_cell_that_always_dies_is_on_record_and_the_others_go_on(settings, whole, cluster, tmp_path, capsys):
     plugin = tmp_path / "fatal.py"
     plugin.write_text(FATAL)
@@ -221,7 +182,8 @@ def test_a_cell_that_always_dies_is_on_record_and_the_others_go_on(settings, who
     assert not [record for record in good if record["failure"]], "in a cell of its own"
 
 
-def test_a_driver_stays_one_and_takes_no_other_cluster(settings, whole, cluster, tmp_path, capsys):
+def test_a_driver_stays_one_and_takes_no_other_cluster(settings, whole, cluster, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere:10001")  # by which it might have been joined
     assert bench(*command(settings, whole, "ray")) == 0
     assert f"cluster at {cluster.address}" in capsys.readouterr().err
     assert ray.is_initialized(), "who was a driver before the run is one after it"
@@ -229,27 +191,31 @@ def test_a_driver_stays_one_and_takes_no_other_cluster(settings, whole, cluster,
     assert f"is a driver of {cluster.address} already" in capsys.readouterr().err
 
 
-MENDED = '''
-"""topk, or no longer."""
-from sae_bench import ARCHITECTURES, register_architecture
+def test_nobody_works_on_a_run_that_an_error_has_ended(settings, whole, cluster, slow, tmp_path, monkeypatch):
+    """The connection is kept, and with it whatever is not told to end."""
+    out = tmp_path / "run"
 
-@register_architecture("mended")
-class Mended(ARCHITECTURES["topk"]):
-    def after_step(self, step):
-        {what}
-'''
+    def fail(*_) -> None:
+        if checkpoints(out) and workers_at_cells():
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(crew_module.View, "show", fail)
+    with pytest.raises(ZeroDivisionError):
+        main([str(part) for part in command(settings, out, "ray")])
+    assert not workers_at_cells()
 
 
-def test_workers_that_are_there_take_a_plugin_as_it_is_now(settings, whole, cluster, tmp_path, capsys):
+def test_workers_that_are_there_take_a_plugin_as_it_is_now(settings, cluster, tmp_path, capsys):
     """The language model of a run is not kept for the next, nor is anything else of it."""
     plugin = tmp_path / "mended.py"
-    few = settings | {"--arch": "mended", "--seed": 0, "--plugin": plugin, "--tasks": "reconstruction"}
-    few |= {"--kernels": "dense", "--screening": "off"}
+    few = {name: value for name, value in settings.items() if name not in ("--latents", "--interp-tokens")}
+    few |= {"--arch": "mended", "--seed": 0, "--plugin": plugin, "--tasks": "reconstruction", "--kernels": "dense"}
+    few |= {"--screening": "off", "--on": cluster.address}
     plugin.write_text(MENDED.format(what="raise ValueError('not yet')"))
-    assert bench(*command(few, tmp_path / "run", cluster.address)) == 1
+    assert bench(*flags(few | {"--out": tmp_path / "run"})) == 1
     assert capsys.readouterr().out.count("not yet") == 2, "in both workers"
     plugin.write_text(MENDED.format(what="super().after_step(step)"))
-    assert bench(*command(few, tmp_path / "again", cluster.address)) == 0
+    assert bench(*flags(few | {"--out": tmp_path / "again"})) == 0
 
 
 def test_other_versions_on_a_node_are_named_before_anything_begins(settings, cluster, tmp_path, capsys):

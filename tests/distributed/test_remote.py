@@ -1,9 +1,11 @@
 """A node's tasks run where the driver is, with the driver's own plugins, and write nothing anywhere else."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from sae_bench.distributed import remote
 from sae_bench.distributed.courier import Inbox
 from sae_bench.distributed.desk import HandedIn
 from sae_bench.distributed.remote import Errand, _enter
@@ -11,12 +13,13 @@ from sae_bench.errors import UserError
 from sae_bench.records.run_folder import RunFolder
 
 
-def entered(here: Path, plugins: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Path:
+def entered(here: Path, plugins: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, cache: str | None = None) -> Path:
     """Where a task of a driver in `here` finds itself."""
     errand = Errand.__new__(Errand)
-    for name, value in {"here": str(here), "plugins": plugins}.items():
+    for name, value in {"here": str(here), "plugins": plugins, "cache": cache}.items():
         object.__setattr__(errand, name, value)
     monkeypatch.chdir(here)  # which also brings the test back afterwards
+    monkeypatch.setenv("SAE_BENCH_CACHE", "a run's before")
     _enter(errand)
     return Path.cwd()
 
@@ -28,6 +31,14 @@ def test_a_node_whose_plugin_is_another_one_takes_the_drivers_and_leaves_its_own
     assert found != tmp_path
     assert Path("mine.py").read_bytes() == b"new = 2"
     assert (tmp_path / "mine.py").read_bytes() == b"old = 1"
+
+
+def test_a_run_has_the_cache_folder_of_its_driver_or_else_the_nodes(tmp_path, monkeypatch):
+    for own in (None, "node's"):
+        monkeypatch.setattr(remote, "OWN_CACHE", own)
+        for drivers, wanted in (("driver's", "driver's"), (None, own)):
+            entered(tmp_path, {}, monkeypatch, drivers)
+            assert os.environ.get("SAE_BENCH_CACHE") == wanted
 
 
 @pytest.mark.parametrize("name", ["{}/mine.py", "../mine.py"])
