@@ -1,6 +1,7 @@
 """Fixtures shared by the tests: everything is tiny, made on the spot, and stays in a temporary folder."""
 
 import os
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = {"sae_bench": "sae_bench", "sae_bench.architectures": "architectures", "sae_bench.tasks": "tasks"}
+FOLDERS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
 
 
 def modules_with(*words: str) -> tuple[str, ...]:
