@@ -29,7 +29,7 @@ def modules_with(*words: str) -> tuple[str, ...]:
 
 
 # Annotations are checked in tests and free in production. A float may be an int, as mypy has it. jaxtyping, which knows
-# shapes, takes ten times longer for a call than beartype. It has those modules, too, that import for mypy alone what
+# shapes, takes twenty times longer for a call than beartype. It has those modules, too, that import for mypy alone what
 # they annotate, and Ray's actors, for beartype changes a class in ways that Ray does not take.
 BY_JAXTYPING = (*modules_with("jaxtyping", "TYPE_CHECKING"), "sae_bench.distributed")
 LIKE_MYPY = BeartypeConf(
