@@ -1,10 +1,8 @@
 """Are the latents the features that the activations were made of? Of a synthetic world alone this is known."""
 
-from typing import Any
-
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_bench import (
@@ -32,6 +30,40 @@ STEPS = torch.arange(-10, 21) / 5
 CELLS_AT_ONCE = 1 << 23
 
 
+class OwnEncoder:
+    """The true dictionary as its own encoder, with one threshold for all features: what an SAE is held against.
+
+    It is the same for all SAEs, so that they count it together.
+    """
+
+    def __init__(self, features: Float[Tensor, "N D"], bias: Float[Tensor, " D"]) -> None:
+        self.features, self.bias, self.n_tokens = features, bias, 0
+        self._bins = torch.zeros(2, len(self.features) * (len(STEPS) + 1), dtype=torch.float64, device=bias.device)
+        """How often a projection is between two thresholds, feature by feature: at all, and where the feature fires."""
+
+    def count(self, x: Float[Tensor, "n D"], fires: Bool[Tensor, "n N"]) -> None:
+        """Take some more activations, and which features fire in them."""
+        at_once = max(1, CELLS_AT_ONCE // len(self.features))
+        for some, true in zip(x.split(at_once), fires.split(at_once), strict=True):
+            projections = (some - self.bias) @ self.features.T
+            bins = torch.bucketize(projections, 2 ** STEPS.to(x.device), right=True)
+            cells = bins + torch.arange(len(self.features), device=x.device) * (len(STEPS) + 1)
+            for count, counted in zip(self._bins, (cells.flatten(), cells[true]), strict=True):
+                count.add_(torch.bincount(counted, minlength=len(count)))
+        self.n_tokens += len(x)
+
+    def best(self, n_latents: int) -> dict[str, float]:
+        """What it reaches at the threshold of best F1: over all features, and `f1_at_width` over the n best."""
+        above = self._bins.view(2, len(self.features), -1).flip(2).cumsum(2).flip(2)
+        fired, both, true = above[0, :, 1:], above[1, :, 1:], above[1, :, :1].expand(-1, len(STEPS))
+        found = detection(both, fired, true)
+        at = int(found.f1.mean(0).argmax())
+        largest = found.f1[:, at].sort(descending=True).values[:n_latents]
+        named = {name: float(of[:, at].mean()) for name, of in zip(found._fields, found, strict=True)}
+        threshold = float(2 ** STEPS[at])
+        return {**named, "mcc": 1.0, "uniqueness": 1.0, "threshold": threshold, "f1_at_width": float(largest.mean())}
+
+
 @register_task("ground_truth")
 class GroundTruth(Task):
     """Latents held against the features of a synthetic world (SynthSAEBench, arXiv 2602.14687; docs/synthetic.md).
@@ -55,34 +87,25 @@ class GroundTruth(Task):
 
     def start(self, setting: EvalSetting) -> None:
         assert setting.world is not None, "needs_truth"
-        self.features, self.bias = setting.world.features, setting.world.bias
-        cosines = abs_cosines(setting.sae.W_dec.detach(), self.features)
+        cosines = abs_cosines(setting.sae.W_dec.detach(), setting.world.features)
         self.mcc, self.best = matched_cosine(cosines), best_features(cosines)
         n_groups = max(1, min(GROUPS, setting.n_documents))
         self.counts = torch.zeros(3, n_groups, len(self.best), dtype=torch.float64, device=setting.device)
         self.n_tokens = 0
-        n_features, n_bins = len(self.features), len(STEPS) + 1
-        self.bins = torch.zeros(2, n_features * n_bins, dtype=torch.float64, device=setting.device)
+        self.own = setting.shared.setdefault("own encoder", OwnEncoder(setting.world.features, setting.world.bias))
 
     def update(self, batch: EvalBatch) -> None:
         assert batch.truth is not None, "needs_truth"
         self.n_tokens += len(batch.x)
-        n_at_once = max(1, CELLS_AT_ONCE // max(len(self.features), len(self.best)))
+        n_at_once = max(1, CELLS_AT_ONCE // len(self.best))
         fired, true = batch.f.to_dense() != 0, batch.truth > 0
         for rows in torch.arange(len(batch.x), device=batch.x.device).split(n_at_once):
             group = batch.document[rows] % self.counts.shape[1]
             of_latents, of_features = fired[rows], true[rows][:, self.best]
             for count, found in zip(self.counts, (of_latents & of_features, of_latents, of_features), strict=True):
                 count.index_add_(0, group, found.double())
-            self._count_own(batch.x[rows], true[rows])
-
-    def _count_own(self, x: Float[Tensor, "n D"], true: Tensor) -> None:
-        """Where the projections on the features themselves lie between thresholds: all, and those that fire."""
-        projections = (x - self.bias) @ self.features.T
-        bins = torch.bucketize(projections, 2 ** STEPS.to(x.device), right=True)
-        cells = bins + torch.arange(len(self.features), device=x.device) * (len(STEPS) + 1)
-        for count, some in zip(self.bins, (cells.flatten(), cells[true]), strict=True):
-            count.add_(torch.bincount(some, minlength=len(count)))
+        if self.own.n_tokens < self.n_tokens:  # the first SAE of a batch
+            self.own.count(batch.x, true)
 
     def finish(self) -> Result:
         total = self.counts.sum(1)
@@ -99,15 +122,4 @@ class GroundTruth(Task):
         per_latent: dict[str, list[float] | list[int]] = {
             "feature": self.best.tolist(), "together": both, "fired": fired, "feature_fired": true,
         }  # fmt: skip
-        return Result(scores, per_latent=per_latent, details={"ceiling": self._ceiling()})
-
-    def _ceiling(self) -> dict[str, Any]:
-        """The true dictionary with its own encoder at the threshold of best F1, over all features and the F best."""
-        above = self.bins.view(2, len(self.features), -1).flip(2).cumsum(2).flip(2)
-        fired, both, true = above[0, :, 1:], above[1, :, 1:], above[1, :, :1].expand(-1, len(STEPS))
-        found = detection(both, fired, true)
-        at = int(found.f1.mean(0).argmax())
-        largest = found.f1[:, at].sort(descending=True).values[: len(self.best)]
-        named = {name: float(of[:, at].mean()) for name, of in zip(found._fields, found, strict=True)}
-        threshold = float(2 ** STEPS[at])
-        return {**named, "mcc": 1.0, "uniqueness": 1.0, "threshold": threshold, "f1_at_width": float(largest.mean())}
+        return Result(scores, per_latent=per_latent, details={"ceiling": self.own.best(len(self.best))})

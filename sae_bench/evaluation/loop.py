@@ -16,7 +16,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -146,11 +146,14 @@ def _evaluate(
     if with_losses:
         assert isinstance(lm, LanguageModel), "losses are a language model's"
         ablations, words = Ablations(lm, means), _word_counts(lm, stream)
+    shared: dict[Site, dict[str, Any]] = {site: {} for site in means}
     for candidate in candidates:
         candidate.failures.clear()
         candidate.results.clear()
         mean, siblings = means[candidate.site], candidate.siblings
-        setting = EvalSetting(candidate.sae, mean, stream.n_documents, lm.device, siblings, world)
+        setting = EvalSetting(
+            candidate.sae, mean, stream.n_documents, lm.device, siblings, world, shared[candidate.site]
+        )
         for name, task in candidate.tasks.items():
             with candidate.guarded([name]):
                 task.start(setting)
@@ -169,7 +172,8 @@ def _evaluate(
             with candidate.guarded(candidate.tasks):
                 if candidate.running():
                     held.append(_reply(candidate, x[candidate.site], clean, contexts))
-            if held and (i == len(candidates) or sum(reply.n_bytes for reply in held) > BATCH_BYTES):
+            is_full = clean is None or sum(reply.n_bytes for reply in held) > BATCH_BYTES  # losses alone are shared
+            if held and (i == len(candidates) or is_full):
                 _score(held, x, clean, ablated, contexts, truth)
                 held.clear()
             progress.within((2 * i - len(held)) / (2 * len(candidates)))  # of each SAE a replay, and its losses

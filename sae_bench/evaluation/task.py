@@ -117,6 +117,8 @@ class EvalSetting:
     """The SAEs of the run that differ from this one in the seed alone, for tasks with `needs_siblings`."""
     world: KnownFeatures | None = None
     """The features that activations are made of, where they are known, for tasks with `needs_truth`."""
+    shared: dict[str, Any] = field(default_factory=dict)
+    """What is the same for all SAEs at the site, by a name that its task gives it: the first makes it."""
 
 
 @dataclass(frozen=True)

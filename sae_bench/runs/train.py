@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sae_bench.device import trim_memory
 from sae_bench.errors import UserError
 from sae_bench.formats import ours
 from sae_bench.formats.hook_names import HOOKS
@@ -149,6 +150,7 @@ class TrainStage:
             trainer.initialise(source.scaling.mean[plan.site], source.sample(plan.site, INIT_SAMPLE))
         except Exception as error:  # noqa: BLE001 (whatever it is, the others go on)
             trainer.fail(error, 0)
+        trim_memory(self.lm.device)  # the sample is gone, and what stays lies between its pieces
         return trainer
 
     def _what(self, plan: SAEPlan) -> tuple[str, SparseAutoencoder, Key, Recipe, StepSettings]:

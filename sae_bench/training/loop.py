@@ -7,6 +7,7 @@ others go on. A signal to stop is heard between steps.
 import logging
 from collections.abc import Sequence
 
+from sae_bench.device import trim_memory
 from sae_bench.progress import Progress
 from sae_bench.signals import shielded
 from sae_bench.training.checkpoint import CheckpointSaver
@@ -54,6 +55,7 @@ def train(
                 n_done, within = step + 1, False
             if logged and alive:
                 progress.note = _summary(alive)
+                trim_memory(alive[0].sae.W_dec.device)
             if not alive:
                 break
             if saver is not None:

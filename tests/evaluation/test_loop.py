@@ -231,3 +231,18 @@ def test_working_through_saes_in_groups_changes_nothing(lm, site, stream, monkey
     for one, other in zip(together, apart, strict=True):
         for name in one:
             assert same(other[name].value, one[name].value, rel=1e-5), name
+
+
+@pytest.mark.parametrize(("task", "at_once"), [("delta_lm_loss", [3]), ("reconstruction", [1, 1, 1])])
+def test_what_an_sae_answers_is_held_for_the_losses_alone(lm, site, corpus_path, monkeypatch, task, at_once):
+    """Several SAEs share a pass over the vocabulary; where no task asks for losses there is none to wait for."""
+    scored, score = [], sae_bench.evaluation.loop._score
+    monkeypatch.setattr(
+        sae_bench.evaluation.loop, "_score", lambda replies, *rest: scored.append(len(replies)) or score(replies, *rest)
+    )
+    stream = stream_of(lm, corpus_path)
+    candidates = [Candidate(Known(site.d_in, c=c), site, {task: TASKS[task]()}) for c in (0.5, 0.7, 0.9)]
+    evaluate(lm, stream, candidates, QUIET)
+    n_batches = len(scored) // len(at_once)
+    assert n_batches > 0
+    assert scored == at_once * n_batches

@@ -1,5 +1,7 @@
 """`ground_truth` on dictionaries whose scores are known, and its metrics by hand."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -16,6 +18,7 @@ ORTHOGONAL = WorldSettings(
     n_features=24, d_in=24, n_roots=4, n_children=2, depth=1, min_probability=0.02, scaled=False, deviation_spread=0.0
 )
 N_BLOCKS = 16
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -26,19 +29,26 @@ def world():
     return world
 
 
-def scored(world, rows, threshold=2.0, sizes=(BLOCK,)):
-    """What the task says of a dictionary that is its own encoder, with one threshold."""
-    sae = ARCHITECTURES["relu"](SAEConfig(d_in=24, d_sae=len(rows), l0=3)).requires_grad_(False)
-    sae.W_dec.copy_(rows)
+def scored_together(world, dictionaries, threshold=2.0):
+    """What the task says of each of some dictionaries that are their own encoders, with one threshold."""
     truth = torch.cat([world.block(BLOCK * i) for i in range(N_BLOCKS)])
     x = truth @ world.features + world.bias
-    z = (x - world.bias) @ rows.T
-    f, document = torch.where(z > threshold, z, 0), torch.arange(len(x)) // DOCUMENT
-    task = TASKS["ground_truth"]()
-    task.start(EvalSetting(sae, x.mean(0), int(document.max()) + 1, torch.device("cpu"), world=world))
-    for some in torch.arange(len(x)).split(sizes[0]):
-        task.update(EvalBatch(x[some], as_active(f[some]), x[some], document[some], None, truth=truth[some]))
-    return task.finish()
+    document, tasks, shared = torch.arange(len(x)) // DOCUMENT, [TASKS["ground_truth"]() for _ in dictionaries], {}
+    for task, rows in zip(tasks, dictionaries, strict=True):
+        sae = ARCHITECTURES["relu"](SAEConfig(d_in=24, d_sae=len(rows), l0=3)).requires_grad_(False)
+        sae.W_dec.copy_(rows)
+        task.start(EvalSetting(sae, x.mean(0), int(document.max()) + 1, CPU, world=world, shared=shared))
+    for some in torch.arange(len(x)).split(BLOCK):
+        for task, rows in zip(tasks, dictionaries, strict=True):
+            z = (x[some] - world.bias) @ rows.T
+            f = as_active(torch.where(z > threshold, z, 0))
+            task.update(EvalBatch(x[some], f, x[some], document[some], None, truth=truth[some]))
+    return [task.finish() for task in tasks]
+
+
+def scored(world, rows, threshold=2.0):
+    """The same of one."""
+    return scored_together(world, [rows], threshold)[0]
 
 
 def values(result):
@@ -116,3 +126,16 @@ def test_errors_cover_what_other_samples_give(world):
     spread = torch.tensor([score.value for score in found]).std().item()
     errors = torch.tensor([score.stderr for score in found]).mean().item()
     assert 0.5 < spread / errors < 1.8
+
+
+def test_what_is_the_same_for_all_saes_is_counted_once(world, monkeypatch):
+    """And says of each what it says where an SAE is alone."""
+    own = inspect.getmodule(TASKS["ground_truth"]).OwnEncoder
+    counted, count = [], own.count
+    monkeypatch.setattr(own, "count", lambda self, x, fires: counted.append(len(x)) or count(self, x, fires))
+    dictionaries = [world.features, world.features[:6], -world.features]
+    together = scored_together(world, dictionaries)
+    assert counted == [BLOCK] * N_BLOCKS
+    for result, rows in zip(together, dictionaries, strict=True):
+        alone = scored(world, rows)
+        assert (result.details, result.scores) == (alone.details, alone.scores)
