@@ -81,7 +81,7 @@ def caption(records: Sequence[Record], error: str = "", *, paper: bool = False) 
     trained = _distinct(sae.training.tokens_seen for sae in own if sae.training.tokens_seen or not sae.control)
     counts = _distinct(score.n for record in on_tokens for score in record.scores.values() if score.n)
     documents = _distinct(record.provenance.eval_documents for record in on_tokens)
-    datasets, presets = _listed(one.dataset for one in made), _listed(map(preset_of, made))
+    datasets, presets = _listed(one.dataset for one in made), _listed(map(preset_of, made)) + added_recipes(own)
     synthetic = all(record.provenance.config.get("world") for record in records)
     inputs, tokens, of = ("samples", "samples", "blocks") if synthetic else ("activations", "tokens", "documents")
     fingerprint = f", fingerprint {_listed(one.eval_fingerprint[:12] for one in made)}"
@@ -113,6 +113,15 @@ def preset_of(made: Provenance) -> str:
     """The preset, and the recipe that tuning found for it, if the run names one."""
     tuned = made.config.get("recipe")
     return f"{made.preset}, tuned by {tuned['name']} {tuned['sha256'][:8]}" if tuned else made.preset
+
+
+def added_recipes(saes: Iterable[SAEDescription]) -> str:
+    """Behind the preset: which of some SAEs were tuned by recipes that were added to the run's own."""
+    added: dict[str, set[str]] = {}
+    for sae in saes:
+        if sae.tuned_by:
+            added.setdefault(sae.tuned_by, set()).add(sae.label)
+    return "".join(f", {', '.join(sorted(labels))} by {title}" for title, labels in sorted(added.items()))
 
 
 def few_documents(n_documents: int) -> str:

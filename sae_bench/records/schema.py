@@ -144,6 +144,8 @@ class SAEDescription(_Part):
     """Whether it is a control, which boards show apart."""
     options: dict[str, Any]
     recipe: dict[str, Any] | None
+    tuned_by: str | None = None
+    """The tuned recipe that settings are from, where it was added to the run's own, which `config` names."""
     training: Training = Training()
     weights_sha256: str = ""
     """Empty until the weights are saved."""

@@ -28,10 +28,10 @@ def check(config: RunConfig, tasks: Iterable[str]) -> None:
         UserError: something is not.
     """
     check_names(config)
-    if config.recipe is not None:
-        check_tuned(config.archs, config.recipe)  # all that it lacks, in one line
+    if config.tuned is not None:
+        check_tuned(config.archs, config.tuned)  # all that it lacks, in one line
     for arch in config.archs:
-        settle(arch, config.preset, config.recipe)
+        settle(arch, config.preset, config.tuned)
         for l0, width in product(config.l0s, config.widths):
             check_l0(arch.label, l0, width)
     if latent_tasks(tasks):

@@ -115,6 +115,8 @@ class RunConfig(Identified, Consistent, JudgeConfig, TextSettings):
     recipe: Annotated[TunedRecipe | None, Flag(Heading.WHAT)] = None
     """Settings that `tune` found for every architecture of the run: its TOML file, or a name. Text that was tuned on
     is left out."""
+    added_recipes: Annotated[tuple[TunedRecipe, ...], Flag(Heading.WHAT, "added_recipe")] = ()
+    """What `tune` found for architectures that --recipe lacks, by a search that was equal in all else."""
     part: Literal["board", "tuning"] | None = None
     """The part of the text, `near_duplicates.Part`: what is tuned on is in no board that names a recipe."""
     context_size: Annotated[Count, Field(ge=3), Flag(Heading.DATA)]
@@ -237,7 +239,18 @@ class RunConfig(Identified, Consistent, JudgeConfig, TextSettings):
             name for name in ("saes", "split", "random_lm", "world", "recipe", "part") if not getattr(self, name)
         }
         without |= {"screening"} if self.screening == "auto" else set()
+        without |= set() if self.added_recipes else {"added_recipes"}
         return self.as_called(self.model_dump(mode="json", exclude={"tasks", *KEPT, *WAY, *without}))
+
+    @property
+    def recipes(self) -> tuple[TunedRecipe, ...]:
+        """All that were tuned for this run."""
+        return (self.recipe, *self.added_recipes) if self.recipe else ()
+
+    @property
+    def tuned(self) -> TunedRecipe | None:
+        """All of them as one, to look settings up in."""
+        return self.recipe and self.recipe.joined(self.added_recipes)
 
     def parts(self) -> list["RunConfig"]:
         """Everything that was asked of the folder, as a run of its own each, this one's last."""

@@ -23,6 +23,7 @@ class Consistent:
         random_lm: Any
         world: Any
         recipe: Any
+        added_recipes: Any
         preset: Any
         split: Any
         kernels: Any
@@ -46,6 +47,7 @@ class Consistent:
             self._check_world()
         if self.recipe is not None:
             self.recipe.check(self.preset, self.split)
+        self._check_added()
         if self.kernels == "dense" and self.screening == "on":
             raise UserError(
                 "--screening on finds few pairs, and --kernels dense works on all: leave out one of the two"
@@ -56,6 +58,13 @@ class Consistent:
             raise UserError("--activations-cache: name a folder")
         if self.cache_limit is not None and self.activations_cache is None:
             raise UserError("--cache-limit bounds --activations-cache: name its folder, or leave it out")
+
+    def _check_added(self) -> None:
+        """Raise UserError where recipes are added to none, or to one that came of another search."""
+        if self.added_recipes and self.recipe is None:
+            raise UserError(f"--added-recipe {self.added_recipes[0].name} adds to --recipe: name that, too")
+        for i, added in enumerate(self.added_recipes):
+            self.recipe.joined(self.added_recipes[:i]).check_added(added)
 
     def _check_world(self) -> None:
         """Raise UserError for what a language model has, and a synthetic world does not."""

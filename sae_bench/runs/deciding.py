@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_bench.records.files import digest_of
 
-ASKED = ("archs", "saes", "layers", "sites", "widths", "l0s", "sparsity", "seeds", "tasks", "plugins")
+ASKED = ("archs", "saes", "layers", "sites", "widths", "l0s", "sparsity", "seeds", "tasks", "plugins", "added_recipes")
 
 EVALUATION = ("eval_tokens", "eval_skip", "limit")
 
@@ -45,6 +45,7 @@ class Identified:
         dataset: str
         plugins: tuple[str, ...]
         saes: Any
+        added_recipes: Any
         world: Any
         random_lm: Any
         seeds: Any
@@ -64,7 +65,8 @@ class Identified:
     def asked(self) -> dict[str, Any]:
         """What this command asks for: which SAEs, on which tasks."""
         said = self.model_fields_set  # a site that nobody named does not say where an SAE from elsewhere belongs
-        return self.as_called(self.model_dump(mode="json", include={*ASKED} - ({"sites"} - said)))
+        unsaid = {"sites"} - said | (set() if self.added_recipes else {"added_recipes"})
+        return self.as_called(self.model_dump(mode="json", include={*ASKED} - unsaid))
 
     def called_as(self, name: str) -> str:
         """What the run in the folder calls a local file, or whatever else has this name here."""

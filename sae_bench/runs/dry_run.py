@@ -102,7 +102,7 @@ def describe_plan(config: RunConfig, folder: RunFolder, *, overwrite: bool = Fal
             f" {n_contexts} contexts of {config.context_size} at a time",
             *(f"corpus     {line}" for line in [*default_corpus(config), *repeats(config)]),
             f"training   {len(plans)} SAEs, {n_steps:,} steps of {config.batch_size:,}, preset {config.preset}"
-            + (f", tuned by {config.recipe.name}" if config.recipe else ""),
+            + (f", tuned by {' and '.join(one.name for one in config.recipes)}" if config.recipes else ""),
             *(latents if config.collects else ()),
             *(f"{name}: {text.describe()}" for name, text in texts.items()),
             f"memory     about {memory / 1e9:.1f} GB at the peak (computed)"

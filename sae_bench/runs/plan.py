@@ -31,6 +31,8 @@ class SAEPlan:
     site: Site
     config: SAEConfig
     recipe: Recipe
+    tuned_by: str | None = None
+    """The recipe that its settings are from, where that is not the run's own but an added one."""
 
     @cached_property
     def id(self) -> str:
@@ -51,7 +53,7 @@ class SAEPlan:
 
     def describe(self) -> SAEDescription:
         """What a record says of the SAE."""
-        return SAEDescription(
+        described = SAEDescription(
             id=self.id,
             arch=self.arch.name,
             label=self.arch.label,
@@ -66,6 +68,7 @@ class SAEPlan:
             options=self.config.options,
             recipe=self.recipe.model_dump(mode="json"),
         )
+        return described.model_copy(update={"tuned_by": self.tuned_by}) if self.tuned_by else described
 
 
 @cache
@@ -112,10 +115,14 @@ def _plans(config: RunConfig, lm: ActivationModel) -> list[SAEPlan]:
         return []  # SAEs from elsewhere say their own sites
     sites = lm.find_sites(config.sites, config.layers)
     sparsities = [*({"l0": l0} for l0 in config.l0s), *({"coefficient": value} for value in config.sparsity)]
+    added = {label: recipe.title for recipe in config.added_recipes for label in recipe.archs}
     plans = [
-        SAEPlan(arch, site, SAEConfig(d_in=site.d_in, d_sae=d_sae, seed=seed, options=options, **wanted), recipe)
+        SAEPlan(
+            arch, site, SAEConfig(d_in=site.d_in, d_sae=d_sae, seed=seed, options=options, **wanted), recipe, tuned_by
+        )
         for arch in config.archs
-        for options, recipe in [settle(arch, config.preset, config.recipe)]
+        for options, recipe in [settle(arch, config.preset, config.tuned)]
+        for tuned_by in [added.get(tuned_as(arch)) if ARCHITECTURES[arch.name].is_trained else None]
         for site, d_sae, seed, wanted in product(sites, config.widths, config.seeds, sparsities)
     ]
     for plan in plans:
@@ -163,10 +170,15 @@ def training_disk_bytes(plans: Sequence[SAEPlan]) -> int:
 
 def check_tuned(archs: Iterable[ArchSpec], tuned: TunedRecipe) -> None:
     """Raise UserError unless a recipe has all of these that are trained, in their versions of today."""
-    trained = [(arch, cls) for arch in archs if (cls := ARCHITECTURES[arch.name]).is_trained]
+    trained = [arch for arch in archs if ARCHITECTURES[arch.name].is_trained]
     tuned.check_archs(
-        {cls.tuned_as or arch.label: ARCHITECTURES[cls.tuned_as or arch.name].version for arch, cls in trained}
+        {tuned_as(arch): ARCHITECTURES[ARCHITECTURES[arch.name].tuned_as or arch.name].version for arch in trained}
     )
+
+
+def tuned_as(arch: ArchSpec) -> str:
+    """By what name a recipe has it."""
+    return ARCHITECTURES[arch.name].tuned_as or arch.label
 
 
 def settle(arch: ArchSpec, preset: Preset, tuned: TunedRecipe | None = None) -> tuple[dict[str, Any], Recipe]:
@@ -181,7 +193,7 @@ def settle(arch: ArchSpec, preset: Preset, tuned: TunedRecipe | None = None) -> 
     found: dict[str, float | int] = {}
     if tuned is not None and cls.is_trained:
         check_tuned([arch], tuned)
-        found = tuned.archs[cls.tuned_as or arch.label].settings
+        found = tuned.archs[tuned_as(arch)].settings
     settings = {**cls.departures(preset, arch.settings), **found, **arch.settings}
     for key in settings:
         if key not in of_options | of_recipe:

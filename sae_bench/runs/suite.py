@@ -8,7 +8,7 @@ from typing import Any, get_origin
 from sae_bench.errors import UserError, did_you_mean
 from sae_bench.runs.config import RunConfig
 
-USED_FIRST = ("plugins", "saes")
+USED_FIRST = ("plugins", "saes", "added_recipes")
 """Settings that are looked into before the configuration is made, and checked, of all."""
 
 SEPARATED = ("l0s", "sparsity", "seeds", "widths", "layers", "sites", "tasks")
@@ -78,6 +78,10 @@ def configure(suite_name: str | None, flags: Mapping[str, Any]) -> RunConfig:
         from sae_bench.runs.tuned import read_recipe
 
         sources["recipe"] = read_recipe(str(given["recipe"]))
+    if given.get("added_recipes"):
+        from sae_bench.runs.tuned import read_recipe
+
+        sources["added_recipes"] = [read_recipe(name, "--added-recipe") for name in given["added_recipes"]]
     if "all" in [*given.get("layers", ()), *given.get("sites", ())]:
         from sae_bench.runs.whole_model import resolve_all
 

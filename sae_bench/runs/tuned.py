@@ -1,15 +1,17 @@
-"""Settings that `tune` found, as a file that a run names with `--recipe`: TOML, one table for each architecture.
+"""Settings that `tune` found, as files that a run names with `--recipe`: TOML, one table for each architecture.
 
 [tuning]                        where they come from: model, text, tokens, seeds, L0s, trials, versions, hashes
 [archs.topk]                    by the name that the run gives the architecture: archs."gated:penalty=ri_l1"
 version = "1"                   of the architecture; another one learns something else
 settings = { lr = 0.004 }
+
+An architecture that came later has a file of its own, and a run names both: these must come of equal searches.
 """
 
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from sae_bench.runs.arch_spec import Strict
 
 PART = "tuning"
 """The part of every corpus and world that is tuned on, as `near_duplicates.Part` has it."""
+
+NO_SEARCH = ("model", "versions", "trials_sha256")
+"""What two files of equal searches may say differently: a model has its hash, and the rest came of it."""
 
 
 class TunedArch(Strict):
@@ -41,7 +46,14 @@ class TunedRecipe(Strict):
     preset: str
     split: str | None
     """The rules by which the text was parted."""
+    search: dict[str, Any] = Field({}, exclude=True)
+    """How it was looked for: on what, for how long, with how many trials. Its hash holds that."""
     archs: dict[str, TunedArch]
+
+    @property
+    def title(self) -> str:
+        """As boards call it."""
+        return f"{self.name} {self.sha256[:8]}"
 
     def check(self, preset: str, split: str | None) -> None:
         """Raise UserError where a run of this preset, on text that is parted by these rules, has no use for it."""
@@ -55,6 +67,27 @@ class TunedRecipe(Strict):
                 "tune again"
             )
 
+    def check_added(self, other: "TunedRecipe") -> None:
+        """Raise UserError unless another one came of a search equal to this one's, and for other architectures."""
+        if both := [label for label in other.archs if label in self.archs]:
+            raise UserError(
+                f"--added-recipe {other.name}: --recipe {self.name} has {', '.join(both)}, too, and an architecture is "
+                "trained by one: tune without what is there already"
+            )
+        mine, its = ({key: of for key, of in one.search.items() if key not in NO_SEARCH} for one in (self, other))
+        if different := [key for key in {**mine, **its} if mine.get(key) != its.get(key)]:
+            said = "; ".join(f"{key}: {its.get(key)!r}, not {mine.get(key)!r}" for key in different)
+            raise UserError(
+                f"--added-recipe {other.name} came of another search than --recipe {self.name} ({said}): who was tuned "
+                "longer, or on other text, looks better for it; tune anew as the first was"
+            )
+
+    def joined(self, others: Sequence["TunedRecipe"]) -> "TunedRecipe":
+        """With the architectures of others, to look settings up in; it is known by its own."""
+        return self.model_copy(
+            update={"archs": {label: of for one in (self, *others) for label, of in one.archs.items()}}
+        )
+
     def check_archs(self, versions: Mapping[str, str]) -> None:
         """Raise UserError where architectures, by the names that they are tuned by, are not in it in these versions."""
         missing = [label for label in versions if label not in self.archs]
@@ -65,26 +98,27 @@ class TunedRecipe(Strict):
             return
         lacks = [f"nothing for {', '.join(missing)} (only for {', '.join(self.archs)})"] if missing else []
         named = " ".join([*missing, *(label for label in known if known[label] != versions[label])])
-        raise UserError(
-            f"--recipe {self.name} has {' and '.join([*lacks, *old])}: tune anew with these (`python bench.py tune "
-            f"--arch {named} ...`), or leave them out"
-        )
+        how = "tune anew with these ({}), or leave them out" if old else (
+            "tune them as it was ({}) and give what was found as --added-recipe, or leave them out"
+        )  # fmt: skip
+        command = f"`python bench.py tune --arch {named} ...`"
+        raise UserError(f"--recipe {self.name} has {' and '.join([*lacks, *old])}: {how.format(command)}")
 
 
-def read_recipe(name: str) -> TunedRecipe:
+def read_recipe(name: str, flag: str = "--recipe") -> TunedRecipe:
     """Read a recipe: a path, or the name of one that comes with the project.
 
     Raises:
         UserError: there is none, or it is no recipe that `tune` has written.
     """
-    path = _find(name)
+    path = _find(name, flag)
     try:
         content = path.read_bytes()
         said = tomllib.loads(content.decode())
     except OSError as error:
-        raise UserError(f"--recipe {name}: {error.strerror}; give the path of a file that `tune` has written") from None
+        raise UserError(f"{flag} {name}: {error.strerror}; give the path of a file that `tune` has written") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"--recipe {name}: not valid TOML: {error}") from None
+        raise UserError(f"{flag} {name}: not valid TOML: {error}") from None
     try:
         about = said["tuning"]
         archs = {
@@ -98,12 +132,11 @@ def read_recipe(name: str) -> TunedRecipe:
             sha256=digest,
             preset=about["preset"],
             split=about.get("split"),
+            search=about,
             archs=archs,
         )
     except (KeyError, TypeError, AttributeError, ValueError):
-        raise UserError(
-            f"--recipe {name}: `tune` writes recipes, and this is none of them: give another file"
-        ) from None
+        raise UserError(f"{flag} {name}: `tune` writes recipes, and this is none of them: give another file") from None
 
 
 def recipe_files() -> dict[str, Path]:
@@ -113,12 +146,12 @@ def recipe_files() -> dict[str, Path]:
     return {file.stem: file for folder in folders for file in sorted(folder.glob("*.toml"))}
 
 
-def _find(name: str) -> Path:
+def _find(name: str, flag: str) -> Path:
     if Path(name).suffix == ".toml":
         return Path(name)
     known = recipe_files()
     if name not in known:
-        raise UserError(f'unknown recipe "{name}"{did_you_mean(name, known)}; or give the path of a .toml file')
+        raise UserError(f'{flag}: unknown recipe "{name}"{did_you_mean(name, known)}; or give the path of a .toml file')
     return known[name]
 
 

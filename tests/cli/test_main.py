@@ -21,7 +21,7 @@ HEAVY = ("torch", "transformers", "datasets", "pandas", "numpy")  # flags follow
 
 FLAGS = set(
     """
-    --arch --sae --controls --recipe
+    --arch --sae --controls --recipe --added-recipe
     --tasks --config --preset --plugin --model --layer --random-lm --site --revision --dtype --trust-remote-code --width
     --l0 --sparsity --seed --dataset --text-column --tokens --reuse --eval-tokens --eval-skip --context-size
     --batch-size --buffer-tokens --out --device --kernels --screening --compile --limit --checkpoint-every --overwrite
@@ -297,7 +297,7 @@ def test_a_flag_overrides_the_suite(capsys, settings, tmp_path):
 def test_a_suite_may_call_a_setting_as_its_flag_does_or_as_run_json_does(tmp_path):
     names = {flag.name: field for field, flag in RunConfig.flags().items()}
     assert {"arch": "archs", "latents": "n_latents", "tokens": "tokens"}.items() <= names.items()
-    values = {"sae": ["a"], "plugin": ["a.py"]}
+    values = {"sae": ["a"], "plugin": ["a.py"], "added_recipe": ["a.toml"]}
     for place, keys in enumerate((names.keys(), names.values())):
         suite = tmp_path / f"{place}.toml"
         lines = zip(keys, (json.dumps(values.get(name, 3)) for name in names), strict=True)

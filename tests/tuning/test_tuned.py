@@ -87,7 +87,7 @@ def test_samples_of_a_world_for_tuning_are_in_no_board() -> None:
 @pytest.mark.parametrize(
     ("archs", "changes", "complaint"),
     [
-        (["gated"], {}, r"has nothing for gated \(only for topk, gated:penalty=ri_l1\): tune anew with these"),
+        (["gated"], {}, r"has nothing for gated \(only for topk, gated:penalty=ri_l1\): tune them as it was"),
         (["topk"], {"preset": "paper"}, "is for --preset short"),
     ],
 )

@@ -31,6 +31,7 @@ def made(board: Board) -> list[dict[str, Any]]:
 def _facts(saes: Sequence[SAE]) -> Facts:
     records = [record for sae in saes for record in sae.records]
     of = records[0].provenance
+    added = captions.added_recipes(sae.about for sae in saes)
     times = sorted(record.provenance.time for record in records if record.provenance.time)
     facts = [
         ("What", _what(saes)),
@@ -38,7 +39,7 @@ def _facts(saes: Sequence[SAE]) -> Facts:
         ("Language model", _joined(true_name(of.model), of.model_revision and f"revision {of.model_revision}",
                                    of.lm_dtype, of.model_sha256 and f"SHA-256 of its weights {of.model_sha256[:SHOWN]}",
                                    of.tokenizer_sha256 and f"of its tokenizer {of.tokenizer_sha256[:SHOWN]}")),
-        ("Trained on", _trained(saes, of.dataset, captions.preset_of(of))),
+        ("Trained on", _trained(saes, of.dataset, captions.preset_of(of) + added)),
         ("Evaluated on", _evaluated(records)),
         ("Measured", _listed(sorted({f"{record.task} (version {record.task_version})" for record in records}))),
         ("Software", _listed(f"{name} {version}" for name, version in sorted(of.versions.items(), key=_ours_first))),
