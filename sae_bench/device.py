@@ -24,7 +24,7 @@ SPARE_SHARE = 0.1
 """Part of a device's memory that `has_room` never gives away."""
 
 
-TRIM_BYTES = 128 << 20
+TRIM_BYTES = 64 << 20
 """What a process may grow by before it gives freed memory back, which takes tens of milliseconds for each GB."""
 _trimmed = {"to": 0}
 """The least that it had since it last did."""

@@ -50,12 +50,12 @@ def train(
                     except Exception as error:  # noqa: BLE001 (whatever it is, the others go on)
                         trainer.fail(error, step)
                         continue
-                    if logged and trainer.sae.is_trained:
+                    if logged:
+                        trim_memory(trainer.sae.W_dec.device)
                         _tell(sink, trainer)
                 n_done, within = step + 1, False
             if logged and alive:
                 progress.note = _summary(alive)
-                trim_memory(alive[0].sae.W_dec.device)
             if not alive:
                 break
             if saver is not None:
@@ -70,6 +70,8 @@ def train(
 
 def _tell(sink: LogSink, trainer: SAETrainer) -> None:
     """A log that nobody can write any more is no reason to stop training."""
+    if not trainer.sae.is_trained:
+        return
     try:
         sink(trainer.id, trainer.log[-1])
     except Exception:
