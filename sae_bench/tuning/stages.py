@@ -59,8 +59,6 @@ def check_tunable(config: RunConfig, settings: TuneSettings) -> None:
         raise UserError(
             f"--recipe {config.recipe.name}: `tune` finds a recipe, and begins from the preset: leave it out"
         )
-    if config.added_recipes:
-        raise UserError("--added-recipe: `tune` finds recipes, and reads none: leave it out")
     if config.saes or config.sparsity:
         flag = "--sae" if config.saes else "--sparsity"
         raise UserError(f"{flag}: `tune` compares trainings at wanted L0s: leave it out, and give --l0")
