@@ -8,7 +8,7 @@ from sae_bench.errors import one_line
 from sae_bench.leaderboard import captions
 from sae_bench.leaderboard.board import SAE, Board
 from sae_bench.records.names import natural_order, true_name
-from sae_bench.records.schema import Record
+from sae_bench.records.schema import Record, SAEDescription
 
 Facts = list[tuple[str, str]]
 """Terms and what is said to them."""
@@ -18,14 +18,47 @@ SHOWN = 12
 
 
 def made(board: Board) -> list[dict[str, Any]]:
-    """One entry for each run: its facts, and the command that makes it again."""
+    """One entry for each run: its facts, and the settings of each command that makes it again."""
     runs: dict[str, list[SAE]] = {}
     for sae in board.saes:
         runs.setdefault(sae.records[0].provenance.config_hash, []).append(sae)
-    return [
-        {"run": digest[:8], "facts": _facts(saes), "command": command(saes[0].records[0].provenance.config)}
-        for digest, saes in runs.items()
-    ]
+    return [{"run": digest[:8], "facts": _facts(saes), "settings": _settings(saes)} for digest, saes in runs.items()]
+
+
+def _settings(saes: Sequence[SAE]) -> list[dict[str, Any]]:
+    """What commands ask for that together make some SAEs of one run, and their tasks; each SAE is in one of them.
+
+    Records repeat what decides numbers, and not which SAEs others asked for, so that is read off the SAEs: labels that
+    were trained at the same places, widths, sparsities and seeds are one command's.
+    """
+    tasks = sorted({record.task for sae in saes for record in sae.records})
+    of_label: dict[str, list[SAEDescription]] = {}
+    for about in (sae.about for sae in saes if not sae.about.origin):
+        of_label.setdefault(about.label, []).append(about)
+    alike: dict[frozenset[Any], list[SAEDescription]] = {}
+    for abouts in of_label.values():
+        grid = frozenset((of.site.name, of.d_sae, of.target_l0, of.coefficient, of.seed) for of in abouts)
+        alike.setdefault(grid, []).extend(abouts)
+    sources = {sae.about.origin.source: None for sae in saes if sae.about.origin}
+    asked = [*map(_asked, alike.values()), *([{"saes": [*sources]}] if sources else [])]
+    config = saes[0].records[0].provenance.config
+    of_model = ("layers", "sites") if config.get("world") else ()  # of a language model
+    return [{**config, **{name: of[name] for name in of if name not in of_model}, "tasks": tasks} for of in asked]
+
+
+def _asked(abouts: Sequence[SAEDescription]) -> dict[str, list[Any]]:
+    """The settings by which a command asks for some SAEs, by the names of their fields."""
+    values = {
+        "archs": (of.label for of in abouts),
+        "layers": (of.site.layer for of in abouts),
+        "sites": (of.site.kind for of in abouts),
+        "widths": (of.d_sae for of in abouts),
+        "l0s": (of.target_l0 for of in abouts),
+        "sparsity": (of.coefficient for of in abouts if of.target_l0 is None),
+        "seeds": (of.seed for of in abouts),
+        "added_recipes": (of.tuned_by and of.tuned_by.partition(" ")[0] for of in abouts),
+    }
+    return {name: [*dict.fromkeys(one for one in of if one not in (None, ""))] for name, of in values.items()}
 
 
 def _facts(saes: Sequence[SAE]) -> Facts:
@@ -105,7 +138,7 @@ def _joined(*parts: object) -> str:
 
 
 def command(config: Mapping[str, Any], **others: Any) -> str:
-    """The command that these settings came from, every one of them said; RUN stands for the run's folder.
+    """The command of these settings, every one of them said; RUN stands for the run's folder.
 
     A flag is called as its field, where it takes several values by the singular; a test holds it against the flags.
     `others` are flags by their names, in the place of the settings' own.
@@ -117,7 +150,7 @@ def command(config: Mapping[str, Any], **others: Any) -> str:
     words = []
     for flag, value in (flags | others).items():
         values = value if isinstance(value, list) else [] if value is True else [value]
-        words += [f"--{flag.replace('_', '-')}", *map(_word, values)]
+        words += [f"--{flag.replace('_', '-')}", *(one_line(_word(value)) for value in values)]
     return shlex.join(["python", "bench.py", *words, "--out", "RUN"])
 
 

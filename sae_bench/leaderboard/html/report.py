@@ -51,7 +51,7 @@ def report(board: Board, l0s: Sequence[float] | None = None, serving: Sequence[s
     metrics, known = check_metrics(board.records, None), metrics_of(board.records)
     compared = comparisons(board.records, metrics)
     header, rows = tables.board(board.records)
-    data, claims = board_data(board), claim_sections.sections(board.records, l0s)
+    data, claims, runs = board_data(board), claim_sections.sections(board.records, l0s), made(board)
     return page(
         _template("report.html"),
         _template("report.css"),
@@ -82,8 +82,9 @@ def report(board: Board, l0s: Sequence[float] | None = None, serving: Sequence[s
             for of in claims
             if of.found
         ],
-        made=made(board),
-        command=partial(command, board.records[0].provenance.config),
+        made=runs,
+        command=command,
+        first_command=partial(command, runs[0]["settings"][0]),
         n_latents=sum(map(len, data["latents"])),
         n_explained=sum(bool(one["explanation"]) for of in data["latents"] for one in of),
     )  # fmt: skip
