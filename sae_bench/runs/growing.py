@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from pydantic import ValidationError
@@ -32,12 +33,13 @@ def grown(config: RunConfig, folder: RunFolder, progress: Progress, *, extended:
     if manifest is None:
         return config
     was, home = _run_in(folder, manifest), Home(folder, manifest)
-    config = _as_begun(config, was, home)
+    config = _as_begun(config, was, home, _added_before(manifest))
     changed = _conflicts(was, config)
     if extended and "tokens" in changed and config.tokens > was.tokens:
         del changed["tokens"]
     if changed:
         raise UserError(_refusal(was, config, home, folder, changed))
+    _check_added(manifest, config, folder)
     _check_plugins(manifest, config, home, folder)
     _check_sources(manifest, config, home, folder)
     _check_judged(was, config, folder)
@@ -49,12 +51,19 @@ def grown(config: RunConfig, folder: RunFolder, progress: Progress, *, extended:
     return config.model_copy(update={**merged, "earlier": earlier, "called": called})
 
 
-def _as_begun(config: RunConfig, was: RunConfig, home: Home) -> RunConfig:
-    """This command's settings with the names that the run has for what they name."""
-    called: dict[str, Any] = {"called": home.called(config, was)}
-    if config.recipe is not None and was.recipe is not None and config.recipe.sha256 == was.recipe.sha256:
-        called["recipe"] = config.recipe.model_copy(update={"name": was.recipe.name})
-    return config.model_copy(update=called)
+def _as_begun(config: RunConfig, was: RunConfig, home: Home, added: Sequence[Mapping[str, Any]]) -> RunConfig:
+    """This command's settings with the names that the run has for what they name; `added` are its added recipes."""
+    names = {recipe["sha256"]: recipe["name"] for recipe in added}
+    if was.recipe is not None:
+        names[was.recipe.sha256] = was.recipe.name
+    as_named = [one.model_copy(update={"name": names.get(one.sha256, one.name)}) for one in config.recipes]
+    named = {"recipe": as_named[0], "added_recipes": tuple(as_named[1:])} if as_named else {}
+    return config.model_copy(update={"called": home.called(config, was), **named})
+
+
+def _added_before(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The recipes that commands before this one added."""
+    return [recipe for part in manifest["asked"] for recipe in part.get("added_recipes", ())]
 
 
 def _names(parts: Sequence[Mapping[str, Any]], here: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -148,6 +157,16 @@ def _check_plugins(manifest: Mapping[str, Any], config: RunConfig, home: Home, f
             f"the run in {folder.path} has --plugin {missing[0]}, without which it cannot go on. Name it, too: "
             f"{command(named)} --out {shlex.quote(str(folder.path))}"
         )
+
+
+def _check_added(manifest: Mapping[str, Any], config: RunConfig, folder: RunFolder) -> None:
+    """Whom an added recipe has tuned, no other one tunes."""
+    for before, now in product(_added_before(manifest), config.added_recipes):
+        if before["sha256"] != now.sha256 and (both := [label for label in now.archs if label in before["archs"]]):
+            raise UserError(
+                f"--added-recipe {now.name}: the run in {folder.path} has {', '.join(both)} by {before['name']} "
+                f"{before['sha256'][:8]}, another file: name that, or {ELSE}"
+            )
 
 
 def _check_sources(manifest: Mapping[str, Any], config: RunConfig, home: Home, folder: RunFolder) -> None:

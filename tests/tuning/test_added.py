@@ -127,6 +127,14 @@ def test_a_finished_board_takes_an_architecture_that_was_tuned_later(gemma2_fold
     assert [len(part.get("added_recipes", ())) for part in asked] == [0, 1]
     assert bench(*flags(topk), "--quiet") == 0, "the first command again finds nothing to do"
     assert read_sealed(tmp_path / "run" / "run.json")["asked"] == asked
+
+    (tmp_path / "renamed.toml").write_bytes((tmp_path / "second.toml").read_bytes())
+    assert bench(*flags(relu | {"--added-recipe": tmp_path / "renamed.toml"}), "--quiet") == 0, "what it holds decides"
+    assert read_sealed(tmp_path / "run" / "run.json")["asked"] == asked
+    capsys.readouterr()
+    other = relu | {"--added-recipe": write(tmp_path, "other", "relu", 0.01)}
+    assert bench(*flags(other | {"--l0": 6}), "--quiet") == 2
+    assert f"has relu by {by_arch['relu'].tuned_by}, another file" in capsys.readouterr().err
     assert bench(*flags(relu | {"--l0": 6}), "--dry-run") == 0
     assert "tuned by first and second" in capsys.readouterr().out
     assert tomllib.loads((tmp_path / "second.toml").read_text())["archs"].keys() == {"relu"}
