@@ -178,8 +178,9 @@ class ClusterCrew:
         others = [sae for sae in todo if not any(sae.id in cell.saes for cell in kept)]
         if not others:
             return kept
-        names = [sae.id for sae in others]
-        return [*kept, *value_of(self._begin(remote.plan, "plan", names, self._slots.n, self._slots.n_bytes))]
+        names, n, n_bytes = [sae.id for sae in others], self._slots.n, self._slots.n_bytes
+        finished = [name for name in names if self._folder.has_sae(name, self._config.training_hash)]
+        return [*kept, *value_of(self._begin(remote.plan, "plan", names, finished, n, n_bytes))]
 
     def _in_rounds(
         self, order: Order, todo: Sequence[PlannedSAE], cells: Mapping[str, Cell], reference: Task, view: View

@@ -125,16 +125,16 @@ def grown_text(errand: Errand, order: Order, overlaps: bool) -> str:
     return read_training_text(bench)[0] if overlaps else ""
 
 
-def plan(errand: Errand, saes: Collection[str], n_devices: int, n_bytes: int) -> list[Cell]:
+def plan(errand: Errand, saes: Collection[str], finished: Collection[str], n_devices: int, n_bytes: int) -> list[Cell]:
     """The cells of some SAEs, given by name, for so many devices like this process's, in the order to begin them in.
 
-    `n_bytes` are a CPU cell's; a GPU is asked.
+    Those `finished` are only evaluated. `n_bytes` are a CPU cell's; a GPU is asked.
     """
     bench = _bench(errand, Progress(quiet=True))
     fleet = _fleet(bench, n_devices, n_bytes)
     plans = [plan for plan in bench.plans.values() if plan.id in saes]
-    trained = [plan for plan in plans if isinstance(plan, SAEPlan)]
-    cells = plan_sweep(errand.config, bench.lm, trained, fleet).cells if trained else ()
+    own = [plan for plan in plans if isinstance(plan, SAEPlan)]
+    cells = plan_sweep(errand.config, bench.lm, own, fleet, finished).cells if own else ()
     imported = [plan.id for plan in plans if not isinstance(plan, SAEPlan)]
     parts = [tuple(imported[i::n_devices]) for i in range(min(n_devices, len(imported)))]
     return [*cells, *(Cell(f"imported-{digest_of(part)[:12]}", part, float(len(part)), 0, 0.0) for part in parts)]

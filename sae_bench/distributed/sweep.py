@@ -1,6 +1,6 @@
 """A run's SAEs as the planner's numbers: bytes as in the dry run, and seconds as computed there or measured here."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sae_bench.autointerp.sample import collection_bytes
 from sae_bench.distributed.fleet import CPU, peaks_for
@@ -22,19 +22,29 @@ START_SECONDS = 30.0
 an assumption."""
 
 
-def plan_sweep(config: RunConfig, lm: ActivationModel, plans: Sequence[SAEPlan], fleet: Sequence[Devices]) -> CellPlan:
-    """The cells of a run's SAEs, for a fleet.
+def plan_sweep(
+    config: RunConfig,
+    lm: ActivationModel,
+    plans: Sequence[SAEPlan],
+    fleet: Sequence[Devices],
+    finished: Collection[str] = (),
+) -> CellPlan:
+    """The cells of a run's SAEs, for a fleet; as `sweep_work`.
 
     Raises:
         UserError: one SAE alone is too much for a device.
     """
-    return plan_cells(*sweep_work(config, lm, plans, fleet), fleet)
+    return plan_cells(*sweep_work(config, lm, plans, fleet, finished), fleet)
 
 
 def sweep_work(
-    config: RunConfig, lm: ActivationModel, plans: Sequence[SAEPlan], fleet: Sequence[Devices]
+    config: RunConfig,
+    lm: ActivationModel,
+    plans: Sequence[SAEPlan],
+    fleet: Sequence[Devices],
+    finished: Collection[str] = (),
 ) -> tuple[list[SAEWork], SharedWork]:
-    """What every SAE takes on each kind of device, and what every cell takes."""
+    """What every SAE takes on each kind of device, and what every cell takes; those `finished` take no more steps."""
     speeds = [Speed(config, lm, devices.kind) for devices in fleet]
     work, ctx, word = speeds[0].work, config.context_size, lm.dtype.itemsize
     largest = 4 * max((plan.n_parameters for plan in plans), default=0)
@@ -49,7 +59,7 @@ def sweep_work(
             id=plan.id,
             site=sites[plan.site],
             seed=plan.config.seed,
-            seconds=tuple(speed.of_sae(plan) for speed in speeds),
+            seconds=tuple(speed.of_sae(plan, finished=plan.id in finished) for speed in speeds),
             lm_seconds=tuple(speed.evaluate(work.after(plan.site)) for speed in speeds),
             n_bytes=_sae_room(plan, config),
         )
@@ -103,13 +113,16 @@ class Speed:
             return n_tokens * flops / self.work.layer / self._evaluated
         return self._computed(n_tokens * flops)
 
-    def of_sae(self, plan: SAEPlan) -> float:
+    def of_sae(self, plan: SAEPlan, *, finished: bool = False) -> float:
         """An SAE's steps, its replays, and its own products in evaluation, if the replays as measured hold them not."""
-        steps = self._known(step_part(plan.arch.label, plan.config.d_in, plan.config.d_sae))
-        step = 1 / steps if steps else step_seconds(plan, self._config.batch_size, self._device, self.peaks)
         in_replays = self._evaluated and self.work.has_losses
         own = 0.0 if in_replays else encoding_seconds(plan, self._config.n_held_out, self.peaks)
-        return self.n_steps * step + own + self.evaluate(self.work.after(plan.site))
+        return (0.0 if finished else self._steps(plan)) + own + self.evaluate(self.work.after(plan.site))
+
+    def _steps(self, plan: SAEPlan) -> float:
+        known = self._known(step_part(plan.arch.label, plan.config.d_in, plan.config.d_sae))
+        step = 1 / known if known else step_seconds(plan, self._config.batch_size, self._device, self.peaks)
+        return self.n_steps * step
 
 
 def _site_work(site: Site, config: RunConfig, lm: ActivationModel, speeds: Sequence[Speed]) -> SiteWork:

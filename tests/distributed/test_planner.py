@@ -17,7 +17,7 @@ from sae_bench.distributed.describe import shape_of
 from sae_bench.distributed.fleet import fleet_of, parse_devices
 from sae_bench.distributed.planner import CellPlan, least_makespan, plan_cells
 from sae_bench.distributed.sharing import LINK_BYTES, pays, share_captures
-from sae_bench.distributed.sweep import sweep_work
+from sae_bench.distributed.sweep import plan_sweep, sweep_work
 from sae_bench.distributed.work import Devices, SAEWork, SharedWork, SiteWork
 from sae_bench.errors import UserError
 from sae_bench.registry import known_architectures
@@ -240,6 +240,26 @@ def test_a_cell_takes_what_the_dry_run_says_of_the_same_saes():
     assert cell.seconds - shared.start_seconds[0] == pytest.approx(computed)
     dry = memory_bytes(config, plans, [*plans], lm)
     assert dry <= cell.n_bytes <= dry + 2e9
+
+
+def test_saes_that_are_trained_already_take_their_evaluation_alone():
+    """So a run that goes on gives no device all that is left to train, and another what is done with soon."""
+    config, devices = configured(), fleet_of([(1, "H100")])
+    lm, plans = shape_of(config, devices)
+    left = [plan for plan in plans if plan.config.seed == 0]
+    finished = {plan.id for plan in plans if plan.config.seed == 1}
+    (cell,) = plan_sweep(config, lm, plans, devices, finished).cells
+    (peaks,) = (one for one in peaks_of(lm.device, lm.dtype, here=False) if one.name == "H100")
+    computed = training_seconds(lm, config, left, peaks) + evaluation_seconds(lm, config, plans, peaks)
+    assert cell.seconds - sweep_work(config, lm, plans, devices)[1].start_seconds[0] == pytest.approx(computed)
+
+    first = min(plan.site.layer for plan in plans)
+    finished = {plan.id for plan in plans if plan.site.layer == first}
+    by_id = {plan.id: plan for plan in plans}
+    cells = plan_sweep(config, lm, plans, fleet_of([(2, "H100")]), finished).cells
+    n_left = [sum(by_id[name].site.layer != first for name in cell.saes) for cell in cells]
+    assert len(cells) == 2
+    assert max(n_left) < sum(n_left), "both train"
 
 
 def plan_gemma_2_9b(found: Connection) -> None:
