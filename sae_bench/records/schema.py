@@ -162,6 +162,11 @@ class SAEDescription(_Part):
         """The wanted L0, or the raw coefficient where none was wanted; None where neither is known."""
         return self.target_l0 if self.target_l0 is not None else self.coefficient
 
+    @property
+    def whole_recipe(self) -> dict[str, Any]:
+        """What it learns from besides a run's settings: recipe, options, and the version of its architecture."""
+        return {**(self.recipe or {}), **self.options, "arch_version": self.arch_version}
+
 
 class Provenance(_Part):
     """Where a record's numbers come from: what every record of a run repeats."""

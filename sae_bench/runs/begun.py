@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from sae_bench.errors import UserError
 from sae_bench.lm.fingerprint import differences
 from sae_bench.records.redact import redact_json
 from sae_bench.records.run_folder import RunFolder
-from sae_bench.records.schema import SAEDescription
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.deciding import ASKED, KEPT
 from sae_bench.runs.home import begun_in, plugin_hashes
@@ -24,6 +24,7 @@ from sae_bench.runs.provenance import changed_environment
 from sae_bench.runs.train import Leg, Order
 from sae_bench.runs.workbench import PlannedSAE, RunOutline
 from sae_bench.saes.kernels import Crossovers
+from sae_bench.saes.save import description_of
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ def check_unchanged(folder: RunFolder, config: RunConfig, outline: RunOutline, l
         UserError: one is not, or an SAE is added to a run that was trained further.
     """
     manifest = folder.manifest()
-    if manifest is None:
+    if manifest is None:  # a new run, or one whose run.json is lost
+        _check_recipes(folder, _recipes_of_saved(folder, outline.saes), outline.saes)
         return
     other = other_environment(folder, outline)
     if changed := differences(manifest["model"], outline.model):
@@ -76,7 +78,7 @@ def check_unchanged(folder: RunFolder, config: RunConfig, outline: RunOutline, l
             f"the corpus does not give the tokens that it gave before: --dataset {config.dataset} has "
             f"changed since the run in {folder.path} was begun: bring the old files back, {REMEDY}"
         )
-    _check_recipes(folder, manifest, outline.saes)
+    _check_recipes(folder, manifest["recipes"], outline.saes)
     new = [sae.id for sae in outline.saes if sae.id not in manifest["saes"] and sae.description.origin is None]
     if new and legs:
         raise UserError(
@@ -93,15 +95,26 @@ def other_environment(folder: RunFolder, outline: RunOutline) -> str:
     return changed_environment(manifest["environment"], outline.environment) if manifest else ""
 
 
-def _check_recipes(folder: RunFolder, manifest: Mapping[str, Any], saes: Sequence[PlannedSAE]) -> None:
-    """See that SAEs have the recipes that they were begun with: a preset may have changed since."""
+def _check_recipes(folder: RunFolder, recipes: Mapping[str, Mapping[str, Any]], saes: Sequence[PlannedSAE]) -> None:
+    """See that SAEs have the recipes that they were begun with: a preset may have changed since, or what was tuned."""
     for sae in saes:
         if sae.description.origin is not None:
             continue
-        now = recipe_of(sae.description)
-        if (was := manifest["recipes"].get(sae.id, now)) != now:
-            changed = "; ".join(f"{key} {was.get(key)} -> {now.get(key)}" for key in now if was.get(key) != now[key])
-            raise UserError(f"the run in {folder.path} was begun with another recipe of {sae.id} ({changed}): {REMEDY}")
+        now = sae.description.whole_recipe
+        if changed := differences(recipes.get(sae.id, now), now):
+            raise UserError(
+                f"the run in {folder.path} was begun with another recipe of {sae.id} ({'; '.join(changed)}): {REMEDY}"
+            )
+
+
+def _recipes_of_saved(folder: RunFolder, saes: Sequence[PlannedSAE]) -> dict[str, dict[str, Any]]:
+    """The recipes of the SAEs that are there; what is damaged is not, and is trained again."""
+    found = {}
+    for sae in saes:
+        with suppress(UserError):
+            if (path := folder.sae_path(sae.id)).exists():
+                found[sae.id] = description_of(path).whole_recipe
+    return found
 
 
 def check_one_text(folder: RunFolder, saes: Sequence[PlannedSAE], dataset: str) -> None:
@@ -140,18 +153,13 @@ def check_disk(folder: RunFolder, outline: RunOutline, config: RunConfig) -> Non
         )
 
 
-def recipe_of(sae: SAEDescription) -> dict[str, Any]:
-    """What an SAE learns from besides a run's settings: recipe, options, and the version of its architecture."""
-    return {**(sae.recipe or {}), **sae.options, "arch_version": sae.arch_version}
-
-
 def write_manifest(folder: RunFolder, order: Order, outline: RunOutline, *, train_only: bool) -> None:
     """Say what the run is, before it starts; of one that goes on, what there is now."""
     config, before = order.config, folder.manifest() or {}
     mine = redact_json(config.asked | ({"tasks": None} if train_only else {}))
     asked = before.get("asked", [])
     first = {name: of for name, of in before.get("config", config.identity).items() if name in ASKED}
-    recipes = {sae.id: recipe_of(sae.description) for sae in outline.saes}
+    recipes = {sae.id: sae.description.whole_recipe for sae in outline.saes}
     manifest = {
         "format": FORMAT,
         "config": {name: of for name, of in config.identity.items() if name not in ASKED} | first,

@@ -187,6 +187,10 @@ class TrainStage:
                 f'model "{self.lm.name}" is not the one that the checkpoint was made with ({"; ".join(other)}): bring '
                 "it back, with --revision if it is on the hub, or start anew with --overwrite"
             )
+        if other := differences(found.facts.get("recipes", self._recipes()), self._recipes()):
+            raise UserError(
+                f"the checkpoint was made with another recipe ({'; '.join(other)}): bring it back, or --overwrite"
+            )
         self._remarks = list(found.facts.get("remarks", ()))
         changed = changed_environment(found.facts["environment"], environment(self.lm.device))
         if changed and found.step < self.n_steps:
@@ -208,8 +212,12 @@ class TrainStage:
             "kernels": {shape: at._asdict() for shape, at in self._kernels.items()},
             "environment": environment(self.lm.device),
             "model": self._model(),
+            "recipes": self._recipes(),
             "remarks": self._remarks,
         }
+
+    def _recipes(self) -> dict[str, dict[str, Any]]:
+        return {plan.id: plan.describe().whole_recipe for plan in self.plans}
 
     def _model(self) -> dict[str, Any]:
         return {**self.lm.identity(), "precision": self.lm.precision}

@@ -1,5 +1,6 @@
 """Recipes beside the first: for architectures that came later, by an equal search."""
 
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -138,3 +139,28 @@ def test_a_finished_board_takes_an_architecture_that_was_tuned_later(gemma2_fold
     assert bench(*flags(relu | {"--l0": 6}), "--dry-run") == 0
     assert "tuned by first and second" in capsys.readouterr().out
     assert tomllib.loads((tmp_path / "second.toml").read_text())["archs"].keys() == {"relu"}
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"), [((), "was begun with another"), (("saes", "records"), "the checkpoint was")]
+)
+def test_where_run_json_is_lost_saes_and_checkpoints_say_by_what_they_were_trained(tmp_path, capsys, lost, said):
+    run = tmp_path / "run"
+    settings = {
+        "--model": "synthetic:small", "--width": 32, "--tokens": 1024, "--reuse": 1, "--batch-size": 256,
+        "--eval-tokens": 1024, "--l0": 4, "--tasks": "reconstruction", "--arch": ("topk", "relu"), "--out": run,
+    }  # fmt: skip
+    about = {"dataset": "synthetic:small", "split": None}
+    settings |= {"--recipe": write(tmp_path, "first", "topk", 0.01, **about)}
+    second = write(tmp_path, "second", "relu", 0.02, **about)
+    assert bench(*flags(settings | {"--added-recipe": second}), "--quiet") == 0
+    (run / "run.json").unlink()
+    for name in lost:
+        shutil.rmtree(run / name)
+    other = write(tmp_path, "other", "relu", 0.03, **about)
+    capsys.readouterr()
+    assert bench(*flags(settings | {"--added-recipe": other}), "--quiet") == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "lr 0.02 -> 0.03" in error
+    assert bench(*flags(settings | {"--added-recipe": second}), "--quiet") == 0
