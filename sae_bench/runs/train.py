@@ -187,7 +187,8 @@ class TrainStage:
                 f'model "{self.lm.name}" is not the one that the checkpoint was made with ({"; ".join(other)}): bring '
                 "it back, with --revision if it is on the hub, or start anew with --overwrite"
             )
-        if other := differences(found.facts.get("recipes", self._recipes()), self._recipes()):
+        was, now = found.facts.get("recipes", {}), self._recipes()  # some of its SAEs may be whole, and not be here
+        if other := differences({sae: was.get(sae, recipe) for sae, recipe in now.items()}, now):
             raise UserError(
                 f"the checkpoint was made with another recipe ({'; '.join(other)}): bring it back, or --overwrite"
             )
