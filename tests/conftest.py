@@ -1,10 +1,13 @@
 """Fixtures shared by the tests: everything is tiny, made on the spot, and stays in a temporary folder."""
 
+import dataclasses
+import inspect
 import os
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -36,6 +39,27 @@ LIKE_MYPY = BeartypeConf(
     is_pep484_tower=True, claw_is_pep526=False, claw_skip_package_names=BY_JAXTYPING, violation_type=TypeError
 )
 typechecker = beartype(conf=LIKE_MYPY)
+checks_shapes = jaxtyping.jaxtyped
+
+
+def jaxtyped(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
+    """As jaxtyping's own, of what is annotated with shapes; beartype alone checks the rest of those modules."""
+
+    def checked(of: Any) -> Any:
+        function = of.__init__ if isinstance(of, type) else getattr(of, "fget", getattr(of, "__func__", of))
+        annotations = inspect.get_annotations(function).values()
+        if any(isinstance(kind, str) or "jaxtyping" in str(kind) for kind in annotations):
+            return checks_shapes(of, typechecker=typechecker)
+        if not isinstance(of, type):
+            return typechecker(of)
+        if dataclasses.is_dataclass(of):
+            of.__init__ = typechecker(function)
+        return of
+
+    return checked
+
+
+jaxtyping.jaxtyped = jaxtyped  # by this name, what is imported asks for it
 jaxtyping.install_import_hook(BY_JAXTYPING, "conftest.typechecker")
 beartype_package("sae_bench", conf=LIKE_MYPY)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sae_bench.leaderboard.bootstrap import Estimate, smallest_difference
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.saes.active import Active, Dense, decode
 
@@ -17,3 +18,14 @@ def test_a_shape_is_checked_where_torch_would_broadcast():
     assert decode(f, W_dec, torch.ones(5)).shape == (2, 5)
     with pytest.raises(TypeError, match="b_dec"):
         decode(f, W_dec, torch.ones(1))
+
+
+def test_beside_what_writes_shapes_the_rest_is_checked():
+    sources = ((1.0, 5.0),)
+    assert Estimate(1.0, 0.5, sources, over_seeds=True).interval() is not None
+    with pytest.raises(TypeError, match="stderr"):
+        Estimate(1.0, "0.5", sources, over_seeds=True)
+    with pytest.raises(TypeError, match="level"):
+        Estimate(1.0, 0.5, sources, over_seeds=True).interval("0.95")
+    with pytest.raises(TypeError, match="family"):
+        smallest_difference((1.0, 5.0), (1.0, 5.0), "one")
