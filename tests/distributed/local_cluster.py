@@ -27,6 +27,7 @@ def small(**more: object) -> dict[str, object]:
 def local_cluster(n_nodes: int) -> Iterator[Cluster]:
     """A head without cores, so that no cell dies with it alone, and nodes of one core each; all end with the block."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    os.environ |= {"RAY_local_fs_capacity_threshold": "1"}  # else no store is emptied to a disk that is 95% full
     cluster = Cluster(initialize_head=True, head_node_args=small(num_cpus=0))
     try:
         for _ in range(n_nodes):

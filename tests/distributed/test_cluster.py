@@ -5,8 +5,8 @@ import json
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -299,16 +299,22 @@ def test_a_file_larger_than_the_object_store_arrives(cluster, tmp_path):
     content = os.urandom(1 << 20) * 120
     (tmp_path / "large").write_bytes(content)
     desk = ray.remote(Desk).options(num_cpus=0).remote()
-    bringing = threading.Thread(target=Courier(tmp_path, desk, ()).bring)
-    bringing.start()
+    pool = ThreadPoolExecutor(1)
+    bringing = pool.submit(Courier(tmp_path, desk, ()).bring)
+    pool.shutdown(wait=False)
     found: dict[int, object] = {}
-    while not found:
-        _, found = ray.get(desk.come_by.remote([]))
+
+    def come_by() -> dict[int, object]:
+        if bringing.done():
+            bringing.result()  # what went wrong: it may not be done before the file is written
+        found.update(ray.get(desk.come_by.remote([]))[1])
+        return found
+
+    wait_for(come_by)
     ((number, file),) = found.items()
     assert (file.path, file.content == content) == ("large", True)
     ray.get(desk.come_by.remote([number]))
-    bringing.join(timeout=60)
-    assert not bringing.is_alive(), "who brought it may go on"
+    bringing.result(timeout=60)  # who brought it may go on
 
 
 def test_settings_of_the_run_in_one_process_are_those_of_the_cluster(whole):
