@@ -15,18 +15,22 @@ from sae_bench.device import choose_device, free_bytes, has_cuda
 from sae_bench.evaluation.loop import batch_bytes, contexts_at_once
 from sae_bench.evaluation.task import read_texts
 from sae_bench.lm.activations import ActivationModel
+from sae_bench.lm.fingerprint import fingerprint
 from sae_bench.lm.load import random_name
 from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.cached import describe_cache
+from sae_bench.runs.cell import of_one_sae
 from sae_bench.runs.checks import check, default_corpus, repeats
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.costs import peaks_of
 from sae_bench.runs.growing import grown
 from sae_bench.runs.import_saes import ImportPlan, Plan, open_imports, plan_imports
 from sae_bench.runs.plan import SAEPlan, plan_saes, tasks_of, training_bytes, training_disk_bytes
+from sae_bench.runs.records import is_missing
 from sae_bench.runs.sources import model_shape, token_stream
 from sae_bench.runs.times import stage_times
+from sae_bench.saes.save import description_of
 from sae_bench.training.serving import buffer_bytes
 
 PROCESS_BYTES = 1000 << 20
@@ -73,16 +77,18 @@ def describe_plan(config: RunConfig, folder: RunFolder, *, overwrite: bool = Fal
     if config.random_lm:
         lm.name = random_name(lm.name, config.seeds[0])
     everything: list[Plan] = [*plans, *imports]
+    there = {plan.id for plan in everything if not overwrite and folder.has_sae(plan.id, config.training_hash)}
+    to_evaluate = [plan for plan in everything if plan.id not in there or lacks_records(config, folder, plan.id)]
     rows = []
     for plan in everything:
-        missing = "to import" if isinstance(plan, ImportPlan) else "to train"
-        state = missing if overwrite or not folder.has_sae(plan.id, config.training_hash) else "finished"
+        state = "to import" if isinstance(plan, ImportPlan) else "to train"
+        if plan.id in there:
+            state = "to evaluate" if plan in to_evaluate else "finished"
         rows.append([plan.id, plan.site.path, plan.config.d_in, state])
-    finished = [row[0] for row in rows if row[-1] == "finished"]
-    plans = [plan for plan in plans if plan.id not in finished]
+    plans = [plan for plan in plans if plan.id not in there]
     n_steps = config.tokens * config.reuse // config.batch_size if plans else 0
     memory = memory_bytes(config, plans, everything, lm)
-    disk = training_disk_bytes(plans) + 4 * sum(plan.n_parameters for plan in imports if plan.id not in finished)
+    disk = training_disk_bytes(plans) + 4 * sum(plan.n_parameters for plan in imports if plan.id not in there)
     n_contexts = contexts_at_once(lm, config.context_size)
     here = device.type == "cpu" or has_cuda(device)
     free = free_bytes(device) if here else None
@@ -110,8 +116,20 @@ def describe_plan(config: RunConfig, folder: RunFolder, *, overwrite: bool = Fal
             f"disk       about {disk / 1e9:.2f} GB in {folder.path} (computed)",
             *([f"overwrite  the run in {folder.path} is deleted first"] if overwrite and folder.manifest() else ()),
             *describe_cache(config, {plan.site for plan in everything}, lm.dtype),
-            *describe_time(config, plans, everything, lm, here=here),
+            *describe_time(config, plans, to_evaluate, lm, here=here),
         ]
+    )
+
+
+def lacks_records(config: RunConfig, folder: RunFolder, sae: str) -> bool:
+    """Whether the evaluation has something to do for an SAE that is there, if the language model is still the run's."""
+    manifest = folder.manifest()
+    if manifest is None:
+        return True
+    about, model = description_of(folder.sae_path(sae)), fingerprint(manifest["model"])
+    return any(
+        is_missing(folder.record(sae, task), task, about, config.evaluation_hash, model)
+        for task in of_one_sae(tasks_of(config))
     )
 
 
@@ -126,10 +144,12 @@ def describe_judge(config: RunConfig, plans: list[Plan]) -> str:
 
 
 def describe_time(
-    config: RunConfig, plans: list[SAEPlan], everything: list[Plan], lm: ActivationModel, *, here: bool
+    config: RunConfig, to_train: list[SAEPlan], to_evaluate: list[Plan], lm: ActivationModel, *, here: bool
 ) -> list[str]:
     """How long training and evaluation take, as measured where an earlier run was like this one, else computed."""
-    saes: dict[str, list[Plan]] = {"training": [*plans], "evaluation": everything}
+    if not to_train and not to_evaluate:
+        return ["time       nothing is left to train, or to evaluate on the held-out tokens"]
+    saes: dict[str, list[Plan]] = {"training": [*to_train], "evaluation": to_evaluate}
     lines = []
     for peaks in peaks_of(lm.device, lm.dtype, here=here):
         times = stage_times(lm, config, saes, peaks, here=here)

@@ -113,6 +113,29 @@ def test_what_would_change_numbers_is_refused_with_the_command_that_works(settin
     assert mtimes(first) == before
 
 
+def test_the_plan_of_more_counts_what_is_left_alone(settings, first, tmp_path, capsys):
+    run = settings | {"--out": shutil.copytree(first, tmp_path / "run")}
+
+    def plan(more) -> tuple[list[str], str]:
+        assert bench(*flags(run | more), "--dry-run") == 0
+        lines = capsys.readouterr().out.splitlines()
+        states = [re.split(r"  +", line)[-1] for line in lines if line.startswith("topk.")]
+        return sorted(states), next(line for line in lines if line.startswith("time "))
+
+    states, time = plan({})
+    assert (states, time.split()[1]) == (["finished"], "nothing")
+    states, time = plan({"--tasks": ("delta_lm_loss", "feature_density")})
+    assert states == ["to evaluate"]
+    assert "evaluation" in time
+    assert "training" not in time
+    states, time = plan({"--l0": (6, 9)})
+    assert states == ["finished", "to train"]
+    assert "training" in time
+    assert "evaluation" in time
+    next((tmp_path / "run" / "records").iterdir()).unlink()
+    assert plan({})[0] == ["to evaluate"]
+
+
 def test_a_killed_training_goes_on_beside_what_is_added(settings, tmp_path, monkeypatch):
     killed_at(many := 12, monkeypatch, flags(settings | {"--out": tmp_path / "run", "--checkpoint-every": 3}))
     step, done = trainer_module.SAETrainer.step, []
