@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sae_bench.distributed import remote
 from sae_bench.distributed.captures import CaptureMode, CapturePlan, rounds, trainers_of
 from sae_bench.distributed.cluster import Lock, joined, slots_of, versions
-from sae_bench.distributed.courier import Inbox, files_of
+from sae_bench.distributed.courier import Inbox
 from sae_bench.distributed.desk import Desk, Report
 from sae_bench.distributed.logs import KeptProgress, logged
 from sae_bench.distributed.planner import Cell
@@ -168,8 +168,7 @@ class ClusterCrew:
                 value_of(task)
 
     def _compare(self, order: Order, saes: Sequence[str]) -> Task:
-        files = None if self._slots.shared else files_of(self._folder, "compare", saes)
-        return self._begin(remote.compare, "compare seeds", order, saes, files, self._desk)
+        return self._begin(remote.compare, "compare seeds", order, saes, not self._slots.shared, self._desk)
 
     def _cells(self, todo: Sequence[PlannedSAE]) -> list[Cell]:
         """The cells that were begun, as they were, and new ones for all other SAEs."""
@@ -250,8 +249,7 @@ class ClusterCrew:
 
     def _submit(self, cell: Cell, order: Task) -> Task:
         """Have a cell worked on. Whether that may be tried again is said where its faults are counted."""
-        files = None if self._slots.shared else files_of(self._folder, cell.id, cell.saes)
-        what = (order, cell.id, cell.saes, files, self._desk, self._captures.get(cell.id))
+        what = (order, cell.id, cell.saes, not self._slots.shared, self._desk, self._captures.get(cell.id))
         return self._begin(remote.cell, ", ".join(cell.saes)[:NAME_LENGTH], *what, max_retries=0)
 
     def _begin(self, work: Callable[..., Any], name: str, *arguments: object, max_retries: int = FAULTS) -> Task:
@@ -267,6 +265,7 @@ class ClusterCrew:
 
     def end(self) -> None:
         """See that nobody works on the run any more, whatever it ended by: the connection may be kept."""
+        self._inbox.close()
         with suppress(ray.exceptions.RayError):  # of a cluster that is lost, where nobody works
             self._begun = self._under_way()
             for task in self._begun:

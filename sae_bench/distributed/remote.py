@@ -179,14 +179,14 @@ def cell(
     order: Order,
     name: str,
     saes: Sequence[str],
-    files: Mapping[str, bytes] | None,
+    apart: bool,
     desk: Any,
     capture: Any = None,
 ) -> None:
     """Work on a cell, in the folder of `_opened`. Its activations come from `capture`, or are captured here."""
     with (
         stop_signals(),
-        _opened(errand, files, desk) as (folder, bring),
+        _opened(errand, name, saes, desk, apart=apart) as (folder, bring),
         logged(folder.path / "logs" / f"{name}.log") as say,
     ):
         logging.getLogger("sae_bench").setLevel(logging.INFO)
@@ -205,30 +205,29 @@ def cell(
                 capture.leave.remote(name)
 
 
-def compare(errand: Errand, order: Order, saes: Sequence[str], files: Mapping[str, bytes] | None, desk: Any) -> None:
+def compare(errand: Errand, order: Order, saes: Sequence[str], apart: bool, desk: Any) -> None:
     """Compare SAEs with those of other seeds, all of them among `saes`, in the folder of `_opened`."""
-    with stop_signals(), _opened(errand, files, desk) as (folder, _):
+    with stop_signals(), _opened(errand, "compare", saes, desk, apart=apart) as (folder, _):
         quiet = Progress(quiet=True)
         compare_seeds(_bench(errand, quiet), order, saes, folder, quiet)
 
 
 @contextmanager
 def _opened(
-    errand: Errand, files: Mapping[str, bytes] | None, desk: Any
+    errand: Errand, cell: str, saes: Sequence[str], desk: Any, *, apart: bool
 ) -> Iterator[tuple[RunFolder, Callable[[], None]]]:
-    """The run's folder if the node sees it, else one of its own with the `files` that the driver gave.
+    """The run's folder, or `apart` from it one of the node's own, with what the run has of the cell and its SAEs.
 
     With it goes what brings all that is new to the driver, which is done at the end, too.
     """
-    if files is None:
+    if not apart:
         if not errand.lock.is_seen:
             raise RuntimeError(f"node {socket.gethostname()} came later, and does not see the run's folder")
         yield RunFolder(Path(errand.lock.path).parent), _nothing
         return
     with tempfile.TemporaryDirectory(prefix="sae-arch-bench-") as own:
-        for path, content in files.items():
-            write_bytes(inside(Path(own), path), content)
-        courier = Courier(Path(own), desk, files)
+        courier = Courier(Path(own), desk)
+        courier.fetch(cell, saes)
         try:
             yield RunFolder(Path(own)), courier.bring
         finally:

@@ -30,7 +30,7 @@ from warm import Command
 
 from sae_bench.cli.main import main
 from sae_bench.distributed import crew as crew_module
-from sae_bench.distributed.courier import Courier
+from sae_bench.distributed.courier import Courier, Inbox
 from sae_bench.distributed.desk import Desk
 from sae_bench.distributed.siblings import compared_together
 from sae_bench.records.run_folder import RunFolder
@@ -299,22 +299,13 @@ def test_a_file_larger_than_the_object_store_arrives(cluster, tmp_path):
     content = os.urandom(1 << 20) * 120
     (tmp_path / "large").write_bytes(content)
     desk = ray.remote(Desk).options(num_cpus=0).remote()
+    inbox = Inbox(RunFolder(tmp_path / "run"), desk)
     pool = ThreadPoolExecutor(1)
-    bringing = pool.submit(Courier(tmp_path, desk, ()).bring)
+    bringing = pool.submit(Courier(tmp_path, desk).bring)
     pool.shutdown(wait=False)
-    found: dict[int, object] = {}
-
-    def come_by() -> dict[int, object]:
-        if bringing.done():
-            bringing.result()  # what went wrong: it may not be done before the file is written
-        found.update(ray.get(desk.come_by.remote([]))[1])
-        return found
-
-    wait_for(come_by)
-    ((number, file),) = found.items()
-    assert (file.path, file.content == content) == ("large", True)
-    ray.get(desk.come_by.remote([number]))
-    bringing.result(timeout=60)  # who brought it may go on
+    wait_for(lambda: inbox.take() is not None and bringing.done())
+    bringing.result()
+    assert (tmp_path / "run" / "large").read_bytes() == content
 
 
 def test_settings_of_the_run_in_one_process_are_those_of_the_cluster(whole):

@@ -6,11 +6,8 @@ from pathlib import Path
 import pytest
 
 from sae_bench.distributed import remote
-from sae_bench.distributed.courier import Inbox
-from sae_bench.distributed.desk import HandedIn
 from sae_bench.distributed.remote import Errand, _enter
 from sae_bench.errors import UserError
-from sae_bench.records.run_folder import RunFolder
 
 
 def entered(here: Path, plugins: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, cache: str | None = None) -> Path:
@@ -48,15 +45,3 @@ def test_a_plugin_outside_of_the_drivers_folder_that_a_node_lacks_is_not_written
     with pytest.raises(UserError, match="lead out of it"):
         entered(tmp_path / "here", {name.format(tmp_path): b"new = 2"}, monkeypatch)
     assert (tmp_path / "mine.py").read_bytes() == b"old = 1"
-
-
-def test_what_a_cell_hands_in_stays_in_the_runs_folder(tmp_path):
-    inbox = Inbox(RunFolder(tmp_path / "run"), None)
-    (tmp_path / "mine").write_bytes(b"mine")
-    for name in ("../mine", str(tmp_path / "mine")):
-        for content in (b"theirs", None):
-            with pytest.raises(UserError, match="lead out of it"):
-                inbox._write(HandedIn(name, content))
-    assert (tmp_path / "mine").read_bytes() == b"mine"
-    inbox._write(HandedIn("saes/one", b"theirs"))
-    assert (tmp_path / "run" / "saes" / "one").read_bytes() == b"theirs"
