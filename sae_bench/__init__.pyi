@@ -10,6 +10,8 @@ from .api.run import load_sae as load_sae
 from .api.run import run as run
 from .api.run import train as train
 from .api.sae import SAE as SAE
+from .api.tune import Tuned as Tuned
+from .api.tune import tune as tune
 from .autointerp.scorer import Scorer as Scorer
 from .errors import UserError as UserError
 from .evaluation.document_sums import DocumentSums as DocumentSums

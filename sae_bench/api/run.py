@@ -137,7 +137,7 @@ def run(
         UserError: a setting is unknown or out of range, or something asked for cannot be done; what was finished
             before stays. An SAE that fails is no error: `Run.failures` names it.
     """
-    chosen = configure(config, _settings(settings))
+    chosen = configure(config, settings_of(settings))
     folder = RunFolder(Path(out) if out is not None else Path("runs") / chosen.name)
     with folder.locked():
         work(chosen, folder, Progress(quiet), on, capture, log_to, overwrite=overwrite, extend_tokens=extend_tokens)
@@ -150,7 +150,7 @@ def train(*, out: str | Path, config: str | None = None, quiet: bool = True, **s
     Raises:
         UserError: as `run`.
     """
-    chosen = configure(config, _settings(settings))
+    chosen = configure(config, settings_of(settings))
     folder = RunFolder(Path(out))
     with folder.locked():
         work(chosen, folder, Progress(quiet), train_only=True)
@@ -277,7 +277,7 @@ def work(
         return pipeline.run(config, folder, crew.progress, log_to, crew, train_only=train_only)
 
 
-def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by the names of fields, from those of flags.
 
     Raises:

@@ -54,15 +54,10 @@ def tune(settings: Settings | None = None, search: Annotated[Search | None, Para
     search = search or Search()
     config = configure(search.config, settings or {})
     quieten_libraries()
-    from functools import partial
-
-    from sae_bench.api.run import work
+    from sae_bench.api.tune import search_in
     from sae_bench.progress import Progress
-    from sae_bench.records.run_folder import RunFolder
     from sae_bench.tuning.describe import describe_tuning
     from sae_bench.tuning.trials import TuneSettings
-    from sae_bench.tuning.tune import clear
-    from sae_bench.tuning.tune import tune as run_tuning
 
     amount = TuneSettings(
         trials=search.trials, rungs=search.rungs, factor=search.factor, check_seeds=search.check_seeds
@@ -72,9 +67,7 @@ def tune(settings: Settings | None = None, search: Annotated[Search | None, Para
         print(describe_tuning(config, amount, out))
         return 0
     progress = Progress(search.quiet)
-    with RunFolder(out).locked():
-        if search.overwrite:
-            clear(out)
-        print(run_tuning(config, amount, out, progress, partial(work, progress=progress, on=search.on)), end="")
-    progress.say(f"recipe: {out / 'recipe.toml'}")
+    found = search_in(out, config, amount, progress, search.on, overwrite=search.overwrite)
+    print(found, end="")
+    progress.say(f"recipe: {found.recipe}")
     return 0

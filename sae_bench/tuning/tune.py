@@ -8,8 +8,9 @@ OUT/tuning.json         what is tuned, and how
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sae_bench.errors import UserError
 from sae_bench.lm.fingerprint import differences
@@ -39,12 +40,29 @@ from sae_bench.tuning.worth import Worth, terminal_table, written
 
 MANIFEST, RECIPE, WORTH = "tuning.json", "recipe.toml", "worth.md"
 
+T = TypeVar("T")
+
 Work = Callable[[RunConfig, RunFolder], Sequence[Record]]
 """Does what is missing of a run in its folder, here or on a cluster."""
 
 
-def tune(config: RunConfig, settings: TuneSettings, out: Path, progress: Progress, work: Work) -> str:
-    """Find a recipe, write it, and return the table of what it is worth; the same again does only what is missing.
+@dataclass(frozen=True)
+class Found:
+    """What came of a tuning."""
+
+    worths: Sequence[Worth]
+    """By architecture."""
+    outcomes: Mapping[str, Sequence[Outcome]]
+    """Of all trials, by the name of the run that trained them: the rungs, and the check."""
+    about: Mapping[str, Any]
+    """Where the recipe comes from, as its file says it."""
+
+    def __str__(self) -> str:
+        return terminal_table(self.worths, self.about)
+
+
+def tune(config: RunConfig, settings: TuneSettings, out: Path, progress: Progress, work: Work) -> Found:
+    """Find a recipe, and write it with what it is worth; the same again does only what is missing.
 
     Raises:
         UserError: something asked for cannot be done; finished rungs stay, and what a rung under way had checkpointed.
@@ -56,6 +74,7 @@ def tune(config: RunConfig, settings: TuneSettings, out: Path, progress: Progres
         progress.say(line)
     _begin(config, settings, out)
     alive, last = trials, dict[str, list[Outcome]]()
+    outcomes: dict[str, list[Outcome]] = {}
     for rung in range(settings.rungs):
         stage = _Stage(out, rung_name(rung), rung_config(config, settings, rung, _all(alive)))
         progress.say(
@@ -64,6 +83,7 @@ def tune(config: RunConfig, settings: TuneSettings, out: Path, progress: Progres
         )
         n_kept = settings.n_kept(rung + 1) if rung + 1 < settings.rungs else 0
         last = stage.outcomes(alive, n_kept, work)
+        outcomes[rung_name(rung)] = _all(last)
         alive = {label: [outcome.trial for outcome in best(of, n_kept)] for label, of in last.items()}
     chosen = {label: best(of, 1, winning=True)[0] for label, of in last.items()}
     finalists = {
@@ -73,12 +93,13 @@ def tune(config: RunConfig, settings: TuneSettings, out: Path, progress: Progres
     stage = _Stage(out, CHECK, check_config(config, settings, _all(finalists)))
     progress.say(f"check: what was found, and the preset's own settings, with {settings.check_seeds} other seeds")
     checked = stage.outcomes(finalists, 0, work)
+    outcomes[CHECK] = _all(checked)
     worths = [Worth.of(label, checked[label], chosen[label]) for label in trials]
     _check_one_model(settings, out)
     about = _provenance(config, settings, stage.said(), out)
     write_text(out / RECIPE, as_toml(about, {w.label: _tuned(w) for w in worths}, "Written by `python bench.py tune`."))
     write_text(out / WORTH, written(worths, about))
-    return terminal_table(worths, about)
+    return Found(worths, outcomes, about)
 
 
 class _Stage:
@@ -221,8 +242,8 @@ def _names(settings: TuneSettings) -> list[str]:
     return [*map(rung_name, range(settings.rungs)), CHECK]
 
 
-def _all(trials: Mapping[str, Iterable[Trial]]) -> list[Trial]:
-    return [trial for of_arch in trials.values() for trial in of_arch]
+def _all(by_arch: Mapping[str, Iterable[T]]) -> list[T]:
+    return [one for of_arch in by_arch.values() for one in of_arch]
 
 
 def _grouped(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:

@@ -5,10 +5,12 @@ import shutil
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command import bench, files, flags, write_corpus
 from tiny import tiny_tokenizer
 
+import sae_bench as sb
 from sae_bench.errors import UserError
 from sae_bench.lm.tokens import TokenStream
 from sae_bench.records.files import read_sealed, write_sealed
@@ -27,6 +29,8 @@ def settings(gemma2_folder, at_work, tmp_path_factory):
         "--arch": ("topk", "jumprelu"),
     }  # fmt: skip
 
+
+RUNGS = ("rung_1", "rung_2", "check")
 
 SEARCH = {"--trials": 4, "--factor": 2, "--check-seeds": 2}
 
@@ -97,6 +101,36 @@ def test_the_recipe_holds_the_winners_and_a_board_that_names_it_is_measured_on_o
     assert "tuned by recipe" in (tmp_path / "board" / "leaderboard.md").read_text()
 
 
+def test_from_python_it_is_the_same_search_and_its_numbers_are_tables(tuned, settings, tmp_path):
+    out = shutil.copytree(tuned, tmp_path / "out")
+    before = files(out)
+    named = {name[2:].replace("-", "_"): of for name, of in (settings | SEARCH).items()}
+    found = sb.tune(out=out, **named)
+    assert files(out) == before, "all of it is there"
+    trials = found.trials
+    assert trials.groupby("rung").size().to_dict() == {name: len(rung(out, name)["trials"]) for name in RUNGS}
+    said = {(name, one["arch"], one["trial"]): one for name in RUNGS for one in rung(out, name)["trials"]}
+    for row in trials.to_dict("records"):
+        one = said[row["rung"], row["architecture"], row["trial"]]
+        assert {name: row[name] for name in one["settings"]} == one["settings"]
+        assert row["may_not_win"] == "; ".join(one["may_not_win"])
+        assert (None if np.isnan(row["score"]) else row["score"]) == one["score"]
+    worth = found.to_dataframe().set_index("architecture")
+    recipe = tomllib.loads(found.recipe.read_text())["archs"]
+    assert {label: of["settings"] for label, of in recipe.items()} == worth["settings"].to_dict()
+    shown = {line.split()[0]: line.split() for line in str(found).splitlines() if line}
+    for label, row in worth.iterrows():
+        kept = np.isnan(row["worth"])
+        assert shown[label][1:4] == [
+            f"{row['preset']:.4f}",
+            *(("-", "-") if kept else (f"{row['tuned']:.4f}", f"{row['worth']:+.4f}")),
+        ]
+        assert kept or row["low"] < row["worth"] < row["high"]
+    assert "2 architectures" in repr(found)
+    with pytest.raises(sb.UserError, match=r"unknown setting|lets"):
+        sb.tune(out=out, **named, lets=3)
+
+
 def test_workers_of_a_cluster_find_the_lock_of_the_rung_that_they_work_for(settings, tmp_path, monkeypatch):
     locked = []
 
@@ -104,7 +138,7 @@ def test_workers_of_a_cluster_find_the_lock_of_the_rung_that_they_work_for(setti
         locked.append((folder.path / ".lock").exists())
         raise UserError("seen")
 
-    monkeypatch.setattr("sae_bench.api.run.work", work)
+    monkeypatch.setattr("sae_bench.api.tune.work", work)
     assert bench("tune", *flags(settings | SEARCH | {"--out": tmp_path / "out", "--on": "ray"})) == 2
     assert locked == [True]
 
