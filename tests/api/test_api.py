@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import bench, flags
+from command import bench, flags, write_corpus
 from test_end_to_end import records_of, weights_of, without_times
 
 import sae_bench as sb
@@ -170,10 +170,9 @@ def test_the_page_of_the_docs_runs(settings, tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
     first, *blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)
     monkeypatch.chdir(tmp_path)
-    tiny = {
-        name: settings[name] for name in ("model", "layer", "width", "dataset", "tokens", "batch_size", "context_size")
-    }
-    names = {"sb": sb, "here": tiny | {"eval_tokens": 600}}
+    tiny = {name: settings[name] for name in ("model", "layer", "width", "tokens", "batch_size", "context_size")}
+    corpus = write_corpus(tmp_path / "corpus.jsonl", 1200)  # a fifth of it is for tuning
+    names = {"sb": sb, "here": tiny | {"dataset": corpus, "eval_tokens": 600}}
     assert first.splitlines()[0] == "import sae_bench as sb"
     text = (
         "\n".join(blocks).replace("l0=[16, 32]", "l0=[4, 8]").replace("l0=32", "l0=6").replace("eval_tokens=4096", DATA)
@@ -183,6 +182,8 @@ def test_the_page_of_the_docs_runs(settings, tmp_path, monkeypatch):
     assert len(names["intervals"]) > 0
     assert names["x_hat"].shape == (2, 7, names["sae"].d_in)
     assert list(names["saes"]) == ["topk.layer_1.resid_post.w48.l0_6.seed0"]
+    assert set(names["worth"]["architecture"]) == {"jumprelu", "topk"}
+    assert set(names["board"].to_dataframe()["architecture"]) == {"jumprelu", "topk"}
     assert set(names["files"].to_dataframe()["architecture"]) == {"topk"}
 
 
