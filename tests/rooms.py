@@ -78,6 +78,7 @@ ROOMS = {
         "autointerp",
         "leaderboard",
         "runs",
+        "tuning",
         "distributed",
     },
     "cli": {
