@@ -88,7 +88,7 @@ def tune(
         UserError: as `run`, or what is asked for cannot be tuned. A trial that fails is no error: `trials` says why.
     """
     chosen = configure(config, settings_of(settings))
-    amount = TuneSettings(trials=trials, rungs=rungs, factor=factor, check_seeds=check_seeds)
+    amount = TuneSettings.build(trials=trials, rungs=rungs, factor=factor, check_seeds=check_seeds)
     folder = Path(out) if out is not None else Path("runs") / f"tuning.{chosen.name}"
     return search_in(folder, chosen, amount, Progress(quiet), on, overwrite=overwrite)
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from sae_bench.errors import UserError
 from sae_bench.registry import ARCHITECTURES
@@ -21,6 +22,16 @@ class TuneSettings(Strict):
     rungs: int = Field(default=2, ge=1)
     factor: int = Field(default=3, ge=2)
     check_seeds: int = Field(default=3, ge=2)
+
+    @classmethod
+    def build(cls, **given: Any) -> "TuneSettings":
+        """Raise UserError where one of them is no such number; the message calls it by its flag."""
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            flag = str(first["loc"][0]).replace("_", "-")
+            raise UserError(f"--{flag}: {first['msg'].removeprefix('Input ')} (given: {first['input']!r})") from None
 
     def n_kept(self, rung: int) -> int:
         """Trials of each architecture in a rung."""

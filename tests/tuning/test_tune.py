@@ -131,6 +131,15 @@ def test_from_python_it_is_the_same_search_and_its_numbers_are_tables(tuned, set
         sb.tune(out=out, **named, lets=3)
 
 
+@pytest.mark.parametrize("wrong", [{"trials": 1}, {"check_seeds": 1}, {"factor": 1}, {"rungs": 0}])
+def test_from_python_no_such_amount_is_one_line_that_names_the_flag(settings, tmp_path, wrong):
+    named = {name[2:].replace("-", "_"): of for name, of in (settings | SEARCH).items()} | wrong
+    ((name, value),) = wrong.items()
+    with pytest.raises(sb.UserError, match=rf"^--{name.replace('_', '-')}: should be .*\(given: {value!r}\)$"):
+        sb.tune(out=tmp_path / "out", **named)
+    assert not (tmp_path / "out").exists()
+
+
 def test_workers_of_a_cluster_find_the_lock_of_the_rung_that_they_work_for(settings, tmp_path, monkeypatch):
     locked = []
 
