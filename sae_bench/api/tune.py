@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from sae_bench.api.run import settings_of, work
@@ -115,12 +114,11 @@ def search_in(
 
 def _row(worth: Worth) -> Mapping[str, Any]:
     low, high = worth.interval or (None, None)
-    changed = worth.chosen is not worth.default and worth.differences
     return {
         "architecture": worth.label,
         "preset": worth.default.score,
         "tuned": worth.chosen.score,
-        "worth": float(np.mean(worth.differences)) if changed else None,
+        "worth": worth.mean,
         "low": low,
         "high": high,
         "settings": worth.chosen.trial.settings,

@@ -53,6 +53,12 @@ class Worth:
         return [tuned[seed] - preset[seed] for seed in tuned if seed in preset]
 
     @property
+    def mean(self) -> float | None:
+        """The mean difference over seeds; none where nothing was changed."""
+        found = self.differences
+        return None if self.chosen is self.default or not found else float(np.mean(found))
+
+    @property
     def interval(self) -> tuple[float, float] | None:
         """Student's interval of the mean difference over seeds; none where nothing was changed, or of one seed."""
         found = self.differences
@@ -70,7 +76,7 @@ class Worth:
             self.label,
             _number(self.default.score),
             _number(self.chosen.score) if changed else "-",
-            f"{np.mean(self.differences):+.4f}" if changed and self.differences else "-",
+            "-" if self.mean is None else f"{self.mean:+.4f}",
             "-" if between is None else f"{between[0]:+.4f} to {between[1]:+.4f}",
             _settings(self.chosen),
             self.note,
