@@ -68,12 +68,12 @@ class Courier:
 
 
 def _pieces(folder: Path, path: str) -> Iterator[Piece]:
-    """A file as it is now, however it goes on."""
+    """A file as it is now, whatever is added to it meanwhile; where it is cut short, as far as it goes."""
     with (folder / path).open("rb") as file:
         left, first = os.fstat(file.fileno()).st_size, True
         while first or left:
             content = file.read(min(left, PIECE))
-            left -= len(content)
+            left = left - len(content) if content else 0
             yield Piece(path, content, first, last=not left)
             first = False
 

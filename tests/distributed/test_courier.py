@@ -1,5 +1,6 @@
 """Files come whole, in pieces, and stay in the run's folder; a node that is lost halfway leaves nothing."""
 
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_bench.distributed import courier as courier_module
-from sae_bench.distributed.courier import Courier, Inbox, _together
+from sae_bench.distributed.courier import Courier, Inbox, _pieces, _together
 from sae_bench.distributed.desk import FilesOf, Part, Piece
 from sae_bench.errors import UserError
 from sae_bench.records.run_folder import RunFolder
@@ -75,6 +76,18 @@ def test_what_the_run_has_of_a_cell_is_fetched_and_only_what_is_new_is_brought(d
     assert not (tmp_path / "run" / "saes/one/25").exists()
     courier.bring()
     assert len(desk.asked) == 2
+
+
+def test_a_file_that_is_cut_short_while_it_is_brought_ends_there(desk, tmp_path, monkeypatch):
+    size = 100_000  # more than is read ahead
+    monkeypatch.setattr(courier_module, "PIECE", size)
+    place = written(tmp_path / "node", {"file": bytes(3 * size)}) / "file"
+    pieces = _pieces(tmp_path / "node", "file")
+    first = next(pieces)
+    place.write_bytes(bytes(size + size // 2))
+    rest = list(islice(pieces, 5))
+    assert sum(len(piece.content) for piece in (first, *rest)) == size + size // 2
+    assert [piece.last for piece in (first, *rest)] == [False, False, True]
 
 
 @given(st.dictionaries(st.text("ab", min_size=1, max_size=4), st.integers(0, 45)))
