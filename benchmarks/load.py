@@ -1,7 +1,7 @@
 """How the leaderboard and a run bear load: 20,000 records tabulated, compared and reported; 300 SAEs in one run.
 
     python benchmarks/load.py
-    python benchmarks/load.py --no-runs --documents 256    # records as long as those of a board of 256 documents
+    python benchmarks/load.py --runs=false --documents 256 # records as long as those of a board of 256 documents
 
 Every command is timed whole, from the shell's side, in a process of its own. Records are made by the harness's own
 writer: eight architectures and two controls at five L0s with five seeds, layer after layer until there are as many as

@@ -1,11 +1,16 @@
 """`table`, `compare`, `power`, `claims`: what runs' records say, printed; `figures`, `report`, `board`: drawn."""
 
+import gc
+from collections.abc import Callable
 from math import inf
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, ParamSpec, TypeVar
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Runs = Annotated[list[Path], Parameter(required=True, help="Folders of runs.")]
 Form = Annotated[Literal["text", "md", "tex", "csv"], Parameter(name="--format", help="text, md, tex or csv.")]
@@ -49,7 +54,7 @@ def table(
     from sae_bench.leaderboard import board_table, load
     from sae_bench.leaderboard.text_tables import terminal_width
 
-    records, wide = load.gather(runs, mix=mix), terminal_width()
+    records, wide = _read(load.gather, runs, mix=mix), terminal_width()
     if columns is None and group_by is None and not over_seeds and top is None and form == "text":
         print(board_table.terminal(records, wide), end="")
     else:
@@ -76,7 +81,7 @@ def compare(
     from sae_bench.leaderboard import captions, compare, compare_table, load, matched
     from sae_bench.leaderboard.text_tables import terminal_width
 
-    records = load.gather(runs)
+    records = _read(load.gather, runs)
     metrics = compare.check_metrics(records, metric)
     compared, facts = compare.comparisons(records, metrics, controls=controls), captions.caption(records)
     l0s, wide = at_l0 or matched.default_l0s(records), terminal_width()
@@ -102,7 +107,7 @@ def power(
     from sae_bench.leaderboard import compare, load, matched
     from sae_bench.leaderboard import power as of_board
 
-    records = load.gather(runs)
+    records = _read(load.gather, runs)
     metrics = compare.check_metrics(records, metric)
     compared = compare.comparisons(records, metrics)
     print(of_board.written(form, compared, metrics, at_l0 or matched.default_l0s(records), difference), end="")
@@ -118,10 +123,10 @@ def claims(runs: Runs, /, *, each: bool = False, at_l0: L0s = None, form: Form =
     from sae_bench.leaderboard import captions, claim_sections, load
 
     if each:
-        of_each = {str(run): claim_sections.sections(load.gather([run]), at_l0) for run in runs}
+        of_each = {str(run): claim_sections.sections(_read(load.gather, [run]), at_l0) for run in runs}
         print(claim_sections.written_of_each(form, of_each), end="")
         return 0
-    records = load.gather(runs)
+    records = _read(load.gather, runs)
     print(claim_sections.written(form, claim_sections.sections(records, at_l0), captions.caption(records)), end="")
     return 0
 
@@ -138,7 +143,7 @@ def figures(runs: Runs, /, *, out: Path | None = None, overwrite: bool = False) 
     from sae_bench.records.ownership import check_drawable, write_drawn
 
     folder = out or runs[0] / "figures"
-    drawn = dict(draw.figures(Board.read(runs)))
+    drawn = dict(draw.figures(_read(Board.read, runs)))
     if not overwrite:
         check_drawable(folder, drawn)
     write_drawn(folder, drawn)
@@ -159,7 +164,7 @@ def report(runs: Runs, /, *, out: Path | None = None, at_l0: L0s = None, overwri
     from sae_bench.records.files import write_text
     from sae_bench.records.ownership import check_drawable, write_drawn
 
-    text = page.report(Board.read(runs), at_l0)
+    text = page.report(_read(Board.read, runs), at_l0)
     if out is not None:  # named, so meant
         write_text(out, text)
     else:
@@ -184,3 +189,13 @@ def board(run: Path, /, *, out: Path | None = None, at_l0: L0s = None, overwrite
     for name in draw_board(run, out, at_l0, overwrite=overwrite):
         print((out or run) / name)
     return 0
+
+
+def _read(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What runs hold, for as long as this process lives: nothing of it is looked through for what may be collected."""
+    gc.disable()
+    try:
+        return read(*args, **kwargs)
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -33,9 +33,10 @@ def metrics_of(records: Iterable[Record], wanted: Iterable[str] = ()) -> dict[st
         UserError: one of those that are wanted is not among them.
     """
     known: dict[str, Metric] = {}
-    for record in records:
-        if record.not_measured != NOT_APPLICABLE:
-            known.update(record.metrics)
+    # Thousands of records share what they say of their metrics.
+    said = {id(record.metrics): record.metrics for record in records if record.not_measured != NOT_APPLICABLE}
+    for metrics in said.values():
+        known.update(metrics)
     for name in wanted:
         if name not in known:
             raise UserError(f'unknown metric "{name}"{did_you_mean(name, known)}')

@@ -152,12 +152,19 @@ def pieces_of(text: bytes) -> list[bytes]:
     return text.removeprefix(b'{\n "').removesuffix(b"\n}\n").split(b',\n "')
 
 
-def as_hashed(piece: bytes) -> bytes:
-    """A piece as `digest_of` has it: on one line and in ASCII. Its numbers are not written anew, which takes longer."""
-    line = b"".join(map(bytes.lstrip, piece.replace(b",\n", b", \n").split(b"\n")))
-    if line.isascii():
+def as_hashed(piece: bytes, value: object = None) -> bytes:
+    """A piece as `digest_of` has it: on one line and in ASCII. Its numbers are not written anew, which takes longer.
+
+    `value`: what it says, if that is known. Of numbers under names, as sums by document are, all space is layout: that
+    takes a quarter of the time.
+    """
+    if isinstance(value, dict) and piece.count(b'"') == 1 + 2 * len(value) and all(map(str.isidentifier, value)):
+        line = piece.translate(None, b" \n").replace(b":", b": ").replace(b",", b", ")
+    else:
+        line = b"".join(map(bytes.lstrip, piece.replace(b",\n", b", \n").split(b"\n")))
+    if line.isascii() and b"\x7f" not in line:
         return line
-    return re.sub(r"[^\x00-\x7f]+", lambda found: json.dumps(found[0])[1:-1], line.decode()).encode()
+    return re.sub(r"[^\x00-\x7e]+", lambda found: json.dumps(found[0])[1:-1], line.decode()).encode()
 
 
 def digest_of_pieces(pieces: Sequence[bytes]) -> str:

@@ -62,7 +62,7 @@ def _as_written(path: Path, known: Known) -> Record | None:
                     seals.append(value)
                     continue
                 read = REPEATED.get(name)
-                of_piece = name.decode(), as_hashed(piece), read(value) if read else value
+                of_piece = name.decode(), as_hashed(piece, value), read(value) if read else value
                 if read or len(piece) <= SHORT:
                     known[piece] = of_piece
             content[of_piece[0]] = of_piece[2]

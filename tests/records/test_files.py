@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_bench.records.files import Damaged, as_sealed, digest_of, read_sealed, write_sealed
+from sae_bench.records.files import Damaged, as_hashed, as_sealed, digest_of, pieces_of, read_sealed, write_sealed
 
 CONTENT = {
     "a": {"z": [1, -0.0, 1e-300, 0.1 + 0.2], "y": {}, "x": []},
@@ -45,6 +45,30 @@ def test_numbers_are_the_same_to_the_last_bit(tmp_path_factory, numbers):
     write_sealed(path, {"numbers": numbers})
     found = read_sealed(path)["numbers"]
     assert [(x, math.copysign(1, x)) for x in found] == [(x, math.copysign(1, x)) for x in numbers]
+
+
+names = st.text('ab_1é数 :,"\\', max_size=4)
+numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.dictionaries(
+        names, st.lists(numbers | texts, max_size=3) | numbers | st.dictionaries(names, numbers, max_size=2)
+    )
+)
+def test_a_piece_is_hashed_as_its_canonical_text_whether_its_value_is_known_or_not(tmp_path_factory, content):
+    """Of numbers under plain names spaces are dropped unseen, and of nothing else."""
+    path = tmp_path_factory.mktemp("sealed") / "file.json"
+    write_sealed(path, {"sums": content})
+    piece = next(one for one in pieces_of(path.read_bytes()) if one.startswith(b"sums"))
+    canonical = json.dumps({"sums": content}, sort_keys=True)[2:-1].encode()
+    assert as_hashed(piece, content) == as_hashed(piece) == canonical
+
+
+def test_a_piece_with_a_name_twice_is_hashed_as_it_stands():
+    piece = b'sums": {\n  "a": [\n   1,\n   2\n  ],\n  "a": 3\n }'
+    assert as_hashed(piece, {"a": 3}) == b'sums": {"a": [1, 2], "a": 3}'
 
 
 def test_a_file_as_it_was_written_is_held_against_its_seal_without_writing_its_numbers_anew(tmp_path, monkeypatch):
