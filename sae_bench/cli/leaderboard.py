@@ -176,18 +176,19 @@ def report(runs: Runs, /, *, out: Path | None = None, at_l0: L0s = None, overwri
     return 0
 
 
-def board(run: Path, /, *, out: Path | None = None, at_l0: L0s = None, overwrite: bool = False) -> int:
+def board(runs: Runs, /, *, out: Path | None = None, at_l0: L0s = None, overwrite: bool = False) -> int:
     """Write a board: a run's records with tables, claims, figures and report, without weights.
 
+    Several folders are parts of one run, as seeds trained on several machines, and become one board.
+
     Args:
-        run: A run's folder, or a board's.
-        out: The board's folder. Default: draw everything anew where it is.
+        out: The board's folder. Default, of one: draw everything anew where it is.
         overwrite: Replace files of a board's names that were not drawn there, or were changed since.
     """
     from sae_bench.leaderboard.board_folder import draw_board
 
-    for name in draw_board(run, out, at_l0, overwrite=overwrite):
-        print((out or run) / name)
+    for name in draw_board(runs, out, at_l0, overwrite=overwrite):
+        print((out or runs[0]) / name)
     return 0
 
 

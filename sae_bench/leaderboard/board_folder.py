@@ -1,4 +1,4 @@
-"""`board`: a run without its weights, and every table, figure and page that can be made of it, in one folder.
+"""`board`: a run without its weights, or several parts of one, and all that is drawn of it, in one folder.
 
 What is copied is what outputs are drawn from; what is drawn, is drawn from the copy. So `board FOLDER` on a board's own
 folder makes the same bytes again, and whoever doubts a board can. Nothing is copied but regular files that a seal
@@ -18,6 +18,7 @@ from sae_bench.leaderboard.figures.draw import figures
 from sae_bench.leaderboard.html.report import report
 from sae_bench.leaderboard.load import gather
 from sae_bench.leaderboard.matched import default_l0s
+from sae_bench.leaderboard.parts import joined
 from sae_bench.records.files import read_sealed, sha256, write_bytes
 from sae_bench.records.ownership import OVERWRITE, check_drawable, read_drawn, regular_file, sealed, write_drawn
 from sae_bench.records.run_folder import SAE_DESCRIPTION
@@ -28,21 +29,17 @@ SOURCES = ("run.json", "records/*.json", f"saes/*/{TRAINING_LOG}", "latents/*/*.
 """What a board is drawn from."""
 
 
-def read_sources(run: Path, to: Path) -> dict[str, bytes]:
+def read_sources(run: Path) -> dict[str, bytes]:
     """What a board is drawn from, by its path in the folder; a training log that no seal covers is left out.
 
     Raises:
-        UserError: the folder `to` holds another board, a file is damaged or a link, or there are no records.
+        UserError: a file is damaged or a link, or there are no records.
     """
     for path in run.glob("records/*.json"):
         regular_file(run, path)
     gather([run])
     found = {}
     for pattern in SOURCES:
-        wanted = {path.relative_to(run) for path in run.glob(pattern)}
-        strange = sorted(path.relative_to(to) for path in to.glob(pattern) if path.relative_to(to) not in wanted)
-        if strange:
-            raise UserError(f"--out {to} holds another board ({strange[0]} is not of {run}): choose another --out")
         for path in sorted(run.glob(pattern)):
             name = str(regular_file(run, path).relative_to(run))
             if path.name != TRAINING_LOG:
@@ -52,6 +49,15 @@ def read_sources(run: Path, to: Path) -> dict[str, bytes]:
                 continue
             found[name] = path.read_bytes()
     return found
+
+
+def _check_place(to: Path, runs: Sequence[Path]) -> None:
+    """See that a folder holds nothing that other boards are drawn from."""
+    wanted = {path.relative_to(run) for run in runs for pattern in SOURCES for path in run.glob(pattern)}
+    strange = sorted({path.relative_to(to) for pattern in SOURCES for path in to.glob(pattern)} - wanted)
+    if strange:
+        of = " or ".join(map(str, runs))
+        raise UserError(f"--out {to} holds another board ({strange[0]} is not of {of}): choose another --out")
 
 
 def _is_covered(run: Path, path: Path) -> bool:
@@ -83,7 +89,7 @@ def outputs(folders: Sequence[Path], l0s: Sequence[float] | None = None) -> Iter
 
 
 def draw_board(
-    run: Path,
+    runs: Sequence[Path],
     out: Path | None,
     l0s: Sequence[float] | None = None,
     *,
@@ -92,22 +98,30 @@ def draw_board(
 ) -> list[str]:
     """Write the folder, or without `out` everything that is drawn anew where it is; return the names of what was drawn.
 
+    Several runs are parts of one (`parts`), and become one board.
+
     Raises:
-        UserError: there are no records, they are not comparable, or the folder holds another board; without
-            `overwrite`, it holds files of these names that were not drawn there. `elsewhere` is what it says to do.
+        UserError: there are no records, they are not comparable, the runs are not parts of one, or the folder holds
+            another board; without `overwrite`, it holds files of these names that were not drawn there. `elsewhere` is
+            what it says to do.
     """
-    folder = out or run
-    if folder.resolve() != run.resolve():
-        sources = read_sources(run, folder)
+    folder = out or runs[0]
+    in_place = folder.resolve() in [run.resolve() for run in runs]
+    if in_place and len(runs) > 1:
+        raise UserError(f"--out {folder}: parts become a board in a folder of its own; choose another --out")
+    if in_place:  # a board's logs have no description beside them
+        found = [path for path in folder.glob(f"saes/*/{TRAINING_LOG}") if not path.with_name(SAE_DESCRIPTION).exists()]
+        sources = {str(path.relative_to(folder)): path.read_bytes() for path in found}
+        drawn = dict(outputs([folder], l0s))
+    else:
+        _check_place(folder, runs)
+        parts = [(run, read_sources(run)) for run in runs]
+        sources = joined(parts) if len(parts) > 1 else parts[0][1]
         with tempfile.TemporaryDirectory() as copy:
             for name, content in sources.items():
                 (Path(copy) / name).parent.mkdir(parents=True, exist_ok=True)
                 (Path(copy) / name).write_bytes(content)
             drawn = dict(outputs([Path(copy)], l0s))
-    else:  # a board's logs have no description beside them
-        found = [path for path in run.glob(f"saes/*/{TRAINING_LOG}") if not path.with_name(SAE_DESCRIPTION).exists()]
-        sources = {str(path.relative_to(run)): path.read_bytes() for path in found}
-        drawn = dict(outputs([run], l0s))
     if not overwrite:
         check_drawable(folder, sources | drawn, elsewhere)
     logs = {name: content for name, content in sources.items() if name.endswith(TRAINING_LOG)}

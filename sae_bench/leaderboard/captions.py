@@ -7,6 +7,7 @@ from sae_bench.errors import one_line
 from sae_bench.leaderboard import order
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
 from sae_bench.leaderboard.load import differences, with_value_or_failure
+from sae_bench.leaderboard.setting import Setting
 from sae_bench.records.names import natural_order
 from sae_bench.records.schema import NOT_APPLICABLE, Provenance, Record, SAEDescription
 
@@ -42,7 +43,20 @@ def _caveats(records: Sequence[Record]) -> list[str]:
         *([few_documents(documents[0])] if documents and documents[0] < MIN_DOCUMENTS else []),
         *([f"{n_imported} from elsewhere, trained as their origin says."] if n_imported else []),
         f"Seeds {_listed(seeds) or 'unknown'}{between_seeds}",
+        *_compared_in_part(records),
     ]
+
+
+def _compared_in_part(records: Sequence[Record]) -> list[str]:
+    """Of how many other seeds an SAE was held against, where that was not all of them, as in a board of parts."""
+    tasks = {record.task for record in records if record.siblings}
+    of_others = [record for record in records if record.task in tasks and not record.sae.origin]
+    seeds: dict[tuple[Setting, str, float | None], set[int | None]] = {}
+    for one in of_others:
+        seeds.setdefault((Setting.of(one), one.sae.label, one.sae.target), set()).add(one.sae.seed)
+    compared, there = _distinct(len(one.siblings) for one in of_others), max(map(len, seeds.values()), default=1) - 1
+    lacks = any(len(one.siblings) + 1 < len(seeds[Setting.of(one), one.sae.label, one.sae.target]) for one in of_others)
+    return [f"An SAE was held against {_range(compared)} of {there} other seeds."] if lacks else []
 
 
 def _warnings(records: Sequence[Record]) -> list[str]:

@@ -109,8 +109,12 @@ def _as_text(content: Any) -> str:
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON with a checksum of itself, and without the secrets that an error's text may have brought in."""
-    clean = as_sealed(content)
-    write_json(path, clean | {"seal": digest_of(clean)})
+    write_bytes(path, sealed_bytes(as_sealed(content)))
+
+
+def sealed_bytes(clean: Mapping[str, Any]) -> bytes:
+    """What `write_sealed` writes of a content that holds no secrets."""
+    return _as_text({**clean, "seal": digest_of(clean)}).encode()
 
 
 def as_sealed(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,7 +221,7 @@ def check_bytes(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         Damaged: it is not.
     """
-    if path.read_bytes() != _as_text({**content, "seal": digest_of(content)}).encode():
+    if path.read_bytes() != sealed_bytes(content):
         raise Damaged(f"{path} is not to the byte what was written: delete it and run the same command again")
 
 

@@ -83,7 +83,7 @@ def submit(
     if not without_measuring:
         seed = secrets.randbits(32) if seed is None else seed
         statement["measured"] = _measured(found, weights, sample, seed, progress)
-    draw_board(folder, None if out.resolve() == folder.resolve() else out, elsewhere="give another --name")
+    draw_board([folder], None if out.resolve() == folder.resolve() else out, elsewhere="give another --name")
     for file, digest in found.files.items():
         if sha256(out / file) != digest:
             raise UserError(f"{folder / file} changed while it was looked at: leave the folder alone, and submit again")
