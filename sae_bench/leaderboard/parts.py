@@ -53,10 +53,10 @@ def _whole(parts: Sequence[tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:
         with of_our_form(folder / "run.json"):
             if "asked" not in part:
                 raise UserError(f"{folder} is of an earlier version, which wrote less down: it is no part of another")
-            if different := [name for name in SHARED if part.get(name) != whole.get(name)]:
+            if different := _difference(whole, part):
                 raise UserError(
-                    f"{folder} is no part of the run in {first}: {_setting(whole, part) or different[0]} is another; "
-                    "draw a board of each; table --mix shows both"
+                    f"{folder} is no part of the run in {first}: it differs in {different}; draw a board of each, and "
+                    "show both with table --mix"
                 )
             asked += [of for of in part["asked"] if of not in asked]
             saes += part["saes"]
@@ -66,9 +66,17 @@ def _whole(parts: Sequence[tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:
     return own | {"asked": asked, "saes": saes, "recipes": recipes, "parts": of_each}
 
 
-def _setting(whole: Mapping[str, Any], part: Mapping[str, Any]) -> str:
-    """The first setting that differs, but for those that choose SAEs, with both values; nothing if there is none."""
-    one, other = whole["config"], part["config"]
+def _difference(whole: Mapping[str, Any], part: Mapping[str, Any]) -> str:
+    """What two runs differ in that parts share, with both values; nothing where there is nothing."""
     choices = {name for of in (whole, part) for asked in of["asked"] for name in asked}
-    found = [name for name in {**one, **other} if name not in choices and one.get(name) != other.get(name)]
-    return "".join(f"{name} ({one_line(str(one.get(name)))}, {one_line(str(other.get(name)))})" for name in found[:1])
+    for name in SHARED:
+        one, other = whole.get(name), part.get(name)
+        if one == other:
+            continue
+        if name.endswith("_hash"):  # of these settings, the choice of SAEs left out
+            one, other = whole["config"], part["config"]
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            inner = [key for key in {**one, **other} if key not in choices and one.get(key) != other.get(key)]
+            name, one, other = (inner[0], one.get(inner[0]), other.get(inner[0])) if inner else (name, "one", "another")
+        return f"{name} ({one_line(str(one)):.60}, {one_line(str(other)):.60})"
+    return ""

@@ -102,7 +102,7 @@ def test_what_a_part_lacks_is_missed(runs, tmp_path, capsys):
     [
         (("first", "first"), "is in {0} and in {0}: parts of a run have different SAEs"),
         (("whole", "second"), "seed1.ground_truth.json is in {0} and in {1}: parts of a run have different SAEs"),
-        (("first", "longer"), "{1} is no part of the run in {0}: tokens (3000, 4000) is another"),
+        (("first", "longer"), "{1} is no part of the run in {0}: it differs in tokens (3000, 4000);"),
     ],
 )
 def test_what_are_no_parts_of_one_run_is_refused(runs, tmp_path, capsys, names, message):
@@ -113,8 +113,8 @@ def test_what_are_no_parts_of_one_run_is_refused(runs, tmp_path, capsys, names, 
 
 def test_a_part_of_another_model_or_version_is_refused(runs, tmp_path, capsys):
     for change, message in (
-        ({"model": {"weights": "0" * 64}}, "model is another"),
-        ({"kept": {"n_latents": 7}}, "kept is another"),
+        ({"dataset_sha256": "0" * 64}, "it differs in dataset_sha256 ("),
+        ({"kept": {"absorption_words": 7}}, "it differs in absorption_words (150, 7);"),
         ({"asked": None}, "is of an earlier version, which wrote less down"),
         ({"asked": 7}, "is of another form than this version writes"),
         ({"recipes": 7}, "is of another form than this version writes"),
