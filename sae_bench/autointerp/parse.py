@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from pydantic_core import from_json
+
 T = TypeVar("T")
 
 MOST_OBJECTS = 64
@@ -141,16 +143,26 @@ def read_cut_boolean(text: str, identifier: str) -> dict[str, bool]:
 
 
 def whole_sentence(text: str) -> str:
-    """The first sentence of an answer in words that was cut off: what was asked for, if it is whole.
+    """The first sentence of an answer that was cut off, in words or within JSON's: what was asked for, if it is whole.
 
     Raises:
         Unreadable: it is not.
     """
-    plain = " ".join(text.split())
+    plain = " ".join(_begun(text).split())
     match = re.match(r"[^{\[<].{10,400}?[.!?](?=\s)", plain)
     if match is None or is_refusal(plain):
         raise Unreadable("length", "cut off within its first sentence")
     return match[0]
+
+
+def _begun(text: str) -> str:
+    """What {"explanation": "..."} says up to where it was cut off; any other text as it is."""
+    try:
+        content = from_json(text, allow_partial="trailing-strings")
+    except ValueError:
+        return text
+    said = content.get("explanation") if isinstance(content, dict) and len(content) == 1 else None
+    return said if isinstance(said, str) else text
 
 
 def sentence(content: dict[str, Any]) -> str:

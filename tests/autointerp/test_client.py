@@ -107,16 +107,32 @@ def test_a_coin_has_one_half_within_its_interval_and_scatters_as_a_coin_does(ser
             assert min(counts.values()) > 0, "a coin is right and wrong on both sides"
 
 
-def test_an_explanation_that_trails_off_is_read_up_to_its_whole_sentence_and_counted(server, tmp_path):
-    server.fault = lambda n: "trail off A word: river. It is a river of a river of a" if n == 0 else None
+@pytest.mark.parametrize(
+    "said",
+    [
+        'A word: "river". It is a river of a river of a',
+        '{"explanation": "A word: \\"river\\". It is a river of a river of a',
+        '{\n  "explanation": "A word:\\n\\u0022river\\u0022. It is a river of a river of a',
+    ],
+)
+def test_an_explanation_that_trails_off_is_read_up_to_its_whole_sentence_and_counted(server, tmp_path, said):
+    server.fault = lambda n: f"trail off {said}" if n == 0 else None
     for _ in range(2):  # the second time from the cache
         (latent,) = ask(server, tmp_path, toy_latent(), scorers=("detection",))
-        assert latent["explanation"] == "A word: river."
+        assert latent["explanation"] == 'A word: "river".'
         assert judged(latent).failures == {"cut_short": 1}
     assert len(server.requests) == 5
 
 
-@pytest.mark.parametrize("said", ["a river of a river of a", '{"explanation": "river. And', "I am sorry. I cannot"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "a river of a river of a", '{"explanation": "river. And', "I am sorry. I cannot",
+        '{"explanation": "I am sorry, I cannot. And',
+        '{"why": "A word: river. It is", "explanation": "A word: river. It is',
+        '{"explanation": ["A word: river. It is', '{"explanation": "A word: \\ud83d river. It is',
+    ],
+)  # fmt: skip
 def test_an_explanation_without_a_whole_sentence_is_none(server, tmp_path, said):
     server.fault = lambda n: f"trail off {said}"
     (latent,) = ask(server, tmp_path, toy_latent(), scorers=("detection",))
@@ -272,6 +288,9 @@ def test_without_an_explanation_nothing_is_scored_and_the_reason_stands_there(se
         'say {"explanation": "Names of musical instruments that are played with a bow."}',
         "say They are names of musical instruments that are played with a bow.",
         "trail off Names of musical instruments that are played with a bow. And",
+        'trail off {"explanation": "Names of musical instruments that are played with a bow. And',
+        'say {"explanation": "The word \\"than\\" where two things are compared."}',
+        "say Years of the late twentieth century, and months that stand before them.",
     ],
 )  # fmt: skip
 def test_the_question_or_its_example_said_back_is_no_explanation(server, tmp_path, fault):

@@ -28,7 +28,7 @@ def test_a_real_server_answers_every_question_or_its_failure_is_counted(tmp_path
     folder.mkdir(parents=True, exist_ok=True)
     try:
         prepare(folder)
-        with served(folder, tmp_path / "serve.log") as (base_url, model):
+        with served(folder, log=tmp_path / "serve.log") as (base_url, model):
             latents = ask(
                 There(base_url),
                 tmp_path,
