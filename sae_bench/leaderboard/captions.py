@@ -56,7 +56,7 @@ def _compared_in_part(records: Sequence[Record]) -> list[str]:
         seeds.setdefault((Setting.of(one), one.sae.label, one.sae.target), set()).add(one.sae.seed)
     compared, there = _distinct(len(one.siblings) for one in of_others), max(map(len, seeds.values()), default=1) - 1
     lacks = any(len(one.siblings) + 1 < len(seeds[Setting.of(one), one.sae.label, one.sae.target]) for one in of_others)
-    return [f"An SAE was held against {_range(compared)} of {there} other seeds."] if lacks else []
+    return [f"An SAE was held against {_range(compared)} of {there} other seeds in {_listed(tasks)}."] if lacks else []
 
 
 def _warnings(records: Sequence[Record]) -> list[str]:

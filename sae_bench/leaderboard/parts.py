@@ -58,6 +58,8 @@ def _whole(parts: Sequence[tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:
                     f"{folder} is no part of the run in {first}: it differs in {different}; draw a board of each, and "
                     "show both with table --mix"
                 )
+            if common := sorted({*saes} & {*part["saes"]}):
+                raise UserError(f"{common[0]} is in {folder} and in another part: parts of a run have different SAEs")
             asked += [of for of in part["asked"] if of not in asked]
             saes += part["saes"]
             recipes |= part["recipes"]

@@ -76,7 +76,7 @@ def test_a_board_of_parts_says_that_seeds_of_several_were_not_compared(runs, tmp
         assert bench(*flags(settings | {"--seed": seeds, "--out": tmp_path / name}), *toy) == 0
     assert bench("board", tmp_path / "first", tmp_path / "third", "--out", tmp_path / "parts") == 0
     assert bench("board", tmp_path / "whole") == 0
-    said = "An SAE was held against 0 to 1 of 2 other seeds."
+    said = "An SAE was held against 0 to 1 of 2 other seeds in stability."
     assert said in (tmp_path / "parts" / "leaderboard.md").read_text()
     assert "held against" not in (tmp_path / "whole" / "leaderboard.md").read_text()
 
@@ -140,3 +140,17 @@ def test_a_part_without_its_run_json_is_refused(runs, tmp_path, capsys):
     (tmp_path / "second" / "run.json").unlink()
     assert bench("board", runs / "first", tmp_path / "second", "--out", tmp_path / "out") == 2
     assert "second has no run.json" in capsys.readouterr().err
+
+
+def test_parts_with_the_same_saes_on_other_tasks_are_refused(runs, tmp_path, capsys):
+    """Where no file of the one has the name of one of the other."""
+    for name, without in (("one", "ground_truth"), ("other", "reconstruction")):
+        shutil.copytree(runs / "first", tmp_path / name)
+        for path in [
+            *tmp_path.glob(f"{name}/records/*.{without}.json"),
+            *tmp_path.glob(f"{name}/saes/*/metrics.jsonl"),
+        ]:
+            path.unlink()
+    assert bench("board", tmp_path / "one", tmp_path / "other", "--out", tmp_path / "out") == 2
+    assert "seed0 is in" in (said := capsys.readouterr().err)
+    assert "and in another part: parts of a run have different SAEs" in said
