@@ -53,7 +53,7 @@ def front(records: Sequence[Record]) -> set[Place]:
     l0, value, up = values(records, "l0"), values(records, metric), metrics_of(records)[metric].better == "up"
     by_setting: dict[Setting, list[Place]] = {}
     for record in records:
-        if (place := place_of(record)) in l0 and place in value and not record.sae.control:
+        if metric in record.metrics and (place := place_of(record)) in l0 and place in value and not record.sae.control:
             by_setting.setdefault(Setting.of(record), []).append(place)
     found = set()
     for places in by_setting.values():
@@ -65,8 +65,9 @@ def front(records: Sequence[Record]) -> set[Place]:
 def missed(records: Sequence[Record]) -> set[Place]:
     """The SAEs whose L0 is more than `MISS` from the one that was wanted."""
     l0 = values(records, "l0")
+    with_it = (record for record in records if "l0" in record.metrics)
     return {
-        place for record in records if (place := place_of(record)) in l0 and is_missed(l0[place], record.sae.target_l0)
+        place for record in with_it if (place := place_of(record)) in l0 and is_missed(l0[place], record.sae.target_l0)
     }
 
 
