@@ -4,7 +4,7 @@
     python benchmarks/load.py --runs=false --documents 256 # records as long as those of a board of 256 documents
 
 Every command is timed whole, from the shell's side, in a process of its own. Records are made by the harness's own
-writer, and in the page cache: eight architectures and two controls at five L0s with five seeds, layer after layer until there are as many as
+writer: eight architectures and two controls at five L0s with five seeds, layer after layer until there are as many as
 asked for, each with eight tasks. Their numbers follow a plan and mean nothing.
 """
 
