@@ -13,6 +13,7 @@ The first time a virtual environment of its own is made in FOLDER. Afterwards no
 
 import hashlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -233,6 +234,9 @@ if __name__ == "__main__":
     here, which = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "smollm2"
     here.mkdir(parents=True, exist_ok=True)
     prepare(here, which)
+    # A shell's background job ignores SIGINT, and SIGTERM would leave the server behind.
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
     with served(here, which) as (base_url, model_name):
         print(f"--judge-base-url {base_url} --judge-model {model_name}", flush=True)
         try:
