@@ -156,13 +156,16 @@ def whole_sentence(text: str) -> str:
 
 
 def _begun(text: str) -> str:
-    """What {"explanation": "..."} says up to where it was cut off; any other text as it is."""
-    try:
-        content = from_json(text, allow_partial="trailing-strings")
-    except ValueError:
+    """What {"explanation": "..."} says up to where it was cut off; a text without an object as it is, else nothing."""
+    start = text.find("{")
+    if start < 0:
         return text
+    try:
+        content = from_json(text[start:], allow_partial="trailing-strings")
+    except ValueError:
+        content = None
     said = content.get("explanation") if isinstance(content, dict) and len(content) == 1 else None
-    return said if isinstance(said, str) else text
+    return said if isinstance(said, str) else ""
 
 
 def sentence(content: dict[str, Any]) -> str:

@@ -112,6 +112,7 @@ def test_a_coin_has_one_half_within_its_interval_and_scatters_as_a_coin_does(ser
     [
         'A word: "river". It is a river of a river of a',
         '{"explanation": "A word: \\"river\\". It is a river of a river of a',
+        '```json\n{"explanation": "A word: \\"river\\". It is a river of a river of a',
         '{\n  "explanation": "A word:\\n\\u0022river\\u0022. It is a river of a river of a',
     ],
 )
@@ -130,6 +131,7 @@ def test_an_explanation_that_trails_off_is_read_up_to_its_whole_sentence_and_cou
         "a river of a river of a", '{"explanation": "river. And', "I am sorry. I cannot",
         '{"explanation": "I am sorry, I cannot. And',
         '{"why": "A word: river. It is", "explanation": "A word: river. It is',
+        "So: {river}, a word: river. It is a", '```json\n{"why": "A word: river. It is a',
         '{"explanation": ["A word: river. It is', '{"explanation": "A word: \\ud83d river. It is',
     ],
 )  # fmt: skip
