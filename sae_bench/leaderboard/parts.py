@@ -58,6 +58,11 @@ def _whole(parts: Sequence[tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:
                     f"{folder} is no part of the run in {first}: it differs in {different}; draw a board of each, and "
                     "show both with table --mix"
                 )
+            if lacking := sorted(_tasks(whole) ^ _tasks(part)):
+                raise UserError(
+                    f"{first} and {folder} were not both asked for {', '.join(lacking)}, and all SAEs of a board are "
+                    "measured by all of its tasks: give each run's command again with --tasks"
+                )
             if common := sorted({*saes} & {*part["saes"]}):
                 raise UserError(f"{common[0]} is in {folder} and in another part: parts of a run have different SAEs")
             asked += [of for of in part["asked"] if of not in asked]
@@ -66,6 +71,12 @@ def _whole(parts: Sequence[tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:
             of_each += part.get("parts", [{name: part[name] for name in OF_ONE}])
     own = {name: of for name, of in whole.items() if name != "seal"}
     return own | {"asked": asked, "saes": saes, "recipes": recipes, "parts": of_each}
+
+
+def _tasks(part: Mapping[str, Any]) -> set[str]:
+    """What a part's commands asked to be measured."""
+    said = [of["tasks"] for of in part["asked"] if of.get("tasks") is not None]
+    return {name for of in said for name in of or ["the usual tasks"]}
 
 
 def _difference(whole: Mapping[str, Any], part: Mapping[str, Any]) -> str:

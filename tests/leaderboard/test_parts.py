@@ -154,3 +154,13 @@ def test_parts_with_the_same_saes_on_other_tasks_are_refused(runs, tmp_path, cap
     assert bench("board", tmp_path / "one", tmp_path / "other", "--out", tmp_path / "out") == 2
     assert "seed0 is in" in (said := capsys.readouterr().err)
     assert "and in another part: parts of a run have different SAEs" in said
+
+
+def test_parts_that_were_asked_for_other_tasks_are_refused(runs, tmp_path, capsys):
+    """Their board would have SAEs that some of its tasks never saw."""
+    shutil.copytree(runs / "second", tmp_path / "second")
+    more = SETTINGS | {"--model": f"synthetic:{runs / 'toy.toml'}", "--tasks": "geometry", "--seed": 1}
+    assert bench(*flags(more | {"--out": tmp_path / "second"}), "--quiet") == 0
+    for parts in ((runs / "first", tmp_path / "second"), (tmp_path / "second", runs / "first")):
+        assert bench("board", *parts, "--out", tmp_path / "out") == 2
+        assert "were not both asked for geometry, and" in capsys.readouterr().err
