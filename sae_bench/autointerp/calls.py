@@ -50,7 +50,7 @@ class Question:
 
     messages: Sequence[Message]
     properties: Mapping[str, Any]
-    """JSON schemas of all properties of the object that is the answer."""
+    """JSON schemas of all properties of the object that is the answer; empty: it is no object, but a word."""
     max_tokens: int
     read: Callable[[str], Any]
     """Makes a value of the answer's text, or raises Unreadable."""
@@ -88,11 +88,12 @@ class Call:
             "additionalProperties": False,
         }
         schema = {"name": "answer", "strict": True, "schema": answer}
+        shape = {"response_format": {"type": "json_schema", "json_schema": schema}} if properties else {}
         return {
             "max_completion_tokens" if self.endpoint.is_openai else "max_tokens": self.question.max_tokens,
             "temperature": 0,
             "seed": 0,
-            "response_format": {"type": "json_schema", "json_schema": schema},
+            **shape,
             **({"logprobs": True, "top_logprobs": 12} if self.question.logprobs else {}),
         }
 

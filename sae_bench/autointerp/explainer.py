@@ -24,20 +24,27 @@ from sae_bench.evaluation.task import JudgedLatent
 MAX_STRENGTH = 10
 """Activations are shown to the explainer as whole numbers up to this."""
 
+SHOWN_SHARE = 0.3
+"""Of an excerpt's highest activation: weaker tokens are not named to the explainer, whom long lists lead astray (the
+share that delphi 0.1.3 marks tokens from)."""
+
 MIN_REPEATED_WORDS = 5
 """So many words in a row of the explainer's prompt are no explanation; fewer may be one by accident."""
 
 
-def explain_question(latent: LatentExamples) -> Question:
+def explain_question(latent: LatentExamples, at_most: int) -> Question:
     """What the explainer is asked: examples with their active tokens, strengths cut to whole numbers up to 10.
 
-    Of a latent of two signs the strengths below zero stay so.
+    Of a latent of two signs the strengths below zero stay so. Of more examples than `at_most` the strongest are half.
     """
     numbers = [i for i, example in enumerate(latent.examples) if example.use == "explain"]
+    if len(numbers) > at_most:
+        numbers = _strongest_and_others(latent, numbers, at_most)
     excerpts = []
     for example in (latent.examples[i] for i in numbers):
         pairs = zip(example.tokens, example.activations, strict=True)
-        active = [[token, int(MAX_STRENGTH * value / latent.maximum)] for token, value in pairs if value != 0]
+        shown = [(token, value) for token, value in pairs if abs(value) >= SHOWN_SHARE * example.peak]
+        active = [[token, int(MAX_STRENGTH * value / latent.maximum)] for token, value in shown]
         excerpts.append({"text": example.text, "active": active})
     return Question(
         messages=EXPLAIN_PROMPT.messages({"excerpts": excerpts}),
@@ -47,6 +54,14 @@ def explain_question(latent: LatentExamples) -> Question:
         read_cut=lambda text: _own_words(whole_sentence(text)),
         examples=numbers,
     )
+
+
+def _strongest_and_others(latent: LatentExamples, numbers: list[int], at_most: int) -> list[int]:
+    """Half of them by their peak, and of the weaker ones, which come from every decile, evenly."""
+    by_peak = sorted(numbers, key=lambda i: -latent.examples[i].peak)
+    n_top = -(-at_most // 2)
+    rest, n_rest = by_peak[n_top:], at_most - n_top
+    return by_peak[:n_top] + [rest[i * len(rest) // n_rest] for i in range(n_rest)]
 
 
 def read_explanation(text: str) -> str:
@@ -63,8 +78,11 @@ def read_explanation(text: str) -> str:
 def _own_words(explanation: str) -> str:
     """The explanation, unless it repeats the question, or the answer of its demonstration, as small models do."""
     said = _words(explanation)
+    if not said.strip():
+        raise Unreadable("unparsable", "an explanation without a word")
     question = len(said.split()) >= MIN_REPEATED_WORDS and said in _words(EXPLAIN_PROMPT.text)
-    if question or any(_words(answer) in said for _, answer in EXPLAIN_PROMPT.demonstrations):
+    shown = (read_json(answer, sentence) for _, answer in EXPLAIN_PROMPT.demonstrations)
+    if question or any(_words(answer) in said for answer in shown):
         raise Unreadable("unparsable", "the question said back, not an answer")
     return explanation
 
@@ -77,7 +95,7 @@ def _words(text: str) -> str:
 async def judge_latent(client: Client, judges: Judges, latent: LatentFile, tally: Tally) -> LatentFile:
     """The latent's file with explanation, answers and scores."""
     examples = examples_of(latent)
-    question = explain_question(examples)
+    question = explain_question(examples, judges.examples_explained)
     explained = await _ask(client, judges.explainer, question, tally)
     answers = [_record(EXPLAIN, question, explained)]
     scores: dict[str, LatentScore] = {}

@@ -66,11 +66,15 @@ def _costs(tally: Tally, spending: Spending) -> str:
 
 
 def calls_about(judges: Judges, latent: LatentExamples) -> Iterator[Call]:
-    """All calls about a latent, with an explanation of usual length."""
-    yield Call(judges.explainer, explain_question(latent))
+    """All calls about a latent, with an explanation of usual length; what two scorers ask alike is asked once."""
+    yield Call(judges.explainer, explain_question(latent, judges.examples_explained))
+    asked = set()
     for scorer in judges.scorers:
         for question in scorer.questions(latent, PLACEHOLDER, judges.examples_per_question):
-            yield Call(judges.judge, question)
+            call = Call(judges.judge, question)
+            if call.digest not in asked:
+                asked.add(call.digest)
+                yield call
 
 
 def forecast(judges: Judges, latents: Iterable[LatentExamples], is_kept: Callable[[Call], bool]) -> Forecast:

@@ -22,7 +22,7 @@ _REFUSAL = re.compile(
     r"|i (?:cannot|can't|can not|won't|will not)\b)",
     re.IGNORECASE,
 )
-_TRUE, _FALSE = {"true", "yes", "1"}, {"false", "no", "0"}
+TRUE_WORDS, FALSE_WORDS = {"true", "yes", "1"}, {"false", "no", "0"}
 _ONE_WORD = re.compile(r"[\s\"'`*]*(true|false|yes|no)[\s\"'`*.!]*", re.IGNORECASE)
 
 
@@ -98,9 +98,9 @@ def booleans(content: dict[str, Any], identifiers: Sequence[str]) -> dict[str, b
 
 def _boolean(value: Any) -> bool:
     word = str(value).strip().lower()
-    if word not in _TRUE | _FALSE:
+    if word not in TRUE_WORDS | FALSE_WORDS:
         raise Unreadable("unparsable", f"{word[:20]!r} is neither true nor false")
-    return word in _TRUE
+    return word in TRUE_WORDS
 
 
 def read_boolean(text: str, identifier: str) -> dict[str, bool]:

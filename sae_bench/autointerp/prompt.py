@@ -8,6 +8,9 @@ prompt with two user parts only before a question about one excerpt. What stands
 What was read from a corpus or answered by a model stands in a prompt only as JSON, between marks that no text can hold
 because they are drawn from a hash of that text: a corpus can neither end its quotation nor name another excerpt.
 Characters that servers turn into control tokens (`<`, `[INST]`) are escaped as JSON allows.
+
+Servers keep what they computed of a prompt for the next one that begins like it. So what differs from question to
+question stands last: the mark of a demonstration is its own, and questions about one latent can share theirs.
 """
 
 import hashlib
@@ -69,18 +72,22 @@ class Prompt:
         """All that it says in words of our own."""
         return "\n".join((self.system, self.user, self.one or "", *(answer for _, answer in self.demonstrations)))
 
-    def messages(self, data: Mapping[str, Any], *, one: bool = False, **words: object) -> list[Message]:
+    def messages(
+        self, data: Mapping[str, Any], *, one: bool = False, among: object = None, **words: object
+    ) -> list[Message]:
         """The prompt with `data` quoted in it; `words` are our own and stand as they are.
+
+        `among`: all that is quoted in questions which shall begin alike, that of this one included.
 
         Raises:
             UserError: the prompt asks for a word that is not given.
         """
         quoted = quote(data)
-        fence = "data-" + "".join(seeded_random("fence", self.sha256, quoted).choices(_ALPHABET, k=12))
-        values = {"fence": f"[{fence}]"} | {key: str(value) for key, value in words.items()}
+        fence = self._fence(quoted if among is None else json.dumps(among))
+        own = {key: str(value) for key, value in words.items()}
 
-        def filled(text: str, data: str = quoted) -> str:
-            given = values | {"data": data}
+        def filled(text: str, data: str = quoted, fence: str = fence) -> str:
+            given = own | {"data": data, "fence": fence}
             for name in re.findall(r"\{\{(\w+)\}\}", text):
                 if name not in given:
                     raise UserError(f"prompt: nothing is given for {{{{{name}}}}}{did_you_mean(name, given)}")
@@ -89,8 +96,12 @@ class Prompt:
         user = self.one if one and self.one else self.user
         turns = [("system", filled(self.system))]
         for example, answer in self.demonstrations if one or not self.one else ():
-            turns += [("user", filled(user, example)), ("assistant", answer)]
+            turns += [("user", filled(user, example, self._fence(example))), ("assistant", answer)]
         return [{"role": role, "content": content} for role, content in (*turns, ("user", filled(user)))]
+
+    def _fence(self, quoted: str) -> str:
+        """A mark that stands in nothing of what it is drawn from."""
+        return f"[data-{''.join(seeded_random('fence', self.sha256, quoted).choices(_ALPHABET, k=12))}]"
 
 
 def quote(data: Mapping[str, Any]) -> str:

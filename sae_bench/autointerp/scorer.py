@@ -5,19 +5,23 @@ description, and what to ask; `score` is balanced accuracy unless it says otherw
 board, follows from that. This module has what scorers are written with.
 
 Balanced accuracy is the mean of the shares of right answers among the true and among the false: whoever answers the
-same to everything has one half, whatever was asked.
+same to everything has one half, whatever was asked. `Ranked` scores the same answers by how likely the judge finds
+"true": a judge that says yes to everything may still find it likelier where it is right.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, ClassVar, Literal
+
+from scipy import stats
 
 from sae_bench.autointerp.calls import Answer as Answer
 from sae_bench.autointerp.calls import Question as Question
 from sae_bench.autointerp.examples import Example as Example
 from sae_bench.autointerp.examples import LatentExamples as LatentExamples
+from sae_bench.autointerp.likelihood import likelihood_of_true
 from sae_bench.autointerp.parse import Unreadable as Unreadable
 from sae_bench.autointerp.parse import booleans, read_boolean, read_cut_boolean, read_json
 from sae_bench.autointerp.prompt import Prompt as Prompt
@@ -71,6 +75,37 @@ class Scorer(ABC):
         return LatentScore(value, n_true + n_false, counts)
 
 
+class Ranked(Scorer):
+    """Scores yes or no by the area under the ROC curve of the judge's probability of "true": chance is .5.
+
+    That is the share of pairs, one true and one false, in which "true" is likelier of the true one, ties as a half; of
+    answers that are certain it is balanced accuracy. It asks for no threshold, so that a judge's leaning to yes or no
+    costs nothing.
+    """
+
+    def score(self, questions: Sequence[Question], answers: Sequence[Answer]) -> LatentScore:
+        """Undefined where the judge gives no log-probabilities at all: then there is nothing to rank by."""
+        likely: dict[bool, list[float]] = {True: [], False: []}
+        unanswered = with_logprobs = 0
+        for question, answer in zip(questions, answers, strict=True):
+            if answer.failure is not None:
+                unanswered += len(question.truth)
+                continue
+            for truth, found in zip(question.truth, likelihood_of_true(answer.value, answer.tokens), strict=True):
+                with_logprobs += found.given
+                likely[truth].append(found.value)
+        counts = {"true": len(likely[True]), "false": len(likely[False]), "unanswered": unanswered,
+                  "with_logprobs": with_logprobs}  # fmt: skip
+        n = counts["true"] + counts["false"]
+        if not counts["true"] or not counts["false"]:
+            return LatentScore(None, n, counts, "undefined: no answers on one of the two sides")
+        if not with_logprobs:
+            return LatentScore(None, n, counts, "undefined: the judge gives no log-probabilities")
+        ranks = stats.rankdata(likely[True] + likely[False])[: counts["true"]]
+        wins = float(ranks.sum()) - counts["true"] * (counts["true"] + 1) / 2  # Mann and Whitney's U
+        return LatentScore(wins / (counts["true"] * counts["false"]), n, counts)
+
+
 TOO_FEW = LatentScore(None, 0, note="too few excerpts")
 
 
@@ -89,11 +124,17 @@ def count_answers(questions: Sequence[Question], answers: Sequence[Answer]) -> d
 
 
 def yes_or_no(
-    prompt: Prompt, explanation: str, excerpts: Sequence[Any], numbers: Sequence[int], truth: Sequence[bool]
+    prompt: Prompt,
+    explanation: str,
+    excerpts: Sequence[Any],
+    numbers: Sequence[int],
+    truth: Sequence[bool],
+    among: object = None,
 ) -> Question:
     """A question about some excerpts, to be answered with true or false under the identifier of each.
 
-    About one alone the word itself is answer enough: there is nothing that it could be mistaken for.
+    About one alone the word itself is the answer: there is nothing that it could be mistaken for. `among`: what
+    `Prompt.messages` takes.
     """
     names = identifiers(excerpts)
     one = len(names) == 1
@@ -101,17 +142,35 @@ def yes_or_no(
         messages=prompt.messages(
             {"explanation": explanation, "excerpts": dict(zip(names, excerpts, strict=True))},
             one=one,
+            among=among,
             count=len(names),
             # Not an answer: whoever says it back has given none.
             example="{" + ", ".join(f'"{name}": true or false' for name in names[:2]) + ", ...}",
         ),
-        properties={name: {"type": "boolean"} for name in names},
+        properties={} if one and prompt.one else {name: {"type": "boolean"} for name in names},
         max_tokens=20 if one else 32 + 16 * len(names),
         read=lambda text: read_boolean(text, names[0]) if one else read_json(text, booleans, names),
         read_cut=(lambda text: read_cut_boolean(text, names[0])) if one else None,
         examples=numbers,
         truth=truth,
+        logprobs=True,
     )
+
+
+def yes_or_no_in_portions(
+    prompt: Prompt,
+    explanation: str,
+    excerpts: Mapping[int, Any],
+    right: Callable[[int], bool],
+    at_most: int,
+    random: Random,
+) -> list[Question]:
+    """Questions about all excerpts, known by their numbers, in random order and at most so many in one."""
+    among = [explanation, list(excerpts.values())]
+    return [
+        yes_or_no(prompt, explanation, [excerpts[i] for i in numbers], numbers, [right(i) for i in numbers], among)
+        for numbers in portions(list(excerpts), at_most, random)
+    ]
 
 
 def portions(numbers: list[int], size: int, random: Random) -> Iterator[list[int]]:

@@ -38,7 +38,7 @@ WIDE_ENOUGH = math.ceil(5 / FREQUENT)
 FEW_DEAD = 0.02
 """Share of dead latents that counts as few."""
 
-JUDGED = ("detection", "fuzzing", "simulation")
+JUDGED = ("detection", "detection_auc", "fuzzing", "fuzzing_auc", "simulation")
 RATED = ("human_yes", "human_yes_or_maybe", "human_rating", "human_detection")
 METRICS = ("delta_lm_loss", "fvu", "dense_10pct_share", "dead_share", "gamma_centred", *JUDGED, *RATED)
 """What the claims are about."""

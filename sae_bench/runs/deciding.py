@@ -33,7 +33,7 @@ WAY = (
         "cache_limit",
         "scorers",
     ),  # controls are archs
-    *("judge_model", "judge_base_url", "explainer_model", "explainer_base_url", "judge_excerpts"),
+    *("judge_model", "judge_base_url", "explainer_model", "explainer_base_url", "explainer_excerpts", "judge_excerpts"),
     *("judge_budget", "judge_prices", "judge_concurrency", "judge_timeout", "judge_optional"),
 )
 

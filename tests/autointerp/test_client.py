@@ -286,7 +286,7 @@ def test_without_an_explanation_nothing_is_scored_and_the_reason_stands_there(se
 @pytest.mark.parametrize(
     "fault",
     [
-        'say {"explanation": "one sentence of at most 30 words"}', "say One sentence of at most 30 words.",
+        'say {"explanation": "one sentence of at most 20 words"}', "say One sentence of at most 30 words.",
         'say {"explanation": "Names of musical instruments that are played with a bow."}',
         "say They are names of musical instruments that are played with a bow.",
         "trail off Names of musical instruments that are played with a bow. And",
@@ -300,7 +300,7 @@ def test_the_question_or_its_example_said_back_is_no_explanation(server, tmp_pat
     (latent,) = ask(server, tmp_path, toy_latent())
     assert (latent["explanation"], failures_of(latent)) == (None, {"unparsable": 1})
     prompt = "".join(message["content"] for message in server.requests[0]["messages"])
-    assert "one sentence of at most 30 words" in prompt
+    assert "one sentence of at most 20 words" in prompt
     assert "Names of musical instruments that are played with a bow." in prompt
 
 

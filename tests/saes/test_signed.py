@@ -135,7 +135,7 @@ def an_example(*activations: float) -> Example:
 def test_the_explainer_reads_signs_and_fuzzing_marks_both() -> None:
     example = an_example(0.0, -3.0, 0.0, 1.5)
     assert example.peak == 3
-    question = explain_question(LatentExamples("sae", 0, 4.0, [example]))
+    question = explain_question(LatentExamples("sae", 0, 4.0, [example]), at_most=20)
     assert '["b", -7], ["d", 3]' in str(question.messages)
     assert active_tokens(example) == [1, 3]
     assert SCORERS["simulation"]()._question(example, "", 0).truth == [0, 3, 0, 1.5]
