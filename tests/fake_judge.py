@@ -20,7 +20,7 @@ Judgement = Callable[[str, dict[str, Any], str], dict[str, Any]]
 
 def kind_of(system: str) -> str:
     for kind, words in (
-        ("explain", "say, in one short sentence"), ("fuzzing", "some tokens are marked"),
+        ("explain", "say, in a short phrase"), ("fuzzing", "some tokens are marked"),
         ("simulation", "predict its strength"), ("saebench_detection", "of which a few contain it"),
         ("detection", "decide for each excerpt"),
     ):  # fmt: skip
@@ -30,12 +30,11 @@ def kind_of(system: str) -> str:
 
 
 def data_of(user: str) -> dict[str, Any]:
-    """What stands between the marks; a text that could hold a mark would end it early."""
-    fence = user.partition("\n")[0]
-    assert re.fullmatch(r"\[data-\w{12}\]", fence), fence
-    before, data, after = user.split(f"{fence}\n")[0], *user.split(fence)[1:]
-    assert before == ""
-    assert fence not in after
+    """What stands between the marks, or behind the only one; a text that could hold a mark would end it early."""
+    fence = re.search(r"^\[data-\w{12}\]$", user, re.MULTILINE)
+    assert fence, user
+    data, *after = user[fence.end() :].split(fence[0])
+    assert len(after) <= 1
     return json.loads(data)
 
 

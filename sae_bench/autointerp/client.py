@@ -159,7 +159,8 @@ class Client:
         try:
             kept = read_sealed(self._path(call))
             text, cut, usage = kept["text"], kept["cut"], Usage(*kept["usage"])
-            return Answer(_value(call, text, cut=cut), text, None, usage, True, cut, kept["tokens"])
+            tokens = [(token, likely) for token, likely in kept["tokens"]]
+            return Answer(_value(call, text, cut=cut), text, None, usage, True, cut, tokens)
         except (Damaged, Unreadable, KeyError):
             log.warning("a cached answer of %s is damaged: it is asked for again", call.endpoint.model)
             return None

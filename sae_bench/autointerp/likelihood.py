@@ -43,7 +43,7 @@ def _share_of_true(alternatives: Mapping[str, float]) -> float | None:
     """Of the words that mean true or false; None if none of the alternatives is one, as where a word is in pieces."""
     weights = {True: 0.0, False: 0.0}
     for token, log_probability in alternatives.items():
-        word = token.strip("\"' \n\t:").lower()
+        word = re.sub(r"\W", "", token).lower()  # a token may carry spaces, quotation marks or a comma
         if word in TRUE_WORDS | FALSE_WORDS:
             weights[word in TRUE_WORDS] += math.exp(log_probability)
     total = sum(weights.values())

@@ -214,7 +214,7 @@ def test_about_one_excerpt_a_word_is_answer_enough(server, tmp_path, monkeypatch
     assert len(server.requests) == 1 + 40 + 20
     roles = [message["role"] for message in server.requests[-1]["messages"]]
     assert roles == ["system", "user", "assistant", "user", "assistant", "user"], "two examples"
-    assert server.requests[-1]["messages"][-1]["content"].endswith("Answer with one word alone, true or false.")
+    assert "Answer with one word alone, true or false." in server.requests[-1]["messages"][-1]["content"]
 
 
 def test_with_one_excerpt_a_question_the_known_judges_score_as_ever(server, tmp_path):
@@ -286,13 +286,14 @@ def test_without_an_explanation_nothing_is_scored_and_the_reason_stands_there(se
 @pytest.mark.parametrize(
     "fault",
     [
-        'say {"explanation": "one sentence of at most 20 words"}', "say One sentence of at most 30 words.",
-        'say {"explanation": "Names of musical instruments that are played with a bow."}',
-        "say They are names of musical instruments that are played with a bow.",
-        "trail off Names of musical instruments that are played with a bow. And",
-        'trail off {"explanation": "Names of musical instruments that are played with a bow. And',
+        'say {"explanation": "in at most 15 words"}', "say Answer in at most 15 words.",
+        'say {"explanation": "musical instruments that are played with a bow"}',
+        "say They are musical instruments that are played with a bow.",
+        "trail off Musical instruments that are played with a bow. And",
+        'trail off {"explanation": "Musical instruments that are played with a bow. And',
         'say {"explanation": "The word \\"than\\" where two things are compared."}',
-        "say Years of the late twentieth century, and months that stand before them.",
+        "say Years of the late twentieth century and the months before them.",
+        'say {"explanation": "..."}',
     ],
 )  # fmt: skip
 def test_the_question_or_its_example_said_back_is_no_explanation(server, tmp_path, fault):
@@ -300,8 +301,8 @@ def test_the_question_or_its_example_said_back_is_no_explanation(server, tmp_pat
     (latent,) = ask(server, tmp_path, toy_latent())
     assert (latent["explanation"], failures_of(latent)) == (None, {"unparsable": 1})
     prompt = "".join(message["content"] for message in server.requests[0]["messages"])
-    assert "one sentence of at most 20 words" in prompt
-    assert "Names of musical instruments that are played with a bow." in prompt
+    assert "in at most 15 words" in prompt
+    assert "musical instruments that are played with a bow" in prompt
 
 
 def test_words_that_the_prompt_also_has_may_explain(server, tmp_path):

@@ -111,7 +111,7 @@ def test_a_judge_added_later_adds_what_is_missing_and_nothing_else(settings, run
     assert set(record["scores"]) == set(record["metrics"]) == {"detection", "saebench_detection"}
     details = record["details"]
     assert details["judge"]["judge"] == {"model": "toy", "base_url": server.base_url}
-    assert details["judge"]["prompts"]["detection"]["version"] == "2"
+    assert details["judge"]["prompts"]["detection"]["version"] == "3"
     assert details["judge"]["excerpts_per_question"] == 10
     assert len(details["judge"]["prompts"]["explain"]["sha256"]) == 64
     assert details["cost"]["prompt_tokens"] == 100 * details["cost"]["calls"]

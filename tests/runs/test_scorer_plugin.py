@@ -65,7 +65,9 @@ def test_a_scorer_in_a_file_of_ones_own_is_asked_scored_recorded_and_shown(
 def test_scorers_are_listed_with_those_of_a_plugin(plugin, capsys):
     assert bench("ls", "scorers", "--plugin", plugin) == 0
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert set(rows) == {"detection", "fuzzing", "simulation", "saebench_detection", "one_of_four"}
+    assert set(rows) == {
+        "detection", "detection_auc", "fuzzing", "fuzzing_auc", "simulation", "saebench_detection", "one_of_four",
+    }  # fmt: skip
     assert rows["one_of_four"].startswith("One of four: ")
 
 
