@@ -21,7 +21,7 @@ published board 5% of topk's FVU is what 14 to 16% more active latents buy, 5% o
 """
 
 SCORES_ABOUT = 0.05
-"""Difference of scores that counts as none: a tenth of the way from chance (.5) to perfect (1) in balanced accuracy."""
+"""Difference of scores that counts as none: a tenth of the way from chance (.5) to perfect (1), in areas as well."""
 
 PEOPLE_ABOUT = 0.1
 """Difference of shares of latents, as raters see them, that counts as none: the ten points of docs/study-design.md."""

@@ -26,8 +26,8 @@ FLAGS = set(
     --l0 --sparsity --seed --dataset --text-column --tokens --reuse --eval-tokens --eval-skip --context-size
     --batch-size --buffer-tokens --out --device --kernels --screening --compile --limit --checkpoint-every --overwrite
     --latents --interp-tokens --hard-negatives --chance --autointerp-scorers --judge-model --judge-base-url
-    --explainer-model --explainer-base-url --judge-excerpts --judge-budget --judge-prices --judge-concurrency
-    --judge-timeout --judge-optional
+    --explainer-model --explainer-base-url --explainer-excerpts --judge-excerpts --judge-budget --judge-prices
+    --judge-concurrency --judge-timeout --judge-optional
     --activations-cache --cache-limit --probe-sets --probe-set --absorption-words
     --extend-tokens --emit --log-to --dry-run --quiet --devices --dollars-per-hour --on --capture
     """.split()  # noqa: SIM905

@@ -16,6 +16,8 @@ PLAIN = {
     "dead_share": "Latents that are never on: paid for and not used",
     "dense_10pct_share": "Latents that are on so often that they hardly mean one thing",
     "detection": "Can a judge tell from the explanation alone in which texts a latent fires? .5 is chance",
+    "detection_auc": "Does a judge find it likelier, by the explanation, where a latent fires? .5 is chance",
+    "fuzzing_auc": "Does a judge find it likelier, by the explanation, that the right words are marked? .5 is chance",
     "fuzzing": "Can a judge tell from the explanation whether the marked words are the right ones? .5 is chance",
     "human_yes": "Of how many latents people say that they mean one thing",
     "human_yes_or_maybe": "Of how many latents people say that they mean one thing, or may",
