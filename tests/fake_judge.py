@@ -35,7 +35,8 @@ def data_of(user: str) -> dict[str, Any]:
     assert fence, user
     data, *after = user[fence.end() :].split(fence[0])
     assert len(after) <= 1
-    return json.loads(data)
+    content, _ = json.JSONDecoder().raw_decode(data.strip())
+    return content
 
 
 def words(text: str) -> list[str]:

@@ -54,15 +54,15 @@ What do the "active" tokens of these excerpts have in common? Answer in at most 
 --- example
 {"excerpts": [{"text": "they came earlier than we did", "active": [[" than", 10]]}, {"text": "rather you than me", "active": [[" than", 6]]}]}
 --- answer
-{"explanation": "the word 'than' where two things are compared"}
+{"explanation": "than, where two things are compared"}
 --- example
 {"excerpts": [{"text": "Oslo, 14 May 1994: the talks went on", "active": [[" May", 3], [" 1994", 10]]}, {"text": "born in 1987 in Turin", "active": [[" 1987", 9]]}]}
 --- answer
 {"explanation": "years of the late twentieth century and the months before them"}
 --- example
-{"excerpts": [{"text": "the committee voted against it", "active": [[" voted", 10]]}, {"text": "they were elected for a second term", "active": [[" elected", 8]]}]}
+{"excerpts": [{"text": "by noon heavy rain had set in", "active": [[" rain", 10]]}, {"text": "it is windy out on the pier", "active": [[" windy", 8]]}]}
 --- answer
-{"explanation": "words for choosing by vote, such as 'voted' and 'elected'"}
+{"explanation": "words for bad weather: rain, windy"}
 """)  # noqa: E501
 
 

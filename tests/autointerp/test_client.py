@@ -291,7 +291,7 @@ def test_without_an_explanation_nothing_is_scored_and_the_reason_stands_there(se
         "say They are musical instruments that are played with a bow.",
         "trail off Musical instruments that are played with a bow. And",
         'trail off {"explanation": "Musical instruments that are played with a bow. And',
-        'say {"explanation": "The word \\"than\\" where two things are compared."}',
+        'say {"explanation": "\\"Than\\", where two things are compared."}',
         "say Years of the late twentieth century and the months before them.",
         'say {"explanation": "..."}',
     ],
