@@ -1,7 +1,7 @@
 """The whole of `autointerp` with a real judge on this machine, on SAEs of Gemma 3 270M.
 
     python tests/real_judge.py FOLDER         # environment, model and run are kept there; the same command goes on
-    python tests/real_judge.py FOLDER qwen    # a judge that can
+    python tests/real_judge.py FOLDER qwen    # a judge that can explain; or qwen-small, three times as fast
 
 `judge_server` says who the judges are; they are started and stopped here. smollm2 is far too small to explain anything;
 what is shown is that every question is asked, answered or counted, and what that takes. qwen has to tell the latents of
@@ -28,9 +28,11 @@ RUNS = {
         "--tasks", "reconstruction", "autointerp", "--latents", "15", "--interp-tokens", "32k", "--chance",
     ],
 }  # fmt: skip
+RUNS["qwen-small"] = RUNS["qwen"]
 """What each judge is given to judge."""
 
-JUDGED = {"smollm2": (["--judge-excerpts", "1"], 1), "qwen": ([], 2)}
+SMALL = ["--judge-excerpts", "1", "--explainer-excerpts", "8", "--autointerp-scorers", "detection", "detection_auc"]
+JUDGED = {"smollm2": (["--judge-excerpts", "1"], 1), "qwen": (SMALL, 2), "qwen-small": (SMALL, 2)}
 """How, and in how many threads."""
 
 
