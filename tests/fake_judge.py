@@ -151,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         unsupported = fake.unsupported & body.keys()
         if unsupported:
             self._send(422, json.dumps({"detail": f"unsupported fields: {sorted(unsupported)}"}))
-        elif fault in ("429", "500", "401", "404"):
+        elif fault in ("400", "429", "500", "401", "404"):
             after = {"Retry-After": "0"} if fault == "429" else {}
             self._send(int(fault), json.dumps({"error": {"message": "no sk-abcdefghijklmnopqrstuvwx"}}), headers=after)
         elif fault == "hang":

@@ -60,6 +60,7 @@ class Client:
         self._slots = asyncio.Semaphore(concurrency)
         self._transport = Transport(timeout)
         self._unknown: dict[Endpoint, set[str]] = {}
+        self._known: dict[Endpoint, set[str]] = {}
         self._n_lost, self._told = 0, False
 
     async def ask(self, call: Call) -> Answer:
@@ -86,6 +87,7 @@ class Client:
     async def _insist(self, call: Call) -> Answer:
         """What one of a few attempts brings."""
         unknown, model = self._unknown.setdefault(call.endpoint, set()), call.endpoint.model
+        known = self._known.setdefault(call.endpoint, set())
         n_lost = 0
         while True:
             wait, without = None, frozenset(unknown)  # others may learn more while this one is under way
@@ -95,8 +97,9 @@ class Client:
                 failure, why = error.kind, str(error)
             else:
                 if completion:
+                    known |= call.parameters.keys() - without
                     return _answer(call, completion)
-                if refused := _refused(reply, call.parameters.keys() - without):
+                if refused := _refused(reply, call.parameters.keys() - without, known):
                     log.warning("the judge %s does without %s", model, " and ".join(sorted(refused)))
                     unknown |= refused
                     continue
@@ -215,14 +218,17 @@ def _failure(endpoint: Endpoint, reply: Reply) -> str:
     return "request" if reply.status >= 400 else "malformed"
 
 
-def _refused(reply: Reply, parameters: Collection[str]) -> set[str]:
-    """The optional parameters that an endpoint complains of; if it does not say which, the next that can be spared."""
+def _refused(reply: Reply, parameters: Collection[str], known: Collection[str]) -> set[str]:
+    """The optional parameters that an endpoint complains of; if it does not say which, the next that can be spared.
+
+    Those are not which an answer came to before: it stumbles over something else, as over an excerpt.
+    """
     if reply.status not in (400, 422):
         return set()
     complaint = reply.body.decode(errors="replace")
     spare = [group & set(parameters) for group in OPTIONAL if group & set(parameters)]
     named = [group for group in spare if any(name in complaint for name in group)]
-    return set().union(*(named or spare[:1]))
+    return set().union(*(named or [group for group in spare if not group <= set(known)][:1]))
 
 
 def _answer(call: Call, completion: Completion) -> Answer:

@@ -57,11 +57,11 @@ def explain_question(latent: LatentExamples, at_most: int) -> Question:
 
 
 def _strongest_and_others(latent: LatentExamples, numbers: list[int], at_most: int) -> list[int]:
-    """Half of them by their peak, and of the weaker ones, which come from every decile, evenly."""
+    """Half of them by their peak, and of the weaker ones evenly by rank."""
     by_peak = sorted(numbers, key=lambda i: -latent.examples[i].peak)
     n_top = -(-at_most // 2)
     rest, n_rest = by_peak[n_top:], at_most - n_top
-    return by_peak[:n_top] + [rest[i * len(rest) // n_rest] for i in range(n_rest)]
+    return by_peak[:n_top] + [rest[(2 * i + 1) * len(rest) // (2 * n_rest)] for i in range(n_rest)]
 
 
 def read_explanation(text: str) -> str:
@@ -99,14 +99,20 @@ async def judge_latent(client: Client, judges: Judges, latent: LatentFile, tally
     explained = await _ask(client, judges.explainer, question, tally)
     answers = [_record(EXPLAIN, question, explained)]
     scores: dict[str, LatentScore] = {}
+    told: dict[str, Answer] = {}  # what two scorers ask alike is asked once, and stands under the first of them
     for scorer in judges.scorers:
         if explained.failure is not None:
             scores[scorer.name] = LatentScore(None, 0, note=f"no explanation: {explained.failure}")
             continue
         questions = scorer.questions(examples, explained.value, judges.examples_per_question)
-        replies = await asyncio.gather(*(_ask(client, judges.judge, one, tally) for one in questions))
-        answers += [_record(scorer.name, *pair) for pair in zip(questions, replies, strict=True)]
-        scores[scorer.name] = scorer.score(questions, replies) if questions else TOO_FEW
+        calls = [Call(judges.judge, question) for question in questions]
+        new = {
+            call.digest: question for call, question in zip(calls, questions, strict=True) if call.digest not in told
+        }
+        replies = await asyncio.gather(*(_ask(client, judges.judge, one, tally) for one in new.values()))
+        told |= dict(zip(new, replies, strict=True))
+        answers += [_record(scorer.name, *pair) for pair in zip(new.values(), replies, strict=True)]
+        scores[scorer.name] = scorer.score(questions, [told[call.digest] for call in calls]) if questions else TOO_FEW
     return latent | {
         "explanation": explained.value,
         "explainer": judges.explainer.model,

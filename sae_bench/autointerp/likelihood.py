@@ -5,7 +5,6 @@ import re
 from bisect import bisect_right
 from collections.abc import Mapping
 from itertools import accumulate
-from typing import NamedTuple
 
 from sae_bench.autointerp.completion import Tokens
 from sae_bench.autointerp.parse import FALSE_WORDS, TRUE_WORDS
@@ -13,38 +12,45 @@ from sae_bench.autointerp.parse import FALSE_WORDS, TRUE_WORDS
 _WORD = r"\W*?(true|false|yes|no|1|0)\b"
 
 
-class Likelihood(NamedTuple):
-    """The probability of "true" among true and false, and whether the judge gave it or only said true or false."""
+def likelihood_of_true(said: Mapping[str, bool], tokens: Tokens) -> list[float | None]:
+    """The probability of "true" among true and false, of every identifier that was answered, in that order.
 
-    value: float
-    given: bool
-
-
-def likelihood_of_true(said: Mapping[str, bool], tokens: Tokens) -> list[Likelihood]:
-    """Of every identifier that was answered, in that order; 1 or 0 where no log-probabilities tell.
-
-    `tokens`: the answer's, each with its alternatives. The word of an identifier is the one behind it, or, where the
-    text does not name it, as in an answer of one word, the first.
+    None where no log-probabilities tell. `tokens`: the answer's, each with its alternatives. The word of an identifier
+    is the last one that stands behind it and says what was read of it: before that an excerpt may be said back. Where
+    the text does not name the identifier, as in an answer of one word, it is the first word.
     """
     text = "".join(token for token, _ in tokens)
     ends = list(accumulate(len(token) for token, _ in tokens))
     found = []
     for name, answer in said.items():
-        word = re.search(re.escape(name) + _WORD, text, re.IGNORECASE) or (
-            re.match(_WORD, text, re.IGNORECASE) if len(said) == 1 else None
-        )
-        at = bisect_right(ends, word.start(1)) if word else None
-        value = None if at is None else _share_of_true(tokens[at][1])
-        found.append(Likelihood(float(answer), False) if value is None else Likelihood(value, True))
+        words = [*re.finditer(re.escape(name) + _WORD, text, re.IGNORECASE)]
+        if not words and len(said) == 1 and (word := re.match(_WORD, text, re.IGNORECASE)):
+            words = [word]
+        places = (bisect_right(ends, word.start(1)) for word in reversed(words))
+        shares = (_share_of_true(*tokens[place], answer) for place in places)
+        found.append(next((share for share in shares if share is not None), None))
     return found
 
 
-def _share_of_true(alternatives: Mapping[str, float]) -> float | None:
-    """Of the words that mean true or false; None if none of the alternatives is one, as where a word is in pieces."""
+def _share_of_true(token: str, alternatives: Mapping[str, float], said: bool) -> float | None:
+    """The share of the words that mean true; None unless the token is a word that means what was said, among others.
+
+    A word that is not listed has at most the least of the listed probabilities, and at most what they leave of 1.
+    """
+    if _meaning(token) is not said or token not in alternatives:
+        return None
+    listed = {other: math.exp(log_probability) for other, log_probability in alternatives.items()}
     weights = {True: 0.0, False: 0.0}
-    for token, log_probability in alternatives.items():
-        word = re.sub(r"\W", "", token).lower()  # a token may carry spaces, quotation marks or a comma
-        if word in TRUE_WORDS | FALSE_WORDS:
-            weights[word in TRUE_WORDS] += math.exp(log_probability)
+    for other, probability in listed.items():
+        if (meaning := _meaning(other)) is not None:
+            weights[meaning] += probability
+    if not weights[not said]:
+        weights[not said] = min(max(0.0, 1 - sum(listed.values())), *listed.values())
     total = sum(weights.values())
     return weights[True] / total if total else None
+
+
+def _meaning(token: str) -> bool | None:
+    """Whether a token is a word for true or for false; it may carry spaces, quotation marks or a comma."""
+    word = re.sub(r"\W", "", token).lower()
+    return word in TRUE_WORDS if word in TRUE_WORDS | FALSE_WORDS else None

@@ -5,9 +5,10 @@ have another user part, `--- one`, for a question about one excerpt alone, and d
 `--- answer`: small models do as they see it done. These stand before the question as turns of the conversation, in a
 prompt with two user parts only before a question about one excerpt. What stands in double braces is filled in.
 
-What was read from a corpus or answered by a model stands in a prompt only as JSON, between marks that no text can hold
+What was read from a corpus or answered by a model stands in a prompt only as JSON, behind marks that no text can hold
 because they are drawn from a hash of that text: a corpus can neither end its quotation nor name another excerpt.
-Characters that servers turn into control tokens (`<`, `[INST]`) are escaped as JSON allows.
+Characters that servers turn into control tokens (`<`, `[INST]`) are escaped as JSON allows, and so is what looks like a
+mark.
 
 Servers keep what they computed of a prompt for the next one that begins like it. So what differs from question to
 question stands last: the mark of a demonstration is its own, and questions about one latent can share theirs.
@@ -23,7 +24,7 @@ from typing import Any
 from sae_bench.autointerp.examples import seeded_random
 from sae_bench.errors import UserError, did_you_mean, one_line
 
-_CONTROL = re.compile(r"<|\uff5c|\[(?=/?[A-Z_]{3,}\])")
+_CONTROL = re.compile(r"<|\uff5c|\[(?=/?[A-Z_]{3,}\]|data-)")
 _ALPHABET = "bcdfghjkmnpqrstvwxz23456789"  # no vowels: an identifier is no word
 
 Message = dict[str, str]

@@ -84,24 +84,26 @@ class Ranked(Scorer):
     """
 
     def score(self, questions: Sequence[Question], answers: Sequence[Answer]) -> LatentScore:
-        """Undefined where the judge gives no log-probabilities at all: then there is nothing to rank by."""
-        likely: dict[bool, list[float]] = {True: [], False: []}
-        unanswered = with_logprobs = 0
+        """Undefined where an answer comes without log-probabilities: what is certain ranks with nothing."""
+        likely: dict[bool, list[float | None]] = {True: [], False: []}
+        unanswered = 0
         for question, answer in zip(questions, answers, strict=True):
             if answer.failure is not None:
                 unanswered += len(question.truth)
                 continue
             for truth, found in zip(question.truth, likelihood_of_true(answer.value, answer.tokens), strict=True):
-                with_logprobs += found.given
-                likely[truth].append(found.value)
+                likely[truth].append(found)
+        known = {truth: [one for one in ones if one is not None] for truth, ones in likely.items()}
+        n = len(likely[True]) + len(likely[False])
+        n_known = len(known[True]) + len(known[False])
         counts = {"true": len(likely[True]), "false": len(likely[False]), "unanswered": unanswered,
-                  "with_logprobs": with_logprobs}  # fmt: skip
-        n = counts["true"] + counts["false"]
+                  "with_logprobs": n_known}  # fmt: skip
         if not counts["true"] or not counts["false"]:
             return LatentScore(None, n, counts, "undefined: no answers on one of the two sides")
-        if not with_logprobs:
-            return LatentScore(None, n, counts, "undefined: the judge gives no log-probabilities")
-        ranks = stats.rankdata(likely[True] + likely[False])[: counts["true"]]
+        if n_known < n:
+            which = "some answers" if n_known else "the judge's answers"
+            return LatentScore(None, n, counts, f"undefined: {which} have no log-probabilities of true and false")
+        ranks = stats.rankdata(known[True] + known[False])[: counts["true"]]
         wins = float(ranks.sum()) - counts["true"] * (counts["true"] + 1) / 2  # Mann and Whitney's U
         return LatentScore(wins / (counts["true"] * counts["false"]), n, counts)
 

@@ -68,7 +68,7 @@ class JudgeConfig(BaseModel):
     """Another model for the explanations."""
     explainer_base_url: Annotated[str | None, Flag(Heading.INTERPRETABILITY)] = None
     """Another endpoint for the explanations."""
-    explainer_excerpts: Annotated[int, Field(gt=0), Flag(Heading.INTERPRETABILITY)] = 20
+    explainer_excerpts: Annotated[int, Field(gt=0, le=20), Flag(Heading.INTERPRETABILITY)] = 20
     """The most excerpts that the explainer is shown, half of them the strongest; 8 for a small model."""
     judge_excerpts: Annotated[int, Field(gt=0), Flag(Heading.INTERPRETABILITY)] = 10
     """The most excerpts in one question of detection or fuzzing; 1 for a small model."""

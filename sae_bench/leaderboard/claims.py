@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from sae_bench.leaderboard.compare import Comparison
 from sae_bench.leaderboard.frequency_claim import falls_with_frequency
 from sae_bench.leaderboard.matched import AT_L0
-from sae_bench.leaderboard.verdicts import Check, JudgedClaim, about_equal, not_worse, within
+from sae_bench.leaderboard.verdicts import Check, JudgedClaim, about_equal, not_worse, where_it_tells, within
 
 ABOUT = 0.05
 """How much more of the other's unexplained variance (FVU), or of its added loss, still counts as about as good.
@@ -38,7 +38,13 @@ WIDE_ENOUGH = math.ceil(5 / FREQUENT)
 FEW_DEAD = 0.02
 """Share of dead latents that counts as few."""
 
-JUDGED = ("detection", "detection_auc", "fuzzing", "fuzzing_auc", "simulation")
+CHANCE = {"detection": 0.5, "detection_auc": 0.5, "fuzzing": 0.5, "fuzzing_auc": 0.5, "simulation": 0.0}
+"""What a judge that knows nothing has in each score."""
+
+JUDGED = tuple(CHANCE)
+EQUAL = ("jumprelu", "gated", "topk")
+"""Those that the paper finds about equally interpretable."""
+
 RATED = ("human_yes", "human_yes_or_maybe", "human_rating", "human_detection")
 METRICS = ("delta_lm_loss", "fvu", "dense_10pct_share", "dead_share", "gamma_centred", *JUDGED, *RATED)
 """What the claims are about."""
@@ -93,9 +99,12 @@ CLAIMS: tuple[Check, ...] = (
         )
         for arch in ("jumprelu", "topk")
     ),
-    about_equal(
-        JUDGED, ("jumprelu", "gated", "topk"), SCORES_ABOUT,
-        f"jumprelu, gated and topk are about equally interpretable (scores within {SCORES_ABOUT:g})",
+    where_it_tells(
+        CHANCE, EQUAL, SCORES_ABOUT,
+        lambda metrics: about_equal(
+            metrics, EQUAL, SCORES_ABOUT,
+            f"jumprelu, gated and topk are about equally interpretable (scores within {SCORES_ABOUT:g})",
+        ),
     ),
     within("gamma_centred", "relu", 0.8, 0.95, "relu shrinks: gamma about the mean between 0.8 and 0.95"),
     *(

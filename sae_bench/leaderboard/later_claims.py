@@ -11,7 +11,7 @@ from itertools import combinations
 from scipy import stats
 
 from sae_bench.leaderboard.bootstrap import LEVEL, Estimate
-from sae_bench.leaderboard.claims import JUDGED, SCORES_ABOUT
+from sae_bench.leaderboard.claims import CHANCE, JUDGED, SCORES_ABOUT
 from sae_bench.leaderboard.compare import Comparison
 from sae_bench.leaderboard.verdicts import (
     Check,
@@ -23,6 +23,7 @@ from sae_bench.leaderboard.verdicts import (
     not_worse,
     notes_on,
     rounded,
+    where_it_tells,
 )
 
 CLOSE = SCORES_ABOUT
@@ -148,6 +149,15 @@ def _comes_close(control: str, metrics: Sequence[str], what: str) -> Check:
     )  # fmt: skip
 
 
+def _judged_close(control: str) -> Check:
+    """The same by the scores of a judge that can tell."""
+
+    def close(metrics: Sequence[str]) -> Check:
+        return _comes_close(control, metrics, "in judged interpretability")
+
+    return where_it_tells(CHANCE, ("topk", control), CLOSE, close)
+
+
 LATER_CLAIMS: tuple[Check, ...] = (
     *(
         with_the_same_of(
@@ -168,8 +178,11 @@ LATER_CLAIMS: tuple[Check, ...] = (
         f"batchtopk's delta LM loss is at most topk's at matched L0 ({BATCHTOPK})",
     ),
     *(
-        _comes_close(control, metrics, what)
-        for metrics, what in ((PROBED, "at sparse probing"), (JUDGED, "in judged interpretability"))
+        _comes_close(control, PROBED, "at sparse probing")
+        for control in ("frozen_decoder", "frozen_encoder")
+    ),
+    *(
+        _judged_close(control)
         for control in ("frozen_decoder", "frozen_encoder")
     ),
     disagree(

@@ -143,6 +143,33 @@ def about_equal(metrics: Sequence[str], archs: Sequence[str], room: float, claim
     return all_within(metrics, [{one: 1.0, other: -1.0} for one, other in combinations(archs, 2)], -room, room, claim)
 
 
+def where_it_tells(
+    chance: Mapping[str, float], archs: Sequence[str], room: float, check: Callable[[Sequence[str]], Check]
+) -> Check:
+    """A check of those metrics alone in which one of the architectures is told to be above chance by more than `room`.
+
+    Who judges by chance finds all alike: of such scores no likeness says anything. `chance`: what it has in each
+    metric; `check`: makes a check of some of them.
+    """
+
+    def checked(comparison: Comparison, l0s: Sequence[float]) -> JudgedClaim:
+        labels = [_name(comparison, arch) for arch in archs]
+
+        def tells(metric: str) -> bool:
+            heights = (contrast(comparison, metric, l0, {label: 1.0}) for label in labels for l0 in l0s)
+            return any(height.interval(LEVEL)[0] > chance[metric] + room for height in heights if height is not None)
+
+        told = [metric for metric in chance if tells(metric)]
+        found = check(told or [*chance])(comparison, l0s)
+        if told or found.verdict == "cannot tell":
+            return found
+        names = ", ".join(found.metrics)
+        note = f"no score of {', '.join(labels)} is told to be above chance by more than {room:g} ({names})"
+        return replace(found, verdict="cannot tell", numbers=(note,), metrics=())
+
+    return checked
+
+
 def all_within(
     metrics: Sequence[str],
     sums: Sequence[Mapping[str, float]],

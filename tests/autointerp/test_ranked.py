@@ -4,10 +4,11 @@ import math
 
 import pytest
 from fake_judge import data_of, fake_judge
-from test_client import ask, scores_of
+from test_client import ask, failures_of, scores_of
 from toy_latents import WORDS, toy_latent
 
 from sae_bench import SCORERS
+from sae_bench.autointerp.budget import Tally
 from sae_bench.autointerp.calls import Answer, Call, Endpoint, Question
 from sae_bench.autointerp.examples import Example, LatentExamples
 from sae_bench.autointerp.explainer import explain_question
@@ -39,26 +40,36 @@ def test_each_identifier_has_the_probability_of_its_own_word():
     tokens = [('{"', {}), ("bcd", {}), ('":', {}), (" true", {" true": math.log(0.6), " false": math.log(0.2)}),
               (', "f', {}), ('gh": ', {}), ("false", odds(0.1)), ("}", {})]  # fmt: skip
     found = likelihood_of_true({"bcd": True, "fgh": False}, tokens)
-    assert found == [pytest.approx((0.75, True)), pytest.approx((0.1, True))]
+    assert found == pytest.approx([0.75, 0.1])
     assert likelihood_of_true({"fgh": False, "bcd": True}, tokens) == found[::-1]
 
 
 @pytest.mark.parametrize(
     ("tokens", "expected"),
     [
-        ([("True", {"True": math.log(0.3), "true": math.log(0.3), "False": math.log(0.2)})], (0.75, True)),
-        ([("**", {}), ("true", odds(0.8)), ("**", {})], (0.8, True)),
-        ([('{"b', {}), ('cd": ', {}), ("true", odds(0.8)), ("}", {})], (0.8, True)),
-        ([("true", {"true": math.log(0.7)})], (1.0, True)),
-        ([("tr", {"tr": 0.0}), ("ue", {"ue": 0.0})], (1.0, False)),
-        ([("true", {})], (1.0, False)),
-        ([], (1.0, False)),
+        ([("True", {"True": math.log(0.3), "true": math.log(0.3), "False": math.log(0.2)})], 0.75),
+        ([("**", {}), ("true", odds(0.8)), ("**", {})], 0.8),
+        ([('{"b', {}), ('cd": ', {}), ("true", odds(0.8)), ("}", {})], 0.8),
+        ([("true,", {"true,": math.log(0.8), "false,": math.log(0.2)})], 0.8),
+        # What is not listed has at most what is left, and at most the least of what is listed.
+        ([("true", {"true": math.log(0.7)})], 0.7),
+        ([("true", {"true": math.log(0.9), "maybe": math.log(0.05)})], 0.9 / 0.95),
+        ([("true", {"true": math.log(0.9), "maybe": math.log(0.001)})], 0.9 / 0.901),
+        # An excerpt that is said back before the answer, and holds a word that could be one.
+        ([('"bcd": ', {}), ("No", odds(0.1)), (' rain {"bcd": ', {}), ("true", odds(0.8)), ("}", {})], 0.8),
+        ([('{"bcd": ', {}), ("true", odds(0.8)), ('} "bcd": ', {}), ("no", odds(0.1))], 0.8),
+        ([("tr", {"tr": math.log(0.98), "false": math.log(0.01)}), ("ue", {"ue": 0.0})], None),
+        ([("true", {"false": math.log(0.08)})], None),
+        ([("true", {})], None),
+        ([], None),
     ],
-    ids=["spellings", "bold", "json", "only-true", "in-pieces", "no-alternatives", "no-tokens"],
-)
+    ids=[
+        "spellings", "bold", "json", "comma", "only-true", "rest-is-listed-least", "least-is-listed", "said-back",
+        "said-after", "in-pieces", "itself-not-listed", "no-alternatives", "no-tokens",
+    ],
+)  # fmt: skip
 def test_one_word(tokens, expected):
-    (found,) = likelihood_of_true({"bcd": True}, tokens)
-    assert found == pytest.approx(expected)
+    assert likelihood_of_true({"bcd": True}, tokens) == [None if expected is None else pytest.approx(expected)]
 
 
 def test_the_score_is_the_share_of_pairs_in_the_right_order():
@@ -79,7 +90,10 @@ def test_a_leaning_to_yes_changes_nothing():
 
 
 def test_without_log_probabilities_there_is_no_score_and_of_what_failed_none():
-    assert score(one(True, None), one(False, None)).note == "undefined: the judge gives no log-probabilities"
+    without = "have no log-probabilities of true and false"
+    assert score(one(True, None), one(False, None)).note == f"undefined: the judge's answers {without}"
+    some = score(one(True, 0.9), one(True, None), one(False, 0.1))
+    assert (some.value, some.note, some.counts["with_logprobs"]) == (None, f"undefined: some answers {without}", 2)
     lost = one(True, 0.9)[0], Answer(failure="timeout")
     found = score(lost, one(False, 0.9))
     assert (found.value, found.counts["unanswered"]) == (None, 1)
@@ -98,6 +112,27 @@ def test_both_scorers_ask_the_same_and_it_is_asked_and_foretold_once(tmp_path):
         assert found["scores"]["fuzzing_auc"]["counts"]["with_logprobs"] == 20
         judges = Judges(HERE, HERE, [SCORERS[name]() for name in names])
         assert len(server.requests) == len(list(calls_about(judges, examples_of(latent)))) == 1 + 4 + 2
+        assert len(found["answers"]) == 1 + 4 + 2
+
+
+def test_what_failed_is_not_asked_again_for_the_second_scorer_nor_counted_twice(tmp_path):
+    with fake_judge() as server:
+        server.fault = lambda n: "say Perhaps." if n else None
+        tally = Tally()
+        (found,) = ask(server, tmp_path, toy_latent(), scorers=("detection", "detection_auc"), tally=tally)
+        assert len(server.requests) == tally.n_calls == 1 + 4
+        assert failures_of(found) == {"unparsable": 4}
+        assert [found["scores"][name]["counts"]["unanswered"] for name in ("detection", "detection_auc")] == [40, 40]
+
+
+def test_an_error_that_names_nothing_costs_no_parameter_that_was_answered_before(tmp_path):
+    """One stray 400, as of a content filter, and all later answers would lack log-probabilities."""
+    with fake_judge() as server:
+        server.fault = lambda n: "400" if n == 5 else None
+        (found,) = ask(server, tmp_path, toy_latent(), scorers=("detection",), excerpts=1, concurrency=1)
+        assert failures_of(found) == {"request": 1}
+        assert all(request["logprobs"] for request in server.requests[1:])
+        assert len(server.requests) == 1 + 40
 
 
 def test_questions_about_a_latent_begin_alike_up_to_the_excerpt():
@@ -132,7 +167,7 @@ def test_of_fewer_excerpts_the_strongest_are_half_and_weak_tokens_are_not_named(
     ]
     latent = LatentExamples("sae", 0, 10.0, examples)
     few = explain_question(latent, 5)
-    assert [latent.examples[i].peak for i in few.examples] == [10, 9, 8, 7, 4]
+    assert [latent.examples[i].peak for i in few.examples] == [10, 9, 8, 6, 2]
     assert len(explain_question(latent, 20).examples) == 10
     shown = data_of(few.messages[-1]["content"])["excerpts"]
     assert [excerpt["active"] for excerpt in shown[:2]] == [

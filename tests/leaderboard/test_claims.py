@@ -17,7 +17,7 @@ from sae_bench.leaderboard.bootstrap import Estimate
 from sae_bench.leaderboard.claims import ABOUT, METRICS, WIDE_ENOUGH, check_claims
 from sae_bench.leaderboard.compare import check_metrics, comparisons
 from sae_bench.leaderboard.frequency_claim import falls_with_frequency, within_saes
-from sae_bench.leaderboard.verdicts import about_equal, contrast, judged, not_worse, within
+from sae_bench.leaderboard.verdicts import about_equal, contrast, judged, not_worse, where_it_tells, within
 from sae_bench.records.schema import read_record
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -448,6 +448,29 @@ def test_architectures_are_about_equally_interpretable_or_not_as_planted(less, n
     assert about_equal(("fuzzing",), ("a", "b"), 0.05, "claim")(comparison, (20.0,)).verdict == "cannot tell", (
         "nobody judged"
     )
+
+
+@pytest.mark.parametrize(
+    ("level", "less", "verdict"),
+    [(0.5, 0.0, "cannot tell"), (0.54, 0.0, "cannot tell"), (0.7, 0.0, "holds"), (0.7, 0.2, "does not hold")],
+)
+def test_a_judge_that_judges_by_chance_makes_nobody_equal(level, less, verdict):
+    alike = simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=3)
+    records = scored(alike, lambda one, f, deviate: level - less * (one["sae"]["label"] == "b") + 0.02 * deviate)
+    (comparison,) = comparisons(typed(records), ["loss", "detection"])
+    check = where_it_tells(
+        {"detection": 0.5, "fuzzing": 0.5}, ("a", "b"), 0.05,
+        lambda metrics: about_equal(metrics, ("a", "b"), 0.05, "claim"),
+    )  # fmt: skip
+    finding = check(comparison, (20.0, 50.0))
+    assert finding.verdict == verdict
+    if level < 0.6:
+        assert finding.numbers == (
+            "no score of a, b is told to be above chance by more than 0.05 (detection, fuzzing)",
+        )
+        assert about_equal(("detection",), ("a", "b"), 0.05, "claim")(comparison, (20.0, 50.0)).verdict == "holds"
+    (nobody,) = comparisons(typed(simulated(0, {"a": 0.0, "b": 0.0}, n_seeds=3)), ["loss"])
+    assert check(nobody, (20.0,)).numbers[0].startswith("detection is in no record")
 
 
 def test_a_judges_metrics_are_compared_once_somebody_scored():
