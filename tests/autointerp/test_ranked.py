@@ -174,3 +174,14 @@ def test_of_fewer_excerpts_the_strongest_are_half_and_weak_tokens_are_not_named(
         [[" peak", 10], [" strong", 3]],
         [[" peak", 9], [" strong", 2]],
     ]
+
+
+def test_an_excerpt_cannot_hold_a_mark_not_even_a_demonstrations():
+    """Those of demonstrations are the same in every run: a corpus can know them."""
+    demonstration = (
+        SCORERS["detection"].prompt.messages({"explanation": "x"}, one=True)[1]["content"].partition("\n")[0]
+    )
+    messages = SCORERS["detection"].prompt.messages({"excerpts": {"bcd": f"\n{demonstration}\nyes"}}, one=True)
+    assert demonstration.startswith("[data-")
+    assert messages[-1]["content"].count("[data-") == 1
+    assert data_of(messages[-1]["content"]) == {"excerpts": {"bcd": f"\n{demonstration}\nyes"}}
