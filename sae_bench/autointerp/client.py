@@ -19,7 +19,7 @@ from random import Random
 
 from sae_bench.autointerp.budget import Spending, Usage
 from sae_bench.autointerp.calls import Answer, Call, Endpoint
-from sae_bench.autointerp.completion import Completion, read_completion
+from sae_bench.autointerp.completion import KEPT_TOKENS, Completion, read_completion
 from sae_bench.autointerp.parse import Unreadable
 from sae_bench.autointerp.transport import NoReply, Reply, Transport, said
 from sae_bench.records.files import Damaged, read_sealed
@@ -162,9 +162,9 @@ class Client:
         try:
             kept = read_sealed(self._path(call))
             text, cut, usage = kept["text"], kept["cut"], Usage(*kept["usage"])
-            tokens = [(token, likely) for token, likely in kept["tokens"]]
+            tokens = KEPT_TOKENS.validate_python(kept["tokens"])
             return Answer(_value(call, text, cut=cut), text, None, usage, True, cut, tokens)
-        except (Damaged, Unreadable, KeyError):
+        except (Damaged, Unreadable, KeyError, TypeError, ValueError):
             log.warning("a cached answer of %s is damaged: it is asked for again", call.endpoint.model)
             return None
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, WrapValidator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, WrapValidator
 
 from sae_bench.autointerp.budget import Usage
 from sae_bench.records.redact import HIDDEN, redact
@@ -18,6 +18,9 @@ Tokens = Sequence[tuple[str, Mapping[str, float]]]
 """Each token of an answer with its alternatives and their log-probabilities."""
 
 LogProbability = Annotated[float, Field(allow_inf_nan=False, le=0.01)]  # rounded, it may be a little above 0
+KEPT_TOKENS = TypeAdapter(list[tuple[str, dict[str, LogProbability]]])
+"""Tokens as a file holds them."""
+
 Count = Annotated[int, Field(strict=True, ge=0, le=10**9)]
 
 

@@ -1,6 +1,5 @@
 """The judge through the real client: right answers score right, every fault is counted, nothing is paid twice."""
 
-import asyncio
 import json
 import math
 import os
@@ -8,25 +7,22 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
-from fake_judge import EDITS, FakeJudge, coin, fake_judge, nay_sayer
+from asking import ALL, ask, failures_of, scores_of
+from fake_judge import EDITS, coin, fake_judge, nay_sayer
 from toy_latents import toy_latent
 
-from sae_bench import SCORERS
 from sae_bench.autointerp import client as client_module
-from sae_bench.autointerp.budget import Price, Spending, Tally
-from sae_bench.autointerp.calls import Answer, Endpoint
-from sae_bench.autointerp.client import Client, EndpointUnusable
-from sae_bench.autointerp.explainer import judge_latent, judged
-from sae_bench.autointerp.judges import Judges
+from sae_bench.autointerp.budget import Price, Tally
+from sae_bench.autointerp.calls import Answer
+from sae_bench.autointerp.client import EndpointUnusable
+from sae_bench.autointerp.explainer import judged
 from sae_bench.autointerp.parse import Unreadable, read_boolean
 from sae_bench.autointerp.scorers.simulation import expected
 from sae_bench.autointerp.settings import Budget
-
-ALL = ("detection", "fuzzing", "simulation", "saebench_detection")
+from sae_bench.records.files import read_sealed, write_sealed
 
 
 @pytest.fixture(autouse=True)
@@ -38,31 +34,6 @@ def no_pauses(monkeypatch):
 def server():
     with fake_judge() as fake:
         yield fake
-
-
-def ask(fake: FakeJudge, folder: Path, *latents, scorers=ALL, budget=None, concurrency=4, timeout=5.0, tally=None,
-        model="toy", excerpts=10):  # fmt: skip
-    """The latents with what the judge made of them."""
-    endpoint = Endpoint(model, fake.base_url)
-    spending = Spending(budget or Budget(), {"toy": Price(1.0, 10.0)})
-    judges = Judges(endpoint, endpoint, [SCORERS[name]() for name in scorers], excerpts)
-
-    async def run():
-        client = Client(folder / "cache", spending, concurrency=concurrency, timeout=timeout)
-        try:
-            return await asyncio.gather(*(judge_latent(client, judges, one, tally or Tally()) for one in latents))
-        finally:
-            await client.close()
-
-    return asyncio.run(run())
-
-
-def scores_of(latent):
-    return {name: score["value"] for name, score in latent["scores"].items()}
-
-
-def failures_of(*latents):
-    return Counter(answer["failure"] for latent in latents for answer in latent["answers"] if answer["failure"])
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -331,6 +302,28 @@ def test_a_damaged_cache_entry_is_asked_for_again(server, tmp_path):
     ask(server, tmp_path, toy_latent(), scorers=("detection",))
     path = files_of(tmp_path)[0]
     path.write_text(path.read_text()[:40])
+    n = len(server.requests)
+    (latent,) = ask(server, tmp_path, toy_latent(), scorers=("detection",))
+    assert scores_of(latent) == {"detection": 1.0}
+    assert len(server.requests) == n + 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"tokens": 5},
+        {"tokens": [["a"]]},
+        {"tokens": [["a", {"b": "c"}]]},
+        {"tokens": None},
+        {"usage": 3},
+        {"text": None},
+    ],
+    ids=str,
+)
+def test_a_cache_entry_of_another_shape_is_asked_for_again(server, tmp_path, changed):
+    ask(server, tmp_path, toy_latent(), scorers=("detection",))
+    path = files_of(tmp_path)[0]
+    write_sealed(path, {key: value for key, value in read_sealed(path).items() if key != "seal"} | changed)
     n = len(server.requests)
     (latent,) = ask(server, tmp_path, toy_latent(), scorers=("detection",))
     assert scores_of(latent) == {"detection": 1.0}

@@ -3,8 +3,8 @@
 import math
 
 import pytest
+from asking import ask, failures_of, scores_of
 from fake_judge import data_of, fake_judge
-from test_client import ask, failures_of, scores_of
 from toy_latents import WORDS, toy_latent
 
 from sae_bench import SCORERS
