@@ -64,6 +64,7 @@ jaxtyping.install_import_hook(BY_JAXTYPING, "conftest.typechecker")
 beartype_package("sae_bench", conf=LIKE_MYPY)
 
 from command import write_corpus  # noqa: E402  (after the hook)
+from fake_judge import FakeJudge, fake_judge  # noqa: E402
 from tiny import save_tiny  # noqa: E402
 
 from sae_bench.registry import ARCHITECTURES, CORPORA, MODELS, SCORERS, TASKS  # noqa: E402
@@ -108,6 +109,14 @@ def gemma2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus in words that the tiny models know."""
     return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl")
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeJudge]:
+    """A judge to ask, on a port of its own; nobody waits between two tries."""
+    monkeypatch.setattr("sae_bench.autointerp.client.pause", lambda n_lost: 0.01)
+    with fake_judge() as judge:
+        yield judge
 
 
 @contextmanager

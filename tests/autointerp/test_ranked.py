@@ -4,7 +4,7 @@ import math
 
 import pytest
 from asking import ask, failures_of, scores_of
-from fake_judge import data_of, fake_judge
+from fake_judge import data_of
 from toy_latents import WORDS, toy_latent
 
 from sae_bench import SCORERS
@@ -100,39 +100,36 @@ def test_without_log_probabilities_there_is_no_score_and_of_what_failed_none():
     assert found.note == "undefined: no answers on one of the two sides"
 
 
-def test_both_scorers_ask_the_same_and_it_is_asked_and_foretold_once(tmp_path):
+def test_both_scorers_ask_the_same_and_it_is_asked_and_foretold_once(server, tmp_path):
     names = ("detection", "detection_auc", "fuzzing", "fuzzing_auc")
     latent = toy_latent()
-    with fake_judge() as server:
-        server.logprobs = lambda text: [
-            {"token": word, "top_logprobs": [{"token": word.strip(), "logprob": -0.1}]} for word in text.split(" ")
-        ]
-        (found,) = ask(server, tmp_path, latent, scorers=names)
-        assert scores_of(found) == dict.fromkeys(names, 1.0)
-        assert found["scores"]["fuzzing_auc"]["counts"]["with_logprobs"] == 20
-        judges = Judges(HERE, HERE, [SCORERS[name]() for name in names])
-        assert len(server.requests) == len(list(calls_about(judges, examples_of(latent)))) == 1 + 4 + 2
-        assert len(found["answers"]) == 1 + 4 + 2
+    server.logprobs = lambda text: [
+        {"token": word, "top_logprobs": [{"token": word.strip(), "logprob": -0.1}]} for word in text.split(" ")
+    ]
+    (found,) = ask(server, tmp_path, latent, scorers=names)
+    assert scores_of(found) == dict.fromkeys(names, 1.0)
+    assert found["scores"]["fuzzing_auc"]["counts"]["with_logprobs"] == 20
+    judges = Judges(HERE, HERE, [SCORERS[name]() for name in names])
+    assert len(server.requests) == len(list(calls_about(judges, examples_of(latent)))) == 1 + 4 + 2
+    assert len(found["answers"]) == 1 + 4 + 2
 
 
-def test_what_failed_is_not_asked_again_for_the_second_scorer_nor_counted_twice(tmp_path):
-    with fake_judge() as server:
-        server.fault = lambda n: "say Perhaps." if n else None
-        tally = Tally()
-        (found,) = ask(server, tmp_path, toy_latent(), scorers=("detection", "detection_auc"), tally=tally)
-        assert len(server.requests) == tally.n_calls == 1 + 4
-        assert failures_of(found) == {"unparsable": 4}
-        assert [found["scores"][name]["counts"]["unanswered"] for name in ("detection", "detection_auc")] == [40, 40]
+def test_what_failed_is_not_asked_again_for_the_second_scorer_nor_counted_twice(server, tmp_path):
+    server.fault = lambda n: "say Perhaps." if n else None
+    tally = Tally()
+    (found,) = ask(server, tmp_path, toy_latent(), scorers=("detection", "detection_auc"), tally=tally)
+    assert len(server.requests) == tally.n_calls == 1 + 4
+    assert failures_of(found) == {"unparsable": 4}
+    assert [found["scores"][name]["counts"]["unanswered"] for name in ("detection", "detection_auc")] == [40, 40]
 
 
-def test_an_error_that_names_nothing_costs_no_parameter_that_was_answered_before(tmp_path):
+def test_an_error_that_names_nothing_costs_no_parameter_that_was_answered_before(server, tmp_path):
     """One stray 400, as of a content filter, and all later answers would lack log-probabilities."""
-    with fake_judge() as server:
-        server.fault = lambda n: "400" if n == 5 else None
-        (found,) = ask(server, tmp_path, toy_latent(), scorers=("detection",), excerpts=1, concurrency=1)
-        assert failures_of(found) == {"request": 1}
-        assert all(request["logprobs"] for request in server.requests[1:])
-        assert len(server.requests) == 1 + 40
+    server.fault = lambda n: "400" if n == 5 else None
+    (found,) = ask(server, tmp_path, toy_latent(), scorers=("detection",), excerpts=1, concurrency=1)
+    assert failures_of(found) == {"request": 1}
+    assert all(request["logprobs"] for request in server.requests[1:])
+    assert len(server.requests) == 1 + 40
 
 
 def test_questions_about_a_latent_begin_alike_up_to_the_excerpt():

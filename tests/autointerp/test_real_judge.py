@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 import pytest
+from asking import ask
 from judge_server import NoJudge, prepare, served
-from test_client import ask
 from toy_latents import toy_latent
 
 FOLDER = os.environ.get("SAE_BENCH_JUDGE")

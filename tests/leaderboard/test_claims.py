@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from simulated import record, simulated
 from synthetic import at, typed
 from synthetic import records as synthetic_records
-from test_compare import record, simulated
 
 from sae_bench.leaderboard.bootstrap import Estimate
 from sae_bench.leaderboard.claims import ABOUT, METRICS, WIDE_ENOUGH, check_claims

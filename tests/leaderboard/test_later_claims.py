@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 from command import bench
+from simulated import N_DOCUMENTS
 from synthetic import HOSTILE, records, typed, write_run
 from test_claims import exactly, rarely
-from test_compare import N_DOCUMENTS
 
 from sae_bench.leaderboard import claim_sections
 from sae_bench.leaderboard.claims import JUDGED
