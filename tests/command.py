@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from tiny import TEXT
 
@@ -30,6 +31,20 @@ def write_corpus(path: Path, n_documents: int = 400) -> Path:
     words, draw = TEXT.split(), random.Random(0)
     texts = (" ".join(draw.choices(words, k=draw.randint(30, 70))) for _ in range(n_documents))
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def write_labelled(path: Path, n: int = 60, column: str = "text") -> Path:
+    """A set of n texts with one of two labels each, in the kind of file that its name ends in."""
+    words = TEXT.split()
+    rows = [{column: " ".join(words[i : i + 7]), "label": ["no", "yes"][i % 2]} for i in range(n)]
+    table = pd.DataFrame(rows)
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False)
+    elif path.suffix == ".jsonl":
+        table.to_json(path, orient="records", lines=True)
+    else:
+        table.to_parquet(path)
     return path
 
 

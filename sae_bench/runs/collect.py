@@ -14,7 +14,7 @@ from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.latent_records import InterpretedSAE
-from sae_bench.runs.sources import interpretation_stream
+from sae_bench.runs.sources import interpretation_stream, language_model
 from sae_bench.runs.train import Order
 from sae_bench.runs.workbench import PlannedSAE, Workbench
 from sae_bench.saes.base import SparseAutoencoder
@@ -83,7 +83,7 @@ def _collect(
     bench: Workbench, saes: Sequence[InterpretedSAE], random: Collection[str], folder: RunFolder, progress: Progress
 ) -> None:
     """Collect the latents of some SAEs."""
-    config, lm = bench.config, bench.language_model()
+    config, lm = bench.config, language_model(bench.lm)
     stream, n_latents = interpretation_stream(lm, config), config.latents_wanted
     takes = collection_bytes(n_latents, [sae.config.d_sae for sae in saes], stream.n_tokens, stream.context_size)
     progress.say(

@@ -42,7 +42,7 @@ def asked_of(manifest: Mapping[str, Any]) -> list[RunConfig]:
     # A site that a later command did not name is the usual one, not that of the first.
     known = {name: value for name, value in config.items() if name not in ASKED}
     later = [{name: part[name] for name in WHICH if name in part} for part in parts if part]
-    return [RunConfig(**config), *(RunConfig(**known, **part) for part in later)]
+    return [RunConfig.of_run(manifest), *(RunConfig(**known, **part) for part in later)]
 
 
 def tasks_asked(manifest: Mapping[str, Any], config: RunConfig) -> list[str]:

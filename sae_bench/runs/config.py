@@ -232,6 +232,11 @@ class RunConfig(Identified, Consistent, JudgeConfig, TextSettings):
         """Tokens to find the latents' excerpts in."""
         return self.interp_tokens or DEFAULT_TOKENS[self.preset]
 
+    @classmethod
+    def of_run(cls, manifest: Mapping[str, Any]) -> "RunConfig":
+        """The settings of the run that a run.json is of, with what its tasks with text of their own read."""
+        return cls(**{**manifest["config"], **manifest.get("kept", {})})
+
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers; tasks and judges only add records, so they are left out."""

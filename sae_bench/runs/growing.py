@@ -96,7 +96,7 @@ def _run_in(folder: RunFolder, manifest: Mapping[str, Any]) -> RunConfig:
             f"read (table, compare, report, verify), and is finished with that version alone; {ELSE}"
         )
     try:
-        return RunConfig(**{**manifest["config"], **manifest["kept"]})
+        return RunConfig.of_run(manifest)
     except ValidationError:
         raise UserError(f"the run in {folder.path} has settings that this version does not know: {ELSE}") from None
 

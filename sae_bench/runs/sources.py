@@ -5,6 +5,7 @@ from functools import partial
 import torch
 
 from sae_bench.activations_cache.identity import files_digest
+from sae_bench.activations_cache.model import CachedModel
 from sae_bench.device import choose_device, multiplies_bfloat16
 from sae_bench.lm.activations import ActivationModel, ContextStream
 from sae_bench.lm.corpus import corpus_hash
@@ -55,6 +56,14 @@ def _loaded(
         random_seed=config.seeds[0] if config.random_lm else None,
     )
     lm.bfloat16_products = bfloat16_products
+    return lm
+
+
+def language_model(lm: ActivationModel) -> LanguageModel:
+    """The language model itself, loaded where a cache stands in its place; nothing that it captures is kept."""
+    if isinstance(lm, CachedModel):
+        return lm.loaded()
+    assert isinstance(lm, LanguageModel), "others have no text, and predict nothing"
     return lm
 
 

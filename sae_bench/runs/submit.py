@@ -20,7 +20,7 @@ from typing import Any
 
 from sae_bench._version import __version__
 from sae_bench.errors import UserError, one_line
-from sae_bench.evaluation.task import token_tasks
+from sae_bench.evaluation.task import text_tasks, token_tasks
 from sae_bench.formats.hub import fetch
 from sae_bench.formats.open import HUB
 from sae_bench.leaderboard.board_folder import draw_board
@@ -30,9 +30,10 @@ from sae_bench.records.files import read_sealed, sha256, write_sealed
 from sae_bench.records.names import file_name
 from sae_bench.records.ownership import is_linked, regular_file, sealed
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder
-from sae_bench.records.schema import BY_RATERS, NOT_APPLICABLE
+from sae_bench.runs.differences import TOLERANCE
 from sae_bench.runs.submission import Submission, read_submission
-from sae_bench.runs.verify import TOLERANCE, verify_numbers, weights_problem
+from sae_bench.runs.verify import weights_problem
+from sae_bench.runs.verify_numbers import measurable, verify_numbers
 from sae_bench.saes.save import description_of
 
 log = logging.getLogger(__name__)
@@ -158,10 +159,10 @@ def _measured(found: Submission, weights: str | None, sample: int, seed: int, pr
 
 
 def _tasks(found: Submission, saes: Sequence[str], task: str) -> bool:
-    """Whether a task is about tokens, and measured of one of the SAEs."""
-    records = [record for sae in saes if (record := found.records.get((sae, task)))]
-    measured = [one for one in records if not one.failure and one.not_measured != NOT_APPLICABLE]
-    return bool(measured and measured[0].measured_on != BY_RATERS and token_tasks([task]))
+    """Whether a task's record of one of the SAEs is measured again; what judges and people say is not."""
+    if not any(task in measurable(found.records, sae) for sae in saes):
+        return False
+    return bool(token_tasks([task]) or text_tasks([task]))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import ON_TEXTS, Provenance, Record, SAEDescription, write_record
 from sae_bench.runs.import_saes import Plan
 from sae_bench.runs.records import inapplicable, inapplicable_record, is_missing, make_record
+from sae_bench.runs.sources import language_model
 from sae_bench.runs.workbench import Workbench
 from sae_bench.saes.save import description_of, load_sae
 
@@ -55,7 +56,7 @@ def evaluate_on_texts(
     reasons = {name: reason for name in texts if (reason := inapplicable(tasks[name], lm))}
     if not reasons:  # what has no language model has none for all of them
         healthy = [candidate for candidate, of in found if not of.training.failure]
-        measure_texts(bench.language_model(), texts, healthy, progress)
+        measure_texts(language_model(bench.lm), texts, healthy, progress)
     provenance = bench.provenance()
     for candidate, description in found:
         for name, task in candidate.tasks.items():

@@ -10,7 +10,6 @@ from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
 from sae_bench.leaderboard.captions import few_documents
 from sae_bench.lm.corpus import corpus_hash
 from sae_bench.lm.fingerprint import Identity, fingerprint
-from sae_bench.lm.model import LanguageModel
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
 from sae_bench.records.schema import Provenance, SAEDescription, Training
@@ -83,13 +82,6 @@ class Workbench:
         plans: list[Plan] = [*plan_saes(config, self.lm), *plan_imports(self.lm, config, opened)]
         self.plans = {plan.id: plan for plan in plans}
         self.held_out = token_stream(self.lm, config, "eval", config.n_held_out)
-
-    def language_model(self) -> LanguageModel:
-        """The language model itself: loaded, and nothing that it captures is kept."""
-        if isinstance(self.lm, CachedModel):
-            return self.lm.loaded()
-        assert isinstance(self.lm, LanguageModel), "others have no text, and predict nothing"
-        return self.lm
 
     @contextmanager
     def keeping_activations(self) -> Iterator[None]:

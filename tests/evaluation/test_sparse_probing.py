@@ -4,13 +4,11 @@ import importlib.util
 import json
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from command import bench, flags
-from tiny import TEXT
+from command import bench, flags, write_labelled
 
 from sae_bench import SAEConfig, SparseAutoencoder, TextSettings
 from sae_bench.errors import UserError
@@ -172,21 +170,8 @@ def test_a_set_keeps_its_own_proportion():
     assert fit_probe(labels[:, None] + 0.0, labels, split, "l1").auc == 1.0
 
 
-def write_set(path, n=60, column="text"):
-    words = TEXT.split()
-    rows = [{column: " ".join(words[i : i + 7]), "label": ["no", "yes"][i % 2]} for i in range(n)]
-    table = pd.DataFrame(rows)
-    if path.suffix == ".csv":
-        table.to_csv(path, index=False)
-    elif path.suffix == ".jsonl":
-        table.to_json(path, orient="records", lines=True)
-    else:
-        table.to_parquet(path)
-    return path
-
-
 def test_a_set_is_the_same_in_every_kind_of_file(tmp_path):
-    sets = [own_set(str(write_set(tmp_path / f"mine{kind}"))) for kind in (".csv", ".jsonl", ".parquet")]
+    sets = [own_set(str(write_labelled(tmp_path / f"mine{kind}"))) for kind in (".csv", ".jsonl", ".parquet")]
     for one in sets:
         assert (one.name, one.texts) == ("mine", sets[0].texts)
         assert one.labels.tolist() == [i % 2 for i in range(60)]  # "no" is 0
@@ -251,14 +236,14 @@ def test_texts_lose_their_beginning_where_they_are_too_long(tokenizer, tmp_path)
 
 
 def test_the_contract_holds_and_two_sets_of_one_name_are_refused(tmp_path):
-    file = write_set(tmp_path / "mine.csv")
+    file = write_labelled(tmp_path / "mine.csv")
     check_task("sparse_probing", probe_set=(str(file),))
     with pytest.raises(UserError, match="two sets are called"):
         ProbeTexts.chosen(TextSettings(probe_set=(str(file), str(file))))
 
 
 def test_a_run_probes_a_users_set_and_a_changed_file_is_probed_again(gemma2_folder, corpus, at_work, tmp_path, capsys):
-    file = write_set(tmp_path / "mine.csv")
+    file = write_labelled(tmp_path / "mine.csv")
     settings = {
         "--arch": ("topk", "random"), "--l0": 6, "--model": gemma2_folder, "--layer": 1, "--dataset": corpus,
         "--width": 48, "--tokens": 1200, "--reuse": 2, "--batch-size": 120, "--eval-tokens": 300,
@@ -276,7 +261,7 @@ def test_a_run_probes_a_users_set_and_a_changed_file_is_probed_again(gemma2_fold
     assert "auc_k1" in capsys.readouterr().out
     assert len(first) == 2
     assert len({record.scores["auc_dense"].value for record in first.values()}) == 1  # one probe for all SAEs
-    write_set(file, n=64)
+    write_labelled(file, n=64)
     for name, record in records().items():
         assert record.comparable != first[name].comparable
         assert record.details["sets"]["mine"]["n_train"] == 43
