@@ -1,6 +1,9 @@
 """Records of simulated experiments, whose planted differences are known."""
 
 import numpy as np
+from scipy import stats
+
+from sae_bench.leaderboard.bootstrap import Estimate
 
 N_DOCUMENTS = 60
 
@@ -42,3 +45,12 @@ def simulated(seed, effects, n_seeds=5, seed_sd=0.02, document_sd=0.3, noise=0.0
                 loss = level + draw.normal(0, noise, N_DOCUMENTS)
                 records.append(record(label, target, run, target, loss * tokens, tokens))
     return records
+
+
+def rarely(n: int, p: float = 0.025) -> float:
+    """The share of n experiments that something of that probability exceeds once in a thousand tests."""
+    return float(stats.binom.isf(1e-3, n, p)) / n
+
+
+def exactly(value: float, stderr: float = 1.0, degrees: float = 20.0) -> Estimate:
+    return Estimate(value, stderr, ((1.0, degrees),), True)

@@ -5,9 +5,8 @@ import re
 import numpy as np
 import pytest
 from command import bench
-from simulated import N_DOCUMENTS
+from simulated import N_DOCUMENTS, exactly, rarely
 from synthetic import HOSTILE, records, typed, write_run
-from test_claims import exactly, rarely
 
 from sae_bench.leaderboard import claim_sections
 from sae_bench.leaderboard.claims import JUDGED

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_architectures import F, activations, assert_twins_agree, build, build_jumprelu, sae_with_l0s
+from float64_saes import F, activations, assert_twins_agree, build, build_jumprelu, sae_with_l0s
 from torch import Tensor
 from twins import quadratic_twin, step, tanh_twin
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_architectures import activations, build, randomise
+from float64_saes import activations, build, randomise
 from twins import layouts, pursuit_twin, step
 
 from sae_bench import ARCHITECTURES, SAEConfig, pursue

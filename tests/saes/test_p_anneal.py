@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_architectures import activations, build, randomise
+from float64_saes import activations, build, randomise
 from toy_trainer import activations as toy_activations
 from toy_trainer import started
 from twins import LAMBDA, assert_twins_agree_on, p_anneal_twin, step

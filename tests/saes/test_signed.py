@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_architectures import assert_twins_agree, build, randomise
+from float64_saes import assert_twins_agree, build, randomise
 from torch import Tensor
 from twins import abs_topk_twin, step
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_architectures import B, D, F, activations, build, randomise
+from float64_saes import B, D, F, activations, build, randomise
 from toy_trainer import activations as toy_activations
 from toy_trainer import started
 from twins import assert_twins_agree_on, batchtopk_twin, layouts, matryoshka_twin, step
