@@ -1,10 +1,12 @@
-"""The judge through the real client: right answers score right, every fault is counted, nothing is paid twice."""
+"""The real client of a judge: every fault is counted, what passes is tried again, and nothing is paid twice."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -185,9 +187,9 @@ def test_calls_under_way_together_learn_of_one_parameter_one_thing(server, tmp_p
 CHILD = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
-sys.path[:0] = [{tests!r}, {tests!r} + "/autointerp"]
+sys.path.insert(0, {tests!r})
 from pathlib import Path
-from test_client import ask
+from asking import ask
 from toy_latents import toy_latent
 
 class There:
@@ -199,7 +201,7 @@ ask(There, Path({folder!r}), *(toy_latent(i) for i in range(3)), concurrency=2, 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_process_that_is_killed_loses_no_answer(server, tmp_path, number):
-    reached = __import__("threading").Event()
+    reached = threading.Event()
 
     def stop(n):
         if n < 20:
@@ -211,7 +213,7 @@ def test_a_process_that_is_killed_loses_no_answer(server, tmp_path, number):
     code = CHILD.format(tests=str(Path(__file__).parents[1]), url=server.base_url, folder=str(tmp_path))
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, env=dict(os.environ))
     assert reached.wait(400)
-    __import__("time").sleep(0.5)
+    time.sleep(0.5)
     child.send_signal(number)
     child.wait(120)
     answered = list(server.answered)
