@@ -64,7 +64,7 @@ class Firing:
             raise UserError(f"{run} is no run's folder (it has no run.json): give the folder that --out named")
         manifest = read_sealed(run / "run.json")
         # What a cache has, it has of the run's own text.
-        own = at_home(RunConfig(**manifest["config"]), self.folder, manifest)
+        own = at_home(RunConfig.of_run(manifest), self.folder, manifest)
         self.config = own.model_copy(update={"activations_cache": None})
         if self.config.world is not None:
             raise UserError(f"{run} is of a synthetic world, which reads no text: give the run of a language model")

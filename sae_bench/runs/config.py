@@ -235,7 +235,8 @@ class RunConfig(Identified, Consistent, JudgeConfig, TextSettings):
     @classmethod
     def of_run(cls, manifest: Mapping[str, Any]) -> "RunConfig":
         """The settings of the run that a run.json is of, with what its tasks with text of their own read."""
-        return cls(**{**manifest["config"], **manifest.get("kept", {})})
+        kept = manifest.get("kept", {})
+        return cls(**{**manifest["config"], **{name: kept[name] for name in KEPT if name in kept}})
 
     @property
     def identity(self) -> dict[str, Any]:

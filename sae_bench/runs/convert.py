@@ -48,7 +48,7 @@ def convert_run(
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out} is not empty: choose another folder")
     manifest = read_sealed(run / "run.json")
-    config = at_home(RunConfig(**manifest["config"]), RunFolder(run), manifest)
+    config = at_home(RunConfig.of_run(manifest), RunFolder(run), manifest)
     chosen = [sae for sae in saes_of(run, wanted) if sae.arch != to]
     if not chosen:
         raise UserError(f"{run} has no SAE that is not {to} already: nothing to convert")

@@ -8,6 +8,7 @@ all sets have in common is found by Student's t.
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 from jaxtyping import Float
@@ -32,6 +33,12 @@ ROUNDING_P = 1e-4
 
 FEWEST_UNITS = 5
 """For that; few may agree by chance."""
+
+MOST_OTHERS = 2
+"""Units that only one of the two has: a letter whose probe is hardly good enough may be scored on one machine alone."""
+
+MOST_WAYS = 10_000
+"""To leave such units out, of which the best is looked for: of 113 sets, which SAE-Probes has, two."""
 
 
 def difference_on_tokens(result: Result, record: Record, complete: Sequence[int], *, whole: bool) -> str | None:
@@ -66,20 +73,42 @@ def difference_on_tokens(result: Result, record: Record, complete: Sequence[int]
 
 
 def difference_on_texts(result: Result, record: Record) -> str | None:
-    """What differs on a task's own text: how far all units of it moved, and what scores and errors they give.
-
-    Where rounding made other units be measured, as letters whose probe is no longer good enough, scores alone are held.
-    """
+    """What differs on a task's own text: how far all units of it moved, and what scores and errors they give."""
     if strange := sorted(record.by_document.keys() ^ result.by_document.keys()):
         return f"{strange[0]} is {'not' if strange[0] in result.by_document else 'only'} in the record"
-    for name, units in result.by_document.items():
-        now, then = np.array(units), np.array(record.by_document[name])
-        if now.shape == then.shape and (p := _p_of_rounding(now - then)) < ROUNDING_P:
+    shared = _shared(result.by_document, record.by_document)
+    if shared is None:
+        units = [", ".join(map(str, sorted({*map(len, of.by_document.values())}))) for of in (record, result)]
+        return f"the record has {units[0]} units of the text, {units[1]} are measured"
+    for name, units_now in result.by_document.items():
+        now, then = np.array(units_now), np.array(record.by_document[name])
+        if (p := _p_of_rounding(now[shared[0]] - then[shared[1]])) < ROUNDING_P:
             return f"{name} is {now.mean():.6g}, the record has {then.mean():.6g}, which is no rounding (p = {p:.1g})"
         of_now, of_then = (scores[name].stderr if name in scores else None for scores in (result.scores, record.scores))
         if _same(of_now, mean_stderr(now)) and not _same(of_then, gives := mean_stderr(then)):
             return f"the error of {name} is {of_then}, what the record has of its units gives {gives}"
     return _difference_of_scores(result.scores, record.scores, TEXT_TOLERANCE, 0.5)
+
+
+def _shared(now: Mapping[str, Sequence[float]], then: Mapping[str, Sequence[float]]) -> list[list[int]] | None:
+    """The units that both sides have, by their numbers on either: all but those without which the sides agree best.
+
+    None where that leaves too many out, or names have units of different numbers. Both have the units in one order.
+    """
+    lengths = [{len(units) for units in of.values()} for of in (now, then)]
+    if lengths == [set(), set()]:
+        return [[], []]
+    if max(map(len, lengths)) > 1:
+        return None
+    sides = [np.array([of[name] for name in now]) for of in (now, then)]
+    n = [side.shape[1] for side in sides]
+    if abs(n[0] - n[1]) > MOST_OTHERS or math.comb(max(n), min(n)) > MOST_WAYS:
+        return None
+    longer, shorter = sides if n[0] > n[1] else sides[::-1]
+    ways = map(list, combinations(range(max(n)), min(n)))
+    best = min(ways, key=lambda some: float(np.abs(longer[:, some] - shorter).sum()))
+    whole = list(range(min(n)))
+    return [best, whole] if n[0] > n[1] else [whole, best]
 
 
 def _p_of_rounding(moved: Float[ndarray, " n"]) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
+from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, contexts_at_once, evaluate
 from sae_bench.evaluation.task import BaseTask, OwnText, Task, TextTask, read_texts, text_tasks, token_tasks
 from sae_bench.evaluation.text_loop import measure_texts
@@ -54,10 +55,15 @@ def verify_numbers(
         manifest: run.json, whose language model and corpus are held against those that are there.
 
     Raises:
-        UserError: the model, the text or the weights cannot be had.
+        UserError: the model, the held-out text or the weights cannot be had.
     """
     on_texts = saes if on_texts is None else on_texts
-    texts = read_texts(sorted({task for sae in on_texts for task in text_tasks(measurable(records, sae))}), config)
+    texts: dict[str, OwnText] = {}
+    for name in sorted({task for sae in on_texts for task in text_tasks(measurable(records, sae))}):
+        try:
+            texts |= read_texts([name], config)
+        except UserError as error:  # a package is missing, or a file: all else can be measured
+            yield (f"text of {name}", str(error))
     lm = load_model(config, progress)
     if manifest is not None and "model" in manifest:
         changed = differences(manifest["model"], lm.identity())
@@ -99,7 +105,7 @@ def verify_numbers(
     about_texts = {
         sae: candidate(sae, {name: task(texts[name]) for name, task in with_text.items()})
         for sae in on_texts
-        if (with_text := text_tasks(measurable(records, sae)))
+        if (with_text := text_tasks(name for name in measurable(records, sae) if name in texts))
     }
     yield from _on_texts(lm, texts, about_texts, records, progress)
 

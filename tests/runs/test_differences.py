@@ -71,10 +71,21 @@ def test_an_error_that_is_not_that_of_the_records_own_units_is_found(auc):
     assert "the error of auc is None" in difference_on_texts(measured(auc), recorded(auc, stderr=None))
 
 
-def test_where_other_letters_are_scored_the_mean_is_held(auc):
-    """Rounding brings the probe of a letter under the F1 from which letters are scored."""
-    assert difference_on_texts(measured(auc[1:]), recorded(auc)) is None
-    assert "the record has" in difference_on_texts(measured(auc[1:]), recorded(auc + 0.1))
+@pytest.mark.parametrize(("of_now", "of_then"), [(slice(1, None), slice(None)), (slice(None), slice(2, None))])
+def test_where_other_letters_are_scored_those_that_both_have_are_held(auc, of_now, of_then):
+    """Rounding brings a letter's probe over the F1 from which letters are scored; whoever drops one hides nothing."""
+    assert difference_on_texts(measured(auc[of_now]), recorded(auc[of_then])) is None
+    assert "which is no rounding" in difference_on_texts(measured(auc[of_now]), recorded(auc[of_then] + 0.01))
+    assert "which is no rounding" in difference_on_texts(measured(auc[of_now]), recorded(auc[of_then] - 0.01))
+
+
+def test_more_units_than_rounding_brings_are_refused(auc):
+    said = "the record has 17 units of the text, 20 are measured"
+    assert difference_on_texts(measured(auc), recorded(auc[3:])) == said
+    assert difference_on_texts(measured(auc[3:]), recorded(auc)).startswith("the record has 20")
+    torn = recorded(auc)
+    torn.by_document["sets"] = [1.0] * 3
+    assert difference_on_texts(measured(auc), torn) == "the record has 3, 20 units of the text, 20 are measured"
 
 
 def test_units_that_only_one_of_the_two_has_are_named(auc):

@@ -7,6 +7,7 @@ import pytest
 from command import bench, flags, write_labelled
 
 from sae_bench.records.files import read_sealed, write_sealed
+from sae_bench.runs.config import RunConfig
 
 RECORD = "topk.layer_1.resid_post.w48.l0_6.seed0.sparse_probing.json"
 
@@ -78,6 +79,30 @@ def test_texts_that_are_others_now_are_named_and_not_measured(run, capsys):
     assert code == 1
     assert "text of sparse_probing: is not what the records were measured on (probe sets)" in lines
     assert not [line for line in lines if line.startswith("sparse_probing of")]
+
+
+def test_where_the_texts_cannot_be_had_all_else_is_measured(run, capsys):
+    (file,) = run.parent.glob("two.csv")
+    moved = file.rename(run.parent / "elsewhere.csv")
+    try:
+        code, lines = verified(run, capsys)
+    finally:
+        moved.rename(file)
+    assert code == 1
+    (wrong,) = [line for line in lines if line.startswith("text of sparse_probing: ")]
+    assert 'two.csv": no such file' in wrong
+    assert len([line for line in lines if line.startswith("reconstruction of") and line.endswith("as recorded")]) == 4
+
+
+def test_settings_of_a_run_are_its_own_and_those_that_are_kept(run):
+    """Nobody brings in what decides numbers by the name of what does not."""
+    manifest = read_sealed(run / "run.json")
+    config = RunConfig.of_run(manifest)
+    assert [name.rsplit("/")[-1] for name in config.probe_set] == ["one.csv", "two.csv"]
+    forged = manifest | {"kept": manifest["kept"] | {"model": "demo", "plugins": ["evil.py"]}}
+    assert RunConfig.of_run(forged) == config
+    del manifest["kept"]
+    assert RunConfig.of_run(manifest).probe_set == ()
 
 
 def test_submit_probes_what_it_draws_and_refuses_what_was_made_better(run, stranger, tmp_path, capsys):
