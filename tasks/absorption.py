@@ -75,6 +75,7 @@ class Absorption(TextTask):
     """
 
     version = "1"
+    chosen_units = True  # letters whose probe is good enough
     metrics = (
         Metric("mean_absorption_fraction", "down", "", "share of a first letter that latents of words carry", True),
         Metric("mean_full_absorption", "down", "", "share of words whose first letter one other latent carries alone"),

@@ -225,6 +225,9 @@ class TextTask(BaseTask):
 
     on_request = True
 
+    chosen_units: ClassVar[bool] = False
+    """Whether what it measures decides which units enter its sums: then rounding may choose a few others."""
+
     def __init__(self, text: Any) -> None:
         self.text = text
 

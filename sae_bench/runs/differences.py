@@ -72,11 +72,14 @@ def difference_on_tokens(result: Result, record: Record, complete: Sequence[int]
     return _difference_of_scores(result.scores, record.scores, SCORE_TOLERANCE, 1.0) if whole else None
 
 
-def difference_on_texts(result: Result, record: Record) -> str | None:
-    """What differs on a task's own text: how far all units of it moved, and what scores and errors they give."""
+def difference_on_texts(result: Result, record: Record, *, chosen_units: bool) -> str | None:
+    """What differs on a task's own text: how far all units of it moved, and what scores and errors they give.
+
+    `chosen_units`: as `TextTask` has it; then rounding may choose a few others.
+    """
     if strange := sorted(record.by_document.keys() ^ result.by_document.keys()):
         return f"{strange[0]} is {'not' if strange[0] in result.by_document else 'only'} in the record"
-    shared = _shared(result.by_document, record.by_document)
+    shared = _shared(result.by_document, record.by_document, MOST_OTHERS if chosen_units else 0)
     if shared is None:
         units = [", ".join(map(str, sorted({*map(len, of.by_document.values())}))) for of in (record, result)]
         return f"the record has {units[0]} units of the text, {units[1]} are measured"
@@ -90,10 +93,13 @@ def difference_on_texts(result: Result, record: Record) -> str | None:
     return _difference_of_scores(result.scores, record.scores, TEXT_TOLERANCE, 0.5)
 
 
-def _shared(now: Mapping[str, Sequence[float]], then: Mapping[str, Sequence[float]]) -> list[list[int]] | None:
+def _shared(
+    now: Mapping[str, Sequence[float]], then: Mapping[str, Sequence[float]], most_others: int
+) -> list[list[int]] | None:
     """The units that both sides have, by their numbers on either: all but those without which the sides agree best.
 
-    None where that leaves too many out, or names have units of different numbers. Both have the units in one order.
+    None where that leaves out more than `most_others`, or names have units of different numbers. Both have the units in
+    one order.
     """
     lengths = [{len(units) for units in of.values()} for of in (now, then)]
     if lengths == [set(), set()]:
@@ -102,7 +108,7 @@ def _shared(now: Mapping[str, Sequence[float]], then: Mapping[str, Sequence[floa
         return None
     sides = [np.array([of[name] for name in now]) for of in (now, then)]
     n = [side.shape[1] for side in sides]
-    if abs(n[0] - n[1]) > MOST_OTHERS or math.comb(max(n), min(n)) > MOST_WAYS:
+    if abs(n[0] - n[1]) > most_others or math.comb(max(n), min(n)) > MOST_WAYS:
         return None
     longer, shorter = sides if n[0] > n[1] else sides[::-1]
     ways = map(list, combinations(range(max(n)), min(n)))
@@ -136,6 +142,8 @@ def _difference_of_scores(
         of_record = then.get(name)
         if of_record is None:
             return f"{name} is not in the record"
+        if of_record.formula != score.formula:
+            return f"{name} is {score.formula}, the record has {of_record.formula}"
         for what, is_now, was in (
             ("", score.value, of_record.value),
             ("the error of ", score.stderr, of_record.stderr),

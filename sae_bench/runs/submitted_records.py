@@ -76,11 +76,7 @@ def _record(path: Path) -> Record:
     for name in (about.id, record.task):
         if name != file_name(name):
             raise UserError(f"{path}: {one_line(name)!r} is no name of an SAE or a task: {RERUN}")
-    try:
-        problem = score_problem(record)
-    except (KeyError, ValueError, ZeroDivisionError) as error:  # not of this program
-        problem = f"a score is of sums that it does not have ({one_line(str(error))})"
-    if problem is not None:
+    if (problem := score_problem(record)) is not None:
         raise UserError(f"{path}: {problem}: {RERUN}")
     return record
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_bench.errors import UserError
+from sae_bench.errors import UserError, one_line
 from sae_bench.leaderboard.bootstrap import Design
 from sae_bench.leaderboard.replicates import metric_replicates
 from sae_bench.leaderboard.tables import board_files
@@ -97,7 +97,10 @@ def score_problem(record: Record) -> str | None:
     for name, score in record.scores.items():
         if score.formula is None or score.value is None:
             continue
-        value = float(metric_replicates(record, name, Design(1, 1))[0])
+        try:
+            value = float(metric_replicates(record, name, Design(1, 1))[0])
+        except (KeyError, ValueError, ZeroDivisionError) as error:  # not of this program
+            return f"a score is of sums that it does not have ({one_line(str(error))})"
         if not math.isclose(value, score.value, rel_tol=1e-9, abs_tol=1e-12):
             return f"{name} is {score.value:.6g}, its sums give {value:.6g}"
     return None

@@ -174,7 +174,9 @@ def _on_texts(
     for sae, candidate in candidates.items():
         for task in candidate.tasks:
             if task in found:
-                problem = _failure(candidate, task) or difference_on_texts(candidate.results[task], records[sae, task])
+                problem = _failure(candidate, task) or difference_on_texts(
+                    candidate.results[task], records[sae, task], chosen_units=candidate.tasks[task].chosen_units
+                )
                 yield (f"{task} of {sae}", problem)
 
 

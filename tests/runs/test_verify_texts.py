@@ -68,6 +68,19 @@ def test_a_probe_that_was_made_better_is_found(stranger, capsys):
     assert [line for line in lines if line.startswith(f"sparse_probing of {RECORD.split('.sparse')[0]}: auc_k1 ")]
 
 
+def test_records_without_their_sums_are_found_and_end_nothing(stranger, capsys):
+    for task in ("sparse_probing", "reconstruction"):
+        path = stranger / "records" / RECORD.replace("sparse_probing", task)
+        write_sealed(path, read_sealed(path) | {"by_document": {}})
+    code, lines = verified(stranger, capsys)
+    assert code == 1
+    sae = RECORD.removesuffix(".sparse_probing.json")
+    for task in ("sparse_probing", "reconstruction"):
+        assert any(line.startswith(f"scores of {sae}.{task}: a score is of sums that it does not") for line in lines)
+    assert f"sparse_probing of {sae}: accuracy_dense is not in the record" in lines
+    assert any(line.startswith(f"reconstruction of {sae}, ") and "has 0 documents" in line for line in lines)
+
+
 def test_texts_that_are_others_now_are_named_and_not_measured(run, capsys):
     (file,) = run.parent.glob("two.csv")
     before = file.read_text()
