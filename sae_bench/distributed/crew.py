@@ -1,7 +1,7 @@
 """Those who work on a run on a cluster of Ray's: a cell is a task, retried where that may help, else on record."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import inf
@@ -187,7 +187,7 @@ class ClusterCrew:
         """Have every cell worked on, all at once or, where they share captures, as many as these serve."""
         own = [sae for sae in todo if sae.description.origin is None]
         to_train = {sae.id: sae for sae in own if not self._folder.has_sae(sae.id, self._config.training_hash)}
-        n_trainers = self._n_trainers(list(to_train))
+        n_trainers = self._n_trainers([sae.id for sae in own], to_train)
         if not n_trainers:
             return self._all_done(cells, reference, view)
         view.say(f"shared capture: each serves up to {n_trainers} cells")
@@ -198,12 +198,12 @@ class ClusterCrew:
                 failures |= self._all_done({cell.id: cell for group in groups for cell in group}, reference, view)
         return failures
 
-    def _n_trainers(self, to_train: Sequence[str]) -> int:
+    def _n_trainers(self, saes: Sequence[str], to_train: Collection[str]) -> int:
         """How many cells a capture serves; 0: none is shared."""
         paying = 0
         if to_train and self._mode != "own" and self._slots.n > 1:
-            n, n_bytes = self._slots.n, self._slots.n_bytes
-            paying = value_of(self._begin(remote.paying_trainers, "plan", to_train, n, n_bytes))
+            finished = [name for name in saes if name not in to_train]
+            paying = value_of(self._begin(remote.paying, "plan", saes, finished, self._slots.n, self._slots.n_bytes))
         return trainers_of(self._mode, paying, self._slots.n) if to_train else 0
 
     def _all_done(self, cells: Mapping[str, Cell], order: Task, view: View) -> dict[str, str]:

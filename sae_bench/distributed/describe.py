@@ -50,7 +50,8 @@ def describe_sweep(
     check(config, tasks_of(config))
     read_texts(tasks_of(config), config)
     lm, plans = shape_of(config, fleet)
-    works, shared = sweep_work(config, lm, plans, fleet)
+    finished = [plan.id for plan in plans if folder.has_sae(plan.id, config.training_hash)]
+    works, shared = sweep_work(config, lm, plans, fleet, finished)
     plan = plan_cells(works, shared, fleet)
     bound, sharing = least_makespan(works, shared, fleet), share_captures(works, shared, fleet)
     how = "partly measured here" if Speed(config, lm, fleet[0].kind).measured else "computed"
@@ -59,13 +60,15 @@ def describe_sweep(
     smallest = min(fleet, key=lambda devices: devices.n_bytes)
     fewest, most = (f(len(cell.saes) for cell in plan.cells) for f in (min, max))
     size = f"{fewest} to {most}" if fewest < most else f"{most}"
+    verb = "is" if len(finished) == 1 else "are"
     n_sites, n_steps = len({plan.site for plan in plans}), config.tokens * config.reuse // config.batch_size
     lines = [
         _table(plan),
         "",
         f"devices    {names}; a cell may take {smallest.n_bytes / 1e9:.1f} GB",
         f"model      {lm.name} ({lm.n_bytes / 1e9:.2f} GB in {str(lm.dtype).removeprefix('torch.')})",
-        f"sweep      {len(plans):,} SAEs at {n_sites} sites, {n_steps:,} steps of {config.batch_size:,} each",
+        f"sweep      {len(plans):,} SAEs at {n_sites} sites, {n_steps:,} steps of {config.batch_size:,} each"
+        f"{f'; {len(finished):,} of them {verb} trained already' if finished else ''}",
         f"cells      {len(plan.cells):,} of {size} SAEs that share one stream on one device;"
         f" {max(cell.n_bytes for cell in plan.cells) / 1e9:.1f} GB at most (computed)",
         f"work       {_hours(plan.seconds)} {unit} ({how}), {plan.lm_share:.0%} of it the language model's",

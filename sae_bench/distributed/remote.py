@@ -20,10 +20,9 @@ from sae_bench.distributed.courier import Courier
 from sae_bench.distributed.desk import Report
 from sae_bench.distributed.fleet import CPU
 from sae_bench.distributed.logs import logged
-from sae_bench.distributed.planner import Cell, plan_cells
+from sae_bench.distributed.planner import Cell
 from sae_bench.distributed.shared_capture import SharedSource
-from sae_bench.distributed.sharing import pays, share_captures
-from sae_bench.distributed.sweep import plan_sweep, sweep_work
+from sae_bench.distributed.sweep import paying_trainers, plan_sweep
 from sae_bench.distributed.work import Devices
 from sae_bench.lm.sites import Site
 from sae_bench.progress import Progress
@@ -140,14 +139,11 @@ def plan(errand: Errand, saes: Collection[str], finished: Collection[str], n_dev
     return [*cells, *(Cell(f"imported-{digest_of(part)[:12]}", part, float(len(part)), 0, 0.0) for part in parts)]
 
 
-def paying_trainers(errand: Errand, saes: Collection[str], n_devices: int, n_bytes: int) -> int:
-    """How many devices a shared capture serves where it pays, as `plan` computes; 0 where it does not."""
+def paying(errand: Errand, saes: Collection[str], finished: Collection[str], n_devices: int, n_bytes: int) -> int:
+    """How many devices a shared capture serves where it pays, for what `plan` plans; 0 where it does not."""
     bench = _bench(errand, Progress(quiet=True))
-    fleet = _fleet(bench, n_devices, n_bytes)
     plans = [plan for plan in bench.plans.values() if plan.id in saes and isinstance(plan, SAEPlan)]
-    works, shared = sweep_work(errand.config, bench.lm, plans, fleet)
-    sharing = share_captures(works, shared, fleet)
-    return sharing.n_trainers if sharing and pays(plan_cells(works, shared, fleet), sharing) else 0
+    return paying_trainers(errand.config, bench.lm, plans, _fleet(bench, n_devices, n_bytes), finished)
 
 
 def _fleet(bench: Workbench, n_devices: int, n_bytes: int) -> list[Devices]:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from sae_bench.autointerp.sample import collection_bytes
 from sae_bench.distributed.fleet import CPU, peaks_for
 from sae_bench.distributed.planner import CellPlan, plan_cells
+from sae_bench.distributed.sharing import pays, share_captures
 from sae_bench.distributed.work import Devices, Room, SAEWork, SharedWork, SiteWork
 from sae_bench.evaluation.loop import BATCH_BYTES, PAIR_BYTES, WORKING_BYTES
 from sae_bench.lm.activations import ActivationModel
@@ -35,6 +36,22 @@ def plan_sweep(
         UserError: one SAE alone is too much for a device.
     """
     return plan_cells(*sweep_work(config, lm, plans, fleet, finished), fleet)
+
+
+def paying_trainers(
+    config: RunConfig,
+    lm: ActivationModel,
+    plans: Sequence[SAEPlan],
+    fleet: Sequence[Devices],
+    finished: Collection[str] = (),
+) -> int:
+    """How many devices a shared capture serves where the sweep is done sooner with it; 0 where it is not.
+
+    Those `finished` count, for they are still to be evaluated: that halves on two devices that both work on cells.
+    """
+    works, shared = sweep_work(config, lm, plans, fleet, finished)
+    sharing = share_captures(works, shared, fleet)
+    return sharing.n_trainers if sharing and pays(plan_cells(works, shared, fleet), sharing) else 0
 
 
 def sweep_work(

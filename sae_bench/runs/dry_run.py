@@ -4,6 +4,8 @@ The language model is built from its configuration out of fake tensors, which ha
 their widths are found in it exactly as in the real run.
 """
 
+from collections.abc import Mapping
+
 from tabulate import tabulate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -13,7 +15,7 @@ from sae_bench.autointerp.random_baseline import random_baselines
 from sae_bench.autointerp.sample import collection_bytes
 from sae_bench.device import choose_device, free_bytes, has_cuda
 from sae_bench.evaluation.loop import batch_bytes, contexts_at_once
-from sae_bench.evaluation.task import read_texts
+from sae_bench.evaluation.task import OwnText, read_texts
 from sae_bench.lm.activations import ActivationModel
 from sae_bench.lm.fingerprint import fingerprint
 from sae_bench.lm.load import random_name
@@ -29,6 +31,7 @@ from sae_bench.runs.import_saes import ImportPlan, Plan, open_imports, plan_impo
 from sae_bench.runs.plan import SAEPlan, plan_saes, tasks_of, training_bytes, training_disk_bytes
 from sae_bench.runs.records import is_missing
 from sae_bench.runs.sources import model_shape, token_stream
+from sae_bench.runs.texts import without_record
 from sae_bench.runs.times import stage_times
 from sae_bench.saes.save import description_of
 from sae_bench.training.serving import buffer_bytes
@@ -83,7 +86,8 @@ def describe_plan(config: RunConfig, folder: RunFolder, *, overwrite: bool = Fal
     for plan in everything:
         state = "to import" if isinstance(plan, ImportPlan) else "to train"
         if plan.id in there:
-            state = "to evaluate" if plan in to_evaluate else "finished"
+            on_texts = "to evaluate on texts" if lacks_texts(config, folder, plan.id, texts) else "finished"
+            state = "to evaluate" if plan in to_evaluate else on_texts
         rows.append([plan.id, plan.site.path, plan.config.d_in, state])
     plans = [plan for plan in plans if plan.id not in there]
     n_steps = config.tokens * config.reuse // config.batch_size if plans else 0
@@ -122,7 +126,7 @@ def describe_plan(config: RunConfig, folder: RunFolder, *, overwrite: bool = Fal
 
 
 def lacks_records(config: RunConfig, folder: RunFolder, sae: str) -> bool:
-    """Whether the evaluation has something to do for an SAE that is there, if the language model is still the run's."""
+    """Whether an SAE that is there is left to evaluate on held-out tokens, if the language model is still the run's."""
     manifest = folder.manifest()
     if manifest is None:
         return True
@@ -131,6 +135,15 @@ def lacks_records(config: RunConfig, folder: RunFolder, sae: str) -> bool:
         is_missing(folder.record(sae, task), task, about, config.evaluation_hash, model)
         for task in of_one_sae(tasks_of(config))
     )
+
+
+def lacks_texts(config: RunConfig, folder: RunFolder, sae: str, texts: Mapping[str, OwnText]) -> bool:
+    """Whether it is left to evaluate on texts that tasks bring, as `lacks_records`."""
+    manifest = folder.manifest()
+    if manifest is None:
+        return bool(texts)
+    about, model = description_of(folder.sae_path(sae)), fingerprint(manifest["model"])
+    return bool(without_record(folder, about, config.evaluation_hash, model, texts))
 
 
 def describe_judge(config: RunConfig, plans: list[Plan]) -> str:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command import bench, flags
+from command import bench, flags, write_labelled
 from test_end_to_end import mtimes, records_of, weights_of, without_times
 from test_identity import killed_at
 
@@ -132,8 +132,20 @@ def test_the_plan_of_more_counts_what_is_left_alone(settings, first, tmp_path, c
     assert states == ["finished", "to train"]
     assert "training" in time
     assert "evaluation" in time
-    next((tmp_path / "run" / "records").iterdir()).unlink()
+    texts = {"--tasks": ("delta_lm_loss", "sparse_probing"), "--probe-set": write_labelled(tmp_path / "set.csv", 60)}
+    states, time = plan(texts)
+    assert states == ["to evaluate on texts"]
+    assert "on the held-out tokens" in time
+    assert bench(*flags(run | texts), "--quiet") == 0
+    assert plan(texts)[0] == ["finished"]
+    next((tmp_path / "run" / "records").glob("*.delta_lm_loss.json")).unlink()
     assert plan({})[0] == ["to evaluate"]
+
+
+def test_the_plan_for_many_devices_counts_what_is_trained_already(settings, first, capsys):
+    asked = settings | {"--out": first, "--l0": (6, 9), "--devices": "1xcpu"}
+    assert bench(*flags(asked), "--dry-run") == 0
+    assert re.search(r"2 SAEs at 1 sites, .*; 1 of them is trained already\n", capsys.readouterr().out)
 
 
 def test_a_killed_training_goes_on_beside_what_is_added(settings, tmp_path, monkeypatch):
