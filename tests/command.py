@@ -26,6 +26,25 @@ def flags(settings: dict[str, object]) -> list[object]:
     ]
 
 
+def small_run(model: Path, corpus: Path, out: Path) -> dict[str, object]:
+    """Settings of a run of a few seconds, by flag."""
+    return {
+        "--arch": "topk", "--model": model, "--layer": 1, "--dataset": corpus, "--width": 64, "--l0": 8,
+        "--tokens": 1000, "--reuse": 2, "--batch-size": 256, "--eval-tokens": 300, "--context-size": 32, "--out": out,
+    }  # fmt: skip
+
+
+def complaint(capsys: pytest.CaptureFixture[str], changed: dict[str, object], out: Path) -> str:
+    """The one line on stderr of a command that fails before it writes anything."""
+    assert bench(*flags(changed), "--quiet") == 2
+    assert not out.exists()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
 def write_corpus(path: Path, n_documents: int = 400) -> Path:
     """Short documents, at 400 some 20,000 tokens, one in ten held out."""
     words, draw = TEXT.split(), random.Random(0)

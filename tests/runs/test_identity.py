@@ -1,31 +1,22 @@
 """Whatever can change a number is part of what a run is known by: edited between two commands, it is noticed."""
 
-import importlib
 import json
 import os
 import re
 import shlex
 import shutil
-import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from command import bench, flags, write_corpus
-from huggingface_hub.errors import StrictDataclassFieldValidationError
 from test_end_to_end import mtimes, records_of
-from tiny import save_tiny, tiny_gemma2, tiny_tokenizer
+from test_plugin_identity import PLUGIN
+from tiny import save_tiny
 
-from sae_bench.errors import UserError
 from sae_bench.lm import corpus as corpora
-from sae_bench.lm.fingerprint import NOT_DECIDING, fingerprint, hash_of_code
-from sae_bench.lm.model import LanguageModel
-from sae_bench.plugin_files import files_of_plugin
 from sae_bench.records import content
 from sae_bench.records import kept as of_kept
 from sae_bench.records.files import read_sealed, write_sealed
-from sae_bench.registry import load_plugin
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.provenance import environment
 from sae_bench.training import trainer as trainer_module
@@ -49,76 +40,6 @@ def mine(settings, tmp_path):
     return settings | {
         "--model": tmp_path / "model", "--dataset": tmp_path / "text.jsonl", "--out": tmp_path / "run"
     }  # fmt: skip
-
-
-def identity_of(edit=lambda lm: None):
-    lm = LanguageModel(tiny_gemma2(), tiny_tokenizer("gemma2"), "tiny")
-    edit(lm)
-    return fingerprint(lm.identity())
-
-
-def test_every_setting_of_a_configuration_is_in_a_models_identity_but_paths_and_versions():
-    usual = identity_of()
-    assert identity_of() == usual
-    tried, unseen = set(), set()
-    for name, value in tiny_gemma2().config.to_dict().items():
-        try:
-            changed = identity_of(partial(other_setting, name, another(value)))
-        except (AttributeError, StrictDataclassFieldValidationError):
-            continue  # no model has that
-        tried.add(name)
-        unseen |= {name} if changed == usual else set()
-    assert unseen == tried & NOT_DECIDING | {"model_type"}  # which is the class's own
-    assert tried >= {"rms_norm_eps", "rope_parameters", "sliding_window", "layer_types", "attn_logit_softcapping"}
-    assert tried >= {"hidden_activation", "final_logit_softcapping", "query_pre_attn_scalar", "transformers_version"}
-
-
-def other_setting(name, value, lm):
-    setattr(lm.model.config, name, value)
-
-
-def another(value):
-    if isinstance(value, dict):
-        return {**value, "rope_theta": 17.0}
-    if isinstance(value, list):
-        return value[::-1] if value != value[::-1] else [*value, *value]
-    return not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else "relu"
-
-
-def test_weights_buffers_and_special_tokens_are_in_a_models_identity():
-    def buffer(value):
-        return lambda lm: lm.model.register_buffer("correction", torch.tensor([value]))
-
-    edits = [
-        lambda lm: lm.model.model.norm.weight[-1].add_(1e-6),
-        buffer(1.0),
-        buffer(2.0),
-        lambda lm: setattr(lm.tokenizer, "bos_token", lm.tokenizer.eos_token),
-        lambda lm: lm.tokenizer.add_tokens(["zebra"]),
-    ]
-    assert len({identity_of(), *map(identity_of, edits)}) == 1 + len(edits)
-
-
-def test_code_that_comes_with_a_model_is_in_its_identity_with_what_it_imports(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "modeling_of_theirs.py").write_text("from norms_of_theirs import EPS\n\nclass Model: ...\n")
-    hashes = []
-    for eps in ("1e-6", "1e-5"):
-        (tmp_path / "norms_of_theirs.py").write_text(f"EPS = {eps}\n")
-        hashes.append(hash_of_code(importlib.import_module("modeling_of_theirs").Model))
-    assert len({None, *hashes}) == 3
-
-
-def test_code_that_comes_with_a_model_is_known_with_its_relative_imports_behind_a_link(tmp_path, monkeypatch):
-    (tmp_path / "real").mkdir()
-    (tmp_path / "code_of_theirs").symlink_to(tmp_path / "real")
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "real" / "modeling.py").write_text("from .norms import EPS\n\nclass Model: ...\n")
-    hashes = []
-    for eps in ("1e-6", "1e-5"):
-        (tmp_path / "real" / "norms.py").write_text(f"EPS = {eps}\n")
-        hashes.append(hash_of_code(importlib.import_module("code_of_theirs.modeling").Model))
-    assert len({None, *hashes}) == 3
 
 
 def killed_at(n_steps, monkeypatch, command):
@@ -225,100 +146,6 @@ def test_another_corpus_is_refused_where_a_finished_run_is_added_to(mine, tmp_pa
     assert "has changed since the run" in capsys.readouterr().err
     assert bench("verify", tmp_path / "run", "--quiet") == 1
     assert "corpus: is not what the run was made from" in capsys.readouterr().out
-
-
-PLUGIN = """
-import sys
-from pathlib import Path
-sys.path.insert(0, str(Path(__file__).parent))
-from beside import NAME
-from sae_bench import ARCHITECTURES, register_architecture
-
-FILES = ("declared.txt",)
-WORDS = (Path(__file__).parent / "opened.txt").read_text()
-
-@register_architecture(NAME)
-class Mine(ARCHITECTURES["topk"]):
-    version = "1"
-"""
-
-
-def test_whatever_a_plugin_reads_is_in_what_it_is_known_by(at_work, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.path", ["", *__import__("sys").path])
-    plugin = tmp_path / "plug.py"
-    plugin.write_text(PLUGIN + "import lib_of_theirs\nlib_of_theirs.read(Path(__file__).parent / 'by_library.txt')\n")
-    for name in ("declared.txt", "opened.txt", "by_library.txt", "at_import.txt"):
-        (tmp_path / name).write_text("words")
-    (tmp_path / "site-packages").mkdir()
-    monkeypatch.syspath_prepend(tmp_path / "site-packages")
-    reads = f"from pathlib import Path\nread = Path.read_text\nread(Path({str(tmp_path)!r}, 'at_import.txt'))\n"
-    (tmp_path / "site-packages" / "lib_of_theirs.py").write_text(reads)
-    (tmp_path / "beside.py").write_text("def later():\n    from package.deeper import N\n\nNAME = 'mine'\n")
-    (tmp_path / "package").mkdir()
-    (tmp_path / "package" / "__init__.py").write_text("from . import other\n")
-    (tmp_path / "package" / "other.py").write_text("import json, torch, sae_bench\n")
-    (tmp_path / "package" / "deeper.py").write_text("N = 1\n")
-    load_plugin(str(plugin))
-    import package  # noqa: F401  (as the plugin may have it imported by now)
-
-    expected = {"plug.py", "beside.py", "declared.txt", "opened.txt", "by_library.txt"}
-    expected |= {f"package/{name}.py" for name in ("__init__", "other", "deeper")}
-    assert set(files_of_plugin(plugin)) == expected
-
-
-BEHIND_LINKS = """
-from pathlib import Path
-from inner_of_theirs import scale
-from sae_bench import ARCHITECTURES, register_architecture
-
-FILES: tuple[str, ...] = ("declared.txt",)
-WORDS = (Path(__file__).parent / "opened.txt").read_text() + (Path(__file__).resolve().parent / "real.txt").read_text()
-
-@register_architecture("linked_{number}")
-class Linked(ARCHITECTURES["topk"]):
-    version = "1"
-"""
-
-
-@pytest.mark.parametrize("link", ["file", "folder"])
-def test_a_plugin_behind_links_is_known_by_all_that_it_reads(tmp_path, monkeypatch, link):
-    """Its package is a link, too: relative imports in it begin at the package, not at what the link leads to."""
-    real, named = tmp_path / "real", tmp_path / "named"
-    (real / "of_package").mkdir(parents=True)
-    if link == "file":
-        named.mkdir()
-        (named / "plug.py").symlink_to(real / "plugin_itself.py")
-    else:
-        named.symlink_to(real)
-    plugin = named / "plug.py"
-    (real / ("plugin_itself.py" if link == "file" else "plug.py")).write_text(BEHIND_LINKS.format(number=link))
-    for name in ("declared.txt", "opened.txt"):
-        (named / name).write_text("words")
-    (real / "real.txt").write_text("words")
-    (tmp_path / "path" / "of").mkdir(parents=True)
-    (tmp_path / "path" / "inner_of_theirs").symlink_to(real / "of_package")
-    (real / "of_package" / "__init__.py").write_text("from .deep import scale\n")
-    (real / "of_package" / "deep.py").write_text("def scale():\n    from .deeper import N\n    return N\n")
-    (real / "of_package" / "deeper.py").write_text("N = 1\n")
-    monkeypatch.syspath_prepend(tmp_path / "path")
-    for name in [name for name in sys.modules if name.startswith("inner_of_theirs")]:
-        monkeypatch.delitem(sys.modules, name)
-    load_plugin(str(plugin))
-    found = files_of_plugin(plugin)
-    names = {"plug.py", "declared.txt", "opened.txt", "real.txt", "__init__.py", "deep.py", "deeper.py"}
-    assert {Path(name).name for name in found} == names
-    assert {"plug.py", "declared.txt", "opened.txt"} < set(found)
-    monkeypatch.chdir(named)
-    assert files_of_plugin(Path("plug.py")).keys() == found.keys()
-
-
-@pytest.mark.parametrize(
-    "said", ["FILES = ('words.txt')", "FILES: str = 'words.txt'", "FILES = (7,)", "FILES = names()"]
-)
-def test_files_that_are_no_list_of_names_are_refused(tmp_path, said):
-    (tmp_path / "plug.py").write_text(said)
-    with pytest.raises(UserError, match=r"FILES is no list of names: write FILES = \('words.txt',\)"):
-        files_of_plugin(tmp_path / "plug.py")
 
 
 def test_a_changed_file_beside_a_plugin_is_refused(mine, tmp_path, capsys):
