@@ -19,7 +19,8 @@ from foreign_files import (
     write_saelens,
 )
 from safetensors.torch import load_file, save_file
-from test_formats import FakeHub, opened
+from test_formats import opened
+from test_sources import FakeHub
 
 from sae_bench.errors import UserError
 from sae_bench.formats.hook_names import Place
