@@ -99,7 +99,8 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
     if command.devices is not None or command.dollars_per_hour is not None:
         from sae_bench.distributed.describe import describe_sweep
 
-        print(describe_sweep(config, folder, command.devices, command.dollars_per_hour, dry_run=command.dry_run))
+        how = {"dry_run": command.dry_run, "overwrite": command.overwrite}
+        print(describe_sweep(config, folder, command.devices, command.dollars_per_hour, **how))
         return 0
     if command.dry_run:
         from sae_bench.runs.dry_run import describe_plan

@@ -30,9 +30,15 @@ LISTED = 20
 
 
 def describe_sweep(
-    config: RunConfig, folder: RunFolder, devices: str | None, dollars_per_hour: float | None, *, dry_run: bool = True
+    config: RunConfig,
+    folder: RunFolder,
+    devices: str | None,
+    dollars_per_hour: float | None,
+    *,
+    dry_run: bool = True,
+    overwrite: bool = False,
 ) -> str:
-    """The plan of a run on many devices, as text.
+    """The plan of a run on many devices, as text; with `overwrite`, once the run that is there is deleted.
 
     Raises:
         UserError: a flag is out of range or has no meaning without another, or one SAE is too much for a device.
@@ -46,11 +52,14 @@ def describe_sweep(
     if config.saes or not config.archs:
         raise UserError("--devices plans SAEs that are trained: leave out --sae, or leave out --devices")
     fleet = fleet_of(parse_devices(devices))
-    config = grown(config, folder, Progress())
+    if overwrite:
+        folder.check_clear()
+    else:
+        config = grown(config, folder, Progress())
     check(config, tasks_of(config))
     read_texts(tasks_of(config), config)
     lm, plans = shape_of(config, fleet)
-    finished = [plan.id for plan in plans if folder.has_sae(plan.id, config.training_hash)]
+    finished = [plan.id for plan in plans if not overwrite and folder.has_sae(plan.id, config.training_hash)]
     works, shared = sweep_work(config, lm, plans, fleet, finished)
     plan = plan_cells(works, shared, fleet)
     bound, sharing = least_makespan(works, shared, fleet), share_captures(works, shared, fleet)

@@ -140,7 +140,7 @@ def plan(errand: Errand, saes: Collection[str], finished: Collection[str], n_dev
 
 
 def paying(errand: Errand, saes: Collection[str], finished: Collection[str], n_devices: int, n_bytes: int) -> int:
-    """How many devices a shared capture serves where it pays, for what `plan` plans; 0 where it does not."""
+    """How many devices a shared capture serves where it pays, if all of these SAEs are planned anew; 0 where not."""
     bench = _bench(errand, Progress(quiet=True))
     plans = [plan for plan in bench.plans.values() if plan.id in saes and isinstance(plan, SAEPlan)]
     return paying_trainers(errand.config, bench.lm, plans, _fleet(bench, n_devices, n_bytes), finished)

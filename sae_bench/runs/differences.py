@@ -69,7 +69,18 @@ def difference_on_tokens(result: Result, record: Record, complete: Sequence[int]
         if np.abs(now - then).max() > TOLERANCE * max(np.abs(then).max(), 1.0):
             at = int(np.abs(now - then).argmax())
             return f"{name} of document {complete[at]} is {now[at]:.6g}, the record has {then[at]:.6g}"
+    if (of_formulas := _difference_of_formulas(result.scores, record.scores)) is not None:
+        return of_formulas
     return _difference_of_scores(result.scores, record.scores, SCORE_TOLERANCE, 1.0) if whole else None
+
+
+def _difference_of_formulas(now: Mapping[str, Score], then: Mapping[str, Score]) -> str | None:
+    """A score that is made of other sums than its task makes it of, or of none, where both sides have a value."""
+    for name in sorted(now.keys() & then.keys()):
+        measured, of_record = now[name], then[name]
+        if None not in (measured.value, of_record.value) and of_record.formula != measured.formula:
+            return f"{name} is {measured.formula}, the record has {of_record.formula}"
+    return None
 
 
 def difference_on_texts(result: Result, record: Record, *, chosen_units: bool) -> str | None:
@@ -90,7 +101,9 @@ def difference_on_texts(result: Result, record: Record, *, chosen_units: bool) -
         of_now, of_then = (scores[name].stderr if name in scores else None for scores in (result.scores, record.scores))
         if _same(of_now, mean_stderr(now)) and not _same(of_then, gives := mean_stderr(then)):
             return f"the error of {name} is {of_then}, what the record has of its units gives {gives}"
-    return _difference_of_scores(result.scores, record.scores, TEXT_TOLERANCE, 0.5)
+    return _difference_of_formulas(result.scores, record.scores) or _difference_of_scores(
+        result.scores, record.scores, TEXT_TOLERANCE, 0.5
+    )
 
 
 def _shared(
@@ -142,8 +155,6 @@ def _difference_of_scores(
         of_record = then.get(name)
         if of_record is None:
             return f"{name} is not in the record"
-        if of_record.formula != score.formula:
-            return f"{name} is {score.formula}, the record has {of_record.formula}"
         for what, is_now, was in (
             ("", score.value, of_record.value),
             ("the error of ", score.stderr, of_record.stderr),

@@ -100,7 +100,7 @@ def score_problem(record: Record) -> str | None:
         try:
             value = float(metric_replicates(record, name, Design(1, 1))[0])
         except (KeyError, ValueError, ZeroDivisionError) as error:  # not of this program
-            return f"a score is of sums that it does not have ({one_line(str(error))})"
+            return f"{name} is {score.formula}, of sums that it does not have ({one_line(str(error))})"
         if not math.isclose(value, score.value, rel_tol=1e-9, abs_tol=1e-12):
             return f"{name} is {score.value:.6g}, its sums give {value:.6g}"
     return None

@@ -1,7 +1,10 @@
 """Which cells share a capture: by the plan, by the wish, and never more at a time than there are devices."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from sae_bench.distributed import crew, remote
 from sae_bench.distributed.captures import rounds, trainers_of
 from sae_bench.distributed.planner import Cell
 from sae_bench.errors import UserError
@@ -21,6 +24,18 @@ CELLS = [Cell(f"cell-{i}", (f"sae-{i}",), 1.0, 0, 0.0) for i in range(7)]
 )
 def test_who_shares(mode, paying, n_devices, expected):
     assert trainers_of(mode, paying, n_devices) == expected
+
+
+def test_whether_it_pays_is_asked_of_all_that_is_left_and_of_what_is_trained_by_name(monkeypatch):
+    asked = []
+    driver = SimpleNamespace(
+        _mode="auto", _slots=SimpleNamespace(n=2, n_bytes=9), _begin=lambda *about: (asked.append(about), 1)[1]
+    )
+    monkeypatch.setattr(crew, "value_of", lambda task: task)
+    assert crew.ClusterCrew._n_trainers(driver, ["new", "old"], {"new": None}) == 1
+    assert asked == [(remote.paying, "plan", ["new", "old"], ["old"], 2, 9)]
+    assert crew.ClusterCrew._n_trainers(driver, ["old"], {}) == 0
+    assert len(asked) == 1, "nothing is left to train"
 
 
 def test_one_device_cannot_share():

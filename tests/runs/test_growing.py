@@ -146,6 +146,8 @@ def test_the_plan_for_many_devices_counts_what_is_trained_already(settings, firs
     asked = settings | {"--out": first, "--l0": (6, 9), "--devices": "1xcpu"}
     assert bench(*flags(asked), "--dry-run") == 0
     assert re.search(r"2 SAEs at 1 sites, .*; 1 of them is trained already\n", capsys.readouterr().out)
+    assert bench(*flags(asked), "--dry-run", "--overwrite") == 0
+    assert "trained already" not in capsys.readouterr().out
 
 
 def test_a_killed_training_goes_on_beside_what_is_added(settings, tmp_path, monkeypatch):

@@ -1,12 +1,15 @@
 """`verify` and `submit` on the texts that tasks bring: whoever makes a probe's numbers better is found by measuring."""
 
+import re
 import shutil
 
 import numpy as np
 import pytest
 from command import bench, flags, write_labelled
 
+from sae_bench.evaluation.task import text_tasks
 from sae_bench.records.files import read_sealed, write_sealed
+from sae_bench.registry import TASKS
 from sae_bench.runs.config import RunConfig
 
 RECORD = "topk.layer_1.resid_post.w48.l0_6.seed0.sparse_probing.json"
@@ -76,7 +79,9 @@ def test_records_without_their_sums_are_found_and_end_nothing(stranger, capsys):
     assert code == 1
     sae = RECORD.removesuffix(".sparse_probing.json")
     for task in ("sparse_probing", "reconstruction"):
-        assert any(line.startswith(f"scores of {sae}.{task}: a score is of sums that it does not") for line in lines)
+        assert any(
+            re.match(rf"scores of {sae}\.{task}: \w+ is .*, of sums that it does not have", line) for line in lines
+        )
     assert f"sparse_probing of {sae}: accuracy_dense is not in the record" in lines
     assert any(line.startswith(f"reconstruction of {sae}, ") and "has 0 documents" in line for line in lines)
 
@@ -127,3 +132,28 @@ def test_submit_probes_what_it_draws_and_refuses_what_was_made_better(run, stran
     capsys.readouterr()
     assert bench("submit", stranger, "--results", tmp_path / "results", "--quiet", "--sample", 4) == 2
     assert f"sparse_probing of {RECORD.split('.sparse')[0]}, measured again: auc_k1 " in capsys.readouterr().err
+
+
+def test_a_token_score_of_another_ones_sums_is_found_in_a_sample_too(stranger, capsys):
+    path = stranger / "records" / RECORD.replace("sparse_probing", "reconstruction")
+    content = read_sealed(path)
+    content["scores"]["cosine"] |= {name: content["scores"]["l0"][name] for name in ("value", "stderr", "formula")}
+    write_sealed(path, content)
+    capsys.readouterr()
+    assert bench("verify", stranger, "--contexts", 4) == 1
+    assert "cosine is cosine / tokens, the record has active / tokens" in capsys.readouterr().out
+
+
+def test_a_set_that_only_the_record_has_is_found(stranger, capsys):
+    path = stranger / "records" / RECORD
+    content = read_sealed(path)
+    content["by_document"] = {name: [*values, 0.9] for name, values in content["by_document"].items()}
+    write_sealed(path, content)
+    sae = RECORD.removesuffix(".sparse_probing.json")
+    assert (
+        f"sparse_probing of {sae}: the record has 3 units of the text, 2 are measured" in verified(stranger, capsys)[1]
+    )
+
+
+def test_only_tasks_whose_measuring_chooses_units_may_have_others():
+    assert {name for name, task in text_tasks(TASKS).items() if task.chosen_units} == {"absorption"}
