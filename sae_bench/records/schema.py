@@ -198,7 +198,7 @@ ON_TOKENS, ON_TEXTS, ON_LATENTS, BY_RATERS = "tokens", "texts", "latents", "rate
 people say."""
 
 
-RATIO = re.compile(r"(1 - )?(\w+) / (\w+)")
+RATIO = re.compile(r"(1 - )?([\w.]+) / ([\w.]+)")
 """The formula of a score that is a ratio of sums in `by_document`."""
 
 

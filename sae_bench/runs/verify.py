@@ -17,7 +17,7 @@ from sae_bench.leaderboard.tables import board_files
 from sae_bench.progress import Progress
 from sae_bench.records.files import digest_of, read_sealed
 from sae_bench.records.run_folder import SAE_DESCRIPTION, RunFolder, changed_file
-from sae_bench.records.schema import Record, read_record
+from sae_bench.records.schema import RATIO, Record, read_record
 from sae_bench.runs.begun import FORMAT
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.home import at_home, hashes_of_plugin
@@ -97,6 +97,8 @@ def score_problem(record: Record) -> str | None:
     for name, score in record.scores.items():
         if score.formula is None or score.value is None:
             continue
+        if not RATIO.fullmatch(score.formula):
+            return f"{name} is {score.formula}, which is no ratio of sums"
         try:
             value = float(metric_replicates(record, name, Design(1, 1))[0])
         except (KeyError, ValueError, ZeroDivisionError) as error:  # not of this program
