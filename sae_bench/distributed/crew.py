@@ -28,9 +28,9 @@ from sae_bench.evaluation.task import read_texts
 from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import Provenance
-from sae_bench.runs.cell import begun_cells, is_unfinished
-from sae_bench.runs.collect import random_saes
+from sae_bench.runs.cell import begun_cells
 from sae_bench.runs.config import RunConfig
+from sae_bench.runs.left import Left, left_to_do
 from sae_bench.runs.overlap import check_text, outdated
 from sae_bench.runs.records import now
 from sae_bench.runs.train import Order
@@ -116,10 +116,10 @@ class ClusterCrew:
         return self._provenance.model_copy(update={"time": now()})
 
     def work(self, order: Order, saes: Sequence[PlannedSAE], begun: Callable[[], None]) -> Mapping[str, str]:
-        random = random_saes(self._config, saes)
         model = self._outline.model_fingerprint
         texts = read_texts(order.tasks, self._config)
-        todo = [sae for sae in saes if is_unfinished(self._folder, order, sae, random.get(sae.id), model, texts)]
+        left = left_to_do(self._folder, order.config, order.tasks, saes, model, texts)
+        todo = [sae for sae in saes if left[sae.id] is not Left.NOTHING]
         self._check_growth(order, saes)
         begun()
         if not todo:

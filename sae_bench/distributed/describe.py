@@ -19,6 +19,7 @@ from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.checks import check
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.growing import grown
+from sae_bench.runs.left import Left, what_is_left
 from sae_bench.runs.plan import SAEPlan, plan_saes, tasks_of
 from sae_bench.runs.sources import model_shape
 
@@ -57,10 +58,16 @@ def describe_sweep(
     else:
         config = grown(config, folder, Progress())
     check(config, tasks_of(config))
-    read_texts(tasks_of(config), config)
+    texts = read_texts(tasks_of(config), config)
     lm, plans = shape_of(config, fleet)
-    finished = [plan.id for plan in plans if not overwrite and folder.has_sae(plan.id, config.training_hash)]
-    works, shared = sweep_work(config, lm, plans, fleet, finished)
+    left = what_is_left(config, folder, plans, texts, overwrite=overwrite)
+    in_cells = [plan for plan in plans if left[plan.id] not in (Left.NOTHING, Left.SEEDS)]
+    n_done, plans = len(plans) - len(in_cells), in_cells
+    if not plans:
+        return f"sweep      nothing is left to train or to evaluate of {n_done:,} SAEs in {folder.path}"
+    to_train = [plan for plan in plans if left[plan.id] is Left.TRAINING]
+    trained = {plan.id for plan in plans} - {plan.id for plan in to_train}
+    works, shared = sweep_work(config, lm, plans, fleet, trained)
     plan = plan_cells(works, shared, fleet)
     bound, sharing = least_makespan(works, shared, fleet), share_captures(works, shared, fleet)
     how = "partly measured here" if Speed(config, lm, fleet[0].kind).measured else "computed"
@@ -69,22 +76,22 @@ def describe_sweep(
     smallest = min(fleet, key=lambda devices: devices.n_bytes)
     fewest, most = (f(len(cell.saes) for cell in plan.cells) for f in (min, max))
     size = f"{fewest} to {most}" if fewest < most else f"{most}"
-    verb = "is" if len(finished) == 1 else "are"
+    already = f"; {len(trained):,} of them {'is' if len(trained) == 1 else 'are'} trained already" if trained else ""
+    already += f"; nothing is left to do for {n_done:,} more" if n_done else ""
     n_sites, n_steps = len({plan.site for plan in plans}), config.tokens * config.reuse // config.batch_size
     lines = [
         _table(plan),
         "",
         f"devices    {names}; a cell may take {smallest.n_bytes / 1e9:.1f} GB",
         f"model      {lm.name} ({lm.n_bytes / 1e9:.2f} GB in {str(lm.dtype).removeprefix('torch.')})",
-        f"sweep      {len(plans):,} SAEs at {n_sites} sites, {n_steps:,} steps of {config.batch_size:,} each"
-        f"{f'; {len(finished):,} of them {verb} trained already' if finished else ''}",
+        f"sweep      {len(plans):,} SAEs at {n_sites} sites, {n_steps:,} steps of {config.batch_size:,} each{already}",
         f"cells      {len(plan.cells):,} of {size} SAEs that share one stream on one device;"
         f" {max(cell.n_bytes for cell in plan.cells) / 1e9:.1f} GB at most (computed)",
         f"work       {_hours(plan.seconds)} {unit} ({how}), {plan.lm_share:.0%} of it the language model's",
         f"wall time  {_hours(plan.makespan)} hours; no plan takes less than {_hours(bound)};"
         f" devices work {plan.utilisation:.1%} of it",
         *_dollars(plan, dollars_per_hour),
-        f"disk       about {disk_bytes(plan, plans) / 1e9:,.2f} GB in {folder.path} (computed)",
+        f"disk       about {disk_bytes(plan, to_train) / 1e9:,.2f} GB in {folder.path} (computed)",
         *_sharing(plan, sharing, unit),
     ]
     return "\n".join(lines)
@@ -100,10 +107,10 @@ def shape_of(config: RunConfig, fleet: Sequence[Devices]) -> tuple[ActivationMod
     return lm, plans
 
 
-def disk_bytes(plan: CellPlan, plans: Sequence[SAEPlan]) -> int:
-    """The weights of all SAEs, and the checkpoints of the cells that run at a time."""
-    weights = {sae.id: 4 * sae.n_parameters for sae in plans}
-    of_cells = sorted((sum(weights[sae] for sae in cell.saes) for cell in plan.cells), reverse=True)
+def disk_bytes(plan: CellPlan, to_train: Sequence[SAEPlan]) -> int:
+    """The weights of those SAEs that are to be trained, and the checkpoints of the cells that run at a time."""
+    weights = {sae.id: 4 * sae.n_parameters for sae in to_train}
+    of_cells = sorted((sum(weights.get(sae, 0) for sae in cell.saes) for cell in plan.cells), reverse=True)
     return sum(weights.values()) + CHECKPOINTS * 3 * sum(of_cells[: plan.n_devices])
 
 

@@ -1,7 +1,8 @@
 """A sweep split into cells, and the cells given to devices: pure functions of numbers, without torch and without Ray.
 
 A cell is the SAEs that share one stream on one device. It costs what its SAEs cost, and one pass of the language model
-down to its deepest site, whatever else is in it. The aim is the least makespan: the time when the last device has done.
+down to its deepest site, whatever else is in it; over the tokens that are trained on only to the deepest site of those
+that are left to train. The aim is the least makespan: the time when the last device has done.
 
 What is the optimum? Of cells that memory bounds, the language model's work is least when the SAEs are sorted by the
 depth of their sites and cut, from the deepest on, into cells as full as they can be: exchanging two SAEs of one size
@@ -139,9 +140,9 @@ def _assigned(line: Line, cuts: Sequence[tuple[int, int]], fleet: Sequence[Devic
 def _cell(line: Line, first: int, last: int, kind: int) -> Cell:
     works, shared = line.works[first:last], line.shared
     sites = {work.site.name: work.site for work in works}
-    depth = works[0].site.depth
+    depth, training_depth = works[0].site.depth, line.training_depth(first, last)
     of_sites = sum(site.seconds[kind] for site in sites.values())
-    lm = shared.lm_seconds(depth, kind) + of_sites
+    lm = shared.lm_seconds(depth, training_depth, kind) + of_sites
     replays = sum(work.lm_seconds[kind] for work in works)
     ids = tuple(work.id for work in works)
     where = "-".join(dict.fromkeys((works[0].site.name, works[-1].site.name)))
@@ -151,7 +152,7 @@ def _cell(line: Line, first: int, last: int, kind: int) -> Cell:
         seconds=shared.start_seconds[kind] + lm + sum(work.seconds[kind] for work in works),
         n_bytes=line.n_bytes(first, last),
         lm_seconds=lm + replays,
-        capture_seconds=depth * shared.capture_seconds[kind],
+        capture_seconds=training_depth * shared.capture_seconds[kind],
         evaluation_seconds=shared.pass_seconds[kind] + of_sites + replays,
         sites=tuple(sites),
         depth=depth,
@@ -162,26 +163,36 @@ def least_makespan(works: Sequence[SAEWork], shared: SharedWork, fleet: Sequence
     """Seconds that no plan whatever can do with less.
 
     One SAE alone takes its own time. And all devices together have at least the SAEs' work, and of the language model's
-    as much as memory asks for: to layer d go at least as many cells as the SAEs that deep need.
+    as much as memory asks for: to layer d go at least as many cells as the SAEs that deep need, and over training's
+    tokens as many as those of them need that are left to train.
     """
     if not works:
         return 0.0
     kinds = range(len(fleet))
-    start, passes, layer = (min(x) for x in (shared.start_seconds, shared.pass_seconds, shared.layer_seconds))
-    alone = max(start + passes + work.site.depth * layer + min(work.seconds) for work in works)
+    start, passes, capture = (min(x) for x in (shared.start_seconds, shared.pass_seconds, shared.capture_seconds))
+    rest = min(x - y for x, y in zip(shared.layer_seconds, shared.capture_seconds, strict=True))
+    to_train = [work for work in works if not work.trained]
+    alone = max(
+        start + passes + work.site.depth * (rest + (0 if work.trained else capture)) + min(work.seconds)
+        for work in works
+    )
     room = max(devices.n_bytes for devices in fleet)
     used = min(sum(devices.count for devices in fleet), len(works))
     n_devices = sum(devices.count for devices in fleet)
 
-    def cells(depth: int) -> int:
+    def cells(works: Sequence[SAEWork], depth: int) -> int:
         """How many must reach that deep."""
         deep = [work for work in works if work.site.depth >= depth]
         sums = [sum(work.n_bytes[stage] for work in deep) for stage in range(len(shared.n_bytes))]
         return max(1, *(ceil(x / max(room - base, 1)) for x, base in zip(sums, shared.n_bytes, strict=True)))
 
-    depths = sorted({work.site.depth for work in works})
-    lm = sum((depth - before) * layer * cells(depth) for before, depth in zip([0, *depths], depths, strict=False))
-    lm += max(0, used - cells(depths[0])) * depths[0] * layer
-    lm += max(used, cells(depths[0])) * (start + passes)
+    def layers(works: Sequence[SAEWork], n_cells: int) -> int:
+        """How many all cells go through together, if there are so many at least."""
+        depths = sorted({work.site.depth for work in works})
+        n = sum((depth - before) * cells(works, depth) for before, depth in zip([0, *depths], depths, strict=False))
+        return n + (max(0, n_cells - cells(works, depths[0])) * depths[0] if works else 0)
+
+    lm = rest * layers(works, used) + capture * layers(to_train, 0 if len(to_train) < len(works) else used)
+    lm += max(used, cells(works, 1)) * (start + passes)
     own = sum(min(work.seconds[kind] for kind in kinds) for work in works)
     return max(alone, (own + lm) / n_devices)

@@ -57,12 +57,12 @@ def _shared(
         return None
     cells = plan_cells(works, trained, [replace(devices, count=n_groups * n_trainers)]).cells
     cells = tuple(sorted(cells, key=lambda cell: (-cell.depth, cell.sites)))
-    streams = {work.id: (work.site, work.seed) for work in works}
+    streams = {work.id: (work.site, work.seed) for work in works if not work.trained}
     lengths, lm_seconds, moved, linked = [], 0.0, 0, 0
     for first in range(0, len(cells), n_trainers):
         wave = cells[first : first + n_trainers]
-        served = [{streams[sae] for sae in cell.saes} for cell in wave]
-        capture = wave[0].depth * captured
+        served = [{streams[sae] for sae in cell.saes if sae in streams} for cell in wave]
+        capture = captured * max((site.depth for cell in served for site, _ in cell), default=0)
         n_bytes = sum(site.stream_bytes for cell in served for site, _ in cell)
         link, longest = n_bytes / LINK_BYTES, max(cell.seconds for cell in wave)
         lengths.append(max(capture, link, longest))

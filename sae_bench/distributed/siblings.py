@@ -6,9 +6,9 @@ from itertools import chain
 
 from sae_bench.lm.sites import Site
 from sae_bench.records.run_folder import RunFolder
-from sae_bench.runs.cell import among_seeds
 from sae_bench.runs.collect import as_saved
-from sae_bench.runs.records import is_missing, siblings_among
+from sae_bench.runs.left import left_to_compare
+from sae_bench.runs.records import siblings_among
 from sae_bench.runs.train import Order
 from sae_bench.runs.workbench import PlannedSAE
 
@@ -21,18 +21,15 @@ def compared_together(
     A part is of one site, and SAEs that differ in the seed alone are in the same one.
     """
     about = {sae.id: as_saved(folder, sae).description for sae in saes}
-    siblings, hash = siblings_among(about.values()), order.config.evaluation_hash
+    siblings = siblings_among(about.values())
+    left = left_to_compare(folder, order.config, order.tasks, about, model_fingerprint)
     families: dict[tuple[Site, frozenset[str]], list[str]] = {}
     due: dict[Site, dict[frozenset[str], None]] = {}
     for sae in saes:
-        others = siblings[sae.id]
         # One whose training failed is nobody's sibling, and has a record to be written with theirs.
-        family = frozenset(one.id for one in [*others, about[sae.id]] if not one.training.failure)
+        family = frozenset(one.id for one in [*siblings[sae.id], about[sae.id]] if not one.training.failure)
         families.setdefault((sae.site, family), []).append(sae.id)
-        if any(
-            is_missing(folder.record(sae.id, task), task, about[sae.id], hash, model_fingerprint, others)
-            for task in among_seeds(order.tasks)
-        ):
+        if sae.id in left:
             due.setdefault(sae.site, {})[family] = None
     n_parts = math.ceil(n_devices / max(1, len(due)))
     parts = [

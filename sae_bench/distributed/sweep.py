@@ -79,6 +79,7 @@ def sweep_work(
             seconds=tuple(speed.of_sae(plan, finished=plan.id in finished) for speed in speeds),
             lm_seconds=tuple(speed.evaluate(work.after(plan.site)) for speed in speeds),
             n_bytes=_sae_room(plan, config),
+            trained=plan.id in finished,
         )
         for plan in plans
     ]

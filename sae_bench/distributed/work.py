@@ -1,6 +1,6 @@
 """What a sweep asks of devices, as numbers: of each SAE, of each site, and of every cell, whatever is in it."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -42,7 +42,10 @@ class SiteWork:
 
 @dataclass(frozen=True)
 class SAEWork:
-    """One SAE: its steps, its evaluation, and, as `lm_seconds` of these `seconds`, the replays from its site."""
+    """One SAE: its steps, its evaluation, and, as `lm_seconds` of these `seconds`, the replays from its site.
+
+    One that is trained already has no steps left, and asks for no activations to train on.
+    """
 
     id: str
     site: SiteWork
@@ -50,6 +53,7 @@ class SAEWork:
     seconds: Seconds
     lm_seconds: Seconds
     n_bytes: Room
+    trained: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,13 @@ class SharedWork:
     lm_bytes: int
     """Of `n_bytes`, those of the language model's weights."""
 
-    def lm_seconds(self, depth: int, kind: int = 0) -> float:
-        """The language model's part of a cell whose deepest site takes `depth` layers; sites and replays apart."""
-        return self.pass_seconds[kind] + depth * self.layer_seconds[kind]
+    def lm_seconds(self, depth: int, training_depth: int, kind: int = 0) -> float:
+        """The language model's part of a cell, sites and replays apart.
+
+        Its deepest site takes `depth` layers, and the deepest of those that are left to train `training_depth`.
+        """
+        layer, capture = self.layer_seconds[kind], self.capture_seconds[kind]
+        return self.pass_seconds[kind] + depth * (layer - capture) + training_depth * capture
 
 
 class Line:
@@ -90,15 +98,22 @@ class Line:
         self._site_seconds = _sums([site.seconds[0] for site in sites])
         self._bytes = [_sums(stage) for stage in zip(*(work.n_bytes for work in self.works), strict=True)]
         self._site_bytes = [_sums(stage) for stage in zip(*(site.n_bytes for site in sites), strict=True)]
+        self._to_train = [i for i, work in enumerate(self.works) if not work.trained]
         self._least = max(1, min(max(work.n_bytes) for work in self.works))
         self._reach: dict[tuple[int, int], int] = {}
+
+    def training_depth(self, first: int, last: int) -> int:
+        """The layers to the deepest site of those of a stretch that are left to train; 0 where none is."""
+        i = bisect_left(self._to_train, first)
+        inside = i < len(self._to_train) and self._to_train[i] < last
+        return self.works[self._to_train[i]].site.depth if inside else 0
 
     def seconds(self, first: int, last: int) -> float:
         """How long a cell of the stretch takes on the first kind of device."""
         one, other = self._site[first], self._site[last - 1] + 1
         return (
             self.shared.start_seconds[0]
-            + self.shared.lm_seconds(self.works[first].site.depth)
+            + self.shared.lm_seconds(self.works[first].site.depth, self.training_depth(first, last))
             + self._seconds[last] - self._seconds[first]
             + self._site_seconds[other] - self._site_seconds[one]
         )  # fmt: skip

@@ -11,18 +11,18 @@ from itertools import product
 
 import torch
 
-from sae_bench.autointerp.latents import read_latents
 from sae_bench.errors import UserError
 from sae_bench.evaluation.loop import Candidate, evaluate
-from sae_bench.evaluation.task import OwnText, Task, latent_tasks, token_tasks
+from sae_bench.evaluation.task import Task, latent_tasks
 from sae_bench.lm.fingerprint import fingerprint
 from sae_bench.progress import Progress
 from sae_bench.records.files import digest_of
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.records.schema import write_record
-from sae_bench.runs.collect import as_saved, collect_latents, interpreted
+from sae_bench.runs.collect import collect_latents
 from sae_bench.runs.costs import LMWork
 from sae_bench.runs.import_saes import ImportPlan, Plan, import_saes
+from sae_bench.runs.left import among_seeds, of_one_sae
 from sae_bench.runs.overlap import new_overlaps, write_overlaps
 from sae_bench.runs.plan import SAEPlan
 from sae_bench.runs.rates import remember_parts, remember_rate
@@ -35,9 +35,9 @@ from sae_bench.runs.records import (
     siblings_among,
 )
 from sae_bench.runs.sources import interpretation_stream
-from sae_bench.runs.texts import evaluate_on_texts, without_record
+from sae_bench.runs.texts import evaluate_on_texts
 from sae_bench.runs.train import Order, TrainStage
-from sae_bench.runs.workbench import PlannedSAE, Workbench
+from sae_bench.runs.workbench import Workbench
 from sae_bench.saes.save import description_of, load_sae
 from sae_bench.training.checkpoint import checkpointed
 from sae_bench.training.logging import LogSink
@@ -126,16 +126,6 @@ def compare_seeds(bench: Workbench, order: Order, saes: Collection[str], folder:
         evaluate_saes(bench, plans, among_seeds(order.tasks), folder, progress)
 
 
-def of_one_sae(tasks: Sequence[str]) -> dict[str, type[Task]]:
-    """The tasks about tokens among these that look at one SAE alone."""
-    return {name: task for name, task in token_tasks(tasks).items() if not task.needs_siblings}
-
-
-def among_seeds(tasks: Sequence[str]) -> dict[str, type[Task]]:
-    """Those that compare an SAE with those of other seeds."""
-    return {name: task for name, task in token_tasks(tasks).items() if task.needs_siblings}
-
-
 def begun_cells(folder: RunFolder, saes: Collection[str], training_hash: str) -> dict[str, list[str]]:
     """The cells that have checkpoints and are not at their end, by name: only all that shared a stream can go on."""
     return {
@@ -162,36 +152,6 @@ def cells_here(folder: RunFolder, saes: Collection[str], training_hash: str) -> 
         folder.write_cells({**known, name: added})
         cells[name] = added
     return cells
-
-
-def is_unfinished(
-    folder: RunFolder,
-    order: Order,
-    sae: PlannedSAE,
-    random: PlannedSAE | None,
-    model_fingerprint: str,
-    texts: Mapping[str, OwnText],
-) -> bool:
-    """Whether `work_on` has something to do for an SAE and for the `random` one that belongs to it.
-
-    `texts` are those that the order's tasks bring.
-    """
-    if not folder.has_sae(sae.id, order.config.training_hash):
-        return True
-    sae = as_saved(folder, sae)
-    if any(
-        is_missing(folder.record(sae.id, task), task, sae.description, order.config.evaluation_hash, model_fingerprint)
-        for task in of_one_sae(order.tasks)
-    ):
-        return True
-    if without_record(folder, sae.description, order.config.evaluation_hash, model_fingerprint, texts):
-        return True
-    if not latent_tasks(order.tasks) or not order.config.collects:
-        return False
-    return any(
-        not subject.failure and read_latents(folder, subject.id, subject.collected_by) is None
-        for subject in interpreted(order.config, [sae, *([random] if random else [])], model_fingerprint)
-    )
 
 
 def write_inapplicable(

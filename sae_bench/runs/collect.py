@@ -62,7 +62,7 @@ def collect_latents(
     config = order.config
     if not latent_tasks(order.tasks) or not config.collects:
         return
-    everything = [PlannedSAE(plan.describe(), plan.config, plan.site) for plan in bench.plans.values()]
+    everything = [PlannedSAE.of(plan) for plan in bench.plans.values()]
     trained = [as_saved(folder, sae) for sae in everything if sae.id in saes]
     random = [sae for owner, sae in random_saes(config, everything).items() if owner in saes]
     without = [

@@ -4,8 +4,6 @@ The language model is built from its configuration out of fake tensors, which ha
 their widths are found in it exactly as in the real run.
 """
 
-from collections.abc import Mapping
-
 from tabulate import tabulate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -15,25 +13,21 @@ from sae_bench.autointerp.random_baseline import random_baselines
 from sae_bench.autointerp.sample import collection_bytes
 from sae_bench.device import choose_device, free_bytes, has_cuda
 from sae_bench.evaluation.loop import batch_bytes, contexts_at_once
-from sae_bench.evaluation.task import OwnText, read_texts
+from sae_bench.evaluation.task import read_texts
 from sae_bench.lm.activations import ActivationModel
-from sae_bench.lm.fingerprint import fingerprint
 from sae_bench.lm.load import random_name
 from sae_bench.progress import Progress
 from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.cached import describe_cache
-from sae_bench.runs.cell import of_one_sae
 from sae_bench.runs.checks import check, default_corpus, repeats
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.costs import peaks_of
 from sae_bench.runs.growing import grown
 from sae_bench.runs.import_saes import ImportPlan, Plan, open_imports, plan_imports
+from sae_bench.runs.left import Left, what_is_left
 from sae_bench.runs.plan import SAEPlan, plan_saes, tasks_of, training_bytes, training_disk_bytes
-from sae_bench.runs.records import is_missing
 from sae_bench.runs.sources import model_shape, token_stream
-from sae_bench.runs.texts import without_record
 from sae_bench.runs.times import stage_times
-from sae_bench.saes.save import description_of
 from sae_bench.training.serving import buffer_bytes
 
 PROCESS_BYTES = 1000 << 20
@@ -80,19 +74,17 @@ def describe_plan(config: RunConfig, folder: RunFolder, *, overwrite: bool = Fal
     if config.random_lm:
         lm.name = random_name(lm.name, config.seeds[0])
     everything: list[Plan] = [*plans, *imports]
-    there = {plan.id for plan in everything if not overwrite and folder.has_sae(plan.id, config.training_hash)}
-    to_evaluate = [plan for plan in everything if plan.id not in there or lacks_records(config, folder, plan.id)]
+    left = what_is_left(config, folder, everything, texts, overwrite=overwrite)
+    to_make = {name for name, of in left.items() if of is Left.TRAINING}
+    to_evaluate = [plan for plan in everything if left[plan.id] in (Left.TRAINING, Left.EVALUATION)]
     rows = []
     for plan in everything:
-        state = "to import" if isinstance(plan, ImportPlan) else "to train"
-        if plan.id in there:
-            on_texts = "to evaluate on texts" if lacks_texts(config, folder, plan.id, texts) else "finished"
-            state = "to evaluate" if plan in to_evaluate else on_texts
+        state = "to import" if plan.id in to_make and isinstance(plan, ImportPlan) else left[plan.id]
         rows.append([plan.id, plan.site.path, plan.config.d_in, state])
-    plans = [plan for plan in plans if plan.id not in there]
+    plans = [plan for plan in plans if plan.id in to_make]
     n_steps = config.tokens * config.reuse // config.batch_size if plans else 0
     memory = memory_bytes(config, plans, everything, lm)
-    disk = training_disk_bytes(plans) + 4 * sum(plan.n_parameters for plan in imports if plan.id not in there)
+    disk = training_disk_bytes(plans) + 4 * sum(plan.n_parameters for plan in imports if plan.id in to_make)
     n_contexts = contexts_at_once(lm, config.context_size)
     here = device.type == "cpu" or has_cuda(device)
     free = free_bytes(device) if here else None
@@ -123,27 +115,6 @@ def describe_plan(config: RunConfig, folder: RunFolder, *, overwrite: bool = Fal
             *describe_time(config, plans, to_evaluate, lm, here=here),
         ]
     )
-
-
-def lacks_records(config: RunConfig, folder: RunFolder, sae: str) -> bool:
-    """Whether an SAE that is there is left to evaluate on held-out tokens, if the language model is still the run's."""
-    manifest = folder.manifest()
-    if manifest is None:
-        return True
-    about, model = description_of(folder.sae_path(sae)), fingerprint(manifest["model"])
-    return any(
-        is_missing(folder.record(sae, task), task, about, config.evaluation_hash, model)
-        for task in of_one_sae(tasks_of(config))
-    )
-
-
-def lacks_texts(config: RunConfig, folder: RunFolder, sae: str, texts: Mapping[str, OwnText]) -> bool:
-    """Whether it is left to evaluate on texts that tasks bring, as `lacks_records`."""
-    manifest = folder.manifest()
-    if manifest is None:
-        return bool(texts)
-    about, model = description_of(folder.sae_path(sae)), fingerprint(manifest["model"])
-    return bool(without_record(folder, about, config.evaluation_hash, model, texts))
 
 
 def describe_judge(config: RunConfig, plans: list[Plan]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from sae_bench.activations_cache.model import CachedModel
 from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS
@@ -33,6 +33,10 @@ class PlannedSAE:
     description: SAEDescription
     config: SAEConfig
     site: Site
+
+    @classmethod
+    def of(cls, plan: Plan) -> Self:
+        return cls(plan.describe(), plan.config, plan.site)
 
     @property
     def id(self) -> str:
@@ -100,7 +104,7 @@ class Workbench:
         known = kernels or {}
         unknown = [plan for plan in trained if shape_of(plan) not in known]
         kernels = {**known, **measured_kernels(self.config, unknown, self.lm.device, self.progress)}
-        saes = tuple(PlannedSAE(plan.describe(), plan.config, plan.site) for plan in self.plans.values())
+        saes = tuple(PlannedSAE.of(plan) for plan in self.plans.values())
         reasons = {name: inapplicable(TASKS[name], self.lm) for name in tasks_of(self.config)}
         return RunOutline(
             saes,

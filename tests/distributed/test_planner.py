@@ -19,8 +19,10 @@ def site(depth: int, kind: str = "resid_post", n_bytes: int = 50, seconds: float
     return SiteWork(f"layer_{depth - 1}.{kind}", depth, (seconds,), (n_bytes, 0, 0), stream_bytes=int(LINK_BYTES))
 
 
-def sae(at: SiteWork, name: str, seconds: float = 20.0, n_bytes: int = 30, seed: int = 0) -> SAEWork:
-    return SAEWork(f"{name}.{at.name}", at, seed, (seconds,), (seconds / 10,), (n_bytes, 0, 0))
+def sae(
+    at: SiteWork, name: str, seconds: float = 20.0, n_bytes: int = 30, seed: int = 0, trained: bool = False
+) -> SAEWork:
+    return SAEWork(f"{name}.{at.name}", at, seed, (seconds,), (seconds / 10,), (n_bytes, 0, 0), trained)
 
 
 def fleet(count: int, n_bytes: int = 10_000) -> list[Devices]:
@@ -34,7 +36,9 @@ def seconds_by_hand(plan: CellPlan, works: list[SAEWork], shared: SharedWork = S
         inside = [by_id[name] for name in cell.saes]
         depth = max(work.site.depth for work in inside)
         sites = {work.site.name: work.site.seconds[0] for work in inside}
-        lm = shared.pass_seconds[0] + depth * shared.layer_seconds[0] + sum(sites.values())
+        deepest = max((work.site.depth for work in inside if not work.trained), default=0)
+        capture, layer = shared.capture_seconds[0], shared.layer_seconds[0]
+        lm = shared.pass_seconds[0] + depth * (layer - capture) + deepest * capture + sum(sites.values())
         found.append(shared.start_seconds[0] + lm + sum(work.seconds[0] for work in inside))
     return found
 
@@ -50,6 +54,18 @@ def test_one_device_with_room_has_one_cell_and_one_pass_to_the_deepest_site():
     assert cell.evaluation_seconds == 3 + 2 + 2, "the clean pass, and replays"
     assert plan.lm_share == 47 / 88
     assert plan.makespan == least_makespan(works, SHARED, fleet(1)) == 88
+
+
+def test_what_is_trained_already_asks_for_no_activations_to_train_on():
+    """By hand: the shallow one is left, so of 10 s a layer a cell with both takes 9 twice and 1 four times."""
+    works = [sae(site(2), "a"), sae(site(4), "b", trained=True)]
+    (cell,) = plan_cells(works, SHARED, fleet(1)).cells
+    assert (cell.seconds, cell.depth, cell.capture_seconds) == (5 + 3 + 2 * 9 + 4 * 1 + 40, 4, 2 * 9)
+    assert least_makespan(works, SHARED, fleet(1)) == cell.seconds
+    (cell,) = plan_cells(works[1:], SHARED, fleet(1)).cells
+    assert (cell.seconds, cell.capture_seconds) == (5 + 3 + 4 * 1 + 20, 0)
+    one = plan_cells(works, SHARED, fleet(2))
+    assert sorted(one.busy) == [5 + 3 + 4 * 1 + 20, 5 + 3 + 2 * 10 + 20]
 
 
 def test_sites_of_one_depth_share_a_cell_and_deep_ones_do_not_drag_shallow_ones_down():
@@ -116,7 +132,7 @@ def test_a_cell_is_called_the_same_wherever_it_is_planned():
 
 kinds = st.sampled_from(["attn_out", "mlp_out", "resid_post"])
 sweeps = st.lists(
-    st.tuples(st.integers(1, 12), kinds, st.floats(0.1, 500), st.integers(1, 80), st.integers(0, 2)),
+    st.tuples(st.integers(1, 12), kinds, st.floats(0.1, 500), st.integers(1, 80), st.integers(0, 2), st.booleans()),
     min_size=1, max_size=40,
 )  # fmt: skip
 
@@ -125,8 +141,8 @@ sweeps = st.lists(
 @given(sweeps, st.integers(1, 9), st.integers(230, 900))
 def test_every_sae_is_in_one_cell_none_is_too_large_and_no_plan_beats_the_bound(described, n_devices, room):
     works = [
-        sae(site(depth, kind), f"s{i}", seconds, n_bytes, seed)
-        for i, (depth, kind, seconds, n_bytes, seed) in enumerate(described)
+        sae(site(depth, kind), f"s{i}", seconds, n_bytes, seed, trained)
+        for i, (depth, kind, seconds, n_bytes, seed, trained) in enumerate(described)
     ]
     plan = plan_cells(works, SHARED, fleet(n_devices, room))
     assert sorted(name for cell in plan.cells for name in cell.saes) == sorted(work.id for work in works)
@@ -163,3 +179,13 @@ def test_shared_captures_pay_where_the_language_model_is_the_work_and_not_where_
     assert own.makespan == 5 + 3 + 100 + 5000
     assert not pays(own, share_captures(long, SHARED, fleet(8, room)))
     assert share_captures(works, SHARED, fleet(1)) is None
+
+
+def test_a_shared_capture_goes_as_deep_as_what_is_left_to_train_and_moves_no_other_batches():
+    """By hand: one SAE at depth 2 is left, six at depth 10 are evaluated: 9 s a layer, the batches of one stream."""
+    works = [sae(site(2), "a", n_bytes=100), *(sae(site(10), f"s{i}", n_bytes=100, trained=True) for i in range(6))]
+    shared = share_captures(works, SHARED, fleet(8, 100 + 50 + 100))
+    assert shared is not None
+    assert shared.n_bytes == int(LINK_BYTES)
+    assert shared.lm_seconds == pytest.approx(2 * 9 + 7 * (3 + 2) + 2 * 1 + 6 * 10 * 1)
+    assert shared.makespan == 5 + 3 + 10 * 1 + 20

@@ -5,7 +5,7 @@ from command import bench, files, flags
 from test_end_to_end import records_of, weights_of
 
 from sae_bench.registry import TASKS
-from sae_bench.runs.cell import among_seeds
+from sae_bench.runs.left import among_seeds
 
 NOISY = '''
 """Draws from torch's global generators, when it is made and in every step."""

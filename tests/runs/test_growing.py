@@ -142,12 +142,35 @@ def test_the_plan_of_more_counts_what_is_left_alone(settings, first, tmp_path, c
     assert plan({})[0] == ["to evaluate"]
 
 
+def test_the_plan_of_more_says_what_is_left_besides_evaluation(settings, first, tmp_path, capsys):
+    run = settings | {"--out": shutil.copytree(first, tmp_path / "run")}
+
+    def states(more) -> list[str]:
+        assert bench(*flags(run | more), "--dry-run") == 0
+        lines = capsys.readouterr().out.splitlines()
+        return [re.split(r"  +", line)[-1] for line in lines if line.startswith("topk.")]
+
+    latents = {"--tasks": ("delta_lm_loss", "autointerp"), "--latents": 3, "--interp-tokens": 300}
+    assert states(latents) == ["to collect latents"]
+    assert bench(*flags(run | latents), "--quiet") == 0
+    assert states(latents) == ["finished"]
+    seeds = {"--tasks": ("delta_lm_loss", "stability"), "--seed": (0, 1)}
+    assert states(seeds) == ["to compare with other seeds", "to train"]
+    assert bench(*flags(run | seeds), "--quiet") == 0
+    assert states(seeds) == ["finished"] * 2
+    assert states(seeds | {"--seed": (0, 1, 2)}) == ["to compare with other seeds"] * 2 + ["to train"]
+
+
 def test_the_plan_for_many_devices_counts_what_is_trained_already(settings, first, capsys):
     asked = settings | {"--out": first, "--l0": (6, 9), "--devices": "1xcpu"}
     assert bench(*flags(asked), "--dry-run") == 0
-    assert re.search(r"2 SAEs at 1 sites, .*; 1 of them is trained already\n", capsys.readouterr().out)
+    assert re.search(r"1 SAEs at 1 sites, .*; nothing is left to do for 1 more\n", capsys.readouterr().out)
+    assert bench(*flags(asked | {"--tasks": ("delta_lm_loss", "feature_density")}), "--dry-run") == 0
+    assert "1 of them is trained already" in capsys.readouterr().out
     assert bench(*flags(asked), "--dry-run", "--overwrite") == 0
-    assert "trained already" not in capsys.readouterr().out
+    assert re.search(r"2 SAEs at 1 sites, .* of 130 each\n", capsys.readouterr().out)
+    assert bench(*flags(asked | {"--l0": 6}), "--dry-run") == 0
+    assert "nothing is left to train or to evaluate of 1 SAEs" in capsys.readouterr().out
 
 
 def test_a_killed_training_goes_on_beside_what_is_added(settings, tmp_path, monkeypatch):
