@@ -71,6 +71,7 @@ def describe_sweep(
     plan = plan_cells(works, shared, fleet)
     bound, sharing = least_makespan(works, shared, fleet), share_captures(works, shared, fleet)
     how = "partly measured here" if Speed(config, lm, fleet[0].kind).measured else "computed"
+    uncounted = f"; {' and '.join(texts)} not counted" if texts else ""
     unit = "core-hours" if fleet[0].kind == CPU else "GPU-hours"
     names = " + ".join(f"{devices.count} {devices.kind}" for devices in fleet)
     smallest = min(fleet, key=lambda devices: devices.n_bytes)
@@ -87,7 +88,7 @@ def describe_sweep(
         f"sweep      {len(plans):,} SAEs at {n_sites} sites, {n_steps:,} steps of {config.batch_size:,} each{already}",
         f"cells      {len(plan.cells):,} of {size} SAEs that share one stream on one device;"
         f" {max(cell.n_bytes for cell in plan.cells) / 1e9:.1f} GB at most (computed)",
-        f"work       {_hours(plan.seconds)} {unit} ({how}), {plan.lm_share:.0%} of it the language model's",
+        f"work       {_hours(plan.seconds)} {unit} ({how}), {plan.lm_share:.0%} of it the language model's{uncounted}",
         f"wall time  {_hours(plan.makespan)} hours; no plan takes less than {_hours(bound)};"
         f" devices work {plan.utilisation:.1%} of it",
         *_dollars(plan, dollars_per_hour),

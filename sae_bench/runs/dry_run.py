@@ -93,6 +93,9 @@ def describe_plan(config: RunConfig, folder: RunFolder, *, overwrite: bool = Fal
         f" collected in about {latent_bytes(config, everything) / 1e6:,.0f} MB",
         describe_judge(config, everything),
     ]
+    in_cells = any(of not in (Left.SEEDS, Left.NOTHING) for of in left.values())
+    more = [*texts, *(["collecting latents"] if config.collects else [])] if in_cells else []
+    uncounted = f"; {' and '.join(more)} not counted" if more else ""
     return "\n".join(
         [
             tabulate(rows, ["SAE", "module", "d_in", "state"], tablefmt="simple", disable_numparse=True),
@@ -112,7 +115,7 @@ def describe_plan(config: RunConfig, folder: RunFolder, *, overwrite: bool = Fal
             f"disk       about {disk / 1e9:.2f} GB in {folder.path} (computed)",
             *([f"overwrite  the run in {folder.path} is deleted first"] if overwrite and folder.manifest() else ()),
             *describe_cache(config, {plan.site for plan in everything}, lm.dtype),
-            *describe_time(config, plans, to_evaluate, lm, here=here),
+            *(f"{line}{uncounted}" for line in describe_time(config, plans, to_evaluate, lm, here=here)),
         ]
     )
 
