@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Parameter, UnknownOptionError, UnusedCliTokensError
 
 from sae_bench._version import __version__
 from sae_bench.cli.latents import explain
@@ -43,6 +43,20 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
+
+ELSEWHERE = {
+    "--suite": "--config",
+    "--steps": "--tokens, each of which is used --reuse times",
+    "--epochs": "--reuse",
+    "--lr": "--arch topk:lr=1e-3",
+    "--learning-rate": "--arch topk:lr=1e-3",
+    "--k": "--l0",
+    "--d-sae": "--width",
+    "--expansion-factor": "--width",
+    "--hook-name": "--layer and --site",
+    "--hookpoints": "--layer and --site",
+}
+"""What other trainers call a flag, or people try first, and what says it here."""
 
 flag = partial(Parameter, group=GROUPS[Heading.RUN], show_default=False)
 
@@ -165,6 +179,10 @@ def main(arguments: list[str] | None = None) -> None:
             code = _complain(
                 f'unknown verb "{word}"{did_you_mean(word, [*(verb.__name__ for verb in VERBS), "study"])}'
             )
+    except UnknownOptionError as error:
+        name = (error.token.keyword or error.token.value or "").split("=")[0]
+        here = ELSEWHERE.get(name.replace("_", "-"))
+        code = _complain(f"unknown option {name}: here it is {here}" if here else str(error))
     except (CycloptsError, UserError) as error:
         code = _complain(str(error))
     except BrokenPipeError:  # whoever read our output, as `head` does, has enough
