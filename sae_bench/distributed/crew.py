@@ -3,8 +3,6 @@
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,13 +14,13 @@ from sae_bench.distributed import remote
 from sae_bench.distributed.captures import CaptureMode, CapturePlan, rounds, trainers_of
 from sae_bench.distributed.cluster import Lock, joined, slots_of, versions
 from sae_bench.distributed.courier import Inbox
-from sae_bench.distributed.desk import Desk, Report
+from sae_bench.distributed.desk import Desk
 from sae_bench.distributed.logs import KeptProgress, logged
 from sae_bench.distributed.planner import Cell
-from sae_bench.distributed.returned import Task, error_of, not_lost, reason_of, value_of
+from sae_bench.distributed.returned import Faults, Task, error_of, not_lost, reason_of, value_of
 from sae_bench.distributed.shared_capture import CaptureLostError
 from sae_bench.distributed.siblings import compared_together
-from sae_bench.distributed.view import TRAIN, CellView, View
+from sae_bench.distributed.view import CellView, View
 from sae_bench.errors import UserError
 from sae_bench.evaluation.task import read_texts
 from sae_bench.progress import Progress
@@ -47,20 +45,6 @@ NAME_LENGTH = 500
 """Of a task, at most: a cell may have hundreds of SAEs."""
 
 POLL_S = 0.5
-
-
-@dataclass
-class Faults:
-    """Of one cell, since it last got further."""
-
-    n: int = 0
-    left: float = inf
-    """Steps that were left when the last attempt began."""
-
-    def note(self, report: Report | None) -> None:
-        """Another fault; `report` is the cell's last."""
-        left = report.total if report and report.stage == TRAIN else self.left
-        self.n, self.left = 1 if left < self.left else self.n + 1, left
 
 
 class ClusterCrew:

@@ -1,16 +1,34 @@
-"""What comes back from Ray's tasks: a value, or why there is none, in one line."""
+"""What comes back from Ray's tasks: a value, or why there is none, in one line, and how often."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import ray
 
+from sae_bench.distributed.desk import Report
+from sae_bench.distributed.view import TRAIN
 from sae_bench.errors import UserError
 from sae_bench.records.redact import redact
 
 Task = Any
 """A reference to what a Ray task returns."""
+
+
+@dataclass
+class Faults:
+    """Of one cell, since it last got further."""
+
+    n: int = 0
+    left: float = inf
+    """Steps that were left when the last attempt began."""
+
+    def note(self, report: Report | None) -> None:
+        """Another fault; `report` is the cell's last."""
+        left = report.total if report and report.stage == TRAIN else self.left
+        self.n, self.left = 1 if left < self.left else self.n + 1, left
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 import pytest
 
 from sae_bench.distributed import view as view_module
-from sae_bench.distributed.crew import Faults
 from sae_bench.distributed.desk import Report
+from sae_bench.distributed.returned import Faults
 from sae_bench.distributed.view import CellView, View
 from sae_bench.progress import Progress
 
