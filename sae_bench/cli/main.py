@@ -110,6 +110,10 @@ def bench(settings: Settings | None = None, command: Annotated[Command | None, P
     from sae_bench.records.run_folder import RunFolder
 
     folder = RunFolder(command.out or Path("runs") / config.name)
+    if command.extend_tokens and command.dry_run:
+        raise UserError(
+            "--dry-run plans no --extend-tokens: leave it out and give another --out, for a training in one go"
+        )
     if command.devices is not None or command.dollars_per_hour is not None:
         from sae_bench.distributed.describe import describe_sweep
 

@@ -1,6 +1,7 @@
 """`--dry-run --devices 64xH100`: a sweep's cells, and what they take, found without loading a weight."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from math import isfinite
 
 from tabulate import tabulate
@@ -19,7 +20,7 @@ from sae_bench.records.run_folder import RunFolder
 from sae_bench.runs.checks import check
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.growing import grown
-from sae_bench.runs.left import Left, what_is_left
+from sae_bench.runs.left import Left, uncounted, what_is_left
 from sae_bench.runs.plan import SAEPlan, plan_saes, tasks_of
 from sae_bench.runs.sources import model_shape
 
@@ -61,34 +62,32 @@ def describe_sweep(
     texts = read_texts(tasks_of(config), config)
     lm, plans = shape_of(config, fleet)
     left = what_is_left(config, folder, plans, texts, overwrite=overwrite)
-    in_cells = [plan for plan in plans if left[plan.id] not in (Left.NOTHING, Left.SEEDS)]
-    n_done, plans = len(plans) - len(in_cells), in_cells
+    sweep = _sweep(config, plans, left)
+    plans = [plan for plan in plans if left[plan.id] not in (Left.NOTHING, Left.SEEDS)]
     if not plans:
-        return f"sweep      nothing is left to train or to evaluate of {n_done:,} SAEs in {folder.path}"
+        return f"sweep      {sweep}: nothing is left for cells"
     to_train = [plan for plan in plans if left[plan.id] is Left.TRAINING]
     trained = {plan.id for plan in plans} - {plan.id for plan in to_train}
     works, shared = sweep_work(config, lm, plans, fleet, trained)
     plan = plan_cells(works, shared, fleet)
     bound, sharing = least_makespan(works, shared, fleet), share_captures(works, shared, fleet)
     how = "partly measured here" if Speed(config, lm, fleet[0].kind).measured else "computed"
-    uncounted = f"; {' and '.join(texts)} not counted" if texts else ""
+    more = uncounted(config, texts, left.values())
+    besides = f"; {' and '.join(more)} not counted" if more else ""
     unit = "core-hours" if fleet[0].kind == CPU else "GPU-hours"
     names = " + ".join(f"{devices.count} {devices.kind}" for devices in fleet)
     smallest = min(fleet, key=lambda devices: devices.n_bytes)
     fewest, most = (f(len(cell.saes) for cell in plan.cells) for f in (min, max))
     size = f"{fewest} to {most}" if fewest < most else f"{most}"
-    already = f"; {len(trained):,} of them {'is' if len(trained) == 1 else 'are'} trained already" if trained else ""
-    already += f"; nothing is left to do for {n_done:,} more" if n_done else ""
-    n_sites, n_steps = len({plan.site for plan in plans}), config.tokens * config.reuse // config.batch_size
     lines = [
         _table(plan),
         "",
         f"devices    {names}; a cell may take {smallest.n_bytes / 1e9:.1f} GB",
         f"model      {lm.name} ({lm.n_bytes / 1e9:.2f} GB in {str(lm.dtype).removeprefix('torch.')})",
-        f"sweep      {len(plans):,} SAEs at {n_sites} sites, {n_steps:,} steps of {config.batch_size:,} each{already}",
+        f"sweep      {sweep}",
         f"cells      {len(plan.cells):,} of {size} SAEs that share one stream on one device;"
         f" {max(cell.n_bytes for cell in plan.cells) / 1e9:.1f} GB at most (computed)",
-        f"work       {_hours(plan.seconds)} {unit} ({how}), {plan.lm_share:.0%} of it the language model's{uncounted}",
+        f"work       {_hours(plan.seconds)} {unit} ({how}), {plan.lm_share:.0%} of it the language model's{besides}",
         f"wall time  {_hours(plan.makespan)} hours; no plan takes less than {_hours(bound)};"
         f" devices work {plan.utilisation:.1%} of it",
         *_dollars(plan, dollars_per_hour),
@@ -96,6 +95,17 @@ def describe_sweep(
         *_sharing(plan, sharing, unit),
     ]
     return "\n".join(lines)
+
+
+def _sweep(config: RunConfig, plans: Sequence[SAEPlan], left: Mapping[str, Left]) -> str:
+    """The SAEs of a run, and what is left to do for how many of them."""
+    n_sites, n_steps = len({plan.site for plan in plans}), config.tokens * config.reuse // config.batch_size
+    text = f"{len(plans):,} SAEs at {n_sites} sites, {n_steps:,} steps of {config.batch_size:,} each"
+    counts = Counter(left.values())
+    if counts[Left.TRAINING] < len(plans):
+        text += f" ({'; '.join(f'{counts[what]:,} {what}' for what in Left if counts[what])})"
+    imported = sum(len(part.get("saes", ())) for part in config.earlier)
+    return f"{text}; imported ones are in no plan" if imported else text
 
 
 def shape_of(config: RunConfig, fleet: Sequence[Devices]) -> tuple[ActivationModel, list[SAEPlan]]:

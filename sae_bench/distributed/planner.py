@@ -1,8 +1,7 @@
 """A sweep split into cells, and the cells given to devices: pure functions of numbers, without torch and without Ray.
 
 A cell is the SAEs that share one stream on one device. It costs what its SAEs cost, and one pass of the language model
-down to its deepest site, whatever else is in it; over the tokens that are trained on only to the deepest site of those
-that are left to train. The aim is the least makespan: the time when the last device has done.
+down to its deepest site, whatever else is in it. The aim is the least makespan: the time when the last device has done.
 
 What is the optimum? Of cells that memory bounds, the language model's work is least when the SAEs are sorted by the
 depth of their sites and cut, from the deepest on, into cells as full as they can be: exchanging two SAEs of one size
@@ -11,6 +10,9 @@ site's buffer is held in as few cells as can be, too. So only cuts of this one l
 in one dimension (Pinar and Aykanat 2004): for a bound on a cell's seconds, filling each cell as far as bytes and bound
 allow makes the fewest cells, and the least bound for a given number of cells is found by bisection. Few cells are least
 work, and many balance better; so the bound is found for one cell a device, two, and so on, from what memory asks for.
+Where a run goes on, an SAE that is trained already asks for no pass over the tokens that are trained on, and holds
+nothing while others train; in a cell of its own kind it costs nobody such a pass, beside others no start of its own.
+So both are tried: one line of all, and a line for each kind.
 Each time the cells are given to devices longest first, each to the device that has done with it earliest: at most 4/3
 of the least makespan of these cells on equal devices (Graham 1969), and far less where there are many. The best of
 these plans is returned; `least_makespan` says how far from the best of all it can be.
@@ -24,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from sae_bench.distributed.work import Devices, Line, SAEWork, SharedWork
+from sae_bench.distributed.work import Devices, Line, SAEWork, SharedWork, Stretch, cut, cut_into
 from sae_bench.errors import UserError
 from sae_bench.records.files import digest_of
 from sae_bench.records.names import file_name
@@ -106,20 +108,23 @@ def plan_cells(works: Sequence[SAEWork], shared: SharedWork, fleet: Sequence[Dev
     if not works:
         return CellPlan((), (), tuple(fleet))
     line, smallest = Line(works, shared), min(fleet, key=lambda devices: devices.n_bytes)
+    parts = [[work for work in works if work.trained == trained] for trained in (False, True)]
+    ways = [[line], [Line(part, shared) for part in parts]] if all(parts) else [[line]]
     for i, work in enumerate(line.works):
         if (needed := line.n_bytes(i, i + 1)) > smallest.n_bytes:
             raise UserError(
                 f"{work.id} alone needs {needed / 1e9:.1f} GB, and one {smallest.kind} has {smallest.n_bytes / 1e9:.1f}"
                 " GB for it: choose a smaller --width or --buffer-tokens, or other --devices"
             )
-    fullest = line.cut(smallest.n_bytes)
-    n_devices = sum(devices.count for devices in fleet)
-    rounds = ceil(len(fullest) / n_devices)
-    cuts = [line.cut_into(n * n_devices, smallest.n_bytes) for n in range(rounds, rounds + MORE_ROUNDS)]
-    return min((_assigned(line, cut, fleet) for cut in (fullest, *cuts)), key=lambda plan: plan.makespan)
+    n_devices, cuts = sum(devices.count for devices in fleet), []
+    for lines in ways:
+        cuts.append(fullest := cut(lines, smallest.n_bytes))
+        rounds = ceil(len(fullest) / n_devices)
+        cuts += [cut_into(lines, n * n_devices, smallest.n_bytes) for n in range(rounds, rounds + MORE_ROUNDS)]
+    return min((_assigned(stretches, fleet) for stretches in cuts), key=lambda plan: plan.makespan)
 
 
-def _assigned(line: Line, cuts: Sequence[tuple[int, int]], fleet: Sequence[Devices]) -> CellPlan:
+def _assigned(stretches: Sequence[Stretch], fleet: Sequence[Devices]) -> CellPlan:
     """The cells given to devices: the longest first, each to the device that has done with it earliest."""
     free: list[list[tuple[float, int]]] = []
     n = 0
@@ -127,7 +132,7 @@ def _assigned(line: Line, cuts: Sequence[tuple[int, int]], fleet: Sequence[Devic
         free.append([(0.0, n + i) for i in range(devices.count)])
         n += devices.count
     cells, device_of = [], []
-    for first, last in sorted(cuts, key=lambda cut: -line.seconds(*cut)):
+    for line, first, last in sorted(stretches, key=lambda stretch: -stretch[0].seconds(*stretch[1:])):
         on_each = [_cell(line, first, last, kind) for kind in range(len(fleet))]
         kind = min(range(len(fleet)), key=lambda kind: free[kind][0][0] + on_each[kind].seconds)
         until, device = free[kind][0]

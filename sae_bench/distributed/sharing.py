@@ -34,11 +34,11 @@ class SharedPlan:
 
 
 def share_captures(works: Sequence[SAEWork], shared: SharedWork, fleet: Sequence[Devices]) -> SharedPlan | None:
-    """The best plan with shared captures on a fleet of one kind; None where there is none.
+    """The best plan with shared captures on a fleet of one kind; None where there is none, or nothing to train.
 
     A wave is a capture and the cells that it serves at a time, which are neighbours in depth.
     """
-    if len(fleet) != 1 or fleet[0].count < 2 or not works:
+    if len(fleet) != 1 or fleet[0].count < 2 or all(work.trained for work in works):
         return None
     works, trained = _without_capture(works, shared)
     found = [_shared(n, works, trained, shared.capture_seconds[0], fleet[0]) for n in TRAINERS]

@@ -61,10 +61,10 @@ def sweep_work(
     fleet: Sequence[Devices],
     finished: Collection[str] = (),
 ) -> tuple[list[SAEWork], SharedWork]:
-    """What every SAE takes on each kind of device, and what every cell takes; those `finished` take no more steps."""
+    """What every SAE takes on each kind of device, and what every cell takes; those `finished` are trained already."""
     speeds = [Speed(config, lm, devices.kind) for devices in fleet]
     work, ctx, word = speeds[0].work, config.context_size, lm.dtype.itemsize
-    largest = 4 * max((plan.n_parameters for plan in plans), default=0)
+    largest = 4 * max((plan.n_parameters for plan in plans if plan.id not in finished), default=0)
     widest = max((plan.site.d_in for plan in plans), default=0)
     reply = 4 * widest + word * lm.d_model + round(PAIR_BYTES * max((active(plan) for plan in plans), default=0))
     base = PROCESS_BYTES + lm.n_bytes
@@ -78,7 +78,7 @@ def sweep_work(
             seed=plan.config.seed,
             seconds=tuple(speed.of_sae(plan, finished=plan.id in finished) for speed in speeds),
             lm_seconds=tuple(speed.evaluate(work.after(plan.site)) for speed in speeds),
-            n_bytes=_sae_room(plan, config),
+            n_bytes=_sae_room(plan, config, finished=plan.id in finished),
             trained=plan.id in finished,
         )
         for plan in plans
@@ -154,12 +154,13 @@ def _site_work(site: Site, config: RunConfig, lm: ActivationModel, speeds: Seque
     )
 
 
-def _sae_room(plan: SAEPlan, config: RunConfig) -> Room:
+def _sae_room(plan: SAEPlan, config: RunConfig, *, finished: bool) -> Room:
     weights = 4 * plan.n_parameters
+    training = 0 if finished else 3 * weights
     if not config.collects:
-        return 3 * weights, weights, weights
+        return training, weights, weights
     latents = _collection(config, [plan.config.d_sae]) - _collection(config, []) + 1  # each is rounded down
-    return 3 * weights, weights, weights + latents
+    return training, weights, weights + latents
 
 
 def _collection(config: RunConfig, widths: Sequence[int]) -> int:

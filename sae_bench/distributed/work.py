@@ -89,16 +89,18 @@ class Line:
     """
 
     def __init__(self, works: Sequence[SAEWork], shared: SharedWork) -> None:
-        self.works = sorted(works, key=lambda work: (-work.site.depth, work.site.name, work.seed))
+        self.works = sorted(works, key=lambda work: (-work.site.depth, work.site.name, work.trained, work.seed))
         self.shared = shared
-        sites = list({work.site.name: work.site for work in self.works}.values())
-        number = {site.name: i for i, site in enumerate(sites)}
-        self._site = [number[work.site.name] for work in self.works]
+        all_of_them = range(len(self.works))
+        self._to_train = [i for i in all_of_them if not self.works[i].trained]
         self._seconds = _sums([work.seconds[0] for work in self.works])
-        self._site_seconds = _sums([site.seconds[0] for site in sites])
+        self._site_seconds = _OfSites(self.works, all_of_them, lambda site: site.seconds[0])
         self._bytes = [_sums(stage) for stage in zip(*(work.n_bytes for work in self.works), strict=True)]
-        self._site_bytes = [_sums(stage) for stage in zip(*(site.n_bytes for site in sites), strict=True)]
-        self._to_train = [i for i, work in enumerate(self.works) if not work.trained]
+        self._site_bytes = [
+            _OfSites(self.works, self._to_train, lambda site: site.n_bytes[0]),
+            _OfSites(self.works, all_of_them, lambda site: site.n_bytes[1]),
+            _OfSites(self.works, all_of_them, lambda site: site.n_bytes[2]),
+        ]
         self._least = max(1, min(max(work.n_bytes) for work in self.works))
         self._reach: dict[tuple[int, int], int] = {}
 
@@ -110,19 +112,17 @@ class Line:
 
     def seconds(self, first: int, last: int) -> float:
         """How long a cell of the stretch takes on the first kind of device."""
-        one, other = self._site[first], self._site[last - 1] + 1
         return (
             self.shared.start_seconds[0]
             + self.shared.lm_seconds(self.works[first].site.depth, self.training_depth(first, last))
             + self._seconds[last] - self._seconds[first]
-            + self._site_seconds[other] - self._site_seconds[one]
+            + self._site_seconds.total(first, last)
         )  # fmt: skip
 
     def n_bytes(self, first: int, last: int) -> int:
         """The most that a cell of the stretch holds in any stage."""
-        one, other = self._site[first], self._site[last - 1] + 1
         most = max(
-            base + works[last] - works[first] + sites[other] - sites[one]
+            base + works[last] - works[first] + sites.total(first, last)
             for base, works, sites in zip(self.shared.n_bytes, self._bytes, self._site_bytes, strict=True)
         )
         return int(most)
@@ -144,17 +144,42 @@ class Line:
         ends = range(first + 1, end + 1)
         return max(first + bisect_right(ends, bound, key=lambda last: measure(first, last)), first + 1)
 
-    def cut_into(self, n_cells: int, n_bytes: int) -> list[tuple[int, int]]:
-        """Stretches whose longest is about as short as can be, of which there are at most `n_cells`, if bytes allow."""
-        high = max(self.seconds(*cut) for cut in self.cut(n_bytes))
-        low = self._seconds[-1] / n_cells
-        while high - low > PRECISION * high:
-            middle = (low + high) / 2
-            if len(self.cut(n_bytes, middle)) <= n_cells:
-                high = middle
-            else:
-                low = middle
-        return self.cut(n_bytes, high)
+
+class _OfSites:
+    """What the sites of some SAEs of a line take, each site of a stretch once."""
+
+    def __init__(self, works: Sequence[SAEWork], inside: Sequence[int], of: Callable[[SiteWork], float]) -> None:
+        sites = {works[i].site.name: works[i].site for i in inside}
+        number = {name: n for n, name in enumerate(sites)}
+        self._inside = inside
+        self._site = [number[works[i].site.name] for i in inside]
+        self._sums = _sums([of(site) for site in sites.values()])
+
+    def total(self, first: int, last: int) -> float:
+        one, other = bisect_left(self._inside, first), bisect_left(self._inside, last)
+        return self._sums[self._site[other - 1] + 1] - self._sums[self._site[one]] if one < other else 0
+
+
+Stretch = tuple[Line, int, int]
+"""SAEs of a line, from the first to the last, that one left out."""
+
+
+def cut(lines: Sequence[Line], n_bytes: int, seconds: float = inf) -> list[Stretch]:
+    """Every line in stretches as `Line.cut` makes them."""
+    return [(line, first, last) for line in lines for first, last in line.cut(n_bytes, seconds)]
+
+
+def cut_into(lines: Sequence[Line], n_cells: int, n_bytes: int) -> list[Stretch]:
+    """Stretches whose longest is about as short as can be, of which there are at most `n_cells`, if bytes allow."""
+    high = max(line.seconds(first, last) for line, first, last in cut(lines, n_bytes))
+    low = sum(work.seconds[0] for line in lines for work in line.works) / n_cells
+    while high - low > PRECISION * high:
+        middle = (low + high) / 2
+        if len(cut(lines, n_bytes, middle)) <= n_cells:
+            high = middle
+        else:
+            low = middle
+    return cut(lines, n_bytes, high)
 
 
 def _sums(values: Iterable[float]) -> list[float]:

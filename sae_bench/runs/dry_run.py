@@ -24,7 +24,7 @@ from sae_bench.runs.config import RunConfig
 from sae_bench.runs.costs import peaks_of
 from sae_bench.runs.growing import grown
 from sae_bench.runs.import_saes import ImportPlan, Plan, open_imports, plan_imports
-from sae_bench.runs.left import Left, what_is_left
+from sae_bench.runs.left import Left, uncounted, what_is_left
 from sae_bench.runs.plan import SAEPlan, plan_saes, tasks_of, training_bytes, training_disk_bytes
 from sae_bench.runs.sources import model_shape, token_stream
 from sae_bench.runs.times import stage_times
@@ -93,9 +93,8 @@ def describe_plan(config: RunConfig, folder: RunFolder, *, overwrite: bool = Fal
         f" collected in about {latent_bytes(config, everything) / 1e6:,.0f} MB",
         describe_judge(config, everything),
     ]
-    in_cells = any(of not in (Left.SEEDS, Left.NOTHING) for of in left.values())
-    more = [*texts, *(["collecting latents"] if config.collects else [])] if in_cells else []
-    uncounted = f"; {' and '.join(more)} not counted" if more else ""
+    more = uncounted(config, texts, left.values())
+    besides = f"; {' and '.join(more)} not counted" if more else ""
     return "\n".join(
         [
             tabulate(rows, ["SAE", "module", "d_in", "state"], tablefmt="simple", disable_numparse=True),
@@ -115,7 +114,7 @@ def describe_plan(config: RunConfig, folder: RunFolder, *, overwrite: bool = Fal
             f"disk       about {disk / 1e9:.2f} GB in {folder.path} (computed)",
             *([f"overwrite  the run in {folder.path} is deleted first"] if overwrite and folder.manifest() else ()),
             *describe_cache(config, {plan.site for plan in everything}, lm.dtype),
-            *(f"{line}{uncounted}" for line in describe_time(config, plans, to_evaluate, lm, here=here)),
+            *(f"{line}{besides}" for line in describe_time(config, plans, to_evaluate, lm, here=here)),
         ]
     )
 

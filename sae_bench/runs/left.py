@@ -1,6 +1,6 @@
 """What is left to do for each SAE of a run, as far as its files say."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 
 from sae_bench.autointerp.latents import read_latents
@@ -33,17 +33,33 @@ def what_is_left(
 ) -> dict[str, Left]:
     """The first thing that is left to do for each of a run's SAEs, by name, if the language model is still the run's.
 
-    `texts` are those that the run's tasks bring. With `overwrite` the run that is there is deleted first.
+    `texts` are those that the run's tasks bring. With `overwrite` the run that is there is deleted first. Without a
+    manifest the language model is not known, so that every SAE counts as one to evaluate.
     """
     if overwrite or not folder.path.is_dir():
         return {plan.id: Left.TRAINING for plan in plans}
     manifest, tasks = folder.manifest(), tasks_of(config)
+    if config.world is not None:  # where no text is, no latent is collected
+        tasks = tuple(name for name in tasks if name not in latent_tasks(tasks))
     model = fingerprint(manifest["model"]) if manifest else ""
     saes = [PlannedSAE.of(plan) for plan in plans]
     left = left_to_do(folder, config, tasks, saes, model, texts)
     there = [as_saved(folder, sae) if left[sae.id] is not Left.TRAINING else sae for sae in saes]
     to_compare = left_to_compare(folder, config, tasks, {sae.id: sae.description for sae in there}, model)
     return {name: Left.SEEDS if first is Left.NOTHING and name in to_compare else first for name, first in left.items()}
+
+
+def uncounted(config: RunConfig, texts: Collection[str], left: Iterable[Left]) -> list[str]:
+    """What a run is left with that no plan's times have in them."""
+    kinds = set(left) - {Left.NOTHING}
+    in_cells = kinds - {Left.SEEDS}
+    collects = config.collects and config.world is None and latent_tasks(tasks_of(config))
+    seeds = kinds and among_seeds(tasks_of(config)) and len(config.seeds) > 1
+    return [
+        *(texts if in_cells else []),
+        *(["collecting latents"] if in_cells and collects else []),
+        *(["comparisons among seeds"] if seeds else []),
+    ]
 
 
 def left_to_do(

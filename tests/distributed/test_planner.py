@@ -1,12 +1,15 @@
 """A sweep is cut into cells that fit, every SAE in one of them, and the devices have done about when they can have."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_bench.distributed.planner import CellPlan, least_makespan, plan_cells
+from sae_bench.distributed.planner import Cell, CellPlan, least_makespan, plan_cells
 from sae_bench.distributed.sharing import LINK_BYTES, pays, share_captures
 from sae_bench.distributed.work import Devices, SAEWork, SharedWork, SiteWork
 from sae_bench.errors import UserError
@@ -22,7 +25,9 @@ def site(depth: int, kind: str = "resid_post", n_bytes: int = 50, seconds: float
 def sae(
     at: SiteWork, name: str, seconds: float = 20.0, n_bytes: int = 30, seed: int = 0, trained: bool = False
 ) -> SAEWork:
-    return SAEWork(f"{name}.{at.name}", at, seed, (seconds,), (seconds / 10,), (n_bytes, 0, 0), trained)
+    return SAEWork(
+        f"{name}.{at.name}", at, seed, (seconds,), (seconds / 10,), (0 if trained else n_bytes, 0, 0), trained
+    )
 
 
 def fleet(count: int, n_bytes: int = 10_000) -> list[Devices]:
@@ -131,14 +136,11 @@ def test_a_cell_is_called_the_same_wherever_it_is_planned():
 
 
 kinds = st.sampled_from(["attn_out", "mlp_out", "resid_post"])
-sweeps = st.lists(
-    st.tuples(st.integers(1, 12), kinds, st.floats(0.1, 500), st.integers(1, 80), st.integers(0, 2), st.booleans()),
-    min_size=1, max_size=40,
-)  # fmt: skip
+sweep = st.tuples(st.integers(1, 12), kinds, st.floats(0.1, 500), st.integers(1, 80), st.integers(0, 2), st.booleans())
 
 
 @settings(max_examples=60, deadline=None)
-@given(sweeps, st.integers(1, 9), st.integers(230, 900))
+@given(st.lists(sweep, min_size=1, max_size=40), st.integers(1, 9), st.integers(230, 900))
 def test_every_sae_is_in_one_cell_none_is_too_large_and_no_plan_beats_the_bound(described, n_devices, room):
     works = [
         sae(site(depth, kind), f"s{i}", seconds, n_bytes, seed, trained)
@@ -149,7 +151,7 @@ def test_every_sae_is_in_one_cell_none_is_too_large_and_no_plan_beats_the_bound(
     by_id = {work.id: work for work in works}
     for cell in plan.cells:
         inside = [by_id[name] for name in cell.saes]
-        buffers = sum({work.site.name: work.site.n_bytes[0] for work in inside}.values())
+        buffers = sum({work.site.name: work.site.n_bytes[0] for work in inside if not work.trained}.values())
         assert cell.n_bytes == 100 + buffers + sum(work.n_bytes[0] for work in inside) <= room
     assert [cell.seconds for cell in plan.cells] == pytest.approx(seconds_by_hand(plan, works))
     assert all(0 <= device < n_devices for device in plan.device_of)
@@ -158,6 +160,64 @@ def test_every_sae_is_in_one_cell_none_is_too_large_and_no_plan_beats_the_bound(
     longest = max(cell.seconds for cell in plan.cells)
     mean = plan.seconds / n_devices
     assert plan.makespan <= (mean + longest * (1 - 1 / n_devices)) * (1 + 1e-9), "no device idles while a cell waits"
+
+
+def partitions(works: list[SAEWork]) -> Iterator[list[list[SAEWork]]]:
+    """All ways to put some SAEs into cells."""
+    if not works:
+        yield []
+        return
+    for rest in partitions(works[1:]):
+        yield [works[:1], *rest]
+        for i in range(len(rest)):
+            yield [*rest[:i], [works[0], *rest[i]], *rest[i + 1 :]]
+
+
+def best_of_all(works: list[SAEWork], n_devices: int, room: int) -> float:
+    """The least makespan, by trying every partition into cells that fit and every way to give them to devices."""
+    found = math.inf
+    for cells in partitions(works):
+        buffers = [
+            sum({work.site.name: work.site.n_bytes[0] for work in cell if not work.trained}.values()) for cell in cells
+        ]
+        holds = [100 + n + sum(work.n_bytes[0] for work in cell) for n, cell in zip(buffers, cells, strict=True)]
+        if max(holds) > room:
+            continue
+        ids = [Cell("", tuple(work.id for work in cell), 0, 0, 0) for cell in cells]
+        seconds = seconds_by_hand(CellPlan(tuple(ids), (0,) * len(ids), ()), works)
+        for devices in product(range(n_devices), repeat=len(cells)):
+            busy = [sum(s for s, at in zip(seconds, devices, strict=True) if at == n) for n in range(n_devices)]
+            found = min(found, max(busy))
+    return found
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(sweep, min_size=1, max_size=4), st.integers(1, 2), st.integers(230, 500))
+def test_the_bound_is_below_the_best_of_all_plans(described, n_devices, room):
+    works = [
+        sae(site(depth, kind), f"s{i}", seconds, n_bytes, seed, trained)
+        for i, (depth, kind, seconds, n_bytes, seed, trained) in enumerate(described)
+    ]
+    best = best_of_all(works, n_devices, room)
+    assert least_makespan(works, SHARED, fleet(n_devices, room)) <= best * (1 + 1e-9)
+    assert plan_cells(works, SHARED, fleet(n_devices, room)).makespan >= best * (1 - 1e-9)
+
+
+def test_what_is_trained_already_drags_no_cell_along_that_trains():
+    """By hand: two sites at depth 10, of each one SAE trained and one to train, two of the latter fit into a cell.
+
+    Apart, 5 + 3 + 100 + 40 s to train and 5 + 3 + 10 + 40 s to evaluate; site by site two cells would capture.
+    """
+    works = [
+        sae(site(10, kind), f"s{seed}", seed=seed, trained=seed == 0, n_bytes=30)
+        for kind in ("attn_out", "mlp_out")
+        for seed in (0, 1)
+    ]
+    shared = replace(SHARED, n_bytes=(100, 100, 0))
+    works = [replace(work, n_bytes=(work.n_bytes[0], 80, 0)) for work in works]
+    plan = plan_cells(works, shared, fleet(1, 100 + 2 * 80))
+    assert sorted(cell.seconds for cell in plan.cells) == [5 + 3 + 10 + 40, 5 + 3 + 100 + 40]
+    assert plan.makespan == least_makespan(works, shared, fleet(1, 100 + 2 * 80))
 
 
 def test_shared_captures_pay_where_the_language_model_is_the_work_and_not_where_it_is_not():
@@ -179,6 +239,7 @@ def test_shared_captures_pay_where_the_language_model_is_the_work_and_not_where_
     assert own.makespan == 5 + 3 + 100 + 5000
     assert not pays(own, share_captures(long, SHARED, fleet(8, room)))
     assert share_captures(works, SHARED, fleet(1)) is None
+    assert share_captures([replace(work, trained=True) for work in works], SHARED, fleet(8, room)) is None
 
 
 def test_a_shared_capture_goes_as_deep_as_what_is_left_to_train_and_moves_no_other_batches():

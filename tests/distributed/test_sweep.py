@@ -168,6 +168,7 @@ def test_a_sweep_is_planned_for_devices_that_are_not_here(capsys, at_work):
         (["--dry-run", "--devices", "64xB9000"], 'unknown kind "B9000"'),
         (["--dry-run", "--devices", "2xcpu", "--dollars-per-hour", "-1"], "write a price above 0"),
         (["--dry-run", "--devices", "2xcpu", "--dollars-per-hour", "nan"], "write a price above 0"),
+        (["--dry-run", "--extend-tokens"], "--dry-run plans no --extend-tokens"),
     ],
 )  # fmt: skip
 def test_flags_without_meaning_are_refused_in_one_line(capsys, at_work, flags, said):

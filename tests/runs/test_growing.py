@@ -164,13 +164,18 @@ def test_the_plan_of_more_says_what_is_left_besides_evaluation(settings, first, 
 def test_the_plan_for_many_devices_counts_what_is_trained_already(settings, first, capsys):
     asked = settings | {"--out": first, "--l0": (6, 9), "--devices": "1xcpu"}
     assert bench(*flags(asked), "--dry-run") == 0
-    assert re.search(r"1 SAEs at 1 sites, .*; nothing is left to do for 1 more\n", capsys.readouterr().out)
+    assert "2 SAEs at 1 sites, 18 steps of 130 each (1 to train; 1 finished)\n" in capsys.readouterr().out
     assert bench(*flags(asked | {"--tasks": ("delta_lm_loss", "feature_density")}), "--dry-run") == 0
-    assert "1 of them is trained already" in capsys.readouterr().out
+    assert "(1 to train; 1 to evaluate)\n" in capsys.readouterr().out
     assert bench(*flags(asked), "--dry-run", "--overwrite") == 0
     assert re.search(r"2 SAEs at 1 sites, .* of 130 each\n", capsys.readouterr().out)
     assert bench(*flags(asked | {"--l0": 6}), "--dry-run") == 0
-    assert "nothing is left to train or to evaluate of 1 SAEs" in capsys.readouterr().out
+    assert "(1 finished): nothing is left for cells\n" in capsys.readouterr().out
+    seeds = asked | {"--l0": 6, "--seed": (0, 1), "--tasks": ("delta_lm_loss", "stability")}
+    assert bench(*flags(seeds), "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "(1 to train; 1 to compare with other seeds)\n" in said
+    assert "; comparisons among seeds not counted\n" in said
 
 
 def test_a_killed_training_goes_on_beside_what_is_added(settings, tmp_path, monkeypatch):

@@ -83,10 +83,15 @@ def test_the_board_is_about_samples_and_led_by_the_truth(finished):
     }
 
 
-def test_the_same_command_makes_nothing_again(finished, settings):
+def test_the_same_command_makes_nothing_again(finished, settings, capsys):
     before = mtimes(finished)
     assert bench(*flags(settings | {"--out": finished}), "--quiet") == 0
     assert mtimes(finished) == before
+    capsys.readouterr()
+    assert bench(*flags(settings | {"--out": finished, "--latents": 3}), "--dry-run") == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if ".synthetic.w24." in line]
+    assert len(rows) == 4
+    assert all(row.endswith("  finished") for row in rows), "latents are collected of a language model alone"
 
 
 def test_its_numbers_can_be_verified(finished, capsys):
