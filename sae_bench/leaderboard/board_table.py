@@ -12,10 +12,11 @@ from sae_bench.errors import UserError, did_you_mean, one_line
 from sae_bench.leaderboard import captions, order, render, tables
 from sae_bench.leaderboard.bootstrap import estimate
 from sae_bench.leaderboard.compare import Comparison, comparisons
-from sae_bench.leaderboard.compare_table import note, on_front, with_interval
+from sae_bench.leaderboard.compare_table import on_front, with_interval
 from sae_bench.leaderboard.latex_tables import latex_tables
 from sae_bench.leaderboard.load import metrics_of
 from sae_bench.leaderboard.margins import PREFIX, Margins, controls_of
+from sae_bench.leaderboard.notes import note
 from sae_bench.leaderboard.setting import Setting
 from sae_bench.leaderboard.text_tables import prose, text_tables
 from sae_bench.records.names import natural_order

@@ -9,12 +9,13 @@ from tabulate import tabulate
 
 from sae_bench.errors import one_line
 from sae_bench.leaderboard import captions, render
-from sae_bench.leaderboard.bootstrap import MIN_DOCUMENTS, Estimate
+from sae_bench.leaderboard.bootstrap import Estimate
 from sae_bench.leaderboard.compare import Comparison, Standing, compare
 from sae_bench.leaderboard.curves import pareto_front
 from sae_bench.leaderboard.latex_tables import Bold, latex_tables
 from sae_bench.leaderboard.margins import controls_of, over_best
 from sae_bench.leaderboard.matched import AT_L0
+from sae_bench.leaderboard.notes import note
 from sae_bench.leaderboard.order import best
 from sae_bench.leaderboard.render import CONTROLS
 from sae_bench.leaderboard.setting import Setting
@@ -93,7 +94,7 @@ def written(
         return render.csv_table(long_table(comparisons, metrics, l0s), float_format="%.9g")
     tables = list(shown(comparisons, metrics, l0s, top))
     if form == "tex":
-        return "\n".join(_latex(table, facts) for table in tables)
+        return "\n".join(_latex(table, l0s, facts) for table in tables)
     nothing = []
     if not tables:
         at = ", ".join(f"{l0:g}" for l0 in l0s)
@@ -104,12 +105,12 @@ def written(
     missing = [line for comparison in comparisons for one in comparison.architectures for line in one.missing]
     if form == "text":
         drawn = [part for table in tables for part in (prose(table.title, wide), _text(table, wide))]
-        told = prose(" ".join(filter(None, [f"* {RULE}. {note(comparisons)}", facts])), wide)
+        told = prose(" ".join(filter(None, [f"* {RULE}. {note(comparisons, l0s)}", facts])), wide)
         return "\n\n".join([*drawn, *(prose(text, wide) for text in nothing), told]) + "".join(
             f"\nMissing: {one_line(line)}" for line in missing
         )
     parts = [part for table in tables for part in (render.escape_markdown(table.title), _markdown(table))]
-    told = render.escape_markdown(" ".join(filter(None, [f"Bold: {RULE}. {note(comparisons)}", facts])))
+    told = render.escape_markdown(" ".join(filter(None, [f"Bold: {RULE}. {note(comparisons, l0s)}", facts])))
     gone = "".join(f"\nMissing: {render.escape_markdown(line)}" for line in missing)
     return "\n\n".join([*parts, *nothing, told]) + gone
 
@@ -126,10 +127,10 @@ def _markdown(table: Table) -> str:
     return tabulate(rows, header, tablefmt="github", disable_numparse=True)
 
 
-def _latex(table: Table, facts: str) -> str:
+def _latex(table: Table, l0s: Sequence[float], facts: str) -> str:
     caption = table.what
     if table.of:
-        told = f"{note([table.of])} Bold: {RULE}."
+        told = f"{note([table.of], l0s)} Bold: {RULE}."
         caption = f"{table.what}. {captions.caption(table.of.records, told, paper=True)}"
     rows = [[name, *(Bold(text) if best else text for text, best in cells)] for name, cells in table.rows]
     return latex_tables({"": rows}, table.header, 1, caption, f"compare-{table.label}", facts)
@@ -281,19 +282,3 @@ def with_interval(e: Estimate) -> str:
     """A value and half of its 95% interval."""
     half = e.interval()[1] - e.value
     return render.with_error(e.value, half)
-
-
-def note(comparisons: Sequence[Comparison]) -> str:
-    """What ± is, how many seeds and documents it covers, and what it does not cover."""
-    n_seeds = sorted({len(comparison.seeds) for comparison in comparisons})
-    seeds = (
-        "one seed, so variance between seeds is unknown" if n_seeds == [1] else f"{', '.join(map(str, n_seeds))} seeds"
-    )
-    n_documents = sorted({comparison.design.n_documents for comparison in comparisons})
-    documents = f"{', '.join(map(str, n_documents))} document{'s' * (n_documents != [1])}"
-    if n_documents and n_documents[0] < MIN_DOCUMENTS:
-        documents += f", too few for an interval (from {MIN_DOCUMENTS} on): raise --eval-tokens"
-    return (
-        f"± is half of the 95% interval; {seeds}; {documents}. The choice of training data is not in it. It is "
-        "that of a value alone: differences have their own."
-    )

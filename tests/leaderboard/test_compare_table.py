@@ -19,6 +19,7 @@ from sae_bench.leaderboard.bootstrap import (
     estimate,
 )
 from sae_bench.leaderboard.compare import check_metrics, comparisons
+from sae_bench.leaderboard.notes import note
 from sae_bench.leaderboard.replicates import metric_replicates
 
 
@@ -28,9 +29,23 @@ def test_enough_documents_are_counted_in_the_note():
         one["by_document"] = {name: of[:MIN_DOCUMENTS] for name, of in one["by_document"].items()}
     found = comparisons(typed(records), ["loss"])
     assert not at(found[0], "loss", (20.0,))[1][0].tie
-    note = compare_table.note(found)
-    assert f"2 seeds; {MIN_DOCUMENTS} documents. The choice of training data is not in it." in note
-    assert "--eval-tokens" not in note
+    told = note(found)
+    assert f"2 seeds; {MIN_DOCUMENTS} documents. The choice of training data is not in it." in told
+    assert "--eval-tokens" not in told
+
+
+def test_a_value_between_l0s_that_lie_far_apart_is_said_to_be_off_a_curve():
+    """16, 32 and 64 are near enough; without 32, 20 and 50 lie across a factor of four, and 16 on no gap."""
+    records = typed(simulated(0, {"a": 0.0, "b": 5.0}, n_seeds=2))
+    assert "times apart" not in note(comparisons(records, ["loss"]), (20.0, 50.0, 100.0))
+    few = comparisons([record for record in records if record.sae.target_l0 != 32], ["loss"])
+    l0s = few[0].architectures[0].metrics["l0"].l0[0]
+    gap = f"{max(l0s) / min(l0s):.1f} times"
+    assert f" L0 20 and 50: read off curves between SAEs whose L0s are up to {gap}" in note(few, (20.0, 50.0, 100.0))
+    assert "times apart" not in note(few, (float(l0s[0]), 100.0))
+    assert "times apart" not in note(few)
+    for form in ("text", "md", "tex"):
+        assert f"{gap} apart" in " ".join(compare_table.written(form, few, ["loss"], (20.0,)).split()), form
 
 
 # --- tables and the command line -----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from sae_bench.errors import one_line
 from sae_bench.leaderboard import answer, captions, claim_sections, order, tables
 from sae_bench.leaderboard.board import Board
 from sae_bench.leaderboard.compare import Comparison, check_metrics, comparisons
-from sae_bench.leaderboard.compare_table import RULE, note, shown
+from sae_bench.leaderboard.compare_table import RULE, shown
 from sae_bench.leaderboard.html.made import command, made
 from sae_bench.leaderboard.html.packing import packed
 from sae_bench.leaderboard.html.page import OWN_SERVER, embedded, page
@@ -27,6 +27,7 @@ from sae_bench.leaderboard.html.plain_words import explained
 from sae_bench.leaderboard.html.report_data import board_data
 from sae_bench.leaderboard.load import metrics_of
 from sae_bench.leaderboard.matched import default_l0s
+from sae_bench.leaderboard.notes import note
 from sae_bench.leaderboard.setting import Setting
 from sae_bench.records.names import true_name
 from sae_bench.records.schema import Metric
@@ -75,7 +76,7 @@ def report(board: Board, l0s: Sequence[float] | None = None, serving: Sequence[s
             for table in shown(compared, metrics, at)
         ],
         comparison_rule=RULE,
-        comparison_note=note(compared) if compared else "",
+        comparison_note=note(compared, at) if compared else "",
         claims_answered=claim_sections.total(claims),
         claims=[
             (of.title, of.summary, [(_place(comparison.setting), judged) for comparison, judged in of.found])
