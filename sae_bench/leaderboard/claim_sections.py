@@ -11,6 +11,7 @@ from sae_bench.leaderboard.later_claims import LATER_CLAIMS
 from sae_bench.leaderboard.later_claims import METRICS as LATER_METRICS
 from sae_bench.leaderboard.latex_tables import table_float
 from sae_bench.leaderboard.matched import default_l0s
+from sae_bench.leaderboard.notes import across
 from sae_bench.leaderboard.power import power_of
 from sae_bench.leaderboard.render import escape_csv, escape_latex, escape_markdown
 from sae_bench.leaderboard.setting import Setting
@@ -29,6 +30,8 @@ class Section:
 
     title: str
     found: Found
+    l0s: Sequence[float] | None = None
+    """Where they were read, if not at the default of each setting."""
 
     @property
     def summary(self) -> str:
@@ -53,7 +56,7 @@ def sections(records: Sequence[Record], l0s: Sequence[float] | None = None) -> l
             for check in LATER_CLAIMS
         ],
     }
-    return [Section(title, with_noise_floors(of, l0s)) for title, of in found.items()]
+    return [Section(title, with_noise_floors(of, l0s), l0s) for title, of in found.items()]
 
 
 def with_noise_floors(found: Found, l0s: Sequence[float] | None = None) -> Found:
@@ -89,11 +92,16 @@ def summary(found: Found) -> str:
 
 
 def total(of: Sequence[Section]) -> str:
-    """The summary of all sections; of several settings also how many claims have an answer in any of them."""
+    """The summary of all sections; of several settings also how many claims have an answer in any of them.
+
+    And which L0s were read off curves, between SAEs that lie far apart.
+    """
     found = [one for section in of for one in section.found]
-    if len({comparison.setting for comparison, _ in found}) < 2:
-        return summary(found)
-    return f"{summary(found)} {_answered_once(found, 'setting')}"
+    settings = {comparison.setting: comparison for comparison, _ in found}
+    once = _answered_once(found, "setting") if len(settings) > 1 else ""
+    asked = next((section.l0s for section in of if section.l0s), None)
+    l0s = {l0 for comparison in settings.values() for l0 in asked or default_l0s(comparison.records)}
+    return " ".join(filter(None, [summary(found), once, across([*settings.values()], sorted(l0s))]))
 
 
 def _answered_once(found: Found, where: str) -> str:

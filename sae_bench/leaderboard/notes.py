@@ -21,20 +21,24 @@ def note(comparisons: Sequence[Comparison], l0s: Sequence[float] = ()) -> str:
         documents += f", too few for an interval (from {MIN_DOCUMENTS} on): raise --eval-tokens"
     return (
         f"± is half of the 95% interval; {seeds}; {documents}. The choice of training data is not in it. It is "
-        f"that of a value alone: differences have their own.{_across(comparisons, l0s)}"
+        f"that of a value alone: differences have their own.{_after(across(comparisons, l0s))}"
     )
 
 
-def _across(comparisons: Sequence[Comparison], l0s: Sequence[float]) -> str:
-    """Which L0s lie in a wide gap between an architecture's SAEs, where the curve is anybody's guess."""
+def across(comparisons: Sequence[Comparison], l0s: Sequence[float]) -> str:
+    """Which L0s lie in a wide gap between an architecture's SAEs, where the curve is anybody's guess; "" if none."""
     gaps = {l0: max((_gap(one, l0) for of in comparisons for one in of.architectures), default=1.0) for l0 in l0s}
     wide = [f"{l0:g}" for l0, gap in gaps.items() if gap > WIDE_GAP]
     if not wide:
         return ""
     return (
-        f" L0 {' and '.join(wide)}: read off curves between SAEs whose L0s are up to {max(gaps.values()):.1f} times "
+        f"L0 {' and '.join(wide)}: read off curves between SAEs whose L0s are up to {max(gaps.values()):.1f} times "
         "apart; others between them would move these values."
     )
+
+
+def _after(text: str) -> str:
+    return f" {text}" if text else ""
 
 
 def _gap(architecture: Architecture, l0: float) -> float:

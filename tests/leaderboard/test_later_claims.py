@@ -159,6 +159,12 @@ def test_a_metric_s_noise_floor_and_smallest_difference_stand_with_what_is_judge
     assert len(adds) == 1
 
 
+FAR_APART = (
+    "L0 20 and 50: read off curves between SAEs whose L0s are up to 4.1 times apart; others between them would move "
+    "these values."
+)
+
+
 def test_a_verdict_is_the_same_beside_another_setting_and_a_claim_is_answered_in_either():
     """One setting at small L0s and one at the usual ones, each with an architecture that the other lacks."""
     small = typed(records(labels=("jumprelu", "topk"), targets=(3.0, 5.0, 8.0), sites=("layer_1.resid_post",)))
@@ -178,8 +184,9 @@ def test_a_verdict_is_the_same_beside_another_setting_and_a_claim_is_answered_in
     assert answered
     n_claims = 16 + len(LATER_CLAIMS)
     assert claim_sections.total(together).endswith(
-        f" In one setting at least, {len(answered)} of {n_claims} different ones are answered."
+        f" In one setting at least, {len(answered)} of {n_claims} different ones are answered. {FAR_APART}"
     )
+    assert "apart" not in claim_sections.total(alone["small"])
 
 
 def test_runs_that_cannot_be_compared_are_judged_each_by_itself(tmp_path, capsys):
@@ -222,7 +229,7 @@ def test_what_is_answered_is_counted_in_every_form():
     assert hold + not_held >= 3
     assert len(verdicts) == 16 + len(LATER_CLAIMS)
     assert total.startswith(f"{hold + not_held} of {len(verdicts)} claims are answered: {hold} hold")
-    assert total.endswith(f"{verdicts.count('cannot tell')} cannot be told.")
+    assert total.endswith(f" {verdicts.count('cannot tell')} cannot be told. {FAR_APART}")
     for form in ("text", "md", "tex"):
         text = claim_sections.written(form, found)
         assert total in text
