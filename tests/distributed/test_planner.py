@@ -139,13 +139,17 @@ kinds = st.sampled_from(["attn_out", "mlp_out", "resid_post"])
 sweep = st.tuples(st.integers(1, 12), kinds, st.floats(0.1, 500), st.integers(1, 80), st.integers(0, 2), st.booleans())
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(sweep, min_size=1, max_size=40), st.integers(1, 9), st.integers(230, 900))
-def test_every_sae_is_in_one_cell_none_is_too_large_and_no_plan_beats_the_bound(described, n_devices, room):
-    works = [
+def works_of(described: list[tuple[int, str, float, int, int, bool]]) -> list[SAEWork]:
+    return [
         sae(site(depth, kind), f"s{i}", seconds, n_bytes, seed, trained)
         for i, (depth, kind, seconds, n_bytes, seed, trained) in enumerate(described)
     ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(sweep, min_size=1, max_size=40), st.integers(1, 9), st.integers(230, 900))
+def test_every_sae_is_in_one_cell_none_is_too_large_and_no_plan_beats_the_bound(described, n_devices, room):
+    works = works_of(described)
     plan = plan_cells(works, SHARED, fleet(n_devices, room))
     assert sorted(name for cell in plan.cells for name in cell.saes) == sorted(work.id for work in works)
     by_id = {work.id: work for work in works}
@@ -194,10 +198,7 @@ def best_of_all(works: list[SAEWork], n_devices: int, room: int) -> float:
 @settings(max_examples=80, deadline=None)
 @given(st.lists(sweep, min_size=1, max_size=4), st.integers(1, 2), st.integers(230, 500))
 def test_the_bound_is_below_the_best_of_all_plans(described, n_devices, room):
-    works = [
-        sae(site(depth, kind), f"s{i}", seconds, n_bytes, seed, trained)
-        for i, (depth, kind, seconds, n_bytes, seed, trained) in enumerate(described)
-    ]
+    works = works_of(described)
     best = best_of_all(works, n_devices, room)
     assert least_makespan(works, SHARED, fleet(n_devices, room)) <= best * (1 + 1e-9)
     assert plan_cells(works, SHARED, fleet(n_devices, room)).makespan >= best * (1 - 1e-9)
