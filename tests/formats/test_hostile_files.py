@@ -29,9 +29,12 @@ from foreign_files import (
 )
 from safetensors.torch import load_file, save_file
 
+from sae_bench import ARCHITECTURES, SAEConfig
 from sae_bench.errors import UserError
 from sae_bench.formats.headers import safetensors_shapes
 from sae_bench.formats.open import find_sources, open_sae
+from sae_bench.records.schema import SAEDescription, SiteDescription
+from sae_bench.saes.save import save_sae
 
 MAKERS = {
     "gemma-scope": lambda folder: write_gemma_scope(folder)[0],
@@ -66,6 +69,19 @@ def load(folder: Path):
     (source,) = find_sources(str(folder))
     source.sha256()
     return open_sae(source).build()
+
+
+def saved_sae(folder: Path) -> Path:
+    sae = ARCHITECTURES["topk"](SAEConfig(d_in=D, d_sae=F, l0=4)).requires_grad_(False).fold(2.0)
+    site = {"layer": 1, "kind": "resid_post", "path": "model.layers.1", "side": "output", "d_in": D}
+    save_sae(
+        folder / "topk",
+        sae,
+        SAEDescription.model_construct(id="topk", arch="topk", site=SiteDescription(name="layer_1.resid_post", **site)),
+        {"model_name": "m"},
+        [],
+    )
+    return folder / "topk"
 
 
 @contextmanager

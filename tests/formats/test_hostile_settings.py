@@ -2,23 +2,18 @@
 
 import json
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import torch
 from foreign_files import (
-    D,
     F,
     write_saelens,
 )
 from safetensors.torch import load_file, save_file
-from test_hostile_files import MAKERS, WEIGHTS, load, refused
+from test_hostile_files import MAKERS, WEIGHTS, load, refused, saved_sae
 
-from sae_bench import ARCHITECTURES, SAEConfig
 from sae_bench.errors import UserError
 from sae_bench.records.files import read_sealed, write_sealed
-from sae_bench.records.schema import SAEDescription, SiteDescription
-from sae_bench.saes.save import save_sae
 
 GEMMA_SCOPE_2 = {
     "hf_hook_point_in": "model.layers.1.output", "hf_hook_point_out": "model.layers.1.output", "width": F,
@@ -48,19 +43,6 @@ def test_a_forged_description_with_a_valid_seal_is_refused(tmp_path, how):
     with pytest.raises(UserError) as error:
         load(folder)
     assert "\n" not in str(error.value)
-
-
-def saved_sae(folder: Path) -> Path:
-    sae = ARCHITECTURES["topk"](SAEConfig(d_in=D, d_sae=F, l0=4)).requires_grad_(False).fold(2.0)
-    site = {"layer": 1, "kind": "resid_post", "path": "model.layers.1", "side": "output", "d_in": D}
-    save_sae(
-        folder / "topk",
-        sae,
-        SAEDescription.model_construct(id="topk", arch="topk", site=SiteDescription(name="layer_1.resid_post", **site)),
-        {"model_name": "m"},
-        [],
-    )
-    return folder / "topk"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '"x"', "[" * 100_000, '{"a": ' * 50_000, "\xff\xfe"])
