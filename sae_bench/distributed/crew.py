@@ -132,8 +132,8 @@ class ClusterCrew:
         if not order.tasks or manifest is None or manifest["config_hash"] == config.evaluation_hash:
             return
         own = [sae.id for sae in saes if sae.description.origin is None]
-        finished = [name for name in own if self._folder.has_sae(name, config.training_hash)]
-        old = outdated(self._folder, finished, config.evaluation_hash)
+        trained = [name for name in own if self._folder.has_sae(name, config.training_hash)]
+        old = outdated(self._folder, trained, config.evaluation_hash)
         overlaps = any(training.eval_overlap is not None for training in old.values())
         fingerprint = value_of(self._begin(remote.grown_text, "text", order, overlaps))
         if overlaps:
@@ -162,8 +162,8 @@ class ClusterCrew:
         if not others:
             return kept
         names, n, n_bytes = [sae.id for sae in others], self._slots.n, self._slots.n_bytes
-        finished = [name for name in names if self._folder.has_sae(name, self._config.training_hash)]
-        return [*kept, *value_of(self._begin(remote.plan, "plan", names, finished, n, n_bytes))]
+        trained = [name for name in names if self._folder.has_sae(name, self._config.training_hash)]
+        return [*kept, *value_of(self._begin(remote.plan, "plan", names, trained, n, n_bytes))]
 
     def _in_rounds(
         self, order: Order, todo: Sequence[PlannedSAE], cells: Mapping[str, Cell], reference: Task, view: View
@@ -186,8 +186,8 @@ class ClusterCrew:
         """How many cells a capture serves; 0: none is shared."""
         paying = 0
         if to_train and self._mode != "own" and self._slots.n > 1:
-            finished = [name for name in saes if name not in to_train]
-            paying = value_of(self._begin(remote.paying, "plan", saes, finished, self._slots.n, self._slots.n_bytes))
+            trained = [name for name in saes if name not in to_train]
+            paying = value_of(self._begin(remote.paying, "plan", saes, trained, self._slots.n, self._slots.n_bytes))
         return trainers_of(self._mode, paying, self._slots.n) if to_train else 0
 
     def _all_done(self, cells: Mapping[str, Cell], order: Task, view: View) -> dict[str, str]:

@@ -124,26 +124,26 @@ def grown_text(errand: Errand, order: Order, overlaps: bool) -> str:
     return read_training_text(bench)[0] if overlaps else ""
 
 
-def plan(errand: Errand, saes: Collection[str], finished: Collection[str], n_devices: int, n_bytes: int) -> list[Cell]:
+def plan(errand: Errand, saes: Collection[str], trained: Collection[str], n_devices: int, n_bytes: int) -> list[Cell]:
     """The cells of some SAEs, given by name, for so many devices like this process's, in the order to begin them in.
 
-    Those `finished` are only evaluated. `n_bytes` are a CPU cell's; a GPU is asked.
+    Those `trained` are only evaluated. `n_bytes` are a CPU cell's; a GPU is asked.
     """
     bench = _bench(errand, Progress(quiet=True))
     fleet = _fleet(bench, n_devices, n_bytes)
     plans = [plan for plan in bench.plans.values() if plan.id in saes]
     own = [plan for plan in plans if isinstance(plan, SAEPlan)]
-    cells = plan_sweep(errand.config, bench.lm, own, fleet, finished).cells if own else ()
+    cells = plan_sweep(errand.config, bench.lm, own, fleet, trained).cells if own else ()
     imported = [plan.id for plan in plans if not isinstance(plan, SAEPlan)]
     parts = [tuple(imported[i::n_devices]) for i in range(min(n_devices, len(imported)))]
     return [*cells, *(Cell(f"imported-{digest_of(part)[:12]}", part, float(len(part)), 0, 0.0) for part in parts)]
 
 
-def paying(errand: Errand, saes: Collection[str], finished: Collection[str], n_devices: int, n_bytes: int) -> int:
+def paying(errand: Errand, saes: Collection[str], trained: Collection[str], n_devices: int, n_bytes: int) -> int:
     """How many devices a shared capture serves where it pays, if all of these SAEs are planned anew; 0 where not."""
     bench = _bench(errand, Progress(quiet=True))
     plans = [plan for plan in bench.plans.values() if plan.id in saes and isinstance(plan, SAEPlan)]
-    return paying_trainers(errand.config, bench.lm, plans, _fleet(bench, n_devices, n_bytes), finished)
+    return paying_trainers(errand.config, bench.lm, plans, _fleet(bench, n_devices, n_bytes), trained)
 
 
 def _fleet(bench: Workbench, n_devices: int, n_bytes: int) -> list[Devices]:

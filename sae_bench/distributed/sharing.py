@@ -40,13 +40,13 @@ def share_captures(works: Sequence[SAEWork], shared: SharedWork, fleet: Sequence
     """
     if len(fleet) != 1 or fleet[0].count < 2 or all(work.trained for work in works):
         return None
-    works, trained = _without_capture(works, shared)
-    found = [_shared(n, works, trained, shared.capture_seconds[0], fleet[0]) for n in TRAINERS]
+    works, without = _without_capture(works, shared)
+    found = [_shared(n, works, without, shared.capture_seconds[0], fleet[0]) for n in TRAINERS]
     return min((plan for plan in found if plan), key=lambda plan: (plan.makespan, plan.lm_seconds), default=None)
 
 
 def _shared(
-    n_trainers: int, works: Sequence[SAEWork], trained: SharedWork, captured: float, devices: Devices
+    n_trainers: int, works: Sequence[SAEWork], without: SharedWork, captured: float, devices: Devices
 ) -> SharedPlan | None:
     """Groups of one capturing device, a layer of which takes `captured` seconds, and `n_trainers` that only train.
 
@@ -55,7 +55,7 @@ def _shared(
     n_groups = devices.count // (1 + n_trainers)
     if n_groups == 0:
         return None
-    cells = plan_cells(works, trained, [replace(devices, count=n_groups * n_trainers)]).cells
+    cells = plan_cells(works, without, [replace(devices, count=n_groups * n_trainers)]).cells
     cells = tuple(sorted(cells, key=lambda cell: (-cell.depth, cell.sites)))
     streams = {work.id: (work.site, work.seed) for work in works if not work.trained}
     lengths, lm_seconds, moved, linked = [], 0.0, 0, 0

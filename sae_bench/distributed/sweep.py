@@ -28,14 +28,14 @@ def plan_sweep(
     lm: ActivationModel,
     plans: Sequence[SAEPlan],
     fleet: Sequence[Devices],
-    finished: Collection[str] = (),
+    trained: Collection[str] = (),
 ) -> CellPlan:
     """The cells of a run's SAEs, for a fleet; as `sweep_work`.
 
     Raises:
         UserError: one SAE alone is too much for a device.
     """
-    return plan_cells(*sweep_work(config, lm, plans, fleet, finished), fleet)
+    return plan_cells(*sweep_work(config, lm, plans, fleet, trained), fleet)
 
 
 def paying_trainers(
@@ -43,13 +43,13 @@ def paying_trainers(
     lm: ActivationModel,
     plans: Sequence[SAEPlan],
     fleet: Sequence[Devices],
-    finished: Collection[str] = (),
+    trained: Collection[str] = (),
 ) -> int:
     """How many devices a shared capture serves where the sweep is done sooner with it; 0 where it is not.
 
-    Those `finished` count, for they are still to be evaluated: that halves on two devices that both work on cells.
+    Those `trained` count, for they are still to be evaluated: that halves on two devices that both work on cells.
     """
-    works, shared = sweep_work(config, lm, plans, fleet, finished)
+    works, shared = sweep_work(config, lm, plans, fleet, trained)
     sharing = share_captures(works, shared, fleet)
     return sharing.n_trainers if sharing and pays(plan_cells(works, shared, fleet), sharing) else 0
 
@@ -59,12 +59,12 @@ def sweep_work(
     lm: ActivationModel,
     plans: Sequence[SAEPlan],
     fleet: Sequence[Devices],
-    finished: Collection[str] = (),
+    trained: Collection[str] = (),
 ) -> tuple[list[SAEWork], SharedWork]:
-    """What every SAE takes on each kind of device, and what every cell takes; those `finished` are trained already."""
+    """What every SAE takes on each kind of device, and what every cell takes; those `trained` are so already."""
     speeds = [Speed(config, lm, devices.kind) for devices in fleet]
     work, ctx, word = speeds[0].work, config.context_size, lm.dtype.itemsize
-    largest = 4 * max((plan.n_parameters for plan in plans if plan.id not in finished), default=0)
+    largest = 4 * max((plan.n_parameters for plan in plans if plan.id not in trained), default=0)
     widest = max((plan.site.d_in for plan in plans), default=0)
     reply = 4 * widest + word * lm.d_model + round(PAIR_BYTES * max((active(plan) for plan in plans), default=0))
     base = PROCESS_BYTES + lm.n_bytes
@@ -76,10 +76,10 @@ def sweep_work(
             id=plan.id,
             site=sites[plan.site],
             seed=plan.config.seed,
-            seconds=tuple(speed.of_sae(plan, finished=plan.id in finished) for speed in speeds),
+            seconds=tuple(speed.of_sae(plan, trained=plan.id in trained) for speed in speeds),
             lm_seconds=tuple(speed.evaluate(work.after(plan.site)) for speed in speeds),
-            n_bytes=_sae_room(plan, config, finished=plan.id in finished),
-            trained=plan.id in finished,
+            n_bytes=_sae_room(plan, config, trained=plan.id in trained),
+            trained=plan.id in trained,
         )
         for plan in plans
     ]
@@ -131,11 +131,11 @@ class Speed:
             return n_tokens * flops / self.work.layer / self._evaluated
         return self._computed(n_tokens * flops)
 
-    def of_sae(self, plan: SAEPlan, *, finished: bool = False) -> float:
+    def of_sae(self, plan: SAEPlan, *, trained: bool = False) -> float:
         """An SAE's steps, its replays, and its own products in evaluation, if the replays as measured hold them not."""
         in_replays = self._evaluated and self.work.has_losses
         own = 0.0 if in_replays else encoding_seconds(plan, self._config.n_held_out, self.peaks)
-        return (0.0 if finished else self._steps(plan)) + own + self.evaluate(self.work.after(plan.site))
+        return (0.0 if trained else self._steps(plan)) + own + self.evaluate(self.work.after(plan.site))
 
     def _steps(self, plan: SAEPlan) -> float:
         known = self._known(step_part(plan.arch.label, plan.config.d_in, plan.config.d_sae))
@@ -154,9 +154,9 @@ def _site_work(site: Site, config: RunConfig, lm: ActivationModel, speeds: Seque
     )
 
 
-def _sae_room(plan: SAEPlan, config: RunConfig, *, finished: bool) -> Room:
+def _sae_room(plan: SAEPlan, config: RunConfig, *, trained: bool) -> Room:
     weights = 4 * plan.n_parameters
-    training = 0 if finished else 3 * weights
+    training = 0 if trained else 3 * weights
     if not config.collects:
         return training, weights, weights
     latents = _collection(config, [plan.config.d_sae]) - _collection(config, []) + 1  # each is rounded down

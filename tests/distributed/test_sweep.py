@@ -89,19 +89,34 @@ def test_saes_that_are_trained_already_take_their_evaluation_alone():
     config, devices = configured(), fleet_of([(1, "H100")])
     lm, plans = shape_of(config, devices)
     left = [plan for plan in plans if plan.config.seed == 0]
-    finished = {plan.id for plan in plans if plan.config.seed == 1}
-    (cell,) = plan_sweep(config, lm, plans, devices, finished).cells
+    trained = {plan.id for plan in plans if plan.config.seed == 1}
+    (cell,) = plan_sweep(config, lm, plans, devices, trained).cells
     (peaks,) = (one for one in peaks_of(lm.device, lm.dtype, here=False) if one.name == "H100")
     computed = training_seconds(lm, config, left, peaks) + evaluation_seconds(lm, config, plans, peaks)
     assert cell.seconds - sweep_work(config, lm, plans, devices)[1].start_seconds[0] == pytest.approx(computed)
 
     first = min(plan.site.layer for plan in plans)
-    finished = {plan.id for plan in plans if plan.site.layer == first}
+    trained = {plan.id for plan in plans if plan.site.layer == first}
     by_id = {plan.id: plan for plan in plans}
-    cells = plan_sweep(config, lm, plans, fleet_of([(2, "H100")]), finished).cells
+    cells = plan_sweep(config, lm, plans, fleet_of([(2, "H100")]), trained).cells
     n_left = [sum(by_id[name].site.layer != first for name in cell.saes) for cell in cells]
     assert len(cells) == 2
     assert max(n_left) < sum(n_left), "both train"
+
+
+def test_saes_that_are_trained_already_hold_nothing_while_others_train():
+    """So a dictionary is evaluated on a device that could not train it, and crowds none out of a cell."""
+    config, devices = (
+        configured(archs=["topk"], layers=(12,), sites=("resid_post",), widths=("2M",)),
+        fleet_of([(1, "H100")]),
+    )
+    lm, plans = shape_of(config, devices)
+    with pytest.raises(UserError, match=r"alone needs .* GB, and one H100 has"):
+        plan_sweep(config, lm, plans, devices)
+    (cell, *_) = plan_sweep(config, lm, plans, devices, {plan.id for plan in plans}).cells
+    assert memory_bytes(config, [], [plans[0]], lm) <= cell.n_bytes <= devices[0].n_bytes
+    works, _ = sweep_work(config, lm, plans, devices, {plans[0].id})
+    assert [work.n_bytes[0] > 0 for work in works] == [False, *(True for _ in plans[1:])]
 
 
 def plan_gemma_2_9b(found: Connection) -> None:
@@ -189,10 +204,10 @@ def test_a_capture_is_shared_for_all_that_is_left_evaluations_too():
     )
     devices = fleet_of([(2, "H100")])
     lm, plans = shape_of(config, devices)
-    finished = [plan.id for plan in plans[1:]]
+    trained = [plan.id for plan in plans[1:]]
     assert paying_trainers(config, lm, plans[:1], devices) == 1
-    assert paying_trainers(config, lm, plans, devices, finished) == 0
-    works, shared = sweep_work(config, lm, plans, devices, finished)
+    assert paying_trainers(config, lm, plans, devices, trained) == 0
+    works, shared = sweep_work(config, lm, plans, devices, trained)
     sharing = share_captures(works, shared, devices)
     assert sharing is not None
     assert plan_cells(works, shared, devices).makespan < 0.7 * sharing.makespan
