@@ -185,7 +185,8 @@ def main(arguments: list[str] | None = None) -> None:
             )
     except UnknownOptionError as error:
         name = (error.token.keyword or error.token.value or "").split("=")[0]
-        here = ELSEWHERE.get(name.replace("_", "-"))
+        takes_settings = tuple(error.command_chain or ()) in ((), ("tune",))
+        here = ELSEWHERE.get(name.replace("_", "-")) if takes_settings else None
         code = _complain(f"unknown option {name}: here it is {here}" if here else str(error))
     except (CycloptsError, UserError) as error:
         code = _complain(str(error))

@@ -65,6 +65,13 @@ MISTAKES = {
 }
 
 
+def test_a_verb_that_takes_no_settings_is_told_of_none(capsys):
+    assert bench("table", "--lr", 3) == 2
+    assert "here it is" not in capsys.readouterr().err
+    assert bench("tune", "--steps", 3) == 2
+    assert "here it is --tokens" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("changed", "parts"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_one_line_with_name_value_and_remedy(capsys, settings, changed, parts):
     line = complaint(capsys, settings | changed, settings["--out"])
