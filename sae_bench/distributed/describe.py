@@ -72,8 +72,7 @@ def describe_sweep(
     plan = plan_cells(works, shared, fleet)
     bound, sharing = least_makespan(works, shared, fleet), share_captures(works, shared, fleet)
     how = "partly measured here" if Speed(config, lm, fleet[0].kind).measured else "computed"
-    more = uncounted(config, texts, left.values())
-    besides = f"; {' and '.join(more)} not counted" if more else ""
+    besides = uncounted(config, texts, left.values())
     unit = "core-hours" if fleet[0].kind == CPU else "GPU-hours"
     names = " + ".join(f"{devices.count} {devices.kind}" for devices in fleet)
     smallest = min(fleet, key=lambda devices: devices.n_bytes)

@@ -19,10 +19,11 @@ def note(comparisons: Sequence[Comparison], l0s: Sequence[float] = ()) -> str:
     documents = f"{', '.join(map(str, n_documents))} document{'s' * (n_documents != [1])}"
     if n_documents and n_documents[0] < MIN_DOCUMENTS:
         documents += f", too few for an interval (from {MIN_DOCUMENTS} on): raise --eval-tokens"
-    return (
+    told = (
         f"± is half of the 95% interval; {seeds}; {documents}. The choice of training data is not in it. It is "
-        f"that of a value alone: differences have their own.{_after(across(comparisons, l0s))}"
+        "that of a value alone: differences have their own."
     )
+    return " ".join(filter(None, [told, across(comparisons, l0s)]))
 
 
 def across(comparisons: Sequence[Comparison], l0s: Sequence[float]) -> str:
@@ -35,10 +36,6 @@ def across(comparisons: Sequence[Comparison], l0s: Sequence[float]) -> str:
         f"L0 {' and '.join(wide)}: read off curves between SAEs whose L0s are up to {max(gaps.values()):.1f} times "
         "apart; others between them would move these values."
     )
-
-
-def _after(text: str) -> str:
-    return f" {text}" if text else ""
 
 
 def _gap(architecture: Architecture, l0: float) -> float:

@@ -93,8 +93,7 @@ def describe_plan(config: RunConfig, folder: RunFolder, *, overwrite: bool = Fal
         f" collected in about {latent_bytes(config, everything) / 1e6:,.0f} MB",
         describe_judge(config, everything),
     ]
-    more = uncounted(config, texts, left.values())
-    besides = f"; {' and '.join(more)} not counted" if more else ""
+    besides = uncounted(config, texts, left.values())
     return "\n".join(
         [
             tabulate(rows, ["SAE", "module", "d_in", "state"], tablefmt="simple", disable_numparse=True),

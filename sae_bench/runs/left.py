@@ -49,17 +49,18 @@ def what_is_left(
     return {name: Left.SEEDS if first is Left.NOTHING and name in to_compare else first for name, first in left.items()}
 
 
-def uncounted(config: RunConfig, texts: Collection[str], left: Iterable[Left]) -> list[str]:
-    """What a run is left with that no plan's times have in them."""
+def uncounted(config: RunConfig, texts: Collection[str], left: Iterable[Left]) -> str:
+    """What a run is left with that no plan's times have in them, to stand behind them; "" if there is no such thing."""
     kinds = set(left) - {Left.NOTHING}
     in_cells = kinds - {Left.SEEDS}
     collects = config.collects and config.world is None and latent_tasks(tasks_of(config))
     seeds = kinds and among_seeds(tasks_of(config)) and len(config.seeds) > 1
-    return [
+    found = [
         *(texts if in_cells else []),
         *(["collecting latents"] if in_cells and collects else []),
         *(["comparisons among seeds"] if seeds else []),
     ]
+    return f"; {' and '.join(found)} not counted" if found else ""
 
 
 def left_to_do(
