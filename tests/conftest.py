@@ -65,6 +65,7 @@ beartype_package("sae_bench", conf=LIKE_MYPY)
 
 from command import write_corpus  # noqa: E402  (after the hook)
 from fake_judge import FakeJudge, fake_judge  # noqa: E402
+from hostile_judge import HostileJudge, hostile_judge  # noqa: E402
 from tiny import save_tiny  # noqa: E402
 
 from sae_bench.registry import ARCHITECTURES, CORPORA, MODELS, SCORERS, TASKS  # noqa: E402
@@ -116,6 +117,20 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeJudge]:
     """A judge to ask, on a port of its own; nobody waits between two tries."""
     monkeypatch.setattr("sae_bench.autointerp.client.pause", lambda n_lost: 0.01)
     with fake_judge() as judge:
+        yield judge
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge is asked twice at most, and hardly a pause between."""
+    monkeypatch.setattr("sae_bench.autointerp.client.pause", lambda n_lost: 0.01)
+    monkeypatch.setattr("sae_bench.autointerp.client.MAX_RETRIES", 1)
+
+
+@pytest.fixture
+def hostile() -> Iterator[HostileJudge]:
+    """A judge that means harm; a test says how."""
+    with hostile_judge(lambda request, body: None) as judge:
         yield judge
 
 
