@@ -5,7 +5,8 @@
 version = "1"                   of the architecture; another one learns something else
 settings = { lr = 0.004 }
 
-An architecture that came later has a file of its own, and a run names both: these must come of equal searches.
+Beside it, or in a folder of its name, are the trials that it was chosen from, as `tune` leaves them; it is not read
+without. An architecture that came later has a file of its own, and a run names both: these must come of equal searches.
 """
 
 import hashlib
@@ -18,10 +19,20 @@ from typing import Any
 from pydantic import Field
 
 from sae_bench.errors import UserError, did_you_mean
+from sae_bench.records.files import digest_of, read_sealed
 from sae_bench.runs.arch_spec import Strict
 
 PART = "tuning"
 """The part of every corpus and world that is tuned on, as `near_duplicates.Part` has it."""
+
+CHECK = "check"
+"""The last run of a search: the winners and the preset, with other seeds on other text."""
+
+SEARCHED = (
+    "revision", "layers", "sites", "widths", "l0s", "seeds", "split", "tokens", "reuse", "batch_size", "buffer_tokens",
+    "context_size", "eval_tokens", "eval_skip", "preset", "part",
+)  # fmt: skip
+"""What of a search's last rung, as its configuration says it, stands in the recipe."""
 
 NO_SEARCH = ("model", "versions", "trials_sha256")
 """What two files of equal searches may say differently: a model has its hash, and the rest came of it."""
@@ -105,11 +116,21 @@ class TunedRecipe(Strict):
         raise UserError(f"--recipe {self.name} has {' and '.join([*lacks, *old])}: {how.format(command)}")
 
 
+def rung_name(rung: int) -> str:
+    """The run of a rung, from 0."""
+    return f"rung_{rung + 1}"
+
+
+def runs_of(rungs: int) -> list[str]:
+    """The runs of a search; each has a file of its trials."""
+    return [*map(rung_name, range(rungs)), CHECK]
+
+
 def read_recipe(name: str, flag: str = "--recipe") -> TunedRecipe:
     """Read a recipe: a path, or the name of one that comes with the project.
 
     Raises:
-        UserError: there is none, or it is no recipe that `tune` has written.
+        UserError: there is none, or it is no recipe that `tune` has written, or it says other things than its trials.
     """
     path = _find(name, flag)
     try:
@@ -125,7 +146,7 @@ def read_recipe(name: str, flag: str = "--recipe") -> TunedRecipe:
             label: TunedArch(version=of["version"], settings=of["settings"]) for label, of in said["archs"].items()
         }
         digest = hashlib.sha256(content).hexdigest()
-        return TunedRecipe(
+        found = TunedRecipe(
             name=path.stem,
             path=name,
             dataset=str(about.get("dataset", "")),
@@ -135,8 +156,71 @@ def read_recipe(name: str, flag: str = "--recipe") -> TunedRecipe:
             search=about,
             archs=archs,
         )
+        if type(rungs := about["rungs"]) is not int or not 0 < rungs < 64 or "trials_sha256" not in about:
+            raise ValueError(f"{rungs!r} rungs")  # each has half the trials of the one before, or fewer
     except (KeyError, TypeError, AttributeError, ValueError):
         raise UserError(f"{flag} {name}: `tune` writes recipes, and this is none of them: give another file") from None
+    _check_trials(found, path, f"{flag} {name}")
+    return found
+
+
+def _check_trials(recipe: TunedRecipe, path: Path, who: str) -> None:
+    """See that trials bear a recipe out: boards call tuned whatever was trained by it.
+
+    Which of the two in the check was chosen is not seen; and trials that were made up bear out what was made of them.
+
+    Raises:
+        UserError: they are not there, or it has settings that they have not, or says that it was looked for otherwise.
+    """
+    names = [f"{name}.json" for name in runs_of(recipe.search["rungs"])]
+    own = path.with_suffix("")
+    places = [own, path.parent, path.resolve().with_suffix(""), path.resolve().parent]  # a link's are where it leads
+    missing = [[name for name in names if name not in {file.name for file in place.glob("*.json")}] for place in places]
+    if fewest := min(missing, key=lambda names: len(names)):
+        raise UserError(
+            f"{who}: the trials that it was chosen from are not beside it ({', '.join(fewest)}): name "
+            f"it in the folder where `tune` wrote it, or copy the trials, too, to {own}"
+        )
+    folder = places[missing.index([])]
+    said = [_read_trials(folder / name, who) for name in names]
+    if digest_of([of["trials"] for of in said]) != recipe.search["trials_sha256"]:
+        raise UserError(f"{who}: the trials in {folder} are of another search: bring its own to {own}")
+    tried = [(one["arch"], one["settings"]) for one in said[-1]["trials"]]
+    if others := [label for label, of in recipe.archs.items() if (label, of.settings) not in tried]:
+        raise UserError(
+            f"{who}: no trial of the check had its settings of {', '.join(others)}: what was changed by hand is not "
+            "what was found; give settings of your own without a recipe (--arch topk:lr=0.002)"
+        )
+    first, last, check = said[0]["trials"], said[-2], said[-1]
+    made = {name: last["config"][name] for name in SEARCHED if name in last["config"]}
+    made |= {name: check[name] for name in ("model", "dataset", "versions", "model_sha256")}
+    made["trials"] = sum(one["arch"] == first[0]["arch"] for one in first)
+    made["check_seeds"] = len({sae["seed"] for one in check["trials"] for sae in one["saes"]})
+    for name in [name for name, of in made.items() if recipe.search.get(name) != of]:
+        raise UserError(
+            f"{who} says {name} {recipe.search.get(name)!r:.200}, and its trials {made[name]!r:.200}: bring back what "
+            "`tune` wrote"
+        )
+
+
+def _read_trials(file: Path, who: str) -> dict[str, Any]:
+    """What the file of a rung says, with all that is looked for in it.
+
+    Raises:
+        UserError: it is damaged, or of another form.
+    """
+    try:
+        said = read_sealed(file)
+        wanted = [said[name] for name in ("config", "model", "dataset", "versions", "model_sha256")]
+        wanted += [(one["arch"], one["settings"], [sae["seed"] for sae in one["saes"]]) for one in said["trials"]]
+        if not said["trials"]:
+            raise ValueError("no trial")
+    except (UserError, LookupError, TypeError, AttributeError, ValueError):
+        raise UserError(
+            f"{who}: its trials in {file} are damaged, or of another form than this version writes: bring back what "
+            "`tune` wrote"
+        ) from None
+    return said
 
 
 def recipe_files() -> dict[str, Path]:

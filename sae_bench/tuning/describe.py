@@ -16,8 +16,9 @@ from sae_bench.runs.dry_run import memory_bytes
 from sae_bench.runs.plan import SAEPlan, plan_saes, training_disk_bytes
 from sae_bench.runs.sources import model_shape
 from sae_bench.runs.times import stage_times
+from sae_bench.runs.tuned import CHECK, rung_name
 from sae_bench.saes.knobs import LR, Knob
-from sae_bench.tuning.stages import CHECK, check_config, check_tunable, rung_config, rung_name
+from sae_bench.tuning.stages import check_config, check_tunable, rung_config
 from sae_bench.tuning.trials import TuneSettings, trials_of, tuned_archs
 
 

@@ -19,12 +19,6 @@ from sae_bench.runs.config import RunConfig
 from sae_bench.runs.tuned import PART
 from sae_bench.tuning.trials import Trial, TuneSettings
 
-CHECK = "check"
-
-
-def rung_name(rung: int) -> str:
-    return f"rung_{rung + 1}"
-
 
 def rung_config(config: RunConfig, settings: TuneSettings, rung: int, trials: Sequence[Trial]) -> RunConfig:
     """The run of a rung, from 0."""

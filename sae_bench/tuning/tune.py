@@ -31,10 +31,10 @@ from sae_bench.runs.config import RunConfig
 from sae_bench.runs.home import hashes_of_plugin
 from sae_bench.runs.plan import settle
 from sae_bench.runs.sources import digests_of
-from sae_bench.runs.tuned import PART, TunedArch, as_toml
+from sae_bench.runs.tuned import CHECK, PART, SEARCHED, TunedArch, as_toml, rung_name, runs_of
 from sae_bench.saes.knobs import LR
 from sae_bench.tuning.outcomes import Outcome, best, outcomes_from, outcomes_of
-from sae_bench.tuning.stages import CHECK, check_config, check_tunable, rung_config, rung_name
+from sae_bench.tuning.stages import check_config, check_tunable, rung_config
 from sae_bench.tuning.trials import Trial, TuneSettings, trials_of, tuned_archs
 from sae_bench.tuning.worth import Worth, terminal_table, written
 
@@ -163,7 +163,7 @@ def clear(out: Path) -> None:
         rungs = 0 if said is None else int(said["rungs"])
         if rungs >= 64:  # each has half the trials of the one before, or fewer
             raise ValueError(f"{rungs} rungs")
-    for name in (*map(rung_name, range(rungs)), CHECK):
+    for name in runs_of(rungs):
         RunFolder(out / name).clear()
         (out / f"{name}.json").unlink(missing_ok=True)
     for name in (MANIFEST, RECIPE, WORTH):
@@ -227,7 +227,7 @@ def _check_one_model(settings: TuneSettings, out: Path) -> None:
     Raises:
         UserError: they had not.
     """
-    said = {name: read_sealed(out / f"{name}.json") for name in _names(settings)}
+    said = {name: read_sealed(out / f"{name}.json") for name in runs_of(settings.rungs)}
     first = said[rung_name(0)]
     for name, of in said.items():
         if changed := [what for what in ("model", "model_sha256", "dataset") if of[what] != first[what]]:
@@ -235,11 +235,6 @@ def _check_one_model(settings: TuneSettings, out: Path) -> None:
                 f"{out / name}.json has another {changed[0]} than {rung_name(0)}: what the tuning reads has changed "
                 "meanwhile; choose another --out, or --overwrite it"
             )
-
-
-def _names(settings: TuneSettings) -> list[str]:
-    """The runs of a tuning."""
-    return [*map(rung_name, range(settings.rungs)), CHECK]
 
 
 def _all(by_arch: Mapping[str, Iterable[T]]) -> list[T]:
@@ -261,17 +256,13 @@ def _tuned(worth: Worth) -> TunedArch:
 def _provenance(config: RunConfig, settings: TuneSettings, checked: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Where a recipe comes from, as its file says it: no time and no path, so that the same search writes the same."""
     said = config.identity
-    kept = (
-        "revision", "layers", "sites", "widths", "l0s", "seeds", "split", "tokens", "reuse",
-        "batch_size", "buffer_tokens", "context_size", "eval_tokens", "eval_skip", "preset",
-    )  # fmt: skip
     return {
         "model": checked["model"],
         "dataset": checked["dataset"],
-        **{name: said[name] for name in kept if name in said},
+        **{name: said[name] for name in SEARCHED if name in said},
         "part": PART,
         **settings.model_dump(),
         "versions": checked["versions"],
         "model_sha256": checked["model_sha256"],
-        "trials_sha256": digest_of([read_sealed(out / f"{name}.json")["trials"] for name in _names(settings)]),
+        "trials_sha256": digest_of([read_sealed(out / f"{name}.json")["trials"] for name in runs_of(settings.rungs)]),
     }

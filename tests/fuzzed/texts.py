@@ -44,28 +44,18 @@ def _read_suite(folder: Path) -> None:
     configure(str(folder / "suite.toml"), {})
 
 
-RECIPE = """# Written by `python bench.py tune`.
-[tuning]
-model = "demo"
-dataset = "embedded"
-preset = "short"
-split = "near-duplicates 1"
-l0s = [5.0]
-trials = 4
-[archs."topk"]
-version = "{topk}"
-settings = {{ "lr" = 0.004, "aux_coeff" = 0.03 }}
-[archs."jumprelu"]
-version = "{jumprelu}"
-settings = {{ "lr" = 0.002, "bandwidth" = 0.1 }}
-"""
-
-
 def _recipe(folder: Path) -> list[Path]:
-    from sae_bench.registry import ARCHITECTURES
+    """With its trials, of which the last file is the check's."""
+    from recipes import write_recipe
 
-    versions = {name: ARCHITECTURES[name].version for name in ("topk", "jumprelu")}
-    return _settings(RECIPE.format(**versions), "recipe.toml")(folder)
+    from sae_bench.registry import ARCHITECTURES
+    from sae_bench.runs.tuned import TunedArch
+
+    settings = {"topk": {"lr": 0.004, "aux_coeff": 0.03}, "jumprelu": {"lr": 0.002, "bandwidth": 0.1}}
+    found = {name: TunedArch(version=ARCHITECTURES[name].version, settings=of) for name, of in settings.items()}
+    folder.mkdir(parents=True)
+    write_recipe(folder / "recipe.toml", found, l0s=[5.0], split="near-duplicates 1")
+    return [folder / "recipe.toml", *sorted((folder / "recipe").iterdir())]
 
 
 def _read_recipe(folder: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from command import bench, flags, write_corpus
+from recipes import write_recipe
 
 from sae_bench.errors import UserError
 from sae_bench.leaderboard.captions import added_recipes
@@ -16,19 +17,13 @@ from sae_bench.runs.arch_spec import ArchSpec
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.plan import settle
 from sae_bench.runs.suite import configure
-from sae_bench.runs.tuned import TunedArch, as_toml
-
-ABOUT = {
-    "model": "demo", "dataset": "embedded", "preset": "short", "split": RULE, "tokens": 4096, "trials": 9,
-    "l0s": [16.0], "model_sha256": "a" * 64, "versions": {"torch": "2.13.0"}, "trials_sha256": "b" * 64,
-}  # fmt: skip
+from sae_bench.runs.tuned import TunedArch
 
 
 def write(folder: Path, name: str, label: str, lr: float, **changes: object) -> str:
     """A recipe for one architecture."""
     found = {label: TunedArch(version=ARCH_VERSIONS[label], settings={"lr": lr})}
-    (folder / f"{name}.toml").write_text(as_toml(ABOUT | changes, found, "by hand"))
-    return str(folder / f"{name}.toml")
+    return write_recipe(folder / f"{name}.toml", found, **{"split": RULE, **changes})
 
 
 ARCH_VERSIONS = {"topk": "1", "jumprelu": "2", "relu": "1"}
@@ -76,7 +71,7 @@ def test_a_recipe_of_another_search_is_not_added(tmp_path: Path, changes: dict[s
 
 def test_versions_and_what_came_of_it_may_differ(tmp_path: Path) -> None:
     topk = write(tmp_path, "first", "topk", 0.01)
-    relu = write(tmp_path, "second", "relu", 0.02, versions={"torch": "2.11.0"}, trials_sha256="d" * 64, model="copy")
+    relu = write(tmp_path, "second", "relu", 0.02, versions={"torch": "2.11.0"}, model="copy")
     configured("topk", "relu", recipe=topk, added=(relu,))
 
 
@@ -130,6 +125,7 @@ def test_a_finished_board_takes_an_architecture_that_was_tuned_later(gemma2_fold
     assert read_sealed(tmp_path / "run" / "run.json")["asked"] == asked
 
     (tmp_path / "renamed.toml").write_bytes((tmp_path / "second.toml").read_bytes())
+    shutil.copytree(tmp_path / "second", tmp_path / "renamed")
     assert bench(*flags(relu | {"--added-recipe": tmp_path / "renamed.toml"}), "--quiet") == 0, "what it holds decides"
     assert read_sealed(tmp_path / "run" / "run.json")["asked"] == asked
     capsys.readouterr()

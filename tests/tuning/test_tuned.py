@@ -1,19 +1,22 @@
 """The file that a run names with --recipe, and the part of the text that such a run leaves out."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+from recipes import write_recipe
 
 from sae_bench.demo.corpora import natural
 from sae_bench.errors import UserError
 from sae_bench.lm.near_duplicates import RULE, is_of, split_of
 from sae_bench.probing.sets import SMALL
+from sae_bench.records.files import write_sealed
 from sae_bench.runs.arch_spec import ArchSpec
 from sae_bench.runs.checks import check
 from sae_bench.runs.config import RunConfig
 from sae_bench.runs.plan import settle
 from sae_bench.runs.suite import configure
-from sae_bench.runs.tuned import TunedArch, as_toml, read_recipe
+from sae_bench.runs.tuned import TunedArch, read_recipe
 from sae_bench.synthetic.samples import SampleStream
 
 FOUND = {
@@ -24,8 +27,7 @@ FOUND = {
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> str:
-    (tmp_path / "night.toml").write_text(as_toml({"preset": "short", "split": RULE, "l0s": [16.0]}, FOUND, "a\nb"))
-    return str(tmp_path / "night.toml")
+    return write_recipe(tmp_path / "night.toml", FOUND, split=RULE)
 
 
 def test_a_run_trains_by_the_recipe_under_its_own_settings(recipe: str) -> None:
@@ -56,8 +58,7 @@ def test_probes_are_not_asked_about_text_that_the_recipe_was_tuned_on(
     known = {"natural": natural.NaturalText().describe(), "other": "embedded docstrings"}
     flags = {"archs": ["topk"], "model": "demo", "probe_sets": ["8_news"]}
     for name, dataset in known.items():
-        about = {"preset": "short", "split": RULE, "dataset": dataset}
-        (tmp_path / f"{name}.toml").write_text(as_toml(about, FOUND, "a"))
+        write_recipe(tmp_path / f"{name}.toml", FOUND, split=RULE, dataset=dataset)
     configure(None, flags | {"recipe": str(tmp_path / "other.toml")})
     configure(None, flags | {"recipe": str(tmp_path / "natural.toml"), "probe_sets": ["small", SMALL[0]]})
     with pytest.raises(UserError, match="--probe-sets 8_news: --recipe natural was tuned on these texts"):
@@ -111,19 +112,70 @@ def test_files_that_are_no_recipe_are_refused_by_name(tmp_path: Path) -> None:
         read_recipe("nigth")
 
 
+def test_a_recipe_that_its_trials_do_not_bear_out_is_refused(tmp_path: Path) -> None:
+    """A copy with other settings, or of a longer search, would still be called tuned by every board."""
+    path = Path(write_recipe(tmp_path / "night.toml", FOUND, split=RULE, rungs=2))
+    whole = path.read_text()
+    changes = {
+        'lr" = 0.0123': ('lr" = 0.0246', "no trial of the check had its settings of topk: what was changed by hand"),
+        "tokens = 4096": ("tokens = 8192", "says tokens 8192, and its trials 4096: bring back"),
+        "trials = 1": ("trials = 9", "says trials 9, and its trials 1"),
+        "check_seeds = 2": ("check_seeds = 3", "says check_seeds 3, and its trials 2"),
+        "2.13.0": ("2.11.0", "says versions {'torch': '2.11.0'}, and its trials"),
+        f'split = "{RULE}"': ("", "says split None, and its trials"),
+        'dataset = "embedded"': ("", "says dataset None, and its trials 'embedded'"),
+        "trials_sha256 = ": ("was = ", "this is none of them"),
+        "rungs = 2": ("rungs = 64", "this is none of them"),
+        "rungs = 2\n": ("rungs = 2.0\n", "this is none of them"),
+    }
+    for old, (new, complaint) in changes.items():
+        assert whole.count(old) == 1
+        path.write_text(whole.replace(old, new))
+        with pytest.raises(UserError, match=complaint):
+            read_recipe(str(path))
+
+
+def test_trials_lie_beside_a_recipe_or_in_a_folder_of_its_name(tmp_path: Path) -> None:
+    path, other = tmp_path / "night.toml", tmp_path / "other.toml"
+    trials = path.with_suffix("")
+
+    def refused(complaint: str) -> None:
+        with pytest.raises(UserError, match=complaint):
+            read_recipe(str(path))
+
+    write_recipe(path, FOUND)
+    (trials / "check.json").rename(tmp_path / "check.json")
+    refused(
+        rf"not beside it \((check|rung_1)\.json\): name it in the folder where .* copy the trials, too, to {trials}"
+    )
+    (trials / "rung_1.json").rename(tmp_path / "rung_1.json")
+    assert read_recipe(str(path)).archs == FOUND, "a folder of its name may be anything else"
+    (tmp_path / "away").mkdir()
+    (tmp_path / "away" / "link.toml").symlink_to(path)
+    assert read_recipe(str(tmp_path / "away" / "link.toml")).archs == FOUND
+
+    write_recipe(other, {"topk": FOUND["topk"]})
+    shutil.copytree(other.with_suffix(""), trials, dirs_exist_ok=True)
+    refused(f"the trials in {trials} are of another search: bring its own to {trials}")
+    (trials / "check.json").write_text("{}")
+    refused(f"its trials in {trials / 'check.json'} are damaged, or of another form")
+    write_sealed(trials / "check.json", {"trials": 3})
+    refused(f"its trials in {trials / 'check.json'} are damaged, or of another form")
+
+
 def test_what_was_tuned_as_another_version_is_tuned_again(tmp_path: Path) -> None:
     old = {"topk": TunedArch(version="0", settings={"lr": 0.01})}
-    (tmp_path / "old.toml").write_text(as_toml({"preset": "short"}, old, "x"))
+    path = write_recipe(tmp_path / "old.toml", old)
     for arch in ("topk", "permuted"):  # which is trained as topk is
         with pytest.raises(UserError, match="topk in version 0, which is 1 now: tune anew"):
-            settle(ArchSpec(name=arch), "short", read_recipe(str(tmp_path / "old.toml")))
+            settle(ArchSpec(name=arch), "short", read_recipe(path))
 
 
 def test_all_that_a_recipe_has_not_is_said_at_once_before_a_model_is_loaded(tmp_path: Path) -> None:
     found = {name: TunedArch(version=version, settings={}) for name, version in (("topk", "0"), ("gated", "1"))}
-    (tmp_path / "night.toml").write_text(as_toml({"preset": "short", "split": RULE}, found, "x"))
+    path = write_recipe(tmp_path / "night.toml", found, split=RULE)
     archs = ["topk", "gated", "relu", "random", "jumprelu:bandwidth=0.002"]
-    config = configure(None, {"archs": archs, "model": "demo", "recipe": str(tmp_path / "night.toml")})
+    config = configure(None, {"archs": archs, "model": "demo", "recipe": path})
     with pytest.raises(UserError) as error:
         check(config, ())
     assert str(error.value) == (
