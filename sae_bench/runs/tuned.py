@@ -211,8 +211,8 @@ def _read_trials(file: Path, who: str) -> dict[str, Any]:
     """
     try:
         said = read_sealed(file)
-        wanted = [said[name] for name in ("config", "model", "dataset", "versions", "model_sha256")]
-        wanted += [(one["arch"], one["settings"], [sae["seed"] for sae in one["saes"]]) for one in said["trials"]]
+        wanted = [dict(said["config"]), *(said[name] for name in ("model", "dataset", "versions", "model_sha256"))]
+        wanted += [(one["arch"], one["settings"], {sae["seed"] for sae in one["saes"]}) for one in said["trials"]]
         if not said["trials"]:
             raise ValueError("no trial")
     except (UserError, LookupError, TypeError, AttributeError, ValueError):
