@@ -12,6 +12,7 @@ without. An architecture that came later has a file of its own, and a run names 
 import hashlib
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,13 @@ def rung_name(rung: int) -> str:
 
 
 def runs_of(rungs: int) -> list[str]:
-    """The runs of a search; each has a file of its trials."""
+    """The runs of a search; each has a file of its trials.
+
+    Raises:
+        ValueError: no search has so many rungs, as each has half the trials of the one before, or fewer.
+    """
+    if type(rungs) is not int or not 0 <= rungs < 64:
+        raise ValueError(f"{rungs!r} rungs")
     return [*map(rung_name, range(rungs)), CHECK]
 
 
@@ -156,8 +163,8 @@ def read_recipe(name: str, flag: str = "--recipe") -> TunedRecipe:
             search=about,
             archs=archs,
         )
-        if type(rungs := about["rungs"]) is not int or not 0 < rungs < 64 or "trials_sha256" not in about:
-            raise ValueError(f"{rungs!r} rungs")  # each has half the trials of the one before, or fewer
+        if len(runs_of(about["rungs"])) < 2 or "trials_sha256" not in about:
+            raise ValueError("no search")
     except (KeyError, TypeError, AttributeError, ValueError):
         raise UserError(f"{flag} {name}: `tune` writes recipes, and this is none of them: give another file") from None
     _check_trials(found, path, f"{flag} {name}")
@@ -194,7 +201,8 @@ def _check_trials(recipe: TunedRecipe, path: Path, who: str) -> None:
     first, last, check = said[0]["trials"], said[-2], said[-1]
     made = {name: last["config"][name] for name in SEARCHED if name in last["config"]}
     made |= {name: check[name] for name in ("model", "dataset", "versions", "model_sha256")}
-    made["trials"] = sum(one["arch"] == first[0]["arch"] for one in first)
+    trials = {*Counter(one["arch"] for one in first).values()}
+    made["trials"] = trials.pop() if len(trials) == 1 else sorted(trials)
     made["check_seeds"] = len({sae["seed"] for one in check["trials"] for sae in one["saes"]})
     for name in [name for name, of in made.items() if recipe.search.get(name) != of]:
         raise UserError(

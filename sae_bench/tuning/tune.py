@@ -160,10 +160,8 @@ def clear(out: Path) -> None:
     """
     with of_our_form(out / MANIFEST):
         said = read_sealed(out / MANIFEST)["settings"] if (out / MANIFEST).exists() else None
-        rungs = 0 if said is None else int(said["rungs"])
-        if rungs >= 64:  # each has half the trials of the one before, or fewer
-            raise ValueError(f"{rungs} rungs")
-    for name in runs_of(rungs):
+        names = runs_of(0 if said is None else said["rungs"])
+    for name in names:
         RunFolder(out / name).clear()
         (out / f"{name}.json").unlink(missing_ok=True)
     for name in (MANIFEST, RECIPE, WORTH):
